@@ -1,0 +1,39 @@
+"""siegebench: how robust is this model, really, and which defense survives an honest attack?
+
+>>> import siegebench as sb
+>>> model = sb.load_model("timm/resnet18.a1_in1k")
+>>> sb.evaluate(model, suite="suites/cifar10_jpeg.yaml")
+>>> sb.attack("pgd", steps=20)(model, images, labels, norm="linf", eps="8/255")
+
+Nothing heavy is imported until one of these names is used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Classifier", "attack", "evaluate", "load_data", "load_model", "report", "run"]
+
+# In a checkout the five folders lie beside this package and are imported as siegebench.attacks etc.;
+# in a wheel they are inside it already and this does nothing.
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "pyproject.toml").is_file() and (_checkout / "attacks").is_dir():
+    __path__.append(str(_checkout))
+
+if TYPE_CHECKING:
+    from siegebench.api import attack, evaluate, load_data, load_model, report, run
+    from siegebench.types import Classifier
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Classifier":
+        from siegebench.types import Classifier
+
+        return Classifier
+    if name in __all__:
+        from siegebench import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'siegebench' has no attribute {name!r}")

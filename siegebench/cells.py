@@ -1,0 +1,237 @@
+"""Cell: the frozen description of one number. Result: the number, and all that explains it. Plain data, no torch."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from siegebench.errors import ConfigError
+
+SCHEMA = 1  # of a stored row
+PROTOCOL = 1  # of the evaluation; raised whenever the same cell could give another number
+
+Track = Literal["white_box", "query", "backdoor", "input_detection", "model_detection"]
+Status = Literal["ok", "error", "not_applicable"]
+SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector")
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON: sorted keys, no blanks, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What is measured. Every slot holds an entry's description (name, version, all parameters) or None.
+
+    Attributes:
+        track: which kind of number.
+        data: `{name, version, split, count, digest, classes, ...}` of the evaluated slice.
+        threat: norm, eps, access, queries; None on backdoor tracks.
+        adaptive: the attack knows the defense (it is one of those the defense declares).
+        seed: of everything random.
+    """
+
+    track: Track
+    data: dict[str, Any]
+    model: dict[str, Any]
+    defense: dict[str, Any] | None = None
+    attack: dict[str, Any] | None = None
+    measure: dict[str, Any] | None = None
+    backdoor: dict[str, Any] | None = None
+    detector: dict[str, Any] | None = None
+    threat: dict[str, Any] | None = None
+    adaptive: bool = False
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Cell:
+        return cls(**value)
+
+    @property
+    def key(self) -> str:
+        """sha256 over everything that decides the number, the protocol version included."""
+        return digest({"protocol": PROTOCOL, **self.as_dict()})
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Short names for people: one for each slot, the data and the threat."""
+        out = {slot: label(getattr(self, slot)) for slot in SLOTS if getattr(self, slot) is not None}
+        out["data"] = str(self.data["name"])
+        if self.threat is not None:
+            out["threat"] = f"{self.threat['norm']} {eps_text(self.threat['eps'])}"
+        return out
+
+    @property
+    def title(self) -> str:
+        """One line for progress bars and error messages."""
+        shown = [v for k, v in self.labels.items() if k != "data"]
+        return f"{self.track}: {' / '.join(shown)} (seed {self.seed})"
+
+    @property
+    def folder(self) -> str:
+        """Where the row lies below the store, readable in a diff."""
+        parts = [self.data["name"], self.track]
+        if self.threat is not None:
+            parts.append(f"{self.threat['norm']}-{eps_text(self.threat['eps']).replace('/', 'over')}")
+        parts.append(label(self.model))
+        if self.backdoor is not None:
+            parts.append(label(self.backdoor))
+        if self.defense is not None:
+            parts.append(label(self.defense))
+        return "/".join(_safe(p) for p in parts)
+
+    @property
+    def file(self) -> str:
+        """Path of the row below the store."""
+        last = self.attack or self.measure or self.detector or {"name": "clean"}
+        return f"{self.folder}/{_safe(label(last))}-{self.key[:16]}.json"
+
+
+def _safe(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in text)[:60].lstrip(".") or "_"
+
+
+def eps_text(eps: float) -> str:
+    """`8/255` where eps is a multiple of half a grey level, else the number."""
+    halves = eps * 510
+    if eps > 0 and math.isclose(halves, round(halves), rel_tol=1e-9) and 0 < halves <= 510:
+        grey = round(halves) / 2
+        return f"{grey:g}/255"
+    return f"{eps:g}"
+
+
+def label(description: Mapping[str, Any] | None) -> str:
+    """`eot(apgd)` for nested entries; the plain name otherwise."""
+    if description is None:
+        return "none"
+    inner = description.get("attack")
+    name = str(description["name"])
+    return f"{name}({label(inner)})" if isinstance(inner, Mapping) else name
+
+
+# --------------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A check that fired. `fail`: shown, not ranked until fixed. `flag`: ranked with a mark. `info`: recorded."""
+
+    id: str
+    severity: Literal["info", "flag", "fail"]
+    evidence: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"id": self.id, "severity": self.severity, "evidence": self.evidence}
+
+
+def pack(outcome: Any) -> str:
+    """A 0/1 vector as base64 of its bits."""
+    return base64.b64encode(np.packbits(np.asarray(outcome, dtype=bool)).tobytes()).decode()
+
+
+def unpack(text: str, n: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """The 0/1 vector that `pack` packed."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n).astype(bool)
+
+
+@dataclass(kw_only=True)
+class Result:
+    """A row. Written once, read by every table, page and dashboard.
+
+    Attributes:
+        metrics: `{name: {"value": v}}`, rates also with `low`, `high` (Wilson 95 %) and `n`.
+        samples: `{"n": N, name: packed 0/1 vector over the N samples}`; `clean` and `robust` on attack tracks.
+        counts: forwards, backwards and queries, in all and a sample.
+        arrays: per-sample numbers, kept in a file beside the row.
+    """
+
+    cell: Cell
+    status: Status = "ok"
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    flags: list[dict[str, str]] = field(default_factory=list)
+    samples: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    weights: str = ""
+    error: dict[str, Any] | None = None
+    attempts: int = 1
+    env: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as stored: what explains the number first, what changes from run to run last."""
+        return {
+            "schema": SCHEMA,
+            "protocol": PROTOCOL,
+            "key": self.cell.key,
+            "labels": self.cell.labels,
+            "status": self.status,
+            "metrics": self.metrics,
+            "flags": self.flags,
+            "samples": self.samples,
+            "counts": self.counts,
+            "weights": self.weights,
+            "error": self.error,
+            "cell": self.cell.as_dict(),
+            "attempts": self.attempts,
+            "env": self.env,
+            "timing": self.timing,
+        }
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Result:
+        """A stored row.
+
+        Raises:
+            ConfigError: when its key does not belong to its cell, or its schema is unknown.
+        """
+        if row.get("schema") != SCHEMA:
+            raise ConfigError(f"row has schema {row.get('schema')!r}, this version reads {SCHEMA}")
+        cell = Cell.from_dict(row["cell"])
+        expected = digest({"protocol": row["protocol"], **cell.as_dict()})
+        if expected != row["key"]:
+            raise ConfigError(
+                f"row {str(row['key'])[:16]}: its key does not belong to its cell (expected {expected[:16]})"
+            )
+        kept = {f.name for f in fields(cls)} - {"cell", "arrays"}
+        return cls(cell=cell, **{k: v for k, v in row.items() if k in kept})
+
+    def value(self, metric: str) -> float | None:
+        """A metric's value, or None."""
+        found = self.metrics.get(metric)
+        return None if found is None else found["value"]
+
+    def outcome(self, name: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """A per-sample 0/1 vector."""
+        return unpack(self.samples[name], int(self.samples["n"]))
+
+
+def rate(k: float, n: int) -> dict[str, float]:
+    """k of n with its Wilson 95 % interval; n is at least 1."""
+    if n < 1:
+        raise ValueError("a rate needs at least one sample")
+    p, z = k / n, 1.959963984540054
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return {
+        "value": round(p, 6),
+        "low": round(max(0.0, centre - half), 6),
+        "high": round(min(1.0, centre + half), 6),
+        "n": n,
+    }

@@ -1,0 +1,126 @@
+"""Counter-based randomness: every number is a function of (seed, sample id, step, purpose).
+
+No state, no global seed. A sample draws the same numbers alone or in any batch, in any order, on any worker,
+and after a resume. The generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) in wrapping int64 arithmetic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_M1 = _signed(0xBF58476D1CE4E5B9)
+_M2 = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, k: int) -> Tensor:
+    """Logical right shift (torch shifts int64 arithmetically)."""
+    return (x >> k) & ((1 << (64 - k)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _M1
+    x = (x ^ _shift(x, 27)) * _M2
+    return x ^ _shift(x, 31)
+
+
+@lru_cache(maxsize=4096)
+def _word(seed: int, text: str) -> int:
+    digest = hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest()
+    return _signed(int.from_bytes(digest, "little"))
+
+
+def derive_seed(seed: int, *words: object) -> int:
+    """A 63-bit seed that depends on all the words; for generators that are not counter-based (weights)."""
+    return _word(seed, "\0".join(map(str, words))) & ((1 << 63) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Random numbers for a batch of samples, one independent stream a sample.
+
+    Attributes:
+        seed: of the evaluation.
+        ids: int64 [n], the samples' ids in their dataset (not their place in the batch).
+    """
+
+    seed: int
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Tensor | slice) -> Draws:
+        """The streams of some of the samples."""
+        return Draws(self.seed, self.ids[index])
+
+    def child(self, *words: object) -> Draws:
+        """Independent streams for the same samples: a restart, a target class, a nested attack."""
+        return Draws(derive_seed(self.seed, *words), self.ids)
+
+    def repeat(self, k: int) -> Draws:
+        """k independent streams for each sample, sample-major: s0 s0 s0 s1 s1 s1."""
+        copies = torch.arange(k, device=self.ids.device).repeat(len(self.ids))
+        return Draws(self.seed, _mix(self.ids.repeat_interleave(k) * _GAMMA + copies + 1))
+
+    def to(self, device: torch.device | str) -> Draws:
+        return Draws(self.seed, self.ids.to(device))
+
+    def bits(self, shape: tuple[int, ...], step: int | Tensor = 0, purpose: str = "") -> Tensor:
+        """Uniform int64 words, [n, *shape]. A tensor step [n] gives each sample its own step."""
+        key = _mix(self.ids * _GAMMA + _word(self.seed, purpose))
+        key = _mix(key + (torch.as_tensor(step, device=key.device) + 1) * _M1)
+        count = math.prod(shape)
+        counter = torch.arange(1, count + 1, device=key.device) * _GAMMA
+        return _mix(key[:, None] + counter).view(len(self.ids), *shape)
+
+    def uniform(self, shape: tuple[int, ...] = (), step: int | Tensor = 0, purpose: str = "") -> Tensor:
+        """U[0, 1) with 24 random bits, float32 [n, *shape]."""
+        return _shift(self.bits(shape, step, purpose), 40).float() * 2.0**-24
+
+    def normal(self, shape: tuple[int, ...] = (), step: int | Tensor = 0, purpose: str = "") -> Tensor:
+        """N(0, 1) by Box-Muller, both 32-bit halves of each word used; float32 [n, *shape]."""
+        count = math.prod(shape)
+        words = self.bits(((count + 1) // 2,), step, purpose)
+        u = (_shift(words, 32).float() + 0.5) * 2.0**-32  # in (0, 1]
+        angle = (words & 0xFFFFFFFF).float() * (2 * math.pi * 2.0**-32)
+        radius = (-2 * u.clamp(max=1.0).log()).sqrt()
+        both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+        return both[:, :count].reshape(len(self.ids), *shape)
+
+    def sign(self, shape: tuple[int, ...] = (), step: int | Tensor = 0, purpose: str = "") -> Tensor:
+        """-1 or +1 with equal chance, float32 [n, *shape]."""
+        return ((self.bits(shape, step, purpose) & 1) * 2 - 1).float()
+
+    def integers(
+        self, high: int | Tensor, shape: tuple[int, ...] = (), step: int | Tensor = 0, purpose: str = ""
+    ) -> Tensor:
+        """Uniform integers in [0, high), int64 [n, *shape]; high may differ by sample (broadcast)."""
+        u = _shift(self.bits(shape, step, purpose), 11).double() * 2.0**-53
+        return (u * high).floor().long()
+
+    def order(self, purpose: str = "order") -> Tensor:
+        """A random order of the samples that does not depend on how they are listed: int64 [n] indices."""
+        return torch.argsort(_shift(self.bits((), 0, purpose), 1), stable=True)
+
+    def at(self, count: int | Tensor) -> Draws:
+        """Streams that differ for each value of a per-sample counter: the k-th look at a randomised model."""
+        return Draws(self.seed, _mix(self.ids * _GAMMA + torch.as_tensor(count, device=self.ids.device) + 1))
+
+    @staticmethod
+    def fresh(n: int, device: torch.device | str = "cpu") -> Draws:
+        """Draws that nobody can repeat, for a randomised model that is called without any."""
+        return Draws(int.from_bytes(os.urandom(7), "little"), torch.arange(n, device=device))

@@ -1,0 +1,89 @@
+"""The numerics that attacks share: sizes, projections, losses. All per sample, no loop over images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def flat(x: Tensor) -> Tensor:
+    """[n, ...] to [n, d]."""
+    return x.reshape(len(x), -1)
+
+
+def over(v: Tensor, like: Tensor) -> Tensor:
+    """[n] to [n, 1, 1, ...], to broadcast over the rows of `like`."""
+    return v.view(-1, *[1] * (like.dim() - 1))
+
+
+def size(delta: Tensor, norm: str) -> Tensor:
+    """Norm of each row: linf, l2 or l1; shape [n]."""
+    rows = flat(delta)
+    if norm == "linf":
+        return rows.abs().amax(dim=1)
+    return rows.norm(p=2 if norm == "l2" else 1, dim=1)
+
+
+def project_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
+    """Nearest point (in L2) of the eps-ball, row by row; eps may be a number or a tensor [n]."""
+    bound = torch.as_tensor(eps, dtype=delta.dtype, device=delta.device).expand(len(delta))
+    if norm == "linf":
+        limit = over(bound, delta)
+        return torch.minimum(torch.maximum(delta, -limit), limit)
+    if norm == "l2":
+        return delta * over((bound / size(delta, "l2").clamp(min=1e-12)).clamp(max=1), delta)
+    # L1: soft-threshold at the theta that makes the norm eps (Duchi et al. 2008)
+    rows = flat(delta).abs()
+    sorted_rows = rows.sort(dim=1, descending=True).values
+    excess = sorted_rows.cumsum(dim=1) - bound[:, None]
+    rank = torch.arange(1, rows.shape[1] + 1, device=rows.device)
+    active = (sorted_rows * rank > excess).sum(dim=1).clamp(min=1)
+    theta = excess.gather(1, active[:, None] - 1).squeeze(1) / active
+    theta = torch.where(rows.sum(dim=1) > bound, theta, torch.zeros_like(theta))
+    return delta.sign() * (delta.abs() - over(theta, delta)).clamp(min=0)
+
+
+def project(x_adv: Tensor, x: Tensor, norm: str, eps: float | Tensor) -> Tensor:
+    """Onto the eps-ball around x, then onto [0, 1]; clipping never lengthens x_adv - x because x is in [0, 1]."""
+    return (x + project_ball(x_adv - x, norm, eps)).clamp(0, 1)
+
+
+def normalise(g: Tensor, norm: str) -> Tensor:
+    """Steepest-ascent direction of each row: sign for linf, unit length for l2, the largest entry for l1."""
+    if norm == "linf":
+        return g.sign()
+    if norm == "l2":
+        return g / over(size(g, "l2").clamp(min=1e-12), g)
+    rows = flat(g)
+    top = rows.abs().argmax(dim=1, keepdim=True)
+    return torch.zeros_like(rows).scatter(1, top, rows.gather(1, top).sign()).view_as(g)
+
+
+def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
+    """Per sample, [n]."""
+    return F.cross_entropy(z, y, reduction="none")
+
+
+def margin(z: Tensor, y: Tensor) -> Tensor:
+    """max_{j != y} z_j - z_y, [n]; positive means misclassified."""
+    own = z.gather(1, y[:, None]).squeeze(1)
+    # masked with -inf, never with 0: logits may all be negative
+    other = z.scatter(1, y[:, None], float("-inf")).amax(dim=1)
+    return other - own
+
+
+def dlr(z: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020), [n]; invariant to shift and scale of the logits. Needs 3 classes."""
+    ordered = z.sort(dim=1, descending=True).values
+    return margin(z, y) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+
+
+def targeted_dlr(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Targeted difference of logits ratio, [n]. Needs 4 classes."""
+    ordered = z.sort(dim=1, descending=True).values
+    own, wanted = z.gather(1, y[:, None]).squeeze(1), z.gather(1, target[:, None]).squeeze(1)
+    return (wanted - own) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
+
+
+LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}  # all ascend towards misclassification

@@ -1,0 +1,221 @@
+"""Oracle: the only thing an attack is given. It grants, counts, and remembers.
+
+Access is a fact, not a promise: gradients, scores or labels come out only as the threat model says. Every image that
+passes is booked on its sample: forwards, backwards, queries. Views (`oracle[index]`, `repeat`, `averaged`,
+`surrogate`) share one ledger.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.errors import BudgetExhausted, ContractError
+from siegebench.threat import TOLERANCE, ThreatModel
+from siegebench.types import Classifier
+
+Loss = Callable[[Tensor], Tensor]  # logits [n, classes] to one number a sample, [n]
+
+
+class Ledger:
+    """What each sample of a batch has cost, and the best point a foreign attack has shown so far."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.forwards = torch.zeros(n, dtype=torch.long, device=device)
+        self.backwards = torch.zeros(n, dtype=torch.long, device=device)
+        self.queries = torch.zeros(n, dtype=torch.long, device=device)
+        self.spent = 0  # an upper bound of max(queries), kept on the host so that no loop waits for the device
+
+
+class _CountBackward(torch.autograd.Function):
+    """Identity that books a backward pass when a gradient comes through."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, book: Callable[[], None]) -> Tensor:
+        ctx.book = book
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
+        ctx.book()
+        return grad[0], None
+
+
+class Oracle(nn.Module):
+    """The model as an attack sees it.
+
+    Args:
+        model: the deployed (defended) classifier, in eval mode.
+        threat: what is granted, and how many queries.
+        draws: streams of the samples of this batch; a randomised model takes its noise from them, one for each look.
+        watch: `(x, y)` to keep the best feasible point so far, for foreign attacks that may be cut off.
+    """
+
+    def __init__(
+        self, model: Classifier, threat: ThreatModel, draws: Draws, watch: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        object.__setattr__(self, "model", model)  # not a submodule: nobody reaches its parameters by accident
+        self.model: Classifier
+        self.threat, self.num_classes = threat, model.num_classes
+        self.draws = draws.child("model")
+        self.ledger = Ledger(len(draws), draws.ids.device)
+        self.rows = torch.arange(len(draws), device=draws.ids.device)
+        self.copies = 1
+        self.mean_of = 1
+        self.through_surrogate = False
+        self.watch: _Best | None = _Best(*watch, threat) if watch else None
+        parameter = next(model.parameters(), None)
+        self.dtype = torch.float32 if parameter is None else parameter.dtype
+
+    # ------------------------------------------------------------------------------------------------------- views
+
+    def _view(self, **changes: Any) -> Oracle:
+        view = copy.copy(self)
+        view.__dict__.update(changes)
+        return view
+
+    def __getitem__(self, index: Tensor | slice) -> Oracle:
+        """Speaks for some of the samples."""
+        return self._view(rows=self.rows[index])
+
+    def repeat(self, k: int) -> Oracle:
+        """Takes k images a sample, sample-major (s0 s0 s0 s1 s1 s1), each booked on its sample."""
+        return self._view(rows=self.rows.repeat_interleave(k), copies=self.copies * k)
+
+    def averaged(self, k: int) -> Oracle:
+        """Every answer is the mean over k fresh looks, booked as k (expectation over transformation)."""
+        return self._view(mean_of=self.mean_of * k)
+
+    def surrogate(self) -> Oracle:
+        """Gradients pass through the defense's surrogate (BPDA); values and scoring stay exact."""
+        return self._view(through_surrogate=True)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    # --------------------------------------------------------------------------------------------------- questions
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [n, classes] without gradient."""
+        if self.threat.access == "label":
+            raise ContractError("the threat model grants labels only; this attack asked for logits")
+        with torch.no_grad():
+            return self._mean(lambda: self._pass(x)[0])
+
+    def labels(self, x: Tensor) -> Tensor:
+        """Top-1 labels, int64 [n]."""
+        with torch.no_grad():
+            return self._mean(lambda: self._pass(x)[0]).argmax(dim=1)
+
+    def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """(gradient of the loss with respect to x, logits, loss [n]), all detached; means over looks when averaged."""
+        if self.threat.access != "gradient":
+            raise ContractError(
+                f"the threat model grants {self.threat.access} access; this attack asked for a gradient"
+            )
+        total: tuple[Tensor, Tensor, Tensor] | None = None
+        for _ in range(self.mean_of):
+            leaf = x.detach().requires_grad_(True)
+            with torch.enable_grad():
+                z, rows = self._pass(leaf)
+                value = loss(z)
+                if not value.requires_grad:  # the defense cut the graph
+                    g = torch.zeros_like(x)
+                else:
+                    # the sum keeps samples independent and does not underflow with the batch size
+                    (got,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+                    g = torch.zeros_like(x) if got is None else got
+            self.ledger.backwards.index_add_(0, rows, torch.ones_like(rows))
+            part = (g, z.detach(), value.detach())
+            total = part if total is None else (total[0] + part[0], total[1] + part[1], total[2] + part[2])
+        assert total is not None
+        k = self.mean_of
+        return (total[0] / k, total[1] / k, total[2] / k) if k > 1 else total
+
+    def left(self) -> Tensor | None:
+        """Queries left for each row, int64 [n]; None where they are not limited."""
+        if self.threat.queries is None:
+            return None
+        return self.threat.queries - self.ledger.queries[self.rows]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """For foreign attacks: what is granted. With labels only, a one-hot row.
+
+        Raises:
+            ContractError: when the rows cannot be booked on samples.
+            BudgetExhausted: when a sample has no queries left.
+        """
+        x = x.to(self.dtype)
+        wants_gradient = self.threat.access == "gradient" and torch.is_grad_enabled()
+        with torch.set_grad_enabled(wants_gradient):
+            z, rows = self._pass(x)
+            if self.watch is not None:
+                self.watch.look(x.detach(), z.detach(), rows)
+            if self.threat.access == "label":
+                return nn.functional.one_hot(z.argmax(dim=1), self.num_classes).to(z.dtype)
+            if wants_gradient and z.requires_grad:
+                z = _CountBackward.apply(z, lambda: self.ledger.backwards.index_add_(0, rows, torch.ones_like(rows)))
+        return z
+
+    # -------------------------------------------------------------------------------------------------------- inner
+
+    def _mean(self, once: Callable[[], Tensor]) -> Tensor:
+        total = once()
+        for _ in range(self.mean_of - 1):
+            total = total + once()
+        return total / self.mean_of if self.mean_of > 1 else total
+
+    def _pass(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows, copies = self.rows, self.copies
+        if len(x) != len(rows):
+            if len(rows) != 1:
+                raise ContractError(
+                    f"{len(x)} images for {len(rows)} samples cannot be booked; use oracle[index] or repeat(k), "
+                    "or run the foreign attack one sample at a time"
+                )
+            rows, copies = rows.expand(len(x)), len(x)
+        ledger = self.ledger
+        limit = self.threat.queries
+        if limit is not None and ledger.spent + copies > limit:
+            ledger.spent = int(ledger.queries[rows].max()) if len(rows) else 0
+            if ledger.spent + copies > limit:
+                raise BudgetExhausted(f"{limit} queries granted, {ledger.spent} spent, {copies} more asked for")
+        one = torch.ones_like(rows)
+        look = ledger.forwards[rows]
+        if copies > 1:
+            look = look + torch.arange(copies, device=rows.device).repeat(len(rows) // copies)
+        draws = Draws(self.draws.seed, self.draws.ids[rows]).at(look) if self.model.randomized else None
+        call = self.model.surrogate if self.through_surrogate else self.model
+        z = call(x, draws)
+        ledger.forwards.index_add_(0, rows, one)
+        ledger.queries.index_add_(0, rows, one)
+        ledger.spent += copies
+        return z, rows
+
+
+class _Best:
+    """The best point a foreign attack has shown: feasible and misclassified, else none."""
+
+    def __init__(self, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+        self.x, self.y, self.threat = x, y, threat
+        self.point = x.clone()
+        self.distance = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
+
+    def look(self, seen: Tensor, z: Tensor, rows: Tensor) -> None:
+        origin = self.x[rows]
+        far = self.threat.size(seen, origin)
+        inside = (seen.flatten(1).amin(1) >= -TOLERANCE) & (seen.flatten(1).amax(1) <= 1 + TOLERANCE)
+        good = (ops.margin(z, self.y[rows]) > 0) & inside
+        # rows may repeat a sample: the nearest of them is kept
+        far = torch.where(good, far, torch.full_like(far, float("inf")))
+        nearest = torch.full_like(self.distance, float("inf")).scatter_reduce(0, rows, far, "amin")
+        for_rows = (far <= nearest[rows]) & (far < self.distance[rows])
+        self.point[rows[for_rows]] = seen[for_rows].clamp(0, 1)
+        self.distance = torch.minimum(self.distance, nearest)

@@ -1,0 +1,299 @@
+"""The registry: a YAML card beside a Python file is the registration. Listing imports no entry and no torch.
+
+A card holds `name` (= file stem), `kind`, `entry` (`module:Class`), `version`, `summary`, and where they apply `paper`,
+`presets`, `params`, `sees`, `family`. Packages of others bring cards by the entry point group `siegebench.cards`
+(a function or module attribute that gives a folder) and are named `package/card`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from siegebench.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from siegebench.types import Entry
+
+Kind = Literal["attack", "defense", "backdoor", "detector", "measure", "model", "dataset"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+FOLDERS = ("attacks", "defenses", "backdoors", "zoo")
+Sees = Literal["train", "clean", "val"]
+
+
+class Card(BaseModel):
+    """One registered entry, as its YAML says it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    kind: Kind
+    entry: str = Field(pattern=r"^[a-z_][a-z0-9_]*:[A-Za-z_][A-Za-z0-9_]*$")
+    version: int = Field(ge=1)
+    summary: str = Field(min_length=10)
+    paper: str = ""
+    contact: str = ""
+    licence: str = ""
+    params: dict[str, Any] = {}  # values that differ from the class's defaults: one class may serve many cards
+    presets: dict[str, dict[str, Any]] = {}
+    sees: tuple[Sees, ...] = ()  # the data a defense or detector is given
+    control: bool = False  # a planted control: shown, never ranked
+    family: bool = False  # `card/ANY` is passed to the entry as its field `target`
+    expect: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A card, its full name and the place it came from."""
+
+    card: Card
+    name: str  # with the package in front for cards of others
+    path: Path
+    package: str  # python package that holds the entry's module
+
+
+def _read(path: Path, package: str, prefix: str) -> Registered:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        card = Card.model_validate(raw)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "card"
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+    if card.name != path.stem:
+        raise ConfigError(f"{path}: name is {card.name!r}, the file is called {path.stem!r}; they must agree")
+    return Registered(card, f"{prefix}{card.name}", path, package)
+
+
+def _folders() -> Iterator[tuple[Path, str, str]]:
+    """(folder of cards, python package, name prefix)"""
+    for folder in FOLDERS:
+        spec = importlib.util.find_spec(f"siegebench.{folder}")
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            yield Path(place), f"siegebench.{folder}", ""
+    for point in importlib.metadata.entry_points(group="siegebench.cards"):
+        package = point.module
+        spec = importlib.util.find_spec(package)
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            yield Path(place), package, f"{point.name}/"
+
+
+@lru_cache(maxsize=1)
+def cards() -> Mapping[tuple[str, str], Registered]:
+    """Every card, by (kind, name).
+
+    Raises:
+        ConfigError: naming the file, when a card is wrong or two share a name.
+    """
+    found: dict[tuple[str, str], Registered] = {}
+    for folder, package, prefix in _folders():
+        for path in sorted(folder.glob("*.yaml")):
+            entry = _read(path, package, prefix)
+            key = (entry.card.kind, entry.name)
+            if key in found:
+                raise ConfigError(f"{path}: {key[0]} {key[1]!r} is already registered by {found[key].path}")
+            found[key] = entry
+    return found
+
+
+def names(kind: str) -> list[str]:
+    """The names of one kind, sorted."""
+    return sorted(name for k, name in cards() if k == kind)
+
+
+def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
+    """The card of `name`, `name.preset` or `family/Anything`, and the parameters that come with the name.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    known = cards()
+    if not isinstance(name, str):
+        raise ConfigError(f"a {kind} is named by text, found {name!r}")
+    if (kind, name) in known:
+        found = known[kind, name]
+        return found, dict(found.card.params)
+    base, _, preset = name.rpartition(".")
+    if base and (kind, base) in known:
+        found = known[kind, base]
+        if preset not in found.card.presets:
+            raise ConfigError(f"{kind} {base!r} has no preset {preset!r}. {did_you_mean(preset, found.card.presets)}")
+        return found, {**found.card.params, **found.card.presets[preset]}
+    family, _, target = name.partition("/")
+    if target and (kind, family) in known and known[kind, family].card.family:
+        found = known[kind, family]
+        return found, {**found.card.params, "target": target}
+    raise ConfigError(f"unknown {kind} {name!r}. {did_you_mean(name, names(kind))} See `siegebench list {kind}s`.")
+
+
+@cache
+def entry_class(kind: str, name: str) -> type[Entry]:
+    """Import the class behind a name."""
+    found, _ = find(kind, name)
+    module, _, attribute = found.card.entry.partition(":")
+    try:
+        loaded = getattr(importlib.import_module(f"{found.package}.{module}"), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{found.path}: entry {found.card.entry!r} cannot be imported: {error}") from error
+    from siegebench.types import Entry
+
+    if not (isinstance(loaded, type) and issubclass(loaded, Entry)):
+        raise ConfigError(f"{found.path}: entry {found.card.entry!r} is not an Entry")
+    return loaded
+
+
+def normal(spec: Any) -> dict[str, Any]:
+    """`pgd` or `{name: pgd, steps: 7}` as a mapping with a name."""
+    if isinstance(spec, str):
+        return {"name": spec}
+    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+        return dict(spec)
+    raise ConfigError(f"expected a name or a mapping with `name`, found {spec!r}")
+
+
+def _nested_kind(hint: Any) -> str | None:
+    """The kind of entry that a field holds, when it holds one."""
+    from siegebench import types
+
+    kinds = {
+        types.Attack: "attack", types.Defense: "defense", types.BackdoorAttack: "backdoor", types.Detector: "detector",
+        types.ModelSource: "model", types.DataSource: "dataset",
+    }  # fmt: skip
+    for option in (hint, *get_args(hint)):
+        if isinstance(option, type):
+            for base, kind in kinds.items():
+                if issubclass(option, base):
+                    return kind
+    return None
+
+
+def build(kind: str, spec: Any) -> Entry:
+    """An entry from its name and parameters; nested entries are built too.
+
+    Raises:
+        ConfigError: unknown name, unknown parameter (with the nearest one) or a wrong value. Its attribute `loc` holds the
+            path of the fault inside the spec, for the line number.
+    """
+    given = normal(spec)
+    found, params = find(kind, given["name"])
+    cls = entry_class(kind, given["name"])
+    values = {**params, **{k: v for k, v in given.items() if k != "name"}}
+    known = {f.name for f in fields(cls)}
+    free = next((f.name for f in fields(cls) if f.metadata.get("rest")), None)
+    if free is not None:  # a family passes unknown keys on to what it adapts
+        rest = {k: values.pop(k) for k in list(values) if k not in known}
+        values[free] = {**rest, **values.get(free, {})}
+    for key in values:
+        if key not in known:
+            raise _located(f"{kind} {given['name']!r} has no parameter {key!r}. {did_you_mean(key, known)}", (key,))
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        nested = _nested_kind(hints[key])
+        if nested is not None and isinstance(value, (str, Mapping)):
+            try:
+                values[key] = build(nested, value)
+            except ConfigError as error:
+                raise _located(str(error), (key, *getattr(error, "loc", ()))) from None
+    try:
+        entry: Entry = TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise _located(
+            f"{kind} {given['name']!r}: {where + ': ' if where else ''}{message}, found {first.get('input')!r}"
+            if first["type"] != "missing"
+            else f"{kind} {given['name']!r} needs the parameter {where!r}",
+            first["loc"],
+        ) from None
+    object.__setattr__(entry, "_name", found.name if not found.card.family else given["name"])
+    return entry
+
+
+def _located(message: str, loc: tuple[Any, ...]) -> ConfigError:
+    error = ConfigError(message)
+    error.loc = loc  # type: ignore[attr-defined]
+    return error
+
+
+def describe(kind: str, spec: Any) -> dict[str, Any]:
+    """The spec with every parameter written out and the entry's version: what goes into a cell's key."""
+    entry = build(kind, spec)
+    return _describe(kind, entry)
+
+
+def _describe(kind: str, entry: Entry) -> dict[str, Any]:
+    name = entry._name  # type: ignore[attr-defined]
+    found, _ = find(kind, name)
+    out: dict[str, Any] = {"name": name, "version": found.card.version}
+    hints = get_type_hints(type(entry))
+    for key, value in entry.parameters().items():
+        raw = getattr(entry, key)
+        nested = _nested_kind(hints[key])
+        out[key] = _describe(nested, raw) if nested is not None and hasattr(raw, "_name") else value
+    return out
+
+
+def rebuild(kind: str, description: Mapping[str, Any]) -> Entry:
+    """The entry that `describe` described.
+
+    Raises:
+        ConfigError: when the description is of another version of the entry.
+    """
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: strip(v) for k, v in value.items() if not (k == "version" and "name" in value)}
+        return value
+
+    found, _ = find(kind, description["name"])
+    if found.card.version != description.get("version"):
+        raise ConfigError(
+            f"{kind} {description['name']!r} is version {found.card.version} here, the cell asks for {description.get('version')}"
+        )
+    return build(kind, strip(description))
+
+
+@cache
+def parameters(kind: str, name: str) -> dict[str, dict[str, Any]]:
+    """Fields of an entry with their types and defaults, read from the source: imports nothing."""
+    found, params = find(kind, name)
+    module, _, attribute = found.card.entry.partition(":")
+    tree = ast.parse((found.path.parent / f"{module}.py").read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    out: dict[str, dict[str, Any]] = {}
+
+    def collect(cls: ast.ClassDef) -> None:
+        for base in cls.bases:
+            if isinstance(base, ast.Name) and base.id in classes:
+                collect(classes[base.id])
+        for node in cls.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                kind_text = ast.unparse(node.annotation)
+                if "ClassVar" in kind_text:
+                    continue
+                out[node.target.id] = {
+                    "type": kind_text,
+                    "default": None if node.value is None else ast.unparse(node.value),
+                }
+
+    if attribute in classes:
+        collect(classes[attribute])
+    for key, value in params.items():
+        out.setdefault(key, {"type": "any"})["default"] = repr(value)
+    return out

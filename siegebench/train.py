@@ -1,0 +1,149 @@
+"""The one training loop: clean, distilled, poisoned and repaired models differ only in data, recipe and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict
+from torch import Tensor
+
+from siegebench.data import ImageSet
+from siegebench.draws import Draws, derive_seed
+from siegebench.errors import ModelError
+from siegebench.types import Classifier, Count, Positive, Share
+
+Augment = Literal["none", "crop", "crop_flip"]
+BatchLoss = Callable[
+    [Tensor, Tensor, Tensor, Tensor], Tensor
+]  # (logits, labels, images, places in the set) to a scalar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        epochs, batch: passes over the data, images a step.
+        optimiser: `sgd` (Nesterov) or `adamw`.
+        lr, momentum, weight_decay: of the optimiser; lr follows one cosine to zero after a linear warm-up.
+        warmup: share of all steps.
+        augment: `crop` pads by an eighth and crops; `crop_flip` also mirrors (wrong for digits and signs).
+        smoothing: label smoothing.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    epochs: Count = 15
+    batch: Count = 128
+    optimiser: Literal["sgd", "adamw"] = "adamw"
+    lr: Positive = 2e-3
+    momentum: Share = 0.9
+    weight_decay: float = 5e-4
+    warmup: Share = 0.1
+    augment: Augment = "crop"
+    smoothing: Share = 0.0
+
+
+def augmented(x: Tensor, how: Augment, draws: Draws, epoch: int) -> Tensor:
+    """Random crop after padding by an eighth (replicated edges), and mirroring; one draw an image and epoch."""
+    if how == "none":
+        return x
+    n, _, height, width = x.shape
+    pad = max(1, height // 8)
+    padded = F.pad(x, (pad, pad, pad, pad), mode="replicate")
+    shift = draws.integers(2 * pad + 1, (2,), epoch, "crop").to(x.device)
+    rows = (shift[:, :1] + torch.arange(height, device=x.device))[:, None, :, None]
+    columns = shift[:, 1:] + torch.arange(width, device=x.device)
+    if how == "crop_flip":
+        mirrored = draws.uniform((), epoch, "flip").to(x.device) < 0.5
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    batch = torch.arange(n, device=x.device)[:, None, None, None]
+    channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
+    return padded[batch, channel, rows, columns[:, None, None, :]]
+
+
+def train(
+    model: Classifier,
+    data: ImageSet,
+    recipe: Recipe,
+    seed: int,
+    *,
+    loss: BatchLoss | None = None,
+    after: Callable[[int], None] | None = None,
+) -> None:
+    """Train in place; the model is left in eval mode.
+
+    Order and augmentation are counter-based. Dropout and stochastic depth inside the network draw from the global
+    generator, which is seeded for the duration and put back.
+
+    Args:
+        loss: `(logits, labels, images, places)` to a scalar; cross-entropy when left out. `places` index `data`.
+        after: called with the number of each finished epoch.
+
+    Raises:
+        ModelError: when the loss is no longer finite.
+    """
+    device = next(model.parameters()).device
+    dtype = next(model.parameters()).dtype
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser: torch.optim.Optimizer
+    if recipe.optimiser == "sgd":
+        optimiser = torch.optim.SGD(
+            parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
+        )
+    else:
+        optimiser = torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+    per_epoch = max(1, len(data) // recipe.batch) if len(data) >= recipe.batch else 1
+    total = per_epoch * recipe.epochs
+    warm = max(1, round(recipe.warmup * total))
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, total - warm)))))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    draws = Draws(seed, data.ids)
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, "network noise"))
+        for epoch in range(recipe.epochs):
+            order = draws.order(f"epoch {epoch}")
+            for places in order[: per_epoch * recipe.batch].split(recipe.batch):
+                x = augmented(data.pixels(places, dtype), recipe.augment, draws[places], epoch).to(device)
+                y = data.labels[places].to(device)
+                z = model(x, draws[places].to(device).at(epoch) if model.randomized else None)
+                value = (
+                    F.cross_entropy(z, y, label_smoothing=recipe.smoothing) if loss is None else loss(z, y, x, places)
+                )
+                optimiser.zero_grad(set_to_none=True)
+                value.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                schedule.step()
+            if not bool(torch.isfinite(value.detach())):
+                raise ModelError(
+                    f"training {model.card.name}: the loss is not finite in epoch {epoch + 1}; lower lr ({recipe.lr:g})"
+                )
+            if after is not None:
+                after(epoch)
+    model.eval()
+
+
+@torch.no_grad()
+def predict(model: Classifier, data: ImageSet, batch: int = 500, draws: Draws | None = None) -> Tensor:
+    """Logits [N, classes] on the CPU, in the order of the set."""
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    out = []
+    for places in torch.arange(len(data)).split(batch):
+        part = None if draws is None else draws[places].to(device)
+        out.append(model(data.pixels(places, dtype).to(device), part).cpu())
+    return torch.cat(out)
+
+
+def accuracy(model: Classifier, data: ImageSet, batch: int = 500) -> float:
+    """Share of the images that the model gets right."""
+    return float((predict(model, data, batch).argmax(1) == data.labels).double().mean())

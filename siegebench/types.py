@@ -1,0 +1,527 @@
+"""The types that cross every border: Classifier, and one base class for each kind of entry.
+
+Images are float32 NCHW RGB in [0, 1]; labels are int64. Entries are frozen keyword-only dataclasses whose fields are
+their parameters. Authors write `run`, `wrap` and `fit`, `trigger`, `score`; the final methods here enforce the contract.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
+
+import torch
+from pydantic import BeforeValidator, ConfigDict, Field
+from torch import Tensor, nn
+
+from siegebench.data import ImageSet
+from siegebench.draws import Draws
+from siegebench.errors import ContractError, NotApplicable
+from siegebench.threat import TOLERANCE, Access, Norm, ThreatModel, parse_number
+
+if TYPE_CHECKING:
+    from siegebench.oracle import Oracle
+
+# Types for the fields of entries: checked when an entry is built from a suite, a card or the command line.
+Count = Annotated[int, Field(ge=1, strict=True)]
+Number = Annotated[float, BeforeValidator(parse_number)]  # also text such as 2/255
+Positive = Annotated[float, BeforeValidator(parse_number), Field(gt=0)]
+Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Where a network comes from: enough to rebuild it and to read its number."""
+
+    name: str
+    architecture: str = ""
+    source: str = ""
+    weights: str = ""  # hash of the parameters, whatever the container
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    dataset: str = ""
+    licence: str = ""
+
+
+class Classifier(nn.Module):
+    """Pixels in [0, 1] to logits. Normalisation and resizing live inside.
+
+    `forward(x, draws)` is the real, deployed computation. A randomised classifier takes its noise from `draws`, and from
+    fresh entropy when it is given none.
+    """
+
+    num_classes: int
+    card: ModelCard
+    randomized: bool = False
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """Logits [n, num_classes] of images [n, 3, H, W]."""
+        raise NotImplementedError
+
+    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """The same values with gradients that reach the image (BPDA); the forward itself where it is differentiable."""
+        logits: Tensor = self(x, draws)
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Input of the last linear layer, [n, d]."""
+        raise NotImplementedError
+
+    def fresh(self, seed: int) -> Classifier:
+        """The same architecture with new weights."""
+        raise NotImplementedError
+
+
+class Network(Classifier):
+    """An `nn.Module` on normalised images, brought to the contract.
+
+    Args:
+        net: maps normalised images to logits.
+        num_classes: of the logits.
+        mean, std: per channel, subtracted and divided inside.
+        size: the images are resized to this inside when they come in another size; None takes them as they are.
+        rebuild: makes an untrained net of the same architecture; needed by defenses that train anew.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        num_classes: int,
+        mean: tuple[float, ...] = (0.0, 0.0, 0.0),
+        std: tuple[float, ...] = (1.0, 1.0, 1.0),
+        size: tuple[int, int] | None = None,
+        card: ModelCard | None = None,
+        rebuild: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net, self.num_classes, self.size, self.rebuild = net, num_classes, size, rebuild
+        self.card = card or ModelCard(name=type(net).__name__)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        if self.size is not None and x.shape[-2:] != self.size:
+            x = nn.functional.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
+        return (x - self.mean) / self.std
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        logits: Tensor = self.net(self._normalised(x))
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        last = [m for m in self.net.modules() if isinstance(m, nn.Linear)]
+        if not last:
+            raise NotApplicable(f"{self.card.name} has no linear layer to read features from")
+        seen: list[Tensor] = []
+        handle = last[-1].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        try:
+            self(x)
+        finally:
+            handle.remove()
+        return seen[-1].flatten(1)
+
+    def fresh(self, seed: int) -> Network:
+        if self.rebuild is None:
+            raise NotApplicable(f"{self.card.name} does not say how to build it anew; pass rebuild= to Network")
+        with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
+            torch.manual_seed(seed)
+            net = self.rebuild()
+        twin = copy.copy(self)
+        twin._modules, twin._buffers = {"net": net}, dict(self._buffers)
+        return twin.to(self.mean.device)
+
+
+class Wrapped(Classifier):
+    """A Classifier around another one; override what the defense changes."""
+
+    def __init__(self, inner: Classifier) -> None:
+        super().__init__()
+        self.inner, self.num_classes, self.card = inner, inner.num_classes, inner.card
+        self.randomized = inner.randomized
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        logits: Tensor = self.inner(x, draws)
+        return logits
+
+    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.inner.surrogate(x, draws)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.inner.features(x)
+
+    def fresh(self, seed: int) -> Classifier:
+        return self.inner.fresh(seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(ABC):
+    """A registered thing. Its fields are its parameters; the constructor only stores them."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    def parameters(self) -> dict[str, Any]:
+        """The fields as plain data, nested entries by name, as they go into a key and a row."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Entry):
+        return {"name": getattr(value, "_name", type(value).__name__), **value.parameters()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return value
+
+
+# --------------------------------------------------------------------------------------------------------- attacks
+
+
+class Attack(Entry):
+    """Finds images within a budget that the model gets wrong.
+
+    Class attributes:
+        needs: the least access it works with.
+        norms: the constraints it handles.
+        minimal: it returns the smallest perturbation it finds, whatever eps is; the harness reads off all budgets.
+    """
+
+    needs: ClassVar[Access] = "gradient"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf",)
+    minimal: ClassVar[bool] = False
+
+    def access(self) -> Access:
+        """The least access this instance works with (wrappers ask the attack inside)."""
+        return self.needs
+
+    def handles(self) -> tuple[Norm, ...]:
+        """The norms this instance handles."""
+        return self.norms
+
+    def minimises(self) -> bool:
+        """Whether this instance looks for the smallest perturbation instead of keeping to eps."""
+        return self.minimal
+
+    @abstractmethod
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        """Adversarial images for a batch; the clean image where none was found (or the best attempt).
+
+        Args:
+            oracle: the model, as far as the threat model grants it; `oracle[index]` speaks for some of the samples.
+            x: [n, 3, H, W] in [0, 1], correctly classified.
+            y: int64 [n], true labels.
+            threat: the budget.
+            draws: the only source of randomness.
+        """
+
+    @final
+    def __call__(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        """Run, then check the contract: shape, type, finite, in [0, 1], within eps.
+
+        Raises:
+            ContractError: naming the attack, the sample and the size of the violation.
+        """
+        if not threat.grants(self.access()):
+            raise ContractError(f"{self!r} needs {self.access()} access; the threat model grants {threat.access}")
+        if threat.norm not in self.handles():
+            raise ContractError(
+                f"{self!r} handles {', '.join(self.handles())}; the threat model asks for {threat.norm}"
+            )
+        x_adv = self.run(oracle, x, y, threat, draws)
+        if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+            raise ContractError(f"{self!r} returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}")
+        x_adv = x_adv.detach()
+        if not bool(torch.isfinite(x_adv).all()):
+            raise ContractError(f"{self!r} returned NaN or infinite pixels")
+        if bool((x_adv.amin() < -TOLERANCE) | (x_adv.amax() > 1 + TOLERANCE)):
+            raise ContractError(f"{self!r} returned pixels in [{x_adv.amin():.4f}, {x_adv.amax():.4f}], not in [0, 1]")
+        if not self.minimises():
+            far = threat.size(x_adv, x)
+            slack = TOLERANCE * max(1.0, threat.eps)
+            if bool((far > threat.eps + slack).any()):
+                worst = int(far.argmax())
+                raise ContractError(
+                    f"{self!r}: sample {worst} is {far[worst]:.6g} from its original in {threat.norm}, budget {threat.eps:.6g}"
+                )
+        return x_adv
+
+
+class MinimalAttack(Attack):
+    """Finds the smallest perturbation that the model gets wrong; returns the clean image where it finds none."""
+
+    minimal: ClassVar[bool] = True
+
+
+class Measure(Entry):
+    """A diagnosis of a victim that is stored beside its robustness: metrics and flags, never a rank."""
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+
+    @abstractmethod
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
+        """`{"metrics": {name: number}, "flags": [Flag.as_dict(), ...]}` for correctly classified images."""
+
+
+# -------------------------------------------------------------------------------------------------------- defenses
+
+
+class Granted:
+    """The data an entry may see: exactly what its card lists under `sees`.
+
+    `train` is the (possibly poisoned) training set with the labels as given, `clean` and `val` the small verified
+    budget for optimisation and for stopping or threshold decisions.
+    """
+
+    FIELDS = ("train", "clean", "val")
+
+    def __init__(self, owner: str, sees: tuple[str, ...], **sources: Callable[[], ImageSet]) -> None:
+        self._owner, self._sees = owner, sees
+        # what is not granted is not even held
+        self._sources = {k: v for k, v in sources.items() if k in sees}
+
+    def _get(self, name: str) -> ImageSet:
+        if name not in self._sources:
+            raise ContractError(
+                f"{self._owner} reads '{name}', which its card does not declare (sees: {', '.join(self._sees) or 'nothing'})"
+            )
+        return self._sources[name]()
+
+    @property
+    def train(self) -> ImageSet:
+        return self._get("train")
+
+    @property
+    def clean(self) -> ImageSet:
+        return self._get("clean")
+
+    @property
+    def val(self) -> ImageSet:
+        return self._get("val")
+
+
+class Defense(Entry):
+    """Turns a classifier into a defended one.
+
+    Class attributes:
+        trains: `fit` changes weights; the result is stored as an artifact.
+        randomized: two looks at one image may differ; success is then judged by a majority of fresh passes.
+        differentiable: useful gradients pass through `forward`; otherwise the wrapped classifier has a `surrogate`.
+        adaptive: attacks (specs as in a suite) that know the defense; a row without them is not ranked. `{attack}` wrappers
+            eot and bpda compose with any attack.
+        tracks: where it may be ranked.
+    """
+
+    trains: ClassVar[bool] = False
+    randomized: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ()
+    tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer")
+
+    @abstractmethod
+    def wrap(self, model: Classifier) -> Classifier:
+        """The defended structure around (or instead of) the model. May hold the given model, must not change it."""
+
+    def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
+        """Train the defended classifier in place; only for `trains = True`. It is a copy: nothing else sees it."""
+        raise ContractError(f"{self!r} declares trains = True and does not define fit")
+
+    @final
+    def apply(
+        self, model: Classifier, data: Granted | None, draws: Draws, state: dict[str, Tensor] | None = None
+    ) -> Classifier:
+        """Wrap, then train or load a state trained before. The given model is never changed.
+
+        Raises:
+            ContractError: when the entry changed the model it was given.
+        """
+        if not self.trains:
+            defended = self.wrap(model)
+        else:
+            defended = self.wrap(copy.deepcopy(model))
+            if state is not None:
+                defended.load_state_dict(state)
+            else:
+                assert data is not None
+                before = {k: v.clone() for k, v in model.state_dict().items()}
+                self.fit(defended, data, draws)
+                after = model.state_dict()
+                changed = [k for k, v in before.items() if not torch.equal(v, after[k])]
+                if changed:
+                    raise ContractError(f"{self!r} changed the model it was given ({changed[0]})")
+        if self.randomized and not defended.randomized:
+            defended.randomized = True
+        return defended.eval()
+
+
+# ------------------------------------------------------------------------------------------------------- backdoors
+
+
+@dataclass(frozen=True, eq=False)
+class Poisoned:
+    """A poisoned training set and, for the evaluator's eyes only, which images were touched."""
+
+    data: ImageSet
+    index: Tensor  # places of the poisoned images, sorted
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackdoorAttack(Entry):
+    """Poisons a share of the training set so that a trigger controls the model.
+
+    Attributes:
+        rate: share of the whole training set that is poisoned (also for clean-label attacks).
+        target: label map. A class for all-to-one, `next` for all-to-all (y + 1), or `{source: target}` pairs.
+    """
+
+    clean_label: ClassVar[bool] = False  # poisons images of the target class only and keeps their labels
+
+    rate: Share = 0.1
+    target: int | Literal["next"] | dict[int, int] = 0
+
+    @abstractmethod
+    def trigger(self, x: Tensor, draws: Draws) -> Tensor:
+        """Images with the trigger, [n, 3, H, W] in [0, 1]. Must not change x."""
+
+    def wanted(self, y: Tensor, num_classes: int) -> Tensor:
+        """The label the attacker wants for each true label; -1 where the map leaves a class alone."""
+        if self.target == "next":
+            return (y + 1) % num_classes
+        if isinstance(self.target, int):
+            return torch.full_like(y, self.target)
+        table = torch.full((num_classes,), -1, dtype=torch.long, device=y.device)
+        for source, target in self.target.items():
+            table[source] = target
+        return table[y]
+
+    @final
+    def poison(self, data: ImageSet, seed: int) -> Poisoned:
+        """Replace `rate` of the images by triggered ones, with the labels of the map. The source stays unchanged.
+
+        Raises:
+            NotApplicable: when fewer images are eligible than the rate asks for.
+        """
+        self.check(data.num_classes)
+        wanted = self.wanted(data.labels, data.num_classes)
+        eligible = (wanted >= 0) & (
+            (wanted == data.labels) if self.clean_label else torch.ones_like(wanted, dtype=torch.bool)
+        )
+        pool = eligible.nonzero().squeeze(1)
+        count = round(self.rate * len(data))
+        if count > len(pool):
+            raise NotApplicable(
+                f"{self!r}: {count} of {len(data)} images to poison, {len(pool)} eligible; at most rate {len(pool) / len(data):.3f}"
+            )
+        draws = Draws(seed, data.ids)
+        order = Draws(seed, data.ids[pool]).order("poison")
+        index = pool[order[:count]].sort().values
+        images, labels = data.images.clone(), data.labels.clone()
+        if count:
+            stamped = self.stamp(data.pixels(index), draws[index])
+            images[index] = (stamped * 255).round().to(torch.uint8)
+            labels[index] = wanted[index]
+        return Poisoned(replace(data, images=images, labels=labels, name=f"{data.name} poisoned"), index)
+
+    @final
+    def stamp(self, x: Tensor, draws: Draws) -> Tensor:
+        """`trigger`, with its contract checked."""
+        before = x.clone()
+        out = self.trigger(x, draws)
+        if not torch.equal(before, x):
+            raise ContractError(f"{self!r}: trigger changed its input in place")
+        if out.shape != x.shape or out.dtype != x.dtype or not bool(((out >= 0) & (out <= 1)).all()):
+            raise ContractError(f"{self!r}: trigger must return {x.dtype} {tuple(x.shape)} in [0, 1]")
+        return out
+
+    def check(self, num_classes: int) -> None:
+        """Refuse targets outside the classes.
+
+        Raises:
+            ContractError: naming the class.
+        """
+        if self.target == "next":
+            used: set[int] = set()
+        else:
+            used = {self.target} if isinstance(self.target, int) else {*self.target.keys(), *self.target.values()}
+        bad = [c for c in used if not 0 <= c < num_classes]
+        if bad:
+            raise ContractError(f"{self!r}: class {bad[0]} does not exist, the dataset has 0..{num_classes - 1}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a model-level detector says of one model. Larger score = more suspicious."""
+
+    score: float
+    backdoored: bool  # at the published threshold
+    targets: tuple[int, ...] = ()
+
+
+class Detector(Entry):
+    """Says which inputs, training images or models look backdoored or adversarial. Larger = more suspicious.
+
+    Thresholds are the evaluator's affair, except for the published one inside a model-level Verdict.
+    """
+
+
+class InputDetector(Detector):
+    """Scores single inputs at test time."""
+
+    @abstractmethod
+    def fit(self, model: Classifier, data: Granted, draws: Draws) -> Callable[[Tensor, Draws], Tensor]:
+        """Look at the model and the granted data once; return a function from images [n, 3, H, W] to scores [n]."""
+
+
+class DatasetDetector(Detector):
+    """Scores the images of a training set, given the model trained on it."""
+
+    @abstractmethod
+    def score(self, model: Classifier, data: Granted, draws: Draws) -> Tensor:
+        """Scores [N] of `data.train`, in its order."""
+
+
+class ModelDetector(Detector):
+    """Judges whole models."""
+
+    @abstractmethod
+    def judge(self, model: Classifier, data: Granted, draws: Draws) -> Verdict:
+        """A verdict on one model."""
+
+
+# ----------------------------------------------------------------------------------------------------- zoo entries
+
+
+class DataSource(Entry):
+    """Where images come from."""
+
+    @abstractmethod
+    def load(self, split: str) -> ImageSet:
+        """All images of `train` or `test`.
+
+        Raises:
+            DataError: when they are missing or corrupt; says where it looked and what to type.
+        """
+
+
+class ModelSource(Entry):
+    """Where a network comes from: an architecture, with published weights or a recipe to train it."""
+
+    @abstractmethod
+    def build(self, *, num_classes: int, size: int) -> Classifier:
+        """The network for images of this size, with its published weights when it has some.
+
+        Raises:
+            ModelError: when weights are missing, corrupt, not finite or of another shape.
+        """
+
+    def pretrained(self) -> bool:
+        """Whether `build` brings trained weights; otherwise the harness trains with `recipe`."""
+        return False
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights besides the parameters, such as the sha256 of a checkpoint."""
+        return {}
