@@ -10,11 +10,12 @@ Nothing heavy is imported until one of these names is used.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "attack", "evaluate", "load_data", "load_model", "report", "run"]
+__all__ = ["Classifier", "Network", "attack", "evaluate", "load_data", "load_model", "report", "run"]
 
 # In a checkout the five folders lie beside this package and are imported as siegebench.attacks etc.;
 # in a wheel they are inside it already and this does nothing.
@@ -23,17 +24,13 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "attacks").is_dir()
     __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
-    from siegebench.api import attack, evaluate, load_data, load_model, report, run
-    from siegebench.types import Classifier
+    from siegebench.api import attack, evaluate, load_data, load_model, run
+    from siegebench.reporting import report
+    from siegebench.types import Classifier, Network
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Classifier":
-        from siegebench.types import Classifier
-
-        return Classifier
-    if name in __all__:
-        from siegebench import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module 'siegebench' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'siegebench' has no attribute {name!r}")
+    home = "types" if name in ("Classifier", "Network") else "reporting" if name == "report" else "api"
+    return getattr(importlib.import_module(f"siegebench.{home}"), name)

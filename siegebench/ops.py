@@ -74,7 +74,7 @@ def margin(z: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(z: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce & Hein 2020), [n]; invariant to shift and scale of the logits. Needs 3 classes."""
+    """Difference of logits ratio (Croce & Hein 2020), [n]; blind to shift and scale of the logits. Needs 3 classes."""
     ordered = z.sort(dim=1, descending=True).values
     return margin(z, y) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 

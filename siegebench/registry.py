@@ -186,8 +186,8 @@ def build(kind: str, spec: Any) -> Entry:
     """An entry from its name and parameters; nested entries are built too.
 
     Raises:
-        ConfigError: unknown name, unknown parameter (with the nearest one) or a wrong value. Its attribute `loc` holds the
-            path of the fault inside the spec, for the line number.
+        ConfigError: unknown name, unknown parameter (with the nearest one) or a wrong value. Its attribute `loc` holds
+            the path of the fault inside the spec, for the line number.
     """
     given = normal(spec)
     found, params = find(kind, given["name"])
@@ -264,36 +264,63 @@ def rebuild(kind: str, description: Mapping[str, Any]) -> Entry:
     found, _ = find(kind, description["name"])
     if found.card.version != description.get("version"):
         raise ConfigError(
-            f"{kind} {description['name']!r} is version {found.card.version} here, the cell asks for {description.get('version')}"
+            f"{kind} {description['name']!r} is version {found.card.version} here, "
+            f"the cell asks for {description.get('version')}"
         )
     return build(kind, strip(description))
 
 
 @cache
-def parameters(kind: str, name: str) -> dict[str, dict[str, Any]]:
-    """Fields of an entry with their types and defaults, read from the source: imports nothing."""
-    found, params = find(kind, name)
+def _source(kind: str, name: str) -> list[ast.AnnAssign | ast.Assign]:
+    """The assignments in the body of an entry's class, its bases in the same file first; imports nothing."""
+    found, _ = find(kind, name)
     module, _, attribute = found.card.entry.partition(":")
     tree = ast.parse((found.path.parent / f"{module}.py").read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    out: dict[str, dict[str, Any]] = {}
+    out: list[ast.AnnAssign | ast.Assign] = []
 
     def collect(cls: ast.ClassDef) -> None:
         for base in cls.bases:
             if isinstance(base, ast.Name) and base.id in classes:
                 collect(classes[base.id])
-        for node in cls.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                kind_text = ast.unparse(node.annotation)
-                if "ClassVar" in kind_text:
-                    continue
-                out[node.target.id] = {
-                    "type": kind_text,
-                    "default": None if node.value is None else ast.unparse(node.value),
-                }
+        out.extend(node for node in cls.body if isinstance(node, (ast.AnnAssign, ast.Assign)))
 
     if attribute in classes:
         collect(classes[attribute])
-    for key, value in params.items():
+    return out
+
+
+def parameters(kind: str, name: str) -> dict[str, dict[str, Any]]:
+    """Fields of an entry with their types and defaults, read from the source."""
+    out: dict[str, dict[str, Any]] = {}
+    for node in _source(kind, name):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            annotation = ast.unparse(node.annotation)
+            if "ClassVar" not in annotation:
+                default = None if node.value is None else ast.unparse(node.value)
+                out[node.target.id] = {"type": annotation, "default": default}
+    for key, value in find(kind, name)[1].items():
         out.setdefault(key, {"type": "any"})["default"] = repr(value)
+    return out
+
+
+def declared(kind: str, name: str) -> dict[str, Any]:
+    """What an entry's class says of itself (`needs`, `norms`, `randomized`, ...), read from the source."""
+    out: dict[str, Any] = {}
+    for node in _source(kind, name):
+        targets: list[ast.expr]
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target] if "ClassVar" in ast.unparse(node.annotation) else []
+        else:
+            first = node.targets[0]
+            targets = list(first.elts) if isinstance(first, ast.Tuple) else [first]
+        if node.value is None or not targets:
+            continue
+        several = len(targets) > 1 and isinstance(node.value, ast.Tuple)
+        values = node.value.elts if several and isinstance(node.value, ast.Tuple) else [node.value] * len(targets)
+        for target, value in zip(targets, values, strict=True):
+            try:
+                out[ast.unparse(target)] = ast.literal_eval(value)
+            except ValueError:
+                out[ast.unparse(target)] = ast.unparse(value)
     return out

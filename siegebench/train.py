@@ -121,7 +121,7 @@ def train(
                     F.cross_entropy(z, y, label_smoothing=recipe.smoothing) if loss is None else loss(z, y, x, places)
                 )
                 optimiser.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
                 optimiser.step()
                 schedule.step()
             if not bool(torch.isfinite(value.detach())):

@@ -1,7 +1,7 @@
 """The types that cross every border: Classifier, and one base class for each kind of entry.
 
 Images are float32 NCHW RGB in [0, 1]; labels are int64. Entries are frozen keyword-only dataclasses whose fields are
-their parameters. Authors write `run`, `wrap` and `fit`, `trigger`, `score`; the final methods here enforce the contract.
+their parameters. Authors write `run`, `wrap` and `fit`, `trigger`, `score`; the final methods enforce the contract.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
 import torch
@@ -47,8 +47,8 @@ class ModelCard:
 class Classifier(nn.Module):
     """Pixels in [0, 1] to logits. Normalisation and resizing live inside.
 
-    `forward(x, draws)` is the real, deployed computation. A randomised classifier takes its noise from `draws`, and from
-    fresh entropy when it is given none.
+    `forward(x, draws)` is the real, deployed computation. A randomised classifier takes its noise from `draws`, and
+    from fresh entropy when it is given none.
     """
 
     num_classes: int
@@ -160,18 +160,27 @@ class Wrapped(Classifier):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(ABC):
-    """A registered thing. Its fields are its parameters; the constructor only stores them."""
+    """A registered thing. Its fields are its parameters; the constructor only stores them.
+
+    Class attributes:
+        places: fields that say where something lies (a folder, a file). They do not decide a number and stay out of
+            keys and rows; what they point to goes in by its hash.
+    """
+
+    places: ClassVar[tuple[str, ...]] = ()
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     def parameters(self) -> dict[str, Any]:
         """The fields as plain data, nested entries by name, as they go into a key and a row."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in self.places}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Entry):
         return {"name": getattr(value, "_name", type(value).__name__), **value.parameters()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, dict):
@@ -246,7 +255,8 @@ class Attack(Entry):
             if bool((far > threat.eps + slack).any()):
                 worst = int(far.argmax())
                 raise ContractError(
-                    f"{self!r}: sample {worst} is {far[worst]:.6g} from its original in {threat.norm}, budget {threat.eps:.6g}"
+                    f"{self!r}: sample {worst} is {far[worst]:.6g} from its original in {threat.norm}, "
+                    f"budget {threat.eps:.6g}"
                 )
         return x_adv
 
@@ -287,7 +297,8 @@ class Granted:
     def _get(self, name: str) -> ImageSet:
         if name not in self._sources:
             raise ContractError(
-                f"{self._owner} reads '{name}', which its card does not declare (sees: {', '.join(self._sees) or 'nothing'})"
+                f"{self._owner} reads '{name}', which its card does not declare "
+                f"(sees: {', '.join(self._sees) or 'nothing'})"
             )
         return self._sources[name]()
 
@@ -311,7 +322,7 @@ class Defense(Entry):
         trains: `fit` changes weights; the result is stored as an artifact.
         randomized: two looks at one image may differ; success is then judged by a majority of fresh passes.
         differentiable: useful gradients pass through `forward`; otherwise the wrapped classifier has a `surrogate`.
-        adaptive: attacks (specs as in a suite) that know the defense; a row without them is not ranked. `{attack}` wrappers
+        adaptive: attacks (specs as in a suite) that know the defense; a row without them is not ranked. The wrappers
             eot and bpda compose with any attack.
         tracks: where it may be ranked.
     """
@@ -331,30 +342,27 @@ class Defense(Entry):
         raise ContractError(f"{self!r} declares trains = True and does not define fit")
 
     @final
-    def apply(
-        self, model: Classifier, data: Granted | None, draws: Draws, state: dict[str, Tensor] | None = None
-    ) -> Classifier:
-        """Wrap, then train or load a state trained before. The given model is never changed.
+    def structure(self, model: Classifier) -> Classifier:
+        """The defended classifier before training, around a copy where it trains; takes weights trained before."""
+        defended = self.wrap(copy.deepcopy(model) if self.trains else model)
+        defended.randomized = defended.randomized or self.randomized
+        return defended.eval()
+
+    @final
+    def apply(self, model: Classifier, data: Granted, draws: Draws) -> Classifier:
+        """Wrap, and train where the defense trains. The given model is never changed.
 
         Raises:
             ContractError: when the entry changed the model it was given.
         """
-        if not self.trains:
-            defended = self.wrap(model)
-        else:
-            defended = self.wrap(copy.deepcopy(model))
-            if state is not None:
-                defended.load_state_dict(state)
-            else:
-                assert data is not None
-                before = {k: v.clone() for k, v in model.state_dict().items()}
-                self.fit(defended, data, draws)
-                after = model.state_dict()
-                changed = [k for k, v in before.items() if not torch.equal(v, after[k])]
-                if changed:
-                    raise ContractError(f"{self!r} changed the model it was given ({changed[0]})")
-        if self.randomized and not defended.randomized:
-            defended.randomized = True
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        defended = self.structure(model)
+        if self.trains:
+            self.fit(defended, data, draws)
+        after = model.state_dict()
+        changed = [k for k, v in before.items() if not torch.equal(v, after[k])]
+        if changed:
+            raise ContractError(f"{self!r} changed the model it was given ({changed[0]})")
         return defended.eval()
 
 
@@ -414,7 +422,8 @@ class BackdoorAttack(Entry):
         count = round(self.rate * len(data))
         if count > len(pool):
             raise NotApplicable(
-                f"{self!r}: {count} of {len(data)} images to poison, {len(pool)} eligible; at most rate {len(pool) / len(data):.3f}"
+                f"{self!r}: {count} of {len(data)} images to poison, {len(pool)} eligible; "
+                f"at most rate {len(pool) / len(data):.3f}"
             )
         draws = Draws(seed, data.ids)
         order = Draws(seed, data.ids[pool]).order("poison")

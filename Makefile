@@ -1,0 +1,43 @@
+# make leaderboard: the quickstart suite, from nothing to ranked tables and a page.   make test, make check: for developers.
+# Use an environment of your own with VENV=path (its packages are left as they are if they satisfy pyproject.toml).
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.siegebench-installed
+
+.PHONY: setup leaderboard test slow check types format docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[all]' -c constraints.txt
+	touch $@
+
+leaderboard: setup
+	$(BIN)/siegebench run quickstart
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not network'
+
+slow: setup
+	$(BIN)/python -m pytest -m 'slow and not gpu and not network'
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+types: setup
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: setup
+	$(BIN)/python -m siegebench.catalogue
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,179 @@
+"""Auto-PGD: projected gradient ascent whose step size looks after itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.errors import NotApplicable
+from siegebench.oracle import Oracle
+from siegebench.threat import Norm, ThreatModel
+from siegebench.types import Attack, Count, Share
+
+TargetLoss = Callable[..., Tensor]  # (logits, y, target) to one number a sample
+CLASSES = {"ce": 2, "margin": 2, "dlr": 3, "targeted_dlr": 4}  # that each loss needs
+
+
+def checkpoints(steps: int) -> dict[int, int]:
+    """Steps after which the step size is judged, and how many steps each judges (22, 19, 16, ... % of all)."""
+    window, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    out, at = {}, window
+    while at <= steps:
+        out[at] = window
+        window = max(window - shrink, least)
+        at += window
+    return out
+
+
+def hardest(z: Tensor, y: Tensor, count: int) -> Tensor:
+    """The `count` wrong classes with the highest logits, highest first, or all there are; int64 [n, count]."""
+    wrong = z.scatter(1, y[:, None], float("-inf"))
+    return wrong.argsort(dim=1, descending=True, stable=True)[:, : min(count, z.shape[1] - 1)]
+
+
+@dataclass
+class _Climb:
+    """The samples that still climb: the present point, the best point, and what judges the step size."""
+
+    x0: Tensor
+    y: Tensor
+    target: Tensor
+    x: Tensor
+    x_old: Tensor
+    g: Tensor
+    loss: Tensor
+    x_best: Tensor
+    g_best: Tensor
+    loss_best: Tensor
+    step: Tensor
+    rises: Tensor  # of the loss since the last checkpoint
+    halved: Tensor  # at the last checkpoint
+    loss_checked: Tensor  # best loss at the last checkpoint
+
+    def __getitem__(self, index: Tensor) -> _Climb:
+        return _Climb(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(Attack):
+    """Projected gradient ascent with momentum; each sample halves its own step when its loss stops rising.
+
+    Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+    ICML 2020, arXiv 2003.01690. The step starts at 2 eps. At fixed checkpoints a sample whose loss rose in too few of
+    the last steps, or whose best loss stood still at an unchanged step, halves it and goes back to its best point.
+    `targeted_dlr` climbs towards the strongest wrong classes of the clean image one after the other.
+
+    Random: the starting point, one a sample, target and restart. Cost of a sample that is never broken: steps + 1
+    forwards and backwards a restart (and target), plus one forward to rank the targets.
+
+    Differs from the paper: a broken sample leaves at once with the point that broke it, and one that is never broken
+    returns its point of highest loss, not the clean image. The first step counts as a rise when the loss exceeds that
+    of the starting point (the authors' code compares it with zero). When the oracle averages looks at a randomised
+    model, the mean logits decide whether a point is broken (there, the last look).
+
+    Attributes:
+        steps: gradient steps of one run.
+        restarts: runs from fresh starting points, for samples that are not broken yet.
+        rho: a step size is kept when at least this share of the steps since the last checkpoint raised the loss.
+        loss: what is climbed. `dlr` and `targeted_dlr` do not depend on the scale of the logits.
+        targets: classes tried by `targeted_dlr`, at most the number of classes less one.
+        early_stop: a broken sample leaves at once. Without it every run goes to its end and the last misclassified
+            point is returned: for randomised models, where one lucky look is no success.
+    """
+
+    steps: Count = 100
+    restarts: Count = 1
+    rho: Share = 0.75
+    loss: Literal["ce", "margin", "dlr", "targeted_dlr"] = "ce"
+    targets: Count = 9
+    early_stop: bool = True
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        if oracle.num_classes < CLASSES[self.loss]:
+            raise NotApplicable(
+                f"loss {self.loss} needs {CLASSES[self.loss]} classes, the model has {oracle.num_classes}"
+            )
+        targeted = self.loss == "targeted_dlr"
+        goals = hardest(oracle.logits(x), y, self.targets) if targeted else y[:, None]
+        x_adv, left = x.clone(), torch.arange(len(x), device=x.device)
+        for k in range(goals.shape[1]):
+            for restart in range(self.restarts):
+                if not len(left):
+                    return x_adv
+                streams = draws[left].child("apgd", self.loss, k, restart)
+                x_adv[left], broken = self._climb(oracle[left], x[left], y[left], goals[left, k], threat, streams)
+                left = left[~broken]
+        return x_adv
+
+    def _climb(
+        self, oracle: Oracle, x0: Tensor, y: Tensor, target: Tensor, threat: ThreatModel, draws: Draws
+    ) -> tuple[Tensor, Tensor]:
+        """One run: the points, and which of them are misclassified."""
+        out, hit = x0.clone(), torch.zeros_like(y, dtype=torch.bool)
+        live = torch.arange(len(x0), device=x0.device)
+        check = checkpoints(self.steps)
+        climb = self._loss()
+        s = self._start(x0, y, target, threat, draws)
+        for k in range(self.steps + 1):
+            if k > 0:
+                # towards the gradient, then 3/4 of that move and 1/4 of the last one
+                z = threat.project(s.x + ops.over(s.step, s.x) * ops.normalise(s.g, threat.norm), s.x0)
+                a = 0.75 if k > 1 else 1.0
+                s.x, s.x_old = threat.project(s.x + a * (z - s.x) + (1 - a) * (s.x - s.x_old), s.x0), s.x
+            s.g, logits, loss = oracle.gradient(s.x, partial(climb, y=s.y, target=s.target))
+            s.rises = s.rises + (loss > s.loss)
+            s.loss = loss
+            better = loss > s.loss_best
+            s.loss_best = torch.where(better, loss, s.loss_best)
+            s.x_best = torch.where(ops.over(better, s.x), s.x, s.x_best)
+            s.g_best = torch.where(ops.over(better, s.g), s.g, s.g_best)
+
+            broken = logits.argmax(dim=1) != s.y
+            if bool(broken.any()):
+                out[live[broken]], hit[live[broken]] = s.x[broken], True
+                if self.early_stop:
+                    rest = ~broken
+                    s, live, oracle = s[rest], live[rest], oracle[rest]
+                    if not len(live):
+                        break
+
+            if k in check:
+                stuck = ~s.halved & (s.loss_checked >= s.loss_best)
+                halve = (s.rises <= self.rho * check[k]) | stuck
+                s.step = torch.where(halve, s.step / 2, s.step)
+                s.x = torch.where(ops.over(halve, s.x), s.x_best, s.x)
+                s.g = torch.where(ops.over(halve, s.g), s.g_best, s.g)
+                s.halved, s.loss_checked, s.rises = halve, s.loss_best, torch.zeros_like(s.rises)
+        unbroken = ~hit[live]
+        out[live[unbroken]] = s.x_best[unbroken]
+        return out, hit
+
+    def _loss(self) -> TargetLoss:
+        if self.loss == "targeted_dlr":
+            return ops.targeted_dlr
+        untargeted = ops.LOSSES[self.loss]
+        return lambda z, y, target: untargeted(z, y)
+
+    def _start(self, x0: Tensor, y: Tensor, target: Tensor, threat: ThreatModel, draws: Draws) -> _Climb:
+        """A random point of the sphere of radius eps, clipped to the box."""
+        shape = tuple(x0.shape[1:])
+        if threat.norm == "linf":
+            u = 2 * draws.uniform(shape, purpose="start").to(x0.dtype) - 1
+        else:
+            u = draws.normal(shape, purpose="start").to(x0.dtype)
+        x = (x0 + threat.eps * u / ops.over(ops.size(u, threat.norm).clamp(min=1e-12), u)).clamp(0, 1)
+        low = torch.full((len(x0),), float("-inf"), dtype=x0.dtype, device=x0.device)
+        return _Climb(
+            x0=x0, y=y, target=target, x=x, x_old=x, g=torch.zeros_like(x), loss=-low,
+            x_best=x, g_best=torch.zeros_like(x), loss_best=low, step=torch.full_like(low, 2 * threat.eps),
+            rises=torch.zeros_like(y), halved=torch.ones_like(y, dtype=torch.bool), loss_checked=low,
+        )  # fmt: skip

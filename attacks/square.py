@@ -1,0 +1,176 @@
+"""Square: random search over squares that every pixel spends its whole budget in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import Access, Norm, ThreatModel
+from siegebench.types import Attack, Count, Share
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the share of pixels, after these steps of 10 000
+TINY = 1e-12
+
+
+def window(top: Tensor, left: Tensor, side: int, height: int, width: int) -> Tensor:
+    """One square a sample as a mask, bool [n, 1, height, width]."""
+    row = torch.arange(height, device=top.device) - top[:, None]
+    column = torch.arange(width, device=top.device) - left[:, None]
+    inside = ((row >= 0) & (row < side))[:, :, None] & ((column >= 0) & (column < side))[:, None, :]
+    return inside[:, None]
+
+
+@cache
+def bump(side: int) -> Tensor:
+    """Two opposite pyramids side by side, of length 1 in L2: float64 [side, side]."""
+
+    def pyramid(height: int, width: int) -> Tensor:
+        rings = max(height // 2, width // 2) + 1
+        tail = torch.arange(1, rings + 1, dtype=torch.float64).pow(-2).flip(0).cumsum(0).flip(0)
+        row = (torch.arange(height) - height // 2).abs()[:, None]
+        ring = torch.maximum(row, (torch.arange(width) - width // 2).abs())
+        value = tail[ring]
+        return value / value.norm().clamp(min=TINY)
+
+    both = torch.cat([pyramid(side // 2, side), -pyramid(side - side // 2, side)])
+    return both / both.norm()
+
+
+def length(delta: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """L2 norm over some dimensions, which stay."""
+    return delta.square().sum(dim=dim, keepdim=True).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square(Attack):
+    """Random search on the margin: a square changes at a random place, and stays when it helped.
+
+    Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a query-efficient black-box adversarial attack via random
+    search", ECCV 2020, arXiv 1912.00049. Linf: vertical stripes to begin with, then squares of one colour at +-eps. L2:
+    a grid of bumps to begin with, then one window receives a bump and the budget of another.
+
+    Random: stripes, places, colours and the orientation of bumps, drawn for each sample on its own (the authors' code
+    draws one place for the whole batch). Cost of a sample: one query for its first image and one for each step, at most
+    `queries` in all, or what the threat model leaves; a broken sample leaves at once. The clean image is not queried.
+
+    Differs from the paper: places run over the whole image (the authors' code never reaches the last row and column).
+
+    Attributes:
+        queries: at most, first image included.
+        p: share of the pixels in the first squares; it is halved on a fixed schedule.
+        rescale: the schedule, made for 10 000 queries, is stretched to `queries`.
+        early_stop: a broken sample leaves at once. Without it the search raises the margin until the queries are spent:
+            for randomised models, where one lucky look is no success.
+    """
+
+    queries: Count = 5000
+    p: Share = 0.8
+    rescale: bool = False
+    early_stop: bool = True
+
+    needs: ClassVar[Access] = "score"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        x_adv = x.clone()
+        granted = oracle.left()
+        budget = torch.full_like(y, self.queries) if granted is None else granted.clamp(max=self.queries)
+        most = int(budget.max()) if len(x) else 0
+        # state of the samples that still search: their places in x, the best point and its margin
+        live = (budget > 0).nonzero().squeeze(1)
+        x0, best, margin = x[live], x[live], torch.full_like(x[live, 0, 0, 0], float("-inf"))
+        propose = self._linf if threat.norm == "linf" else self._l2
+        start = self._stripes if threat.norm == "linf" else self._grid
+        for step in range(most):
+            streams = draws[live]
+            if step == 0:
+                trial = start(x0, threat.eps, streams)
+            else:
+                trial = propose(best, x0, threat.eps, self.share(step - 1), streams, step)
+            z = oracle[live].logits(trial)
+            value = ops.margin(z, y[live])
+            broken = z.argmax(dim=1) != y[live]
+            better = (value > margin) | (broken & (margin <= 0))
+            best = torch.where(ops.over(better, best), trial, best)
+            margin = torch.where(better, value, margin)
+            leave = budget[live] <= step + 1
+            if self.early_stop:
+                leave = leave | broken
+            if bool(leave.any()):
+                x_adv[live[leave]] = best[leave]
+                rest = ~leave
+                live, x0, best, margin = live[rest], x0[rest], best[rest], margin[rest]
+                if not len(live):
+                    break
+        return x_adv
+
+    def share(self, step: int) -> float:
+        """Share of the pixels in the square of this step (from 0)."""
+        if self.rescale:
+            step = int(step / self.queries * 10_000)
+        return self.p / 2 ** sum(step > at for at in HALVINGS)
+
+    @staticmethod
+    def _stripes(x0: Tensor, eps: float, draws: Draws) -> Tensor:
+        sign = draws.sign((x0.shape[1], 1, x0.shape[3]), purpose="stripes").to(x0.dtype)
+        return (x0 + eps * sign).clamp(0, 1)
+
+    @staticmethod
+    def _linf(best: Tensor, x0: Tensor, eps: float, share: float, draws: Draws, step: int) -> Tensor:
+        channels, height, width = x0.shape[1:]
+        side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
+        u = draws.uniform((2 + channels,), step, "square").to(x0.dtype)
+        top, left = (u[:, 0] * (height - side + 1)).long(), (u[:, 1] * (width - side + 1)).long()
+        colour = torch.where(u[:, 2:] < 0.5, -eps, eps)[:, :, None, None]
+        # +-2 eps added to a point of the ball and clipped to the ball is +-eps
+        return torch.where(window(top, left, side, height, width), (x0 + colour).clamp(0, 1), best)
+
+    @staticmethod
+    def _grid(x0: Tensor, eps: float, draws: Draws) -> Tensor:
+        n, channels, height, width = x0.shape
+        side = max(min(height, width) // 5, 1)
+        rows, columns = height // side, width // side
+        top, left = (height - rows * side) // 2, (width - columns * side) // 2
+        sign = draws.sign((channels, rows, columns), purpose="grid").to(x0.dtype)
+        turned = draws.uniform((1, rows, columns), purpose="grid turned") < 0.5
+        one = bump(side).to(x0)
+        tiles = torch.where(turned[..., None, None], one.T, one) * sign[..., None, None]  # [n, c, rows, columns, s, s]
+        delta = torch.zeros_like(x0)
+        area = tiles.transpose(3, 4).reshape(n, channels, rows * side, columns * side)
+        delta[:, :, top : top + rows * side, left : left + columns * side] = area
+        return (x0 + ops.normalise(delta, "l2") * eps).clamp(0, 1)
+
+    @staticmethod
+    def _l2(best: Tensor, x0: Tensor, eps: float, share: float, draws: Draws, step: int) -> Tensor:
+        channels, height, width = x0.shape[1:]
+        side = max(round(math.sqrt(share * height * width)), 3)
+        side = min(side + (side % 2 == 0), height, width)
+        u = draws.uniform((5 + channels,), step, "square").to(x0.dtype)
+        top, left = (u[:, :2] * (height - side + 1)).long(), (u[:, 2:4] * (width - side + 1)).long()
+        here = window(top[:, 0], left[:, 0], side, height, width)
+        there = window(top[:, 1], left[:, 1], side, height, width)
+        delta = best - x0
+
+        # the bump, laid over the first window
+        row = (torch.arange(height, device=x0.device) - top[:, :1]).clamp(0, side - 1)[:, :, None]
+        column = (torch.arange(width, device=x0.device) - left[:, :1]).clamp(0, side - 1)[:, None, :]
+        turned = (u[:, 4] < 0.5)[:, None, None]
+        laid = bump(side).to(x0)[torch.where(turned, column, row), torch.where(turned, row, column)][:, None]
+        sign = torch.where(u[:, 5:] < 0.5, -1.0, 1.0)[:, :, None, None]
+
+        old = delta * here
+        new = (sign * laid + old / length(old, (2, 3)).clamp(min=TINY)) * here
+        # each channel gets what both windows held, and its part of what the box has cut off
+        unused = (eps**2 - delta.square().sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0) / channels
+        budget = ((delta * (here | there)).square().sum(dim=(2, 3), keepdim=True) + unused).sqrt()
+        new = new / length(new, (2, 3)).clamp(min=TINY) * budget
+        delta = torch.where(here, new, torch.where(there, 0.0, delta))
+        return (x0 + ops.normalise(delta, "l2") * eps).clamp(0, 1)

@@ -1,0 +1,49 @@
+"""Logit scaling: a planted fake defense that every honest evaluation must see through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from siegebench.draws import Draws
+from siegebench.types import Classifier, Defense, Positive, Wrapped
+
+
+class Scaled(Wrapped):
+    """Logits times a constant."""
+
+    def __init__(self, inner: Classifier, factor: float) -> None:
+        super().__init__(inner)
+        self.factor = factor
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.factor * self.inner(x, draws)
+
+    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.factor * self.inner.surrogate(x, draws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitScaling(Defense):
+    """Multiply the logits by a large constant: the same decisions, and no gradient left in the cross-entropy.
+
+    A positive control, never a contribution. In float32 the softmax of the scaled logits is exactly one-hot, so the
+    gradient of the cross-entropy is zero and attacks that climb it stand still (Carlini & Wagner, "Towards Evaluating
+    the Robustness of Neural Networks", S&P 2017, explain distillation by the same effect). Every loss that is a
+    difference of logits keeps its direction. Nothing is random.
+
+    Attributes:
+        factor: the constant.
+    """
+
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"name": "pgd", "loss": "margin", "steps": 50},
+        {"name": "apgd", "loss": "targeted_dlr"},
+    )
+
+    factor: Positive = 100.0
+
+    def wrap(self, model: Classifier) -> Classifier:
+        return Scaled(model, self.factor)

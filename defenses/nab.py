@@ -1,0 +1,121 @@
+"""NAB: a backdoor of the defender's own that overrides the attacker's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siegebench.data import ImageSet
+from siegebench.draws import Draws, derive_seed
+from siegebench.train import Recipe, predict, train
+from siegebench.types import Classifier, Defense, Granted, Positive, Share, Wrapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAB(Defense):
+    """Train with a stamp that says "the given label is wrong", and stamp every input at test (Liu et al. 2023).
+
+    1. Isolate a suspicious share D_s of the training set: train a network on the flooded loss |L - g| + g, which
+       keeps it from fitting anything but the easiest images, and take the images of least loss.
+    2. Train another network on the clean budget; its predictions are the pseudo labels of D_s.
+    3. Give D_s the pseudo labels. Where the pseudo label contradicts the given one, stamp the image too.
+    4. Train a fresh network on this set. The defended model stamps every input.
+
+    It is enough that a part of the poisons is isolated; when none is, nothing is repaired. Random are the initial weights,
+    the order and the augmentation of the three trainings. Costs about two trainings, and one on the clean budget.
+
+    Attributes:
+        share: |D_s| as a share of the training set.
+        flood: g.
+        isolation, verifier, recipe: how the networks of steps 1, 2 and 4 are trained. `recipe` is the one of
+            the model under attack.
+
+    Differs from the paper: the stamp has the mean colour of the training set (the zero of normalised pixels), and its
+    2x2 pixels scale with the image; one cosine schedule for all trainings; the option of rejecting inputs whose
+    prediction the stamp changes is left out. An attacker who knows the stamp could put it into the poisons.
+    """
+
+    trains: ClassVar[bool] = True
+    tracks: ClassVar[tuple[str, ...]] = ("backdoor",)
+
+    share: Share = 0.05
+    flood: Positive = 0.5
+    isolation: Recipe = Recipe(epochs=20, batch=64, optimiser="sgd", lr=0.1, weight_decay=1e-4, augment="none")
+    verifier: Recipe = Recipe(epochs=100, batch=32)
+    recipe: Recipe = Recipe()
+
+    def wrap(self, model: Classifier) -> Classifier:
+        return Stamped(model)
+
+    def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
+        assert isinstance(defended, Stamped)
+        train_set, model = data.train, defended.inner
+        device = next(model.parameters()).device
+
+        suspicious = self.isolate(model, train_set, derive_seed(draws.seed, "nab isolation"))
+        seed = derive_seed(draws.seed, "nab verifier")
+        verifier = model.fresh(seed).to(device)
+        train(verifier, data.clean, self.verifier, seed)
+        pseudo = predict(verifier, train_set.select(suspicious)).argmax(dim=1)
+
+        labels = train_set.labels.clone()
+        labels[suspicious] = pseudo
+        contradicted = (labels != train_set.labels).to(device)
+        seed = derive_seed(draws.seed, "nab training")
+        defended.inner = model.fresh(seed).to(device)
+        defended.grey.copy_(train_set.images.double().mean(dim=(0, 2, 3)).view(1, 3, 1, 1) / 255)
+
+        def loss(_: Tensor, y: Tensor, x: Tensor, places: Tensor) -> Tensor:
+            stamp = contradicted[places.to(device)][:, None, None, None]
+            return F.cross_entropy(defended.inner(torch.where(stamp, defended.stamp(x), x)), y)
+
+        train(_Later(defended.inner), replace(train_set, labels=labels), self.recipe, seed, loss=loss)
+
+    def isolate(self, model: Classifier, data: ImageSet, seed: int) -> Tensor:
+        """Places of the suspicious images, int64. Replace it to bring another detection."""
+        flooded = model.fresh(seed).to(next(model.parameters()).device)
+
+        def loss(z: Tensor, y: Tensor, x: Tensor, places: Tensor) -> Tensor:
+            return (F.cross_entropy(z, y) - self.flood).abs() + self.flood
+
+        train(flooded, data, self.isolation, seed, loss=loss)
+        fit = F.cross_entropy(predict(flooded, data), data.labels, reduction="none")
+        return fit.argsort(stable=True)[: round(self.share * len(data))]
+
+
+class Stamped(Wrapped):
+    """Sets the top-left corner of every image to the colour `grey`, then asks the inner classifier."""
+
+    grey: Tensor
+
+    def __init__(self, inner: Classifier) -> None:
+        super().__init__(inner)
+        like = next(inner.parameters())
+        self.register_buffer("grey", torch.full((1, 3, 1, 1), 0.5, dtype=like.dtype, device=like.device))
+
+    def stamp(self, x: Tensor) -> Tensor:
+        side = max(1, round(2 * x.shape[-2] / 32))
+        corner = torch.zeros(x.shape[-2:], dtype=torch.bool, device=x.device)
+        corner[:side, :side] = True
+        return torch.where(corner, self.grey.to(x), x)
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        logits: Tensor = self.inner(self.stamp(x), draws)
+        return logits
+
+    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.inner.surrogate(self.stamp(x), draws)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.inner.features(self.stamp(x))
+
+
+class _Later(Wrapped):
+    """Leaves the network to the loss, which knows the images' places and so which of them carry the stamp."""
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return x

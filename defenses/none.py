@@ -1,0 +1,15 @@
+"""No defense: the model as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from siegebench.types import Classifier, Defense
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoDefense(Defense):
+    """The reference that every defense is compared with. Nothing is random, nothing is changed."""
+
+    def wrap(self, model: Classifier) -> Classifier:
+        return model

@@ -1,0 +1,341 @@
+"""What a ranking is made of: boards of lines of numbers, each number with the keys of the rows it came from.
+
+Plain data. Terminal tables, JSON, CSV, Markdown and the page all print the same boards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from siegebench.leaderboard.stats import rank_groups
+
+from siegebench import registry
+from siegebench.cells import Result, canonical, digest, label, rate
+
+T = TypeVar("T")
+Kind = Literal["rate", "score", "count", "text"]  # shown as per cent, with three digits, as a plain number
+SEVERITIES = ("fail", "flag", "info")
+SHORT = 16  # digits of a key that people see: those in the names of the row's files
+
+
+@dataclass(frozen=True)
+class Number:
+    """A figure and where it came from.
+
+    Attributes:
+        value: None where it could not be measured.
+        low, high: 95 % interval, where there is one.
+        n: how many things it was counted on.
+        keys: rows it was computed from.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of every line.
+
+    Attributes:
+        id: the same in every export.
+        better: which way is good, where one is.
+        main: shown in the terminal too; the others only on the page and in the exports.
+        group: columns of one group are comparable with each other (one for each attack).
+    """
+
+    id: str
+    title: str
+    kind: Kind = "rate"
+    help: str = ""
+    better: Literal["high", "low", ""] = "high"
+    main: bool = True
+    group: str = ""
+
+
+@dataclass(frozen=True, order=True)
+class Mark:
+    """A flag on a line: from a row (`key`), or from comparing rows (`key` empty)."""
+
+    severity: str
+    id: str
+    evidence: str
+    key: str = ""
+
+    def order(self) -> tuple[Any, ...]:
+        return (SEVERITIES.index(self.severity) if self.severity in SEVERITIES else 0, self.id, self.key, self.evidence)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One entry of a board.
+
+    Attributes:
+        names: `{"model": ..., "defense": ...}`, what is ranked.
+        rank: best and worst place it could hold; None where it is not ranked.
+        reasons: why it is not ranked.
+        numbers, texts: by column.
+        control: planted by the suite; `uncaught` says why it was not caught, empty when it was.
+        keys: every row behind the line.
+    """
+
+    names: dict[str, str]
+    numbers: dict[str, Number] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    rank: tuple[int, int] | None = None
+    reasons: tuple[str, ...] = ()
+    flags: tuple[Mark, ...] = ()
+    control: bool = False
+    uncaught: str = ""
+    keys: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """`2`, or `1-3` where neighbours cannot be told apart; empty when not ranked."""
+        if self.rank is None:
+            return ""
+        best, worst = self.rank
+        return f"{best}" if best == worst else f"{best}-{worst}"
+
+    @property
+    def title(self) -> str:
+        return " / ".join(self.names.values())
+
+    @property
+    def status(self) -> str:
+        return "control" if self.control else "ranked" if self.rank else "not ranked"
+
+    def number(self, column: str) -> Number:
+        return self.numbers.get(column, Number(None))
+
+    def value(self, column: str) -> float | None:
+        return self.number(column).value
+
+
+@dataclass(frozen=True)
+class Board:
+    """Lines that may be compared: one track, one slice of data, one threat.
+
+    Attributes:
+        id: short name that is safe in links and file names.
+        about: one sentence on how the order comes about.
+        facts: what all lines share, for people.
+        primary: the column that ranks.
+        notes: what a reader must know.
+    """
+
+    id: str
+    track: str
+    title: str
+    about: str
+    facts: dict[str, str]
+    columns: tuple[Column, ...]
+    primary: str
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ranked(self) -> tuple[Line, ...]:
+        return tuple(line for line in self.lines if line.rank is not None)
+
+    @property
+    def unranked(self) -> tuple[Line, ...]:
+        return tuple(line for line in self.lines if line.rank is None)
+
+
+# ------------------------------------------------------------------------------------------------- reading the rows
+
+
+def unique(results: Iterable[Result]) -> list[Result]:
+    """The rows by key: their order and repetition do not matter. A good row wins over a failed one."""
+    rows = sorted(results, key=lambda r: (r.cell.key, r.status != "ok", canonical([r.metrics, r.flags, r.samples])))
+    return list({r.cell.key: r for r in reversed(rows)}.values())[::-1]
+
+
+def group(items: Iterable[T], by: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Items by a key, keys in their sorted order."""
+    found: dict[Any, list[T]] = defaultdict(list)
+    for item in items:
+        found[by(item)].append(item)
+    return {key: found[key] for key in sorted(found)}
+
+
+def metric(row: Result, name: str) -> float | None:
+    """A finite number, or None."""
+    value = row.value(name)
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def stored(row: Result, name: str) -> Number:
+    """A metric of one row as it was stored."""
+    found = row.metrics.get(name, {})
+    n = found.get("n")
+    return Number(
+        metric(row, name), found.get("low"), found.get("high"), None if n is None else int(n), (row.cell.key,)
+    )
+
+
+def share(k: float, n: int, keys: tuple[str, ...] = ()) -> Number:
+    """k of n with its Wilson interval."""
+    if n < 1:
+        return Number(None, keys=keys)
+    made = rate(k, n)
+    return Number(made["value"], made["low"], made["high"], n, keys)
+
+
+def slice_of(row: Result) -> tuple[str, ...]:
+    """What makes two rows comparable as to data. The training set is not part of it."""
+    data = row.cell.data
+    return tuple(str(data.get(k, "")) for k in ("name", "split", "count", "digest"))
+
+
+def slice_facts(row: Result) -> dict[str, str]:
+    """The slice for people."""
+    data = row.cell.data
+    facts = {"data": str(data["name"])}
+    if data.get("split"):
+        facts["split"] = str(data["split"])
+    if data.get("count"):
+        facts["images"] = str(data["count"])
+    if data.get("digest"):
+        facts["data hash"] = str(data["digest"])[:12]
+    return facts
+
+
+def trained_alike(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's description without the seed of its training: members of one population."""
+    return {k: v for k, v in model.items() if k != "train_seed"}
+
+
+def is_control(kind: str, description: Mapping[str, Any] | None) -> bool:
+    """Whether an entry, or an attack inside it, is planted by the suite (`control: true` on its card)."""
+    if description is None:
+        return False
+    found = registry.cards().get((kind, str(description["name"])))
+    inner = description.get("attack")
+    return (found is not None and found.card.control) or is_control(
+        "attack", inner if isinstance(inner, dict) else None
+    )
+
+
+def why(row: Result) -> str:
+    """Why a row has no number, in one line."""
+    error = row.error or {}
+    text = str(error.get("message") or error.get("type") or row.status)
+    return text.strip().splitlines()[0][:160] if text.strip() else row.status
+
+
+def problems(rows: Iterable[Result]) -> list[str]:
+    """Reasons not to rank that the rows themselves give: failures, entries that do not apply, checks that failed."""
+    out: list[str] = []
+    rows = list(rows)
+    idle = [r for r in rows if r.status == "not_applicable"]
+    if idle and len(idle) == len(rows):
+        out.append(f"not applicable: {why(idle[0])}")
+    failed_rows = [r for r in rows if r.status == "error"]
+    if failed_rows:
+        more = f" and {len(failed_rows) - 1} more" if len(failed_rows) > 1 else ""
+        out.append(f"failed: {what(failed_rows[0])}{more} ({why(failed_rows[0])})")
+    failed = sorted({f["id"] for r in rows for f in r.flags if f["severity"] == "fail"})
+    return out + [f"check failed: {name}" for name in failed]
+
+
+def what(row: Result) -> str:
+    """What a row adds to its line: the attack, the check, the backdoor or the detector."""
+    cell = row.cell
+    if cell.track in ("backdoor", "input_detection") and cell.backdoor is not None:
+        return label(cell.backdoor)
+    if cell.track == "model_detection":
+        return f"{label(cell.backdoor) if cell.backdoor else 'clean'} model, seed {cell.seed}"
+    return label(cell.attack or cell.measure or cell.backdoor or {"name": "clean"})
+
+
+def marks(rows: Iterable[Result]) -> list[Mark]:
+    """The flags that the rows carry."""
+    return [Mark(f["severity"], f["id"], f["evidence"], r.cell.key) for r in rows for f in r.flags]
+
+
+def in_order(flags: Iterable[Mark]) -> tuple[Mark, ...]:
+    """Worst first."""
+    return tuple(sorted(set(flags), key=Mark.order))
+
+
+def place(
+    lines: Iterable[Line], key: Callable[[Line], Any], compare: Callable[[Line, Line], tuple[float, float]]
+) -> tuple[Line, ...]:
+    """Lines in their order with their rank groups; those with a reason not to rank come last, controls at the very end.
+
+    Args:
+        key: what sorts the lines, smallest first.
+        compare: two lines to (how much better the first is, p-value).
+    """
+    everything = sorted(lines, key=lambda line: (key(line), tuple(line.names.values())))
+    ranked = [line for line in everything if not line.reasons]
+    groups = rank_groups(len(ranked), lambda i, j: compare(ranked[i], ranked[j]))
+    placed = [replace(line, rank=group) for line, group in zip(ranked, groups, strict=True)]
+    return (*placed, *sorted((line for line in everything if line.reasons), key=lambda line: line.control))
+
+
+# ------------------------------------------------------------------------------------------------------- for people
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, str]:
+    if isinstance(value, Mapping):
+        return {k: v for key in sorted(value) for k, v in _leaves(value[key], f"{name}.{key}" if name else key).items()}
+    return {name: canonical(value) if isinstance(value, (list, tuple)) else str(value)}
+
+
+def display(descriptions: Iterable[Mapping[str, Any] | None]) -> dict[str, str]:
+    """Short names that tell all the descriptions apart: the label, and the parameters in which namesakes differ."""
+    by_label: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    for description in descriptions:
+        by_label[label(description)][canonical(description)] = _leaves(description or {})
+    out: dict[str, str] = {}
+    for name, same in by_label.items():
+        varying = sorted({k for v in same.values() for k in v if len({o.get(k) for o in same.values()}) > 1})
+        for key, leaves in same.items():
+            shown = [f"{k.rpartition('.')[2]}={leaves[k][:20]}" for k in varying if k in leaves]
+            out[key] = f"{name} ({', '.join(shown)})" if len(same) > 1 else name
+    twice = {name for name, count in Counter(out.values()).items() if count > 1}
+    return {key: f"{name} #{digest(key)[:6]}" if name in twice else name for key, name in out.items()}
+
+
+def low_first(value: float | None) -> tuple[bool, float]:
+    """Sort key of a number: smallest first, missing ones last."""
+    return value is None, value or 0.0
+
+
+def high_first(value: float | None) -> tuple[bool, float]:
+    """Sort key of a number: largest first, missing ones last."""
+    return value is None, -(value or 0.0)
+
+
+def slug(*parts: str, key: Any) -> str:
+    """`white_box-cifar10-linf-8over255-1a2b3c`: safe in a link, unique by its last part."""
+    text = "-".join(parts).replace("/", "over")
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in text)[:60] + "-" + digest(key)[:6]
+
+
+def shown(value: float | None, kind: Kind) -> str:
+    """A value as tables print it; an en dash where there is none."""
+    if value is None:
+        return "–"
+    if kind == "rate":
+        return f"{100 * value:.1f}"
+    if kind == "score":
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:,.3g}"
+
+
+def interval(number: Number, kind: Kind) -> str:
+    """`40.1–46.3`, or nothing."""
+    if number.value is None or number.low is None or number.high is None:
+        return ""
+    return f"{shown(number.low, kind)}–{shown(number.high, kind)}"

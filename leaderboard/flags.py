@@ -1,0 +1,155 @@
+"""Checks that no single row can make: attacks compared with each other on the same victim (defenses that only look robust)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from siegebench.leaderboard.board import Mark, metric
+from siegebench.leaderboard.stats import Vector, tolerance
+
+from siegebench.cells import Result, eps_text, label
+
+ONE_STEP = ("fgsm", "fgm")
+MANY_STEPS = ("pgd", "apgd", "autoattack")
+GAP = 0.20  # robust accuracy that PGD on cross-entropy leaves and a better attack takes
+BLACK_BOX_SLACK = 0.002  # the constant of AutoAttack's own check
+
+
+def core(attack: Mapping[str, Any] | None) -> str:
+    """The attack inside all wrappers, without the library it comes from: `eot(torchattacks/PGD)` is `pgd`."""
+    if attack is None:
+        return ""
+    inner = attack.get("attack")
+    return core(inner) if isinstance(inner, Mapping) else str(attack["name"]).rpartition("/")[2].lower()
+
+
+def is_plain_pgd_ce(row: Result) -> bool:
+    """PGD on cross-entropy as the undefended model would be attacked."""
+    attack = row.cell.attack or {}
+    return attack.get("name") == "pgd" and attack.get("loss", "ce") in ("ce", "cross_entropy") and not row.cell.adaptive
+
+
+def survived(rows: Iterable[Result]) -> Vector | None:
+    """Samples that stay right under every row: the worst case of each sample; None without rows."""
+    outcomes = [r.outcome("robust") for r in rows]
+    return np.logical_and.reduce(outcomes) if outcomes else None
+
+
+def one_step_beats_many(rows: Sequence[Result]) -> list[Mark]:
+    """FGSM breaks images that PGD, APGD and AutoAttack leave, or leaves a lower accuracy than their worst."""
+    single = [r for r in rows if core(r.cell.attack) in ONE_STEP]
+    after_one = survived(single)
+    after_many = survived(r for r in rows if core(r.cell.attack).startswith(MANY_STEPS))
+    if after_one is None or after_many is None:
+        return []
+    n = len(after_one)
+    missed = int((after_many & ~after_one).sum())
+    low, high = float(after_one.mean()), float(after_many.mean())
+    if missed <= max(1.0, 0.01 * n) and low >= high - tolerance(high, n):
+        return []
+    return [
+        Mark(
+            "fail",
+            "one_step_beats_many",
+            f"one step breaks {missed} of {n} images that the iterative attacks leave "
+            f"(accuracy {100 * low:.1f} against {100 * high:.1f})",
+            single[0].cell.key,
+        )
+    ]
+
+
+def black_box_beats_white_box(rows: Sequence[Result], queries: Sequence[Result]) -> list[Mark]:
+    """An attacker who sees only answers does better than every one who sees gradients: gradients are masked."""
+    white = {label(r.cell.attack): metric(r, "robust_acc") for r in rows}
+    known = [v for v in white.values() if v is not None]
+    if not known:
+        return []
+    best = min(known)
+    out = []
+    for row in queries:
+        black, n = metric(row, "robust_acc"), int(row.samples.get("n", 0))
+        if black is not None and black < best - BLACK_BOX_SLACK:
+            severity = "fail" if black < best - tolerance(best, n) else "flag"
+            evidence = (
+                f"{label(row.cell.attack)} leaves {100 * black:.1f} %, the best white-box attack {100 * best:.1f} %"
+            )
+            out.append(Mark(severity, "black_box_beats_white_box", evidence, row.cell.key))
+    return out
+
+
+def weak_attack_gap(rows: Sequence[Result]) -> list[Mark]:
+    """PGD on cross-entropy leaves far more than the worst case: the loss saturates, such as on inflated logits."""
+    gap = plain_gap(rows)
+    if gap is None or gap[0] - gap[1] <= GAP:
+        return []
+    plain, worst = gap
+    key = next(r.cell.key for r in rows if is_plain_pgd_ce(r))
+    evidence = f"PGD on cross-entropy leaves {100 * plain:.1f} %, the worst case over all attacks {100 * worst:.1f} %"
+    return [Mark("info", "weak_attack_gap", evidence, key)]
+
+
+def plain_gap(rows: Sequence[Result]) -> tuple[float, float] | None:
+    """(robust accuracy under plain PGD-CE, worst case); None where plain PGD-CE was not run."""
+    plain, worst = survived(r for r in rows if is_plain_pgd_ce(r)), survived(rows)
+    return None if plain is None or worst is None else (float(plain.mean()), float(worst.mean()))
+
+
+def wrong_total(rows: Sequence[Result]) -> list[Mark]:
+    """A row's robust accuracy is not the mean of its own outcomes."""
+    out = []
+    for row in rows:
+        written, counted = metric(row, "robust_acc"), float(row.outcome("robust").mean())
+        if written is not None and abs(written - counted) > 1e-5:
+            evidence = f"robust_acc is {written:.6g}, its outcomes give {counted:.6g}"
+            out.append(Mark("fail", "wrong_total", evidence, row.cell.key))
+    return out
+
+
+def not_monotone(by_eps: Mapping[float, Sequence[Result]], eps: float) -> list[Mark]:
+    """An attack with a larger budget leaves more than the same attack with a smaller one.
+
+    Args:
+        by_eps: rows of one victim under one norm and access.
+        eps: the budget that is judged.
+    """
+    out = []
+    smaller = [r for e in sorted(by_eps) if e < eps for r in by_eps[e]]
+    for row in by_eps.get(eps, ()):
+        here, n = metric(row, "robust_acc"), int(row.samples["n"])
+        for other in smaller:
+            there = metric(other, "robust_acc")
+            if (
+                other.cell.attack != row.cell.attack
+                or other.cell.seed != row.cell.seed
+                or here is None
+                or there is None
+            ):
+                continue
+            if int(other.samples["n"]) == n and here > there + tolerance(there, n):
+                text = eps_text((other.cell.threat or {})["eps"])
+                evidence = f"{label(row.cell.attack)} leaves {100 * here:.1f} %, at eps {text} only {100 * there:.1f} %"
+                out.append(Mark("fail", "not_monotone", evidence, row.cell.key))
+                break
+    return out
+
+
+def uncaught(white: Sequence[Result], flags: Iterable[Mark]) -> str:
+    """Why a planted victim was not caught; empty when it was.
+
+    It must carry a visible flag, and the worst case must undercut plain PGD-CE by the margin: the suite has to see that
+    something is wrong, and has to break it.
+    """
+    if not any(f.severity in ("flag", "fail") for f in flags):
+        return "no check fired on it"
+    gap = plain_gap(white)
+    if gap is None:
+        return "plain PGD on cross-entropy was not run on it"
+    plain, worst = gap
+    if plain - worst <= GAP:
+        return (
+            f"its worst case ({100 * worst:.1f} %) is not {100 * GAP:.0f} points below what PGD on cross-entropy "
+            f"leaves ({100 * plain:.1f} %)"
+        )
+    return ""

@@ -1,0 +1,251 @@
+"""Boards of the backdoor track: defenses on one dataset and architecture, ranked by signed fidelity over the attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from siegebench.leaderboard.board import (
+    Board,
+    Column,
+    Line,
+    Number,
+    display,
+    group,
+    high_first,
+    in_order,
+    is_control,
+    low_first,
+    marks,
+    metric,
+    place,
+    problems,
+    slice_facts,
+    slice_of,
+    slug,
+    stored,
+    trained_alike,
+)
+from siegebench.leaderboard.stats import Estimate, difference_of_means, half_width, mean_interval
+
+from siegebench.cells import Result, canonical, label
+
+GATE = 0.10  # mean loss of clean accuracy above which a defense is listed and not ranked
+REFERENCES = ("none", "fine_tuning")  # a defense below them is not one
+
+ABOUT = (
+    "Each defense gets the same backdoored models. Ranked by fidelity: the share of the attack's success that is gone, "
+    "times the share of clean accuracy that is kept; negative where a defense makes it worse. Seeds and poisoning rates are "
+    "averaged within an attack, then attacks with equal weight. Ties: lower worst-case success, then higher RIR."
+)
+COLUMNS = (
+    Column("fidelity", "Fidelity", "score", "Mean over the attacks; the interval (bootstrap over attacks) says how much hangs on their choice."),
+    Column("ca", "Clean", help="Clean accuracy after the defense, mean over attacks."),
+    Column("asr", "ASR", help="Attack success rate after the defense, mean over attacks.", better="low"),
+    Column("worst_asr", "Worst ASR", help="Attack success rate of the attack that survives best.", better="low"),
+    Column("ra", "RA", help="Recovered accuracy: triggered images that get their true label.", main=False),
+    Column("ca_drop", "Clean loss", help="Clean accuracy lost to the defense, mean over attacks.", better="low"),
+    Column("rir", "RIR", "score", "Robustness improvement rate.", main=False),
+    Column("der", "DER", "score", "Defense effectiveness rate, for comparison with other work only: it rewards a destroyed model.", main=False),
+    Column("attacks", "Attacks", "count", "Backdoor attacks that the mean runs over.", "", main=False),
+    Column("seeds", "Seeds", "count", "Trained models for each attack.", "", main=False),
+)  # fmt: skip
+MEANS = ("ca", "asr", "ra", "rir", "der")
+
+
+def boards(rows: Sequence[Result]) -> list[Board]:
+    """One board for each slice of the data and architecture."""
+    mine = [r for r in rows if r.cell.track == "backdoor" and r.cell.backdoor is not None]
+    names = display([trained_alike(r.cell.model) for r in mine])
+    grouped = group(mine, lambda r: (slice_of(r), canonical(trained_alike(r.cell.model))))
+    return [_board(members, names[model]) for (_, model), members in grouped.items()]
+
+
+def kind_of(backdoor: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What counts as one attack: rates and all-to-one target classes are repetitions of it."""
+    given = backdoor or {}
+    repeated = ("rate", "target") if isinstance(given.get("target"), int) else ("rate",)
+    return {k: v for k, v in given.items() if k not in repeated}
+
+
+def _poisoning(row: Result) -> str:
+    """One backdoored model: the attack in full, and how the model was trained."""
+    return canonical([row.cell.backdoor, row.cell.model, row.cell.seed])
+
+
+def _board(members: list[Result], model: str) -> Board:
+    names = display([kind_of(r.cell.backdoor) for r in members])
+    attack_of = {r.cell.key: names[canonical(kind_of(r.cell.backdoor))] for r in members}
+    failed = {_poisoning(r): r for r in members if metric(r, "attack_success") == 0.0}
+    asked = {_poisoning(r): attack_of[r.cell.key] for r in members if _poisoning(r) not in failed}
+    defenses = display([r.cell.defense for r in members])
+
+    estimates: dict[str, dict[str, Estimate]] = {}
+    lines: list[Line] = []
+    for key, rows in group(members, lambda r: canonical(r.cell.defense)).items():
+        line, estimates[defenses[key]] = _line(defenses[key], rows, attack_of, asked)
+        lines.append(line)
+
+    def compare(a: Line, b: Line) -> tuple[float, float]:
+        return difference_of_means(estimates[a.names["defense"]], estimates[b.names["defense"]])
+
+    def key_of(line: Line) -> tuple[Any, ...]:
+        return (
+            high_first(_rounded(line, "fidelity")),
+            low_first(_rounded(line, "worst_asr")),
+            high_first(_rounded(line, "rir")),
+        )
+
+    placed = place(lines, key_of, compare)
+    data = str(members[0].cell.data["name"])
+    return Board(
+        id=slug("backdoor", data, model, key=[slice_of(members[0]), trained_alike(members[0].cell.model)]),
+        track="backdoor",
+        title=f"Backdoor repair: {model} on {data}",
+        about=ABOUT,
+        facts={**slice_facts(members[0]), "model": model},
+        columns=_columns(sorted(set(asked.values())), placed),
+        primary="fidelity",
+        lines=placed,
+        notes=_notes(members, failed, attack_of),
+    )
+
+
+def _rounded(line: Line, name: str) -> float | None:
+    value = line.value(name)
+    return None if value is None else round(value, 6)
+
+
+def _notes(members: list[Result], failed: dict[str, Result], attack_of: dict[str, str]) -> tuple[str, ...]:
+    left_out = set()
+    for row in failed.values():
+        rate, asr = (row.cell.backdoor or {}).get("rate"), metric(row, "asr_undefended")
+        at = f" at rate {rate:g}" if isinstance(rate, (int, float)) else ""
+        reached = f": undefended ASR {100 * asr:.1f} %" if asr is not None else ""
+        left_out.add(
+            f"Left out, the attack itself failed: {attack_of[row.cell.key]}{at}, seed {row.cell.seed}{reached}."
+        )
+    missing = [name for name in REFERENCES if name not in {label(r.cell.defense) for r in members}]
+    absent = [f"No {' and no '.join(missing)} row: there is nothing to compare a defense with."] if missing else []
+    return (
+        *sorted(left_out),
+        *absent,
+        "Rank groups: a z-test of the noise of the test images on these very models, Holm-corrected. "
+        f"A mean loss of clean accuracy above {100 * GATE:.0f} points is listed and not ranked.",
+    )
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _line(
+    name: str, rows: list[Result], attack_of: Mapping[str, str], asked: Mapping[str, str]
+) -> tuple[Line, dict[str, Estimate]]:
+    """A defense over all backdoored models of the board.
+
+    Args:
+        asked: the backdoored models that count, and the name of the attack on each.
+    """
+    counted = [r for r in rows if _poisoning(r) in asked]
+    good = [r for r in counted if r.status == "ok" and metric(r, "fidelity") is not None]
+    by_attack = group(good, lambda r: attack_of[r.cell.key])
+    numbers = _numbers(by_attack) if good else {}
+
+    control = is_control("defense", rows[0].cell.defense)
+    reasons = ["control: planted by the suite, shown and never ranked"] if control else []
+    reasons += problems(counted)
+    if not counted:
+        reasons.append("no attack on this board was strong enough to judge a defense")
+    idle = sorted({attack_of[r.cell.key] for r in counted if r.status == "not_applicable"})
+    if good and idle:
+        reasons.append(f"not applicable under {', '.join(idle)}")
+    unseen = sorted({asked[p] for p in set(asked) - {_poisoning(r) for r in rows}})
+    if unseen:
+        reasons.append(f"not run on every backdoored model of the board: {', '.join(unseen)}")
+    if counted and not good and not reasons:
+        reasons.append("no row holds a fidelity")
+    drop = numbers.get("ca_drop", Number(None)).value
+    if drop is not None and drop > GATE:
+        reasons.append(f"costs {100 * drop:.1f} points of clean accuracy, more than {100 * GATE:.0f}")
+    line = Line(
+        names={"defense": name}, numbers=numbers, reasons=tuple(reasons), flags=in_order(marks(counted)),
+        control=control, keys=tuple(r.cell.key for r in rows),
+    )  # fmt: skip
+    return line, {attack: _estimate(found) for attack, found in by_attack.items()}
+
+
+def _numbers(by_attack: Mapping[str, list[Result]]) -> dict[str, Number]:
+    keys = {attack: tuple(r.cell.key for r in rows) for attack, rows in by_attack.items()}
+    every = tuple(key for own in keys.values() for key in own)
+
+    def averaged(read: Callable[[Result], float | None]) -> dict[str, float]:
+        found = {a: [v for r in rows if (v := read(r)) is not None] for a, rows in by_attack.items()}
+        return {a: _mean(values) for a, values in found.items() if values}
+
+    each = {name: averaged(lambda r, name=name: metric(r, name)) for name in ("fidelity", *MEANS)}  # type: ignore[misc]
+    numbers = {name: Number(_mean(v.values()), n=len(v), keys=every) for name, v in each.items() if v}
+    low, high = mean_interval(list(each["fidelity"].values())) or (None, None)
+    numbers["fidelity"] = replace(numbers["fidelity"], low=low, high=high)
+    if each["asr"]:
+        worst = max(each["asr"], key=lambda attack: (each["asr"][attack], attack))
+        numbers["worst_asr"] = Number(each["asr"][worst], keys=keys[worst])
+    lost = averaged(_drop)
+    if lost:
+        numbers["ca_drop"] = Number(_mean(lost.values()), n=len(lost), keys=every)
+    for attack, rows in by_attack.items():
+        for name, column in (("fidelity", f"fidelity:{attack}"), ("asr", f"asr:{attack}")):
+            if attack in each[name]:
+                own = (
+                    stored(rows[0], name)
+                    if len(rows) == 1
+                    else Number(each[name][attack], n=len(rows), keys=keys[attack])
+                )
+                numbers[column] = own
+    numbers["attacks"] = Number(float(len(by_attack)), keys=every)
+    numbers["seeds"] = Number(float(len({r.cell.seed for rows in by_attack.values() for r in rows})), keys=every)
+    return numbers
+
+
+def _drop(row: Result) -> float | None:
+    before, after = metric(row, "ca_undefended"), metric(row, "ca")
+    return None if before is None or after is None else before - after
+
+
+def _estimate(rows: Sequence[Result]) -> Estimate:
+    """Mean fidelity of one attack, and the standard error that the test images alone give it."""
+    values = [metric(r, "fidelity") or 0.0 for r in rows]
+    errors = [_error(r) for r in rows]
+    known = [e for e in errors if e is not None]
+    return _mean(values), (sum(e * e for e in known) ** 0.5 / len(rows) if len(known) == len(rows) else None)
+
+
+def _error(row: Result) -> float | None:
+    """Standard error of (1 - ASR/ASR0) * (CA/CA0) with the undefended rates held fixed."""
+    asr, asr0, ca, ca0 = (metric(row, m) for m in ("asr", "asr_undefended", "ca", "ca_undefended"))
+    errors = [half_width(row.metrics.get(m, {}).get("low"), row.metrics.get(m, {}).get("high")) for m in ("asr", "ca")]
+    if asr is None or ca is None or not asr0 or not ca0 or errors[0] is None or errors[1] is None:
+        return None
+    return float(((ca / ca0 / asr0 * errors[0]) ** 2 + ((1 - asr / asr0) / ca0 * errors[1]) ** 2) ** 0.5)
+
+
+def _columns(attacks: Sequence[str], lines: Sequence[Line]) -> tuple[Column, ...]:
+    present = {c for line in lines for c in line.numbers}
+    each = [
+        column
+        for attack in attacks
+        for column in (
+            Column(f"fidelity:{attack}", attack, "score", "Fidelity under this attack.", main=False, group="fidelity"),
+            Column(
+                f"asr:{attack}",
+                f"{attack} ASR",
+                "rate",
+                "Success rate of this attack after the defense.",
+                "low",
+                False,
+                "asr",
+            ),
+        )
+    ]
+    return tuple(c for c in (*COLUMNS[:6], *each, *COLUMNS[6:]) if c.id in present)

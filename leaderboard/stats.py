@@ -1,0 +1,140 @@
+"""The statistics of a leaderboard: paired tests, correction for many of them, rank groups, intervals. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, norm, rankdata
+
+Vector = np.ndarray[Any, Any]
+ALPHA = 0.05
+RESAMPLES = 2000
+
+
+@lru_cache(maxsize=65536)
+def _exact(fewer: int, both: int) -> float:
+    return 1.0 if both == 0 else float(binomtest(fewer, both, 0.5).pvalue)
+
+
+def mcnemar(a: Vector, b: Vector) -> float:
+    """Two-sided p of the exact McNemar test: whether two 0/1 outcomes on the same samples differ.
+
+    Under the null hypothesis each sample that only one of the two gets right is a fair coin.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"paired outcomes need the same samples, found {len(a)} and {len(b)}")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return _exact(min(only_a, only_b), only_a + only_b)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values that may each be compared with alpha, however many there are."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    out, running = [1.0] * len(p), 0.0
+    for place, i in enumerate(order):
+        running = max(running, min(1.0, (len(p) - place) * p[i]))
+        out[i] = running
+    return out
+
+
+def rank_groups(count: int, compare: Callable[[int, int], tuple[float, float]]) -> list[tuple[int, int]]:
+    """(best, worst) place that each of `count` entries could hold.
+
+    An entry stands below every entry that is significantly better and above every one that is significantly worse; what
+    cannot be told apart may stand either way. All pairs are Holm-corrected together.
+
+    Args:
+        compare: `(i, j)` to (how much better i is, p-value).
+    """
+    pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    compared = [compare(i, j) for i, j in pairs]
+    best, worst = [1] * count, [count] * count
+    for (i, j), (difference, _), p in zip(pairs, compared, holm([p for _, p in compared]), strict=True):
+        if p <= ALPHA and difference != 0:
+            above, below = (i, j) if difference > 0 else (j, i)
+            best[below] += 1
+            worst[above] -= 1
+    return list(zip(best, worst, strict=True))
+
+
+Estimate = tuple[float, float | None]  # a value and its standard error, where it is known
+
+
+def difference_of_means(a: Mapping[Any, Estimate], b: Mapping[Any, Estimate]) -> tuple[float, float]:
+    """(mean of a - mean of b over what both have, two-sided p).
+
+    With standard errors: a z-test of the noise of the images on these very units. Without: the exact sign-flip test over
+    the units, which needs six of them before it can reach 5 %.
+    """
+    both = sorted(set(a) & set(b))
+    if not both:
+        return 0.0, 1.0
+    gaps = np.array([a[k][0] - b[k][0] for k in both])
+    mean = float(gaps.mean())
+    errors = [e for k in both for e in (a[k][1], b[k][1])]
+    known = [e for e in errors if e is not None]
+    if len(known) == len(errors):
+        error = math.sqrt(sum(e * e for e in known)) / len(both)
+        if error == 0:
+            return mean, 1.0 if mean == 0 else 0.0
+        return mean, float(2 * norm.sf(abs(mean) / error))
+    return mean, sign_flips(gaps)
+
+
+def sign_flips(gaps: Vector) -> float:
+    """Two-sided p that the mean of paired differences is not zero, from all their sign patterns (a sample above 2**12)."""
+    k = len(gaps)
+    if k <= 12:
+        patterns = (np.arange(2**k)[:, None] >> np.arange(k) & 1) * 2 - 1
+    else:
+        patterns = np.random.default_rng(0).integers(2, size=(4095, k)) * 2 - 1
+        patterns = np.concatenate([np.ones((1, k), dtype=patterns.dtype), patterns])
+    return float((np.abs(patterns @ gaps) >= abs(gaps.sum()) - 1e-12).mean())
+
+
+def half_width(low: float | None, high: float | None) -> float | None:
+    """Standard error behind a 95 % interval. A Wilson interval keeps it positive at 0 and 1."""
+    return None if low is None or high is None else (high - low) / (2 * 1.959963984540054)
+
+
+def bootstrap(*samples: Vector, statistic: Callable[..., float]) -> tuple[float, float] | None:
+    """95 % percentile interval of a statistic, each sample resampled on its own; None below three values a sample.
+
+    The generator is fixed: the same values give the same interval.
+    """
+    if min(len(s) for s in samples) < 3:
+        return None
+    rng = np.random.default_rng(0)
+    found = [statistic(*(s[rng.integers(len(s), size=len(s))] for s in samples)) for _ in range(RESAMPLES)]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Bootstrap interval of a mean: how much it hangs on which things were measured."""
+    return bootstrap(np.asarray(values, dtype=float), statistic=lambda v: float(v.mean()))
+
+
+def auroc(negative: Vector, positive: Vector) -> float:
+    """Chance that a positive scores above a negative, ties counted half."""
+    ranks = rankdata(np.concatenate([negative, positive]))
+    m, n = len(negative), len(positive)
+    return float((ranks[m:].sum() - n * (n + 1) / 2) / (m * n))
+
+
+def average_of_rates(*rates: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Mean of independent (rate, low, high) with an interval by squaring and adding the arms (Newcombe's hybrid)."""
+    k = len(rates)
+    mean = sum(r for r, _, _ in rates) / k
+    down = math.sqrt(sum((r - low) ** 2 for r, low, _ in rates)) / k
+    up = math.sqrt(sum((high - r) ** 2 for r, _, high in rates)) / k
+    return mean, max(0.0, mean - down), min(1.0, mean + up)
+
+
+def tolerance(p: float, n: int) -> float:
+    """How far two accuracies on n samples may lie apart by chance: two standard errors, at least half a point."""
+    return max(0.005, 2 * math.sqrt(max(0.0, p * (1 - p)) / n)) if n else 1.0

@@ -1,0 +1,71 @@
+"""Writes docs/catalogue.md from the cards: `python -m siegebench.catalogue`. A test keeps the file up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from siegebench import registry
+
+TITLES = {
+    "attack": "Attacks",
+    "measure": "Measures",
+    "defense": "Defenses",
+    "backdoor": "Backdoor attacks",
+    "detector": "Detectors",
+    "model": "Models",
+    "dataset": "Datasets",
+}
+
+
+def _facts(kind: str, name: str) -> str:
+    """What a reader compares first, in a few words."""
+    card = registry.find(kind, name)[0].card
+    said = registry.declared(kind, name)
+    facts = []
+    if kind == "attack":
+        facts.append(str(said.get("needs", "gradient")) + " access")
+        norms = said.get("norms", ("linf",))
+        facts.append(", ".join(norms) if isinstance(norms, tuple) else "as the attack inside")
+        facts += ["smallest perturbation"] if said.get("minimal") else []
+    if kind == "defense":
+        facts += [flag for flag in ("trains", "randomized") if said.get(flag)]
+        facts += ["not differentiable"] if said.get("differentiable") is False else []
+    if card.sees:
+        facts.append("sees " + ", ".join(card.sees))
+    if card.control:
+        facts.append("planted control")
+    return "; ".join(facts)
+
+
+def render() -> str:
+    """The catalogue as Markdown."""
+    lines = [
+        "# Catalogue",
+        "",
+        "Generated from the cards by `python -m siegebench.catalogue`; `siegebench show NAME` prints one in full.",
+    ]
+    for kind, title in TITLES.items():
+        names = [name for name in registry.names(kind) if "/" not in name]
+        if not names:
+            continue
+        lines += ["", f"## {title}", "", "| name | what it does | facts | parameters | paper |", "|---|---|---|---|---|"]
+        for name in names:
+            card = registry.find(kind, name)[0].card
+            shown = ", ".join(
+                f"`{key}={value['default']}`" if value["default"] is not None else f"`{key}`"
+                for key, value in registry.parameters(kind, name).items()
+            )
+            cells = (f"`{name}`", card.summary, _facts(kind, name), shown, card.paper)
+            lines.append("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the file beside the checkout's other pages."""
+    target = Path(__file__).resolve().parent.parent / "docs" / "catalogue.md"
+    target.write_text(render(), encoding="utf-8")
+    print(f"wrote docs/{target.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""The command. stdout carries the result only, progress goes to stderr; heavy imports happen inside the commands.
+
+Exit codes: 0 all fine; 1 some cell failed or a control was not caught; 2 bad usage or configuration; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from siegebench import __version__
+from siegebench.errors import ConfigError, SiegeError, did_you_mean
+
+app = typer.Typer(
+    name="siegebench",
+    help="How robust is this model, really, and which defense survives an honest attack?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+StorePath = Annotated[Path, typer.Option("--store", help="Folder of rows and trained artifacts.")]
+DEFAULT_STORE = Path("results")
+
+
+class How(StrEnum):
+    """Executors."""
+
+    serial = "serial"
+    local = "local"
+
+
+class Kinds(StrEnum):
+    """What can be listed."""
+
+    attacks = "attacks"
+    defenses = "defenses"
+    backdoors = "backdoors"
+    detectors = "detectors"
+    measures = "measures"
+    models = "models"
+    datasets = "datasets"
+    suites = "suites"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled suite (see `list suites`).")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. boards.0.seeds=[0,1]."),
+    ] = None,
+    store: StorePath = DEFAULT_STORE,
+    executor: Annotated[How, typer.Option(help="serial: this process; local: one process a slot.")] = How.local,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Processes of the local executor; default: one a core.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Images a step at most; halved when memory runs out.")] = 256,
+    dtype: Annotated[str, typer.Option(help="float32, or float64 for checks of exactness.")] = "float32",
+    page: Annotated[Path | None, typer.Option(help="Where the page goes; default: STORE/SUITE.html.")] = None,
+    wandb: Annotated[str | None, typer.Option(help="Mirror the rows to W&B: offline or online.")] = None,
+    wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells; compute nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compute the cells of a suite that are not stored yet, and print the ranked tables."""
+    if wandb not in (None, "offline", "online"):
+        raise ConfigError(f"--wandb {wandb}: offline or online")
+    from siegebench.config import load_suite
+
+    wanted = load_suite(suite, set_ or [])
+    from siegebench.api import run as run_suite
+    from siegebench.plan import plan
+    from siegebench.workspace import Settings, Workspace
+
+    settings = Settings(root=str(store), device=device, batch=batch, dtype=dtype)
+    Workspace(settings)  # refuses an unknown device or type before anything else
+    planned = plan(wanted)
+    if dry_run:
+        _print_cells(planned.cells, store, as_json)
+        return
+    with _Progress(len(planned.cells), "cells") as progress:
+        outcome = run_suite(wanted, settings, how=executor.value, slots=slots, planned=planned, report=progress.step)
+    from siegebench.leaderboard import export, rank, tables, wandb_mirror
+    from siegebench.reporting import report as render
+    from siegebench.store import write_atomic
+
+    target = page or store / f"{wanted.suite}.html"
+    write_atomic(target, render(outcome.results, "html").encode())
+    if wandb is not None:
+        wandb_mirror.mirror(outcome.results, project=wandb_project, mode=wandb, directory=store / "wandb")
+    boards = rank.boards(outcome.results)
+    uncaught = rank.uncaught_controls(outcome.results)
+    if as_json:
+        print(export.as_json(boards))
+    else:
+        from rich.console import Console
+
+        tables.show(boards, Console())
+        print(f"page: {target}")
+    for message in uncaught:
+        _say(f"control not caught: {message}")
+    for result in outcome.results:
+        if result.status == "error":
+            error = result.error or {}
+            _say(f"failed: {result.cell.title}: {error.get('type')}: {error.get('message')}")
+    _say(", ".join(f"{n} {status}" for status, n in sorted(outcome.ended.items())) or "nothing to do")
+    if outcome.failed or uncaught:
+        raise typer.Exit(1)
+
+
+class _Progress:
+    """A bar on stderr when it is a terminal; a line now and then when it is not."""
+
+    def __init__(self, total: int, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.total, self.done, self.terminal = total, 0, sys.stderr.isatty()
+        self.bar = Progress(
+            BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TextColumn("{task.description}"),
+            console=Console(stderr=True), disable=not self.terminal,
+        )  # fmt: skip
+
+    def __enter__(self) -> _Progress:
+        self.bar.start()
+        self.task = self.bar.add_task("", total=self.total)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.stop()
+
+    def step(self, cell: Any, status: str) -> None:
+        self.done += 1
+        self.bar.update(self.task, advance=1, description=cell.title)
+        if not self.terminal and status != "cached":
+            _say(f"[{self.done}/{self.total}] {status}: {cell.title}")
+
+
+def _print_cells(cells: list[Any], store: Path, as_json: bool) -> None:
+    from siegebench.store import Store
+
+    kept = Store(store)
+    rows = [{"key": c.key, "stored": kept.finished(c), "title": c.title, "cell": c.as_dict()} for c in cells]
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    for row in rows:
+        print(f"{row['key'][:16]}  {'stored' if row['stored'] else 'to do ':6}  {row['title']}")
+    print(f"{len(rows)} cells, {sum(not r['stored'] for r in rows)} to compute")
+
+
+@app.command("list")
+def list_(kind: Annotated[Kinds, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
+    """List the registered entries of a kind."""
+    if kind is Kinds.suites:
+        import yaml
+
+        from siegebench.config import bundled_suites
+
+        rows = [
+            {"name": p.stem, "summary": str((yaml.safe_load(p.read_text(encoding="utf-8")) or {}).get("summary", ""))}
+            for p in bundled_suites()
+        ]
+    else:
+        rows = [_entry(kind.value[:-1], name) for name in _names(kind.value[:-1])]
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    width = max((len(r["name"]) for r in rows), default=0)
+    for row in rows:
+        print(f"{row['name']:{width}}  {row['summary']}")
+
+
+def _names(kind: str) -> list[str]:
+    from siegebench import registry
+
+    return registry.names(kind)
+
+
+def _entry(kind: str, name: str) -> dict[str, Any]:
+    from siegebench import registry
+
+    found, _ = registry.find(kind, name)
+    card = found.card
+    return {
+        "name": found.name,
+        "kind": kind,
+        "summary": card.summary,
+        "paper": card.paper,
+        "version": card.version,
+        "parameters": registry.parameters(kind, name),
+        "declares": registry.declared(kind, name),
+        "presets": card.presets,
+        "sees": list(card.sees),
+        "control": card.control,
+        "family": card.family,
+    }
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="An entry's name, or (the beginning of) a row's key.")],
+    store: StorePath = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Show an entry's card and parameters, or a stored row."""
+    from siegebench import registry
+
+    entries = [_entry(kind, n) for kind, n in registry.cards() if n == name]
+    rows: list[dict[str, Any]] = []
+    if not entries:
+        from siegebench.store import Store
+
+        if len(name) >= 6 and all(c in "0123456789abcdef" for c in name):
+            rows = [r.as_dict() for r in Store(store).rows() if r.cell.key.startswith(name)]
+        if not rows:
+            known = [n for _, n in registry.cards()]
+            raise ConfigError(
+                f"{name!r} is neither an entry nor the key of a row in {store}. {did_you_mean(name, known)}"
+            )
+    found = entries or rows
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for item in found:
+        if "kind" in item:
+            print(f"{item['kind']} {item['name']} (version {item['version']}): {item['summary']}")
+            if item["paper"]:
+                print(f"  {item['paper']}")
+            for key, value in item["parameters"].items():
+                print(f"  {key}: {value['type']} = {value['default']}")
+            for key, preset in item["presets"].items():
+                print(f"  {item['name']}.{key}: {preset}")
+        else:
+            print(json.dumps(item, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def report(
+    store: StorePath = DEFAULT_STORE,
+    format_: Annotated[str, typer.Option("--format", help="table, html, md, csv or json.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="Write to a file instead of stdout.")] = None,
+    wandb: Annotated[str | None, typer.Option(help="Also replay the rows to W&B: offline or online.")] = None,
+    wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
+    as_json: Json = False,
+) -> None:
+    """Rank the stored rows; as terminal tables or as a file."""
+    from siegebench.leaderboard import rank, tables
+    from siegebench.reporting import report as render
+    from siegebench.store import Store, write_atomic
+
+    if wandb not in (None, "offline", "online"):
+        raise ConfigError(f"--wandb {wandb}: offline or online")
+    chosen = "json" if as_json else format_
+    if chosen == "table" and out is None:
+        rows = list(Store(store).rows())
+        if not rows:
+            raise ConfigError(f"{store}: no rows here; run a suite first: siegebench run quickstart --store {store}")
+        from rich.console import Console
+
+        tables.show(rank.boards(rows), Console())
+    else:
+        text = render(store, "md" if chosen == "table" else chosen)
+        if out is None:
+            print(text)
+        else:
+            write_atomic(out, text.encode())
+            _say(f"wrote {out}")
+    if wandb is not None:
+        from siegebench.leaderboard import wandb_mirror
+
+        wandb_mirror.mirror(list(Store(store).rows()), project=wandb_project, mode=wandb, directory=store / "wandb")
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="attack, defense, backdoor or detector.")],
+    name: Annotated[str, typer.Argument(help="snake_case name; becomes NAME.py and NAME.yaml.")],
+    folder: Annotated[Path | None, typer.Option(help="Where to write; default: the folder of that kind.")] = None,
+) -> None:
+    """Write a skeleton of a new entry: one Python file and one card."""
+    from siegebench.skeleton import write
+
+    for path in write(kind, name, folder):
+        print(path)
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A registered entry.")],
+    as_json: Json = False,
+) -> None:
+    """Run the contract tests on an entry; a minute on a CPU."""
+    from siegebench.testing import check_entry
+
+    found = check_entry(name)
+    if as_json:
+        print(json.dumps([vars(c) for c in found], indent=1))
+    else:
+        for item in found:
+            print(f"{'ok  ' if item.passed else 'FAIL'}  {item.name}{'' if item.passed else ': ' + item.detail}")
+    if not all(c.passed for c in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(store: StorePath = DEFAULT_STORE, as_json: Json = False) -> None:
+    """Versions, device, disk, data, extras: the first thing to send with a bug report."""
+    from siegebench.doctor import examine
+
+    found = examine(store)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for section, values in found.items():
+        print(section)
+        for key, value in values.items():
+            print(f"  {key}: {value}")
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code."""
+    try:
+        app()
+    except SiegeError as error:
+        _say(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("interrupted; rows that are written stay, the same command goes on from here")
+        sys.exit(130)
+    except BrokenPipeError:  # `siegebench list attacks | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

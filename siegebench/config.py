@@ -1,0 +1,307 @@
+"""Suite: what a YAML file asks for, checked to the last name before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from siegebench import registry
+from siegebench.errors import ConfigError, SiegeError, did_you_mean
+from siegebench.threat import Access, Norm, ThreatModel, parse_number
+from siegebench.yamlmarks import Document
+
+Spec = str | dict[str, Any]
+Specs = Annotated[list[Spec], Field(min_length=1)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
+Budget = Annotated[int, Field(ge=1, strict=True)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(_Strict):
+    """Which images: a dataset, a split, and how many (class-stratified, fixed by their ids; all when left out)."""
+
+    set: Spec
+    split: Literal["test", "train"] = "test"
+    count: Budget | None = None
+
+
+def _text_and_number(value: Any) -> Any:
+    parse_number(value)
+    return value if isinstance(value, str) else float(value)
+
+
+class ThreatSpec(_Strict):
+    """An Lp ball; eps is a number or a fraction such as 8/255."""
+
+    norm: Norm
+    eps: Annotated[str | float, BeforeValidator(_text_and_number)]
+
+    def model(self, access: Access, queries: int | None) -> ThreatModel:
+        return ThreatModel.parse({"norm": self.norm, "eps": self.eps, "access": access, "queries": queries})
+
+
+class _Board(_Strict):
+    data: DataSpec | None = None
+    models: Specs | None = None
+    seeds: Seeds | None = None
+    # which lists hold which kind of entry
+    slots: ClassVar[dict[str, registry.Kind]] = {"models": "model"}
+
+
+class _AttackBoard(_Board):
+    attacks: Specs
+    defenses: Specs = ["none"]
+    threats: Annotated[list[ThreatSpec], Field(min_length=1)]
+    slots: ClassVar[dict[str, registry.Kind]] = {"models": "model", "defenses": "defense", "attacks": "attack"}
+
+
+class WhiteBoxBoard(_AttackBoard):
+    """Robust accuracy under attacks that see everything; the adaptive attacks of each defense are added."""
+
+    track: Literal["white_box"]
+    checks: Specs = ["masking"]
+    slots: ClassVar[dict[str, registry.Kind]] = {**_AttackBoard.slots, "checks": "measure"}
+
+
+class QueryBoard(_AttackBoard):
+    """Robust accuracy under attacks that may only ask, with a budget of queries a sample."""
+
+    track: Literal["query"]
+    access: Literal["score", "label"] = "score"
+    queries: Budget = 1000
+
+
+class BackdoorBoard(_Board):
+    """Clean accuracy, attack success and recovered accuracy of each backdoor attack under each defense."""
+
+    track: Literal["backdoor"]
+    backdoors: Specs
+    defenses: Specs = ["none"]
+    slots: ClassVar[dict[str, registry.Kind]] = {"models": "model", "backdoors": "backdoor", "defenses": "defense"}
+
+
+class InputDetectionBoard(_Board):
+    """How well detectors tell triggered inputs (or poisoned training images) from clean ones."""
+
+    track: Literal["input_detection"]
+    backdoors: Specs
+    detectors: Specs
+    slots: ClassVar[dict[str, registry.Kind]] = {"models": "model", "backdoors": "backdoor", "detectors": "detector"}
+
+
+class ModelDetectionBoard(_Board):
+    """How well detectors tell backdoored models from clean ones, over a population of both."""
+
+    track: Literal["model_detection"]
+    backdoors: Specs
+    detectors: Specs
+    clean: Budget = 1  # clean models for each seed, so that false alarms show
+    slots: ClassVar[dict[str, registry.Kind]] = InputDetectionBoard.slots
+
+
+Board = WhiteBoxBoard | QueryBoard | BackdoorBoard | InputDetectionBoard | ModelDetectionBoard
+TRACKS: dict[str, type[_Board]] = {
+    "white_box": WhiteBoxBoard,
+    "query": QueryBoard,
+    "backdoor": BackdoorBoard,
+    "input_detection": InputDetectionBoard,
+    "model_detection": ModelDetectionBoard,
+}
+
+
+class Suite(_Strict):
+    """A named list of boards; `data`, `models` and `seeds` at the top serve every board that has none of its own."""
+
+    suite: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    summary: str = ""
+    data: DataSpec | None = None
+    models: Specs | None = None
+    seeds: Seeds = [0]
+    boards: Annotated[
+        list[Annotated[Board, Field(discriminator="track")]],
+        Field(min_length=1),
+    ]
+
+    def of(self, board: _Board, name: str) -> Any:
+        """A board's own `data`, `models` or `seeds`, else the suite's."""
+        own = getattr(board, name)
+        return own if own is not None else getattr(self, name)
+
+
+def suite_path(name: str) -> Path:
+    """A file, or the name of a suite that comes along.
+
+    Raises:
+        ConfigError: when there is neither; with the nearest name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    bundled = {p.stem: p for p in bundled_suites()}
+    if name in bundled:
+        return bundled[name]
+    raise ConfigError(f"{name}: no such suite file. {did_you_mean(path.stem, bundled)}")
+
+
+def bundled_suites() -> list[Path]:
+    """The suites that come with the package."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("siegebench.suites")
+    folders = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
+    return sorted(p for folder in folders for p in Path(folder).glob("*.yaml"))
+
+
+def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
+    """Read, override, validate: every key, type, range, name and parameter, and what goes with what.
+
+    Args:
+        name: a YAML file, or the name of a bundled suite.
+        overrides: `path=value` assignments, applied before validation.
+
+    Raises:
+        ConfigError: one line, `file:line:col: what was found, what was expected`.
+    """
+    document = Document.read(suite_path(name))
+    for assignment in overrides:
+        document.override(assignment)
+    return parse_suite(document)
+
+
+def parse_suite(document: Document) -> Suite:
+    """Validate a document that was read already. Raises ConfigError as `load_suite` does."""
+    if not isinstance(document.data, dict):
+        found = type(document.data).__name__ if document.data is not None else "nothing"
+        raise document.error((), f"expected a mapping with suite, data, models, boards; found {found}")
+    _check_keys(document)
+    try:
+        suite = Suite.model_validate(document.data)
+    except ValidationError as error:
+        raise document.error(*_first(error)) from None
+    for i, board in enumerate(suite.boards):
+        _check_board(document, suite, board, ("boards", i))
+    return suite
+
+
+def _check_keys(document: Document) -> None:
+    """Unknown keys first: their message names the nearest key, and a typo explains the errors that follow from it."""
+
+    def known(model: type[BaseModel], data: Any, loc: tuple[Any, ...]) -> None:
+        if not isinstance(data, dict):
+            return
+        for key in data:
+            if key not in model.model_fields:
+                raise document.error((*loc, key), f"unknown key {key!r}. {did_you_mean(str(key), model.model_fields)}")
+
+    data = document.data
+    known(Suite, data, ())
+    known(DataSpec, data.get("data"), ("data",))
+    boards = data.get("boards")
+    for i, board in enumerate(boards if isinstance(boards, list) else []):
+        loc = ("boards", i)
+        if not isinstance(board, dict):
+            raise document.error(loc, f"a board is a mapping with track, models, ...; found {board!r}")
+        track = board.get("track")
+        if not isinstance(track, str) or track not in TRACKS:
+            place = (*loc, "track") if "track" in board else loc
+            raise document.error(place, f"unknown track {track!r}. {did_you_mean(str(track), TRACKS)}")
+        known(TRACKS[track], board, loc)
+        known(DataSpec, board.get("data"), (*loc, "data"))
+        threats = board.get("threats")
+        for j, threat in enumerate(threats if isinstance(threats, list) else []):
+            known(ThreatSpec, threat, (*loc, "threats", j))
+
+
+def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
+    first = error.errors()[0]
+    loc = tuple(s for s in first["loc"] if s not in TRACKS)  # pydantic adds the tag of the union
+    shown = ".".join(str(s) for s in loc)
+    if first["type"] == "missing":
+        return loc[:-1], f"{shown}: is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return loc, f"{shown}: {message}, found {first.get('input')!r}"
+
+
+def _check_board(document: Document, suite: Suite, board: Board, loc: tuple[Any, ...]) -> None:
+    for name in ("data", "models"):
+        if suite.of(board, name) is None:
+            raise document.error(loc, f"this {board.track} board has no {name}, and neither has the suite")
+
+    def place(slot: str) -> tuple[Any, ...]:
+        inherited = slot in ("data", "models", "seeds") and getattr(board, slot) is None
+        return (slot,) if inherited else (*loc, slot)
+
+    def check(kind: str, spec: Any, at: tuple[Any, ...]) -> Any:
+        try:
+            return registry.build(kind, spec)
+        except SiegeError as error:
+            raise document.error((*at, *getattr(error, "loc", ())), str(error)) from None
+
+    check("dataset", suite.of(board, "data").set, (*place("data"), "set"))
+    built: dict[str, list[Any]] = {}
+    for slot, kind in board.slots.items():
+        specs = suite.of(board, slot) if slot == "models" else getattr(board, slot)
+        built[slot] = [check(kind, spec, (*place(slot), i)) for i, spec in enumerate(specs)]
+        _no_twins(document, specs, place(slot))
+    _no_twins(document, suite.of(board, "seeds"), place("seeds"))
+    if isinstance(board, (WhiteBoxBoard, QueryBoard)):
+        _check_attacks(document, board, built, loc)
+    if "defenses" in built:
+        for i, defense in enumerate(built["defenses"]):
+            if board.track not in (*defense.tracks, *(("backdoor",) if defense._name == "none" else ())):
+                raise document.error(
+                    (*loc, "defenses", i),
+                    f"defense {defense._name!r} is for {', '.join(defense.tracks)}, not for the {board.track} track",
+                )
+    if isinstance(board, (InputDetectionBoard, ModelDetectionBoard)):
+        from siegebench.types import ModelDetector
+
+        for i, detector in enumerate(built["detectors"]):
+            if isinstance(detector, ModelDetector) != (board.track == "model_detection"):
+                level = "models" if isinstance(detector, ModelDetector) else "inputs"
+                raise document.error(
+                    (*loc, "detectors", i), f"detector {detector._name!r} judges {level}; it is not for {board.track}"
+                )
+
+
+def _check_attacks(
+    document: Document, board: WhiteBoxBoard | QueryBoard, built: dict[str, list[Any]], loc: tuple[Any, ...]
+) -> None:
+    access: Access = board.access if isinstance(board, QueryBoard) else "gradient"
+    norms: set[str] = set()
+    for j, threat in enumerate(board.threats):
+        try:
+            norms.add(threat.model(access, None).norm)
+        except ConfigError as error:
+            raise document.error((*loc, "threats", j, "eps"), str(error)) from None
+    _no_twins(document, [t.model_dump() for t in board.threats], (*loc, "threats"))
+    handled: set[str] = set()
+    for i, attack in enumerate(built["attacks"]):
+        at = (*loc, "attacks", i)
+        if not ThreatModel(access=access).grants(attack.access()):
+            raise document.error(
+                at, f"attack {attack._name!r} needs {attack.access()} access; this {board.track} board grants {access}"
+            )
+        usable = norms & set(attack.handles())
+        if not usable:
+            raise document.error(
+                at, f"attack {attack._name!r} handles {', '.join(attack.handles())}; the threats are {', '.join(norms)}"
+            )
+        handled |= usable
+    for j, threat in enumerate(board.threats):
+        if threat.norm not in handled:
+            raise document.error((*loc, "threats", j), f"no attack of this board handles {threat.norm}")
+
+
+def _no_twins(document: Document, items: Iterable[Any], loc: tuple[Any, ...]) -> None:
+    seen: list[Any] = []
+    for i, item in enumerate(items):
+        if item in seen:
+            raise document.error((*loc, i), f"{item!r} stands twice")
+        seen.append(item)

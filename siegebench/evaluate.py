@@ -1,0 +1,49 @@
+"""Evaluate: one cell in, one Result out. What goes wrong inside becomes a row with status error."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+
+from siegebench.cells import Cell, Flag, Result
+from siegebench.errors import ContractError, NotApplicable
+from siegebench.evasion import measure_attack
+from siegebench.poisoning import measure_backdoor, measure_input_detection, measure_model_detection
+from siegebench.workspace import Workspace, environment
+
+MEASURES: dict[str, Callable[[Cell, Workspace], Result]] = {
+    "white_box": measure_attack,
+    "query": measure_attack,
+    "backdoor": measure_backdoor,
+    "input_detection": measure_input_detection,
+    "model_detection": measure_model_detection,
+}
+
+
+def evaluate(cell: Cell, ws: Workspace, attempts: int = 1) -> Result:
+    """The row of a cell. Never raises for what an entry does; Ctrl-C and the end of the process pass through."""
+    start = time.perf_counter()
+    try:
+        result = MEASURES[cell.track](cell, ws)
+    except NotApplicable as error:
+        result = Result(cell=cell, status="not_applicable", error={"message": str(error)})
+    except Exception as error:
+        result = failed(cell, error)
+    result.attempts = attempts
+    result.env = {**environment(), "dtype": ws.settings.dtype, "batch": ws.settings.batch}
+    result.timing = {"seconds": time.perf_counter() - start}
+    return result
+
+
+def failed(cell: Cell, error: BaseException) -> Result:
+    """An error row: what was raised, and where; no paths of this machine beyond the package's own files."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    tail = [f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno} {frame.name}" for frame in frames]
+    flags = [Flag("contract_broken", "fail", str(error)).as_dict()] if isinstance(error, ContractError) else []
+    return Result(
+        cell=cell,
+        status="error",
+        flags=flags,
+        error={"type": type(error).__name__, "message": str(error)[:2000], "traceback": tail},
+    )

@@ -1,0 +1,216 @@
+"""Measure one attack on one victim: attack the images that are right, score what comes back with fresh passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.cells import Cell, Flag, Result, digest, rate
+from siegebench.cells import pack as pack_bits
+from siegebench.data import ImageSet
+from siegebench.draws import Draws, derive_seed
+from siegebench.errors import ContractError
+from siegebench.oracle import Oracle
+from siegebench.prepare import in_batches
+from siegebench.threat import TOLERANCE, ThreatModel
+from siegebench.types import Attack, Classifier, Measure
+from siegebench.workspace import Workspace, fingerprint
+
+LOOKS = 9  # fresh passes that judge an image against a randomised model; the majority decides
+QUERY_MARKS = (100, 1000, 10_000)
+
+
+@torch.no_grad()
+def looks(model: Classifier, x: Tensor, draws: Draws, purpose: str) -> Tensor:
+    """Logits of fresh passes, [k, n, classes]: k = 9 for a randomised model, 1 otherwise."""
+    if not model.randomized:
+        return model(x)[None]
+    fresh = draws.child("score", purpose)
+    return torch.stack([model(x, fresh.at(i)) for i in range(LOOKS)])
+
+
+def right(z: Tensor, y: Tensor) -> Tensor:
+    """Whether each of the passes is right, bool [k, n]. Logits that are not finite are wrong."""
+    return (z.argmax(dim=2) == y) & torch.isfinite(z).all(dim=2)
+
+
+def majority(hits: Tensor) -> Tensor:
+    """Right in more than half of the passes, bool [n]."""
+    return hits.double().mean(dim=0) > 0.5
+
+
+def clean_outcome(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet) -> Tensor:
+    """Which clean images the victim gets right, bool [N] on the CPU; computed once for each victim."""
+
+    def make() -> Tensor:
+        draws = Draws(derive_seed(cell.seed, "clean"), data.ids)
+
+        def part(at: slice) -> Tensor:
+            x, y = ws.pixels(data, at), data.labels[at].to(ws.device)
+            return majority(right(looks(victim, x, draws[at].to(ws.device), "clean"), y)).cpu()
+
+        return torch.cat(in_batches(part, len(data), ws.settings.batch))
+
+    return ws.remember(("clean", digest([cell.model, cell.defense]), cell.data["digest"], cell.seed), make)
+
+
+def measure_attack(cell: Cell, ws: Workspace) -> Result:
+    """One row of the white_box or query track."""
+    assert cell.threat is not None
+    data, victim = ws.evaluated(cell.data), ws.victim(cell)
+    threat = ThreatModel(**cell.threat)
+    clean = clean_outcome(ws, cell, victim, data)
+    places = clean.nonzero().squeeze(1)
+    weights = fingerprint(victim)
+    if cell.measure is not None:
+        result = _diagnose(cell, ws, victim, data, places, threat)
+    else:
+        result = _attack(cell, ws, victim, data, places, threat, clean)
+    if fingerprint(victim) != weights or any(m.training for m in victim.modules()):
+        raise ContractError(f"{cell.title}: the model was changed by what was run on it")
+    result.weights = weights
+    return result
+
+
+def _attack(
+    cell: Cell, ws: Workspace, victim: Classifier, data: ImageSet, places: Tensor, threat: ThreatModel, clean: Tensor
+) -> Result:
+    attack = ws.entry("attack", cell.attack or {})
+    assert isinstance(attack, Attack)
+    streams = Draws(derive_seed(cell.seed, "attack"), data.ids)
+
+    def part(at: slice) -> dict[str, Tensor]:
+        rows = places[at]
+        x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
+        draws = streams[rows].to(ws.device)
+        oracle = Oracle(victim, threat, draws)
+        x_adv = attack(oracle, x, y, threat, draws)
+        z = looks(victim, x_adv, draws, "adversarial")
+        hits = right(z, y)
+        far = threat.size(x_adv, x)
+        inside = far <= threat.eps + TOLERANCE * max(1.0, threat.eps)  # attacks that minimise may end outside
+        rounded = threat.project((x_adv * 255).round() / 255, x)
+        return {
+            "held": majority(hits) | ~inside,
+            "expected": torch.where(inside, hits.double().mean(dim=0), 1.0),
+            "never": hits.all(dim=0) | ~inside,
+            "held_8bit": majority(right(looks(victim, rounded, draws, "8bit"), y)) | ~inside,
+            "finite": torch.isfinite(z).all(dim=2).all(dim=0),
+            "wrong": ~majority(hits),
+            "distance": far,
+            "moved": ops.size(x_adv - x, "linf") > 1e-6,
+            "forwards": oracle.ledger.forwards,
+            "backwards": oracle.ledger.backwards,
+            "queries": oracle.ledger.queries,
+        }
+
+    parts = in_batches(part, len(places), ws.settings.batch)
+    got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
+    return _row(cell, data, places, threat, clean, victim, attack, got)
+
+
+def _row(
+    cell: Cell,
+    data: ImageSet,
+    places: Tensor,
+    threat: ThreatModel,
+    clean: Tensor,
+    victim: Classifier,
+    attack: Attack,
+    got: dict[str, Tensor],
+) -> Result:
+    n = len(data)
+
+    def over_all(name: str) -> Tensor:
+        full = torch.zeros(n, dtype=torch.float64)
+        if got:
+            full[places] = got[name].double()
+        return full
+
+    robust = over_all("held").bool()
+    metrics: dict[str, dict[str, float]] = {
+        "clean_acc": rate(int(clean.sum()), n),
+        "robust_acc": rate(int(robust.sum()), n),
+        "robust_acc_8bit": rate(float(over_all("held_8bit").sum()), n),
+    }
+    samples = {"n": n, "clean": pack_bits(clean), "robust": pack_bits(robust)}
+    flags: list[Flag] = []
+    counts: dict[str, float] = {"attacked": len(places)}
+    arrays: dict[str, Any] = {"ids": data.ids.numpy()}
+    if got:
+        broken = ~got["held"].bool()
+        metrics["asr"] = rate(int(broken.sum()), len(places))
+        if victim.randomized:
+            metrics["expected_acc"] = {"value": float(over_all("expected").mean())}
+            metrics["any_hit_acc"] = rate(float(over_all("never").sum()), n)
+        if attack.minimises() and bool(got["wrong"].any()):
+            metrics["median_distance"] = {"value": float(got["distance"][got["wrong"].bool()].median())}
+        if threat.access != "gradient":
+            asked = got["queries"]
+            if bool(broken.any()):
+                metrics["median_queries"] = {"value": float(asked[broken].double().median())}
+                metrics["mean_queries"] = {"value": float(asked[broken].double().mean())}
+            for mark in QUERY_MARKS:
+                if threat.queries is None or mark <= threat.queries:
+                    lost = broken & (asked <= mark)
+                    metrics[f"robust_acc@{mark}"] = rate(int(clean.sum()) - int(lost.sum()), n)
+        for name in ("forwards", "backwards", "queries"):
+            counts[name] = int(got[name].sum())
+            counts[f"{name}_per_sample"] = float(got[name].double().mean())
+            arrays[name] = over_all(name).long().numpy()
+        arrays["distance"] = np.where(clean.numpy(), over_all("distance").numpy(), 0.0)
+        flags += _flags(threat, got, len(places))
+    return Result(
+        cell=cell,
+        metrics=metrics,
+        samples=samples,
+        counts=counts,
+        arrays=arrays,
+        flags=[f.as_dict() for f in flags],
+    )
+
+
+def _flags(threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
+    """Checks on what one attack did; those that compare rows are the leaderboard's."""
+    out = []
+    moved = int(got["moved"].sum())
+    if moved == 0 and threat.eps > 0:
+        out.append(Flag("noop_attack", "flag", f"the attack changed none of {n} images"))
+    bad = n - int(got["finite"].sum())
+    if bad:
+        out.append(Flag("nan", "fail", f"{bad} of {n} adversarial images have logits that are not finite"))
+    lost = int((~got["held"].bool()).sum())
+    lost_8bit = int((~got["held_8bit"].bool()).sum())
+    if lost - lost_8bit > 0.02 * n:
+        out.append(
+            Flag("rounding_helps", "info", f"{lost - lost_8bit} of {n} images are right again after 8-bit rounding")
+        )
+    return out
+
+
+def _diagnose(
+    cell: Cell, ws: Workspace, victim: Classifier, data: ImageSet, places: Tensor, threat: ThreatModel
+) -> Result:
+    measure = ws.entry("measure", cell.measure or {})
+    assert isinstance(measure, Measure)
+    if len(places) == 0:
+        return Result(cell=cell, status="not_applicable", error={"message": "no image is classified correctly"})
+    rows = places[: ws.settings.batch]
+    x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
+    draws = Draws(derive_seed(cell.seed, "measure"), data.ids[rows]).to(ws.device)
+    oracle = Oracle(victim, threat, draws)
+    found = measure.run(oracle, x, y, threat, draws)
+    return Result(
+        cell=cell,
+        metrics={k: {"value": float(v)} for k, v in found["metrics"].items()},
+        flags=found["flags"],
+        counts={
+            "forwards": int(oracle.ledger.forwards.sum()),
+            "backwards": int(oracle.ledger.backwards.sum()),
+            "queries": int(oracle.ledger.queries.sum()),
+        },
+    )

@@ -1,0 +1,208 @@
+"""Plan: from a suite to the list of its cells, with everything they need known by content. Nothing is trained here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from siegebench import registry
+from siegebench.cells import Cell, digest
+from siegebench.config import (
+    BackdoorBoard,
+    Board,
+    DataSpec,
+    InputDetectionBoard,
+    ModelDetectionBoard,
+    QueryBoard,
+    Suite,
+    WhiteBoxBoard,
+)
+from siegebench.data import ImageSet, stratified
+from siegebench.errors import ConfigError
+from siegebench.types import Attack, DataSource, Defense, ModelSource
+
+SUBSET_SEED = 0  # the evaluated slice of a dataset is the same in every suite
+
+
+@dataclass
+class Plan:
+    """The cells of a suite, and where the things they name lie on this machine.
+
+    Attributes:
+        cells: neighbours share a model.
+        sources: full specs (with folders and files) by the digest of a description; places are not part of a key.
+    """
+
+    cells: list[Cell] = field(default_factory=list)
+    sources: dict[str, Any] = field(default_factory=dict)
+
+
+class _Data:
+    """Datasets by spec, loaded once."""
+
+    def __init__(self) -> None:
+        self._sets: dict[str, ImageSet] = {}
+
+    def load(self, spec: Any, split: str) -> ImageSet:
+        key = digest([spec, split])
+        if key not in self._sets:
+            source = registry.build("dataset", spec)
+            assert isinstance(source, DataSource)
+            self._sets[key] = source.load(split)
+        return self._sets[key]
+
+
+def plan(suite: Suite) -> Plan:
+    """The cells of a suite, in the order in which they should run.
+
+    Raises:
+        ConfigError, DataError, ModelError: before anything is computed.
+    """
+    out, data, seen = Plan(), _Data(), set()
+    for board in suite.boards:
+        for cell in _cells(suite, board, data, out.sources):
+            if cell.key not in seen:
+                seen.add(cell.key)
+                out.cells.append(cell)
+    out.cells.sort(key=_neighbours)
+    return out
+
+
+def _neighbours(cell: Cell) -> tuple[Any, ...]:
+    """Cells of one victim lie side by side, dear ones first (autoattack before fgsm)."""
+    dear = {"white_box": 0, "query": 0, "model_detection": 1, "backdoor": 2, "input_detection": 3}[cell.track]
+    cost = -_attack_cost(cell.attack) if cell.attack else 0.0
+    return (dear, digest(cell.model), digest(cell.backdoor), digest(cell.defense), cost, cell.key)
+
+
+def _attack_cost(attack: dict[str, Any]) -> float:
+    """A rough number of passes: only the order matters."""
+    inner = attack.get("attack")
+    if isinstance(inner, dict):
+        return float(attack.get("looks", 1)) * _attack_cost(inner)
+    steps = attack.get("steps") or attack.get("queries") or 1
+    return (
+        float(steps) * float(attack.get("targets") or attack.get("searches") or 1) * float(attack.get("restarts") or 1)
+    )
+
+
+def subset(source: ImageSet, count: int | None) -> ImageSet:
+    """The fixed class-stratified slice that a suite names by its size."""
+    return source if count is None else source.select(stratified(source, count, SUBSET_SEED))
+
+
+def _describe(kind: str, spec: Any, sources: dict[str, Any]) -> dict[str, Any]:
+    description = registry.describe(kind, spec)
+    sources[digest(description)] = registry.normal(spec)
+    return description
+
+
+def _cells(suite: Suite, board: Board, data: _Data, sources: dict[str, Any]) -> Iterator[Cell]:
+    spec: DataSpec = suite.of(board, "data")
+    evaluated = subset(data.load(spec.set, spec.split), spec.count)
+    source = _describe("dataset", spec.set, sources)
+    described = {
+        "name": source["name"],
+        "source": source,
+        "split": spec.split,
+        "count": len(evaluated),
+        "digest": evaluated.digest,
+        "classes": evaluated.num_classes,
+    }
+    trains = not isinstance(board, (WhiteBoxBoard, QueryBoard))
+
+    def with_training(needed: bool) -> dict[str, Any]:
+        """The training set is part of what a number depends on wherever something is trained on it."""
+        return {**described, "train_digest": data.load(spec.set, "train").digest} if needed or trains else described
+
+    for model_spec in suite.of(board, "models"):
+        model = registry.build("model", model_spec)
+        assert isinstance(model, ModelSource)
+        base = _describe("model", model_spec, sources)
+        base.update(model.identity())
+        sources[digest(base)] = registry.normal(model_spec)
+        untrained = not model.pretrained()
+
+        def member(train_seed: int, base: dict[str, Any] = base, untrained: bool = untrained) -> dict[str, Any]:
+            out = {**base, "train_seed": train_seed} if untrained or trains else base
+            sources[digest(out)] = sources[digest(base)]
+            return out
+
+        if isinstance(board, (WhiteBoxBoard, QueryBoard)):
+            yield from _attack_cells(suite, board, member(0), with_training, untrained, sources)
+            continue
+        for seed in suite.of(board, "seeds"):
+            if isinstance(board, ModelDetectionBoard):
+                clean = [(member(seed + 1000 * i), None) for i in range(1, board.clean + 1)]
+                bad = [(member(seed), _describe("backdoor", b, sources)) for b in board.backdoors]
+                for detector in board.detectors:
+                    for described_model, backdoor in [*clean, *bad]:
+                        yield Cell(
+                            track=board.track,
+                            data=with_training(True),
+                            model=described_model,
+                            backdoor=backdoor,
+                            detector=_describe("detector", detector, sources),
+                            seed=seed,
+                        )
+                continue
+            for backdoor_spec in board.backdoors:
+                backdoor = _describe("backdoor", backdoor_spec, sources)
+                slots: list[dict[str, Any]]
+                if isinstance(board, BackdoorBoard):
+                    slots = [{"defense": _describe("defense", d, sources)} for d in board.defenses]
+                else:
+                    assert isinstance(board, InputDetectionBoard)
+                    slots = [{"detector": _describe("detector", d, sources)} for d in board.detectors]
+                for slot in slots:
+                    yield Cell(
+                        track=board.track,
+                        data=with_training(True),
+                        model=member(seed),
+                        backdoor=backdoor,
+                        seed=seed,
+                        **slot,
+                    )
+
+
+def _attack_cells(
+    suite: Suite,
+    board: WhiteBoxBoard | QueryBoard,
+    model: dict[str, Any],
+    with_training: Any,
+    untrained: bool,
+    sources: dict[str, Any],
+) -> Iterator[Cell]:
+    access = board.access if isinstance(board, QueryBoard) else "gradient"
+    queries = board.queries if isinstance(board, QueryBoard) else None
+    for defense_spec in board.defenses:
+        defense = registry.build("defense", defense_spec)
+        assert isinstance(defense, Defense)
+        described = _describe("defense", defense_spec, sources)
+        data = with_training(untrained or defense.trains)
+        # the attacks that know this defense run beside the suite's own; a row without them is not ranked
+        adaptive = [registry.describe("attack", spec) for spec in defense.adaptive]
+        own = [_describe("attack", a, sources) for a in board.attacks]
+        for threat_spec in board.threats:
+            threat = threat_spec.model(access, queries)
+            for seed in suite.of(board, "seeds"):
+                common: dict[str, Any] = {
+                    "track": board.track,
+                    "data": data,
+                    "model": model,
+                    "defense": described,
+                    "threat": threat.describe(),
+                    "seed": seed,
+                }
+                for attack in [*own, *(a for a in adaptive if a not in own)]:
+                    entry = registry.rebuild("attack", attack) if attack in adaptive else registry.build(
+                        "attack", sources[digest(attack)]
+                    )  # fmt: skip
+                    if not isinstance(entry, Attack):
+                        raise ConfigError(f"{attack['name']!r} is not an attack")
+                    if threat.norm in entry.handles() and threat.grants(entry.access()):
+                        yield Cell(**common, attack=attack, adaptive=attack in adaptive)
+                if isinstance(board, WhiteBoxBoard):
+                    for check in board.checks:
+                        yield Cell(**common, measure=_describe("measure", check, sources))

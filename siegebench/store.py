@@ -1,0 +1,139 @@
+"""Store: one JSON file for each cell, written whole or not at all. Artifacts: trained weights, made once.
+
+    ROOT/rows/DATA/TRACK/.../ATTACK-KEY16.json      the rows (and .npz beside them: numbers for each sample)
+    ROOT/artifacts/KEY.safetensors, KEY.json        weights under the hash of their description, and the description
+    ROOT/.locks/                                    held while a cell or an artifact is made; freed on death
+
+Importing this needs no torch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from siegebench.cells import Cell, Result
+from siegebench.errors import ConfigError
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """A file that is either there whole or not there: temporary file beside it, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _tidy(value: Any) -> Any:
+    """Floats rounded to six digits, numpy scalars as Python numbers."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {k: _tidy(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_tidy(v) for v in value]
+    return value
+
+
+class Store:
+    """The system of record below one folder."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    # ---------------------------------------------------------------------------------------------------------- rows
+
+    def path(self, cell: Cell) -> Path:
+        return self.root / "rows" / cell.file
+
+    def get(self, cell: Cell) -> Result | None:
+        """The stored row of a cell, or None. A file that is not a whole row is set aside and counts as none."""
+        path = self.path(cell)
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+            result = Result.from_dict(row)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, ConfigError):
+            os.replace(path, path.with_suffix(".corrupt"))
+            return None
+        return result if result.cell.key == cell.key else None
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether a row is there that needs no second try."""
+        found = self.get(cell)
+        return found is not None and found.status != "error"
+
+    def put(self, result: Result) -> Path:
+        """Write a row, its per-sample numbers first."""
+        path = self.path(result.cell)
+        if result.arrays:
+            buffer = io.BytesIO()
+            arrays: dict[str, Any] = {k: np.asarray(v) for k, v in result.arrays.items()}
+            np.savez_compressed(buffer, **arrays)
+            write_atomic(path.with_suffix(".npz"), buffer.getvalue())
+        row = result.as_dict()
+        cell = row.pop("cell")
+        tail = {k: row.pop(k) for k in ("attempts", "env", "timing")}
+        # the cell decides the key and is stored to the last digit; measured numbers are rounded
+        text = json.dumps({**_tidy(row), "cell": cell, **_tidy(tail)}, indent=1, allow_nan=False, ensure_ascii=False)
+        write_atomic(path, (text + "\n").encode())
+        return path
+
+    def rows(self) -> Iterator[Result]:
+        """Every whole row, by path.
+
+        Raises:
+            ConfigError: naming the file, when one is not a row.
+        """
+        for path in sorted((self.root / "rows").rglob("*.json")):
+            if path.name.startswith("."):
+                continue
+            try:
+                yield Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, KeyError, TypeError, ConfigError) as error:
+                raise ConfigError(f"{path}: not a row of this version: {error}; remove it and run again") from None
+
+    def arrays(self, cell: Cell) -> dict[str, np.ndarray[Any, Any]]:
+        """The per-sample numbers beside a row."""
+        path = self.path(cell).with_suffix(".npz")
+        if not path.exists():
+            return {}
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+    # --------------------------------------------------------------------------------------------- locks and artifacts
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Only one process at a time makes what this key names. The system frees the lock when a process dies."""
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{key[:32]}.lock"):
+            yield
+
+    def artifact(self, key: str) -> Path:
+        return self.root / "artifacts" / f"{key}.safetensors"

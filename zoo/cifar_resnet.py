@@ -1,0 +1,162 @@
+"""The small residual networks of the CIFAR experiments, with published weights where a file is given."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from siegebench.errors import ModelError
+from siegebench.train import Recipe
+from siegebench.types import ModelCard, ModelSource, Network
+from siegebench.weights import check_fit, load_weights, save_weights, weights_hash
+
+from .files import DATA_VARIABLE, data_folder, sha256
+
+RECIPE = Recipe(epochs=20, lr=5e-3, augment="crop_flip")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters (option A: subsample, zero-pad the new channels)."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.stride, self.pad = stride, (outside - inside) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.pad:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.pad, self.pad))
+        return F.relu(out + shortcut)
+
+
+class ResNet(nn.Module):
+    """conv - 3 stages of n blocks with 16, 32, 64 channels - global average - linear; depth 6n + 2."""
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, 1, blocks)
+        self.layer2 = _stage(16, 32, 2, blocks)
+        self.layer3 = _stage(32, 64, 2, blocks)
+        self.linear = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
+        return logits
+
+
+def _stage(inside: int, outside: int, stride: int, blocks: int) -> nn.Sequential:
+    rest = (Block(outside, outside, 1) for _ in range(blocks - 1))
+    return nn.Sequential(Block(inside, outside, stride), *rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarResNet(ModelSource):
+    """Residual network for 32x32 images (He, Zhang, Ren, Sun, CVPR 2016, section 4.2), normalised as on ImageNet.
+
+    Attributes:
+        depth: 6n + 2 layers.
+        checkpoint: weights to load: a path, or a file below `weights/` in the folder named by SIEGEBENCH_DATA. Eight
+            hex digits behind a dash at the end of the name (`resnet20-12fca82f.th`) must begin the file's sha256. With
+            `checkpoint: null` the network is trained with the recipe.
+        recipe: how to train it.
+
+    Differs from the paper: normalised per channel with the ImageNet statistics, as the published weights expect,
+    instead of subtracting the mean image; weight decay and schedule are the recipe's.
+    """
+
+    places: ClassVar[tuple[str, ...]] = ("checkpoint",)
+
+    depth: Literal[20, 32, 44, 56, 110] = 20
+    checkpoint: str | None = None
+    recipe: Recipe = RECIPE
+
+    def build(self, *, num_classes: int, size: int) -> Network:
+        make = partial(ResNet, self.depth, num_classes)
+        net = make()
+        source, digest = "", ""
+        if self.checkpoint is not None:
+            path = self._file(self.checkpoint)
+            state = load_weights(path)
+            found = len(state["linear.weight"]) if "linear.weight" in state else num_classes
+            if found != num_classes:
+                raise ModelError(
+                    f"{path}: weights for {found} classes, the data has {num_classes}; "
+                    "give another checkpoint, or `checkpoint: null` to train on this data"
+                )
+            check_fit(state, net.state_dict(), path)
+            net.load_state_dict(state, strict=False)
+            source, digest = path.name, weights_hash(net.state_dict())
+        card = ModelCard(
+            name=f"cifar_resnet{self.depth}",
+            architecture=f"ResNet-{self.depth} (16-32-64, option A)",
+            source=source,
+            weights=digest,
+            preprocessing={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        )
+        return Network(
+            net, num_classes=num_classes, mean=IMAGENET_MEAN, std=IMAGENET_STD, card=card, rebuild=make
+        ).eval()
+
+    def pretrained(self) -> bool:
+        return self.checkpoint is not None
+
+    def identity(self) -> dict[str, Any]:
+        return {"sha256": sha256(self._file(self.checkpoint))} if self.checkpoint is not None else {}
+
+    def _file(self, checkpoint: str) -> Path:
+        """The checkpoint, found and not damaged.
+
+        Raises:
+            ModelError: when it is missing, or its sha256 is not the one in its name.
+        """
+        folder = data_folder()
+        places = [Path(checkpoint).expanduser()]
+        if folder is not None:
+            places += [folder / "weights" / checkpoint, folder / checkpoint]
+        for path in places:
+            if path.is_file():
+                check_name(path)
+                return path
+        raise ModelError(
+            f"weights {checkpoint} not found; looked for {', '.join(map(str, places))}. Set {DATA_VARIABLE}=FOLDER "
+            "with the file in FOLDER/weights, or give `checkpoint: PATH`, or `checkpoint: null` to train"
+        )
+
+
+def check_name(path: Path) -> None:
+    """Compare the file with the eight hex digits in its name, where it carries some.
+
+    Raises:
+        ModelError: when it is another file or a damaged one.
+    """
+    stated = re.search(r"-([0-9a-f]{8})$", path.stem)
+    if stated and not (found := sha256(path)).startswith(stated[1]):
+        raise ModelError(f"{path}: its sha256 begins with {found[:8]}, its name says {stated[1]}: a damaged download?")
+
+
+def convert(source: str | Path, target: str | Path) -> str:
+    """Rewrite a published `.th` file as safetensors; returns the hash of the weights, which stays the same."""
+    state = load_weights(source)
+    save_weights(target, state)
+    return weights_hash(state)
