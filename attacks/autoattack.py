@@ -32,7 +32,7 @@ class AutoAttack(Attack):
     every decision averaged over 20 looks.
 
     Random: the starting points of APGD, the places and colours of Square. Cost of a sample that nothing breaks, with
-    the defaults and 10 classes: 7,817 forwards and 1,910 backwards.
+    the defaults and 10 classes: 7,816 forwards and 1,910 backwards.
 
     Differs from the paper: components stop at the first image that breaks a sample (see apgd, fab, square), and the
     attempt with the highest margin is returned where nothing breaks it. Targeted DLR is not defined for 3 classes,

@@ -69,7 +69,8 @@ class CW(MinimalAttack):
                 falling = (loss <= 0.9999 * before).nonzero().squeeze(1)
                 before = loss
                 if len(falling) < len(here):
-                    if not len(falling): break
+                    if not len(falling):
+                        break
                     here, x, y, c, w = here[falling], x[falling], y[falling], c[falling], w[falling]
                     first, second, before = first[falling], second[falling], before[falling]
         return found, at

@@ -67,14 +67,11 @@ class Square(Attack):
         queries: at most, first image included.
         p: share of the pixels in the first squares; it is halved on a fixed schedule.
         rescale: the schedule, made for 10 000 queries, is stretched to `queries`.
-        early_stop: a broken sample leaves at once. Without it the search raises the margin until the queries are spent:
-            for randomised models, where one lucky look is no success.
     """
 
     queries: Count = 5000
     p: Share = 0.8
     rescale: bool = False
-    early_stop: bool = True
 
     needs: ClassVar[Access] = "score"
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
@@ -101,9 +98,7 @@ class Square(Attack):
             better = (value > margin) | (broken & (margin <= 0))
             best = torch.where(ops.over(better, best), trial, best)
             margin = torch.where(better, value, margin)
-            leave = budget[live] <= step + 1
-            if self.early_stop:
-                leave = leave | broken
+            leave = broken | (budget[live] <= step + 1)
             if bool(leave.any()):
                 x_adv[live[leave]] = best[leave]
                 rest = ~leave

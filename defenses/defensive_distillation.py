@@ -13,6 +13,8 @@ from siegebench.draws import Draws, derive_seed
 from siegebench.train import Recipe, train
 from siegebench.types import Classifier, Defense, Granted, Positive
 
+from .logit_scaling import Scaled
+
 
 @dataclass(frozen=True, kw_only=True)
 class DefensiveDistillation(Defense):
@@ -20,16 +22,19 @@ class DefensiveDistillation(Defense):
 
     Papernot et al., "Distillation as a Defense to Adversarial Perturbations against Deep Neural Networks", S&P 2016.
 
-    With softmax_T(z) = softmax(z / T), x augmented afresh in every epoch, and both nets of the model's architecture:
+    With softmax_T(z) = softmax(z / T), and both nets of the model's architecture:
         teacher  min CE(softmax_T(z_t(x)), y)
         student  min CE(softmax_T(z_s(x)), softmax_T(z_t(x)))
-    The logits are fitted at T, so the deployed ones are about T times larger, the softmax saturates, and the gradient
-    of the cross-entropy vanishes. Attacks on differences of logits are not affected (Carlini & Wagner, S&P 2017).
+    The logits are fitted at T, so the deployed ones are T times larger than they would be otherwise, the softmax
+    saturates, and the gradient of the cross-entropy vanishes. Attacks on differences of logits do not notice (Carlini
+    & Wagner, S&P 2017).
 
     The initial weights and the order of the images are random.
 
-    Differs from the paper: the teacher answers for the augmented image that the student sees, not for the original; both
-    losses are multiplied by T, which leaves the minimum where it is and the size of the steps independent of T.
+    Differs from the paper: the nets are trained as u = z / T and T is multiplied to the output of the finished student.
+    The losses are the same functions of z, and an optimiser whose steps have a given length need not grow the logits
+    T-fold first, so the student is as accurate as the model at every T and with every recipe. The teacher answers for
+    the augmented image that the student sees, not for the original.
 
     Attributes:
         temperature: T; the authors use 20 and 100.
@@ -46,22 +51,18 @@ class DefensiveDistillation(Defense):
     recipe: Recipe = Recipe()
 
     def wrap(self, model: Classifier) -> Classifier:
-        return model.fresh(0)  # the structure; fit brings the weights
+        return Scaled(model.fresh(0), self.temperature)  # the structure; fit brings the weights
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
-        T = self.temperature
-        images = data.train
+        assert isinstance(defended, Scaled)
+        student, images = defended.inner, data.train
+        teacher = student.fresh(derive_seed(draws.seed, "teacher"))
+        train(teacher, images, self.recipe, derive_seed(draws.seed, "teacher's images"))
 
-        def hard(z: Tensor, y: Tensor, x: Tensor, places: Tensor) -> Tensor:
-            return T * F.cross_entropy(z / T, y)
-
-        def soft(z: Tensor, y: Tensor, x: Tensor, places: Tensor) -> Tensor:
+        def soft(u: Tensor, y: Tensor, x: Tensor, places: Tensor) -> Tensor:
             with torch.no_grad():
-                q = F.softmax(teacher(x) / T, dim=1)
-            return T * F.cross_entropy(z / T, q)
+                q = F.softmax(teacher(x), dim=1)
+            return F.cross_entropy(u, q)
 
-        teacher = defended.fresh(derive_seed(draws.seed, "teacher"))
-        train(teacher, images, self.recipe, derive_seed(draws.seed, "teacher's images"), loss=hard)
-        student = defended.fresh(derive_seed(draws.seed, "student"))
-        defended.load_state_dict(student.state_dict())
-        train(defended, images, self.recipe, derive_seed(draws.seed, "student's images"), loss=soft)
+        student.load_state_dict(student.fresh(derive_seed(draws.seed, "student")).state_dict())
+        train(student, images, self.recipe, derive_seed(draws.seed, "student's images"), loss=soft)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from siegebench.leaderboard.stats import rank_groups
-
 from siegebench import registry
 from siegebench.cells import Result, canonical, digest, label, rate
+
+from .stats import rank_groups
 
 T = TypeVar("T")
 Kind = Literal["rate", "score", "count", "text"]  # shown as per cent, with three digits, as a plain number

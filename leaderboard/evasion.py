@@ -1,15 +1,18 @@
-"""Boards of the attack tracks: white box and query. An entry is a defended model, its number the worst case of each image."""
+"""Boards of the attack tracks, white box and query: defended models, ranked by the worst case of each image."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from siegebench.leaderboard import flags
-from siegebench.leaderboard.board import (
+
+from siegebench.cells import Result, canonical, eps_text, label
+
+from . import columns, flags
+from .board import (
     Board,
     Column,
     Line,
@@ -32,254 +35,228 @@ from siegebench.leaderboard.board import (
     what,
     why,
 )
-from siegebench.leaderboard.stats import Vector, mcnemar
-
-from siegebench.cells import Result, canonical, eps_text, label, rate
+from .stats import Vector, mcnemar
 
 REQUIRED = "autoattack"  # of every entry of the white-box track, plain or inside an adaptive wrapper
-BUDGETS = (100, 1000, 10000)  # at which the query track reads off robust accuracy
+READ = ("expected_acc", "any_hit_acc", "median_distance", "median_queries")  # the lowest over the attacks is shown
 
+SAME = "Entries that the exact McNemar test on the same images cannot tell apart share a rank group."
 ABOUT = {
-    "white_box": "The attacker sees the model and its gradients. Ranked by robust accuracy: an image counts only if the model "
-    "gets it right under every attack and seed. Neighbours that the exact McNemar test on the same images cannot tell "
-    "apart share a rank group.",
-    "query": "The attacker only asks the deployed model and sees its answers. Ranked by robust accuracy after the whole "
-    "budget, worst case of each image over the attacks; rank groups by the exact McNemar test.",
+    "white_box": "The attacker sees the model and its gradients. Ranked by robust accuracy: an image counts only if it "
+    f"stays rightly classified under every attack and seed. {SAME}",
+    "query": "The attacker asks the deployed model and sees only its answers. Ranked by robust accuracy after the "
+    f"whole budget, the worst case of each image over the attacks. {SAME}",
+}
+NOTES = {
+    "white_box": f"Ranked only with {REQUIRED}, and where there is a defense with an attack that knows it.",
+    "query": "A black-box attacker meets the deployed pipeline as it is: no adaptive attack is required here.",
 }
 
 
 @dataclass(frozen=True)
-class Victim:
-    """What is known of one defended model (or of one planted attack on it) on one board."""
+class Rows:
+    """The rows of one defended model on one board, and what the other boards hold on the same one."""
 
-    line: Line
-    good: tuple[Result, ...]  # finished attacks with an outcome for each of the n images
-    survived: Vector | None
+    every: tuple[Result, ...]
+    good: tuple[Result, ...]  # finished attacks with an outcome for each image of the board
+    short: tuple[Result, ...]  # finished attacks on another number of images
+    elsewhere: tuple[Result, ...]  # finished attacks under the same norm: other tracks, radii, accesses
 
 
 def boards(rows: Sequence[Result]) -> list[Board]:
     """One board for each track, slice of the data and threat."""
     attacked = [r for r in rows if r.cell.track in ("white_box", "query")]
+    related = group([r for r in attacked if _finished(r)], _ball)
     grouped = group(attacked, lambda r: (r.cell.track, slice_of(r), canonical(r.cell.threat)))
-    made = [_board(members, attacked) for members in grouped.values()]
-    return [board for _, board in sorted(made, key=lambda pair: pair[0])]
+    return [_board(members, related) for members in sorted(grouped.values(), key=_order)]
 
 
-def _board(members: list[Result], everything: list[Result]) -> tuple[tuple[Any, ...], Board]:
-    first = members[0].cell
-    threat = first.threat or {}
-    models = display([r.cell.model for r in members])
-    defenses = display([r.cell.defense for r in members])
-    attacks = display([r.cell.attack for r in members if r.cell.attack is not None])
-    planted = [r for r in members if is_control("attack", r.cell.attack)]
-    usual = [r for r in members if r.cell.attack is None or not is_control("attack", r.cell.attack)]
-    sizes = Counter(int(r.samples["n"]) for r in usual if _finished(r))
-    n = max(sizes, key=lambda size: (sizes[size], size)) if sizes else 0
-    own = {canonical(r.cell.attack) for r in usual if r.cell.attack is not None and not r.cell.adaptive}
-
-    victims: dict[tuple[str, ...], Victim] = {}
-    for rows in group(usual, _victim).values():
-        cell = rows[0].cell
-        names = {"model": models[canonical(cell.model)], "defense": defenses[canonical(cell.defense)]}
-        victim = _victim_line(names, rows, n, attacks, own, everything)
-        victims[tuple(names.values())] = victim
-    for rows in group(planted, lambda r: (*_victim(r), canonical(r.cell.attack))).values():
-        cell = rows[0].cell
-        attack = attacks[canonical(cell.attack)]
-        under = f"{defenses[canonical(cell.defense)]} under {attack}"
-        victims[models[canonical(cell.model)], under] = _planted_line(
-            models[canonical(cell.model)], under, rows, attacks
-        )
-
-    def compare(a: Line, b: Line) -> tuple[float, float]:
-        left, right = (victims[tuple(line.names.values())].survived for line in (a, b))
-        assert left is not None
-        assert right is not None
-        return float(left.mean()) - float(right.mean()), mcnemar(left, right)
-
-    lines = place((v.line for v in victims.values()), lambda line: high_first(line.value("robust_acc")), compare)
-    access = str(threat.get("access", ""))
-    limit = f", {threat['queries']} queries" if threat.get("queries") else ""
-    ball = f"{threat.get('norm')} {eps_text(float(threat.get('eps', 0)))}"
-    facts = {**slice_facts(members[0]), "threat": f"{ball}, {access} access{limit}"}
-    title = f"{'White box' if first.track == 'white_box' else 'Query'}: {ball} on {first.data['name']}"
-    if first.track == "query":
-        title += f", {access}s only{limit}" if access == "label" else f", {access}s{limit}"
-    board = Board(
-        id=slug(first.track, str(first.data["name"]), ball.replace(" ", "-"), key=[slice_of(members[0]), threat]),
-        track=first.track,
-        title=title,
-        about=ABOUT[first.track],
-        facts=facts,
-        columns=_columns(first.track, [r for r in usual if r.cell.attack is not None], attacks, lines),
-        primary="robust_acc",
-        lines=lines,
-        notes=_notes(first.track),
-    )
+def _order(members: Sequence[Result]) -> tuple[Any, ...]:
+    cell, threat = members[0].cell, _threat(members[0])
     return (
-        first.track == "query",
+        cell.track == "query",
         slice_of(members[0]),
-        str(threat.get("norm")),
-        access,
-        float(threat.get("eps", 0)),
-        board.id,
-    ), board
+        threat["norm"],
+        threat["access"],
+        threat["eps"],
+        canonical(threat),
+    )
+
+
+def _threat(row: Result) -> dict[str, Any]:
+    return {"norm": "", "eps": 0.0, "access": "", "queries": None, **(row.cell.threat or {})}
 
 
 def _victim(row: Result) -> tuple[str, str]:
     return canonical(row.cell.model), canonical(row.cell.defense)
 
 
+def _ball(row: Result) -> tuple[Any, ...]:
+    return (*_victim(row), slice_of(row), _threat(row)["norm"])
+
+
 def _finished(row: Result) -> bool:
     return row.status == "ok" and row.cell.attack is not None and "robust" in row.samples
 
 
-def _notes(track: str) -> tuple[str, ...]:
-    if track == "query":
-        return ("A black-box attacker meets the deployed pipeline as it is, so no adaptive attack is required here.",)
-    return (
-        f"Ranked only with {REQUIRED} on every entry and with an attack that knows the defense on every defended one.",
+def _is_planted(row: Result) -> bool:
+    return is_control("attack", row.cell.attack)
+
+
+def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
+    cell, threat = members[0].cell, _threat(members[0])
+    models, defenses = display(r.cell.model for r in members), display(r.cell.defense for r in members)
+    attacks = display(r.cell.attack for r in members if r.cell.attack is not None)
+    usual, planted = [r for r in members if not _is_planted(r)], [r for r in members if _is_planted(r)]
+    sizes = Counter(int(r.samples["n"]) for r in usual if _finished(r))
+    n = max(sizes, key=lambda size: (sizes[size], size), default=0)
+    own = {canonical(r.cell.attack) for r in usual if r.cell.attack is not None and not r.cell.adaptive}
+
+    lines: list[Line] = []
+    survived: dict[str, Vector] = {}
+    for (model, defense), rows in group(usual, _victim).items():
+        done = [r for r in rows if _finished(r)]
+        mine = Rows(
+            every=tuple(rows),
+            good=tuple(r for r in done if int(r.samples["n"]) == n),
+            short=tuple(r for r in done if int(r.samples["n"]) != n),
+            elsewhere=tuple(r for r in related.get(_ball(rows[0]), ()) if not _is_planted(r)),
+        )
+        missing = sorted(attacks[a] for a in own - {canonical(r.cell.attack) for r in rows})
+        lines.append(_line({"model": models[model], "defense": defenses[defense]}, mine, attacks, missing))
+        worst = flags.survived(mine.good)
+        if worst is not None:
+            survived[lines[-1].title] = worst
+    for (model, defense, attack), rows in group(planted, lambda r: (*_victim(r), canonical(r.cell.attack))).items():
+        names = {"model": models[model], "defense": f"{defenses[defense]} under {attacks[attack]}"}
+        lines.append(_planted_line(names, rows, attacks))
+
+    def compare(a: Line, b: Line) -> tuple[float, float]:
+        left, right = survived[a.title], survived[b.title]
+        return float(left.mean()) - float(right.mean()), mcnemar(left, right)
+
+    placed = place(lines, lambda line: high_first(line.value("robust_acc")), compare)
+    data, ball = str(cell.data["name"]), f"{threat['norm']} {eps_text(threat['eps'])}"
+    limit = f", {threat['queries']} queries" if threat["queries"] else ""
+    kind = "White box" if cell.track == "white_box" else f"Query, {threat['access']} access"
+    each = _attack_columns([r for r in usual if r.cell.attack is not None], attacks)
+    passes = replace(columns.PASSES, main=cell.track == "white_box")  # what a query costs stands in its own column
+    return Board(
+        id=slug(cell.track, data, ball.replace(" ", "-"), key=[slice_of(members[0]), threat]),
+        track=cell.track,
+        title=f"{kind}: {ball} on {data}{limit}",
+        about=ABOUT[cell.track],
+        facts={**slice_facts(members[0]), "threat": ball, "access": f"{threat['access']}{limit}"},
+        columns=columns.filled([*columns.EVASION, *each, passes, *columns.EVASION_MORE], placed),
+        primary="robust_acc",
+        lines=placed,
+        notes=(NOTES[cell.track],),
     )
+
+
+def _attack_columns(rows: Sequence[Result], attacks: Mapping[str, str]) -> list[Column]:
+    plain = {attacks[canonical(r.cell.attack)] for r in rows if not r.cell.adaptive}
+    knowing = {attacks[canonical(r.cell.attack)] for r in rows} - plain
+    text = "Robust accuracy under this attack alone, worst case over its seeds."
+    return [
+        *columns.under("attack", sorted(plain), "rate", text),
+        *columns.under("attack", sorted(knowing), "rate", f"{text} It knows the defense."),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ lines
 
 
-def _victim_line(
-    names: dict[str, str],
-    rows: list[Result],
-    n: int,
-    attacks: dict[str, str],
-    own: set[str],
-    everything: list[Result],
-) -> Victim:
-    cell = rows[0].cell
-    good = [r for r in rows if _finished(r) and int(r.samples["n"]) == n]
-    short = [r for r in rows if _finished(r) and int(r.samples["n"]) != n]
+def _line(names: dict[str, str], rows: Rows, attacks: Mapping[str, str], missing: Sequence[str]) -> Line:
+    cell = rows.every[0].cell
     control = is_control("defense", cell.defense) or is_control("model", cell.model)
-    found = [*marks(rows), *flags.wrong_total(good)]
-    if cell.track == "white_box":
-        related = [r for r in everything if _finished(r) and _same_ball_but(r, rows[0])]
-        black = [
-            r for r in related if r.cell.track == "query" and (r.cell.threat or {})["eps"] == (cell.threat or {})["eps"]
-        ]
-        other_eps = [r for r in related if r.cell.track == "white_box"]
-        found += flags.one_step_beats_many(good)
-        found += flags.black_box_beats_white_box(good, [r for r in black if not is_control("attack", r.cell.attack)])
-        found += flags.weak_attack_gap(good)
-        by_eps = group(other_eps, lambda r: (r.cell.threat or {})["eps"])
-        found += flags.not_monotone(by_eps, (cell.threat or {})["eps"])
-    missing = sorted(attacks[a] for a in own - {canonical(r.cell.attack) for r in rows})
-    if missing and good:
-        found.append(Mark("info", "fewer_attacks", f"others on this board also met {', '.join(missing)}"))
-    found += [
-        Mark("info", "attack_not_applicable", f"{what(r)}: {why(r)}", r.cell.key)
-        for r in rows
-        if r.status == "not_applicable" and good
-    ]
-    ordered = in_order(found)
-
+    found = in_order([*marks(rows.every), *_compared(rows), *_gaps(rows, missing)])
     reasons = ["control: planted by the suite, shown and never ranked"] if control else []
-    reasons += problems(rows)
-    reasons += sorted({f"check failed: {f.id}" for f in ordered if f.severity == "fail"} - set(reasons))
-    if short:
-        reasons.append(f"{what(short[0])} covers {short[0].samples['n']} images, the board has {n}")
-    if not good:
+    reasons += problems(rows.every)
+    reasons += sorted({f"check failed: {f.id}" for f in found if f.severity == "fail"} - set(reasons))
+    if rows.short:
+        reasons.append(
+            f"{what(rows.short[0])} covers {rows.short[0].samples['n']} images, others on this board more or fewer"
+        )
+    if not rows.good:
         reasons.append("no attack has finished")
     elif cell.track == "white_box":
-        if not any(flags.core(r.cell.attack) == REQUIRED for r in good):
+        if not any(flags.core(r.cell.attack) == REQUIRED for r in rows.good):
             reasons.append(f"required attack missing: {REQUIRED}")
-        if label(cell.defense) != "none" and not any(r.cell.adaptive for r in good):
+        if label(cell.defense) != "none" and not any(r.cell.adaptive for r in rows.good):
             reasons.append("no adaptive attack: nothing was run that knows this defense")
-    caught = flags.uncaught(good, ordered) if control and cell.track == "white_box" else ""
-    numbers, texts = _numbers(good, n, attacks) if good else ({}, {})
-    line = Line(
-        names=names, numbers=numbers, texts=texts, reasons=tuple(reasons), flags=ordered, control=control,
-        uncaught=caught, keys=tuple(r.cell.key for r in rows),
+    numbers, texts = _numbers(rows.good, attacks) if rows.good else ({}, {})
+    return Line(
+        names=names, numbers=numbers, texts=texts, reasons=tuple(reasons), flags=found, control=control,
+        uncaught=flags.uncaught(rows.good, found) if control and cell.track == "white_box" else "",
+        keys=tuple(r.cell.key for r in rows.every),
     )  # fmt: skip
-    return Victim(line, tuple(good), flags.survived(good))
 
 
-def _planted_line(model: str, under: str, rows: list[Result], attacks: dict[str, str]) -> Victim:
+def _compared(rows: Rows) -> list[Mark]:
+    """The checks that set attacks on the same victim against each other."""
+    found = flags.wrong_total(rows.good)
+    if rows.every[0].cell.track != "white_box":
+        return found
+    eps = _threat(rows.every[0])["eps"]
+    asked = [r for r in rows.elsewhere if r.cell.track == "query" and _threat(r)["eps"] == eps]
+    by_eps = group([r for r in rows.elsewhere if r.cell.track == "white_box"], lambda r: _threat(r)["eps"])
+    return [
+        *found,
+        *flags.one_step_beats_many(rows.good),
+        *flags.black_box_beats_white_box(rows.good, asked),
+        *flags.weak_attack_gap(rows.good),
+        *flags.not_monotone(by_eps, eps),
+    ]
+
+
+def _gaps(rows: Rows, missing: Sequence[str]) -> list[Mark]:
+    """Attacks that this entry has not met."""
+    if not rows.good:
+        return []
+    found = [Mark("info", "fewer_attacks", f"others on this board also met {', '.join(missing)}")] if missing else []
+    idle = [r for r in rows.every if r.status == "not_applicable"]
+    return found + [Mark("info", "attack_not_applicable", f"{what(r)}: {why(r)}", r.cell.key) for r in idle]
+
+
+def _planted_line(names: dict[str, str], rows: Sequence[Result], attacks: Mapping[str, str]) -> Line:
     """An attack that is broken on purpose: it must carry a flag."""
     good = [r for r in rows if _finished(r)]
     found = in_order([*marks(rows), *flags.wrong_total(good)])
     seen = any(f.severity in ("flag", "fail") for f in found)
-    numbers, texts = _numbers(good, int(good[0].samples["n"]), attacks) if good else ({}, {})
-    line = Line(
-        names={"model": model, "defense": under}, numbers=numbers, texts=texts, flags=found, control=True,
+    numbers, texts = _numbers(good[:1], attacks) if good else ({}, {})
+    return Line(
+        names=names, numbers=numbers, texts=texts, flags=found, control=True,
+        uncaught="" if seen else "no check fired on it",
         reasons=("control: a planted attack, shown and never counted", *problems(r for r in rows if r.status != "ok")),
-        uncaught="" if seen else "no check fired on it", keys=tuple(r.cell.key for r in rows),
+        keys=tuple(r.cell.key for r in rows),
     )  # fmt: skip
-    return Victim(line, tuple(good), None)
 
 
-def _same_ball_but(row: Result, like: Result) -> bool:
-    """Same victim, slice and norm, whatever the radius and the track."""
-    same_norm = (row.cell.threat or {}).get("norm") == (like.cell.threat or {}).get("norm")
-    return same_norm and slice_of(row) == slice_of(like) and _victim(row) == _victim(like)
-
-
-def _numbers(good: Sequence[Result], n: int, attacks: dict[str, str]) -> tuple[dict[str, Number], dict[str, str]]:
+def _numbers(good: Sequence[Result], attacks: Mapping[str, str]) -> tuple[dict[str, Number], dict[str, str]]:
     keys = tuple(r.cell.key for r in good)
     worst = flags.survived(good)
     assert worst is not None
-    numbers: dict[str, Number] = {}
+    n = len(worst)
     by_attack: dict[str, Number] = {}
     for description, rows in group(good, lambda r: canonical(r.cell.attack)).items():
         left = flags.survived(rows)
         assert left is not None
         by_attack[attacks[description]] = share(float(left.sum()), n, tuple(r.cell.key for r in rows))
     strongest = min(by_attack, key=lambda name: (by_attack[name].value, name))
-    numbers["robust_acc"] = share(float(worst.sum()), n, keys if len(by_attack) > 1 else by_attack[strongest].keys)
-    clean = (
-        float(np.mean([r.outcome("clean").mean() for r in good])) if all("clean" in r.samples for r in good) else None
-    )
-    if clean is not None:
-        made = rate(clean * n, n)
-        numbers["clean_acc"] = Number(made["value"], made["low"], made["high"], n, keys[:1])
-    numbers.update({f"attack:{name}": number for name, number in by_attack.items()})
-    for name in (
-        "expected_acc",
-        "any_hit_acc",
-        "median_distance",
-        "median_queries",
-        *(f"robust_acc@{b}" for b in BUDGETS),
-    ):
+    numbers = {
+        "robust_acc": share(float(worst.sum()), n, by_attack[strongest].keys if len(by_attack) == 1 else keys),
+        "seeds": Number(float(len({r.cell.seed for r in good})), keys=keys),
+        **{f"attack:{name}": number for name, number in by_attack.items()},
+    }
+    if all("clean" in r.samples for r in good):
+        right = float(np.mean([r.outcome("clean").sum() for r in good]))  # may differ where the victim is randomised
+        numbers["clean_acc"] = share(right, n, keys[:1])
+    for name in (*READ, *(f"robust_acc@{k}" for k in columns.BUDGETS)):
         found = [stored(r, name) for r in good if metric(r, name) is not None]
         if found:
             numbers[name] = min(found, key=lambda number: (number.value, number.keys))
     passes = [r.counts.get("forwards_per_sample", 0.0) + r.counts.get("backwards_per_sample", 0.0) for r in good]
     if any(passes):
         numbers["passes"] = Number(float(sum(passes)), keys=keys)
-    numbers["seeds"] = Number(float(len({r.cell.seed for r in good})), keys=keys)
     return numbers, {"worst_attack": strongest}
-
-
-def _columns(track: str, rows: list[Result], attacks: dict[str, str], lines: Sequence[Line]) -> tuple[Column, ...]:
-    present = {c for line in lines for c in line.numbers}
-    adaptive = {attacks[canonical(r.cell.attack)] for r in rows if r.cell.adaptive}
-    own = {attacks[canonical(r.cell.attack)] for r in rows}
-    wanted = [
-        Column("robust_acc", "Robust", help="Worst case of each image over all attacks and seeds; Wilson 95 % interval."),
-        Column("clean_acc", "Clean", help="Accuracy on the untouched images."),
-        *(
-            Column(f"robust_acc@{b}", f"@{b if b < 1000 else f'{b // 1000}k'}", help=f"Robust accuracy after {b} queries an image, under the strongest attack.")
-            for b in BUDGETS
-        ),
-        Column("worst_attack", "Worst attack", "text", "The attack that leaves the lowest accuracy on its own.", ""),
-        Column("median_queries", "Median queries", "count", "Queries of a successful attack, fewest over the attacks.", "high"),
-        *(
-            Column(
-                f"attack:{name}", name, help="Robust accuracy under this attack, worst case over seeds."
-                + (" It knows the defense." if name in adaptive else ""), main=False, group="attack",
-            )
-            for name in sorted(own)
-        ),
-        Column("expected_acc", "Expected", help="Mean accuracy over the draws of a randomised defense, lowest over attacks.", main=False),
-        Column("any_hit_acc", "Any-hit", help="Images that no draw of a randomised defense got wrong, lowest over attacks.", main=False),
-        Column("median_distance", "Median distance", "score", "Median size of the smallest perturbation found.", main=False),
-        Column("passes", "Passes", "count", "Forward and backward passes an attacked image, all attacks together.", ""),
-        Column("seeds", "Seeds", "count", "Seeds of the attacks.", "", main=False),
-    ]  # fmt: skip
-    return tuple(c for c in wanted if c.id in present or c.kind == "text")

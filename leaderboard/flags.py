@@ -1,4 +1,4 @@
-"""Checks that no single row can make: attacks compared with each other on the same victim (defenses that only look robust)."""
+"""Checks that no single row can make: attacks on one victim set against each other, to find masked gradients."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from siegebench.leaderboard.board import Mark, metric
-from siegebench.leaderboard.stats import Vector, tolerance
 
 from siegebench.cells import Result, eps_text, label
+
+from .board import Mark, metric
+from .stats import Vector, tolerance
 
 ONE_STEP = ("fgsm", "fgm")
 MANY_STEPS = ("pgd", "apgd", "autoattack")
@@ -120,14 +121,10 @@ def not_monotone(by_eps: Mapping[float, Sequence[Result]], eps: float) -> list[M
         here, n = metric(row, "robust_acc"), int(row.samples["n"])
         for other in smaller:
             there = metric(other, "robust_acc")
-            if (
-                other.cell.attack != row.cell.attack
-                or other.cell.seed != row.cell.seed
-                or here is None
-                or there is None
-            ):
+            alike = other.cell.attack == row.cell.attack and other.cell.seed == row.cell.seed
+            if not alike or here is None or there is None or int(other.samples["n"]) != n:
                 continue
-            if int(other.samples["n"]) == n and here > there + tolerance(there, n):
+            if here > there + tolerance(there, n):
                 text = eps_text((other.cell.threat or {})["eps"])
                 evidence = f"{label(row.cell.attack)} leaves {100 * here:.1f} %, at eps {text} only {100 * there:.1f} %"
                 out.append(Mark("fail", "not_monotone", evidence, row.cell.key))

@@ -1,13 +1,13 @@
-"""From rows to ranked boards: `boards`, and the controls that nobody caught. A pure function of the rows, whatever their order."""
+"""From rows to ranked boards, and the controls that nobody caught: functions of the rows, whatever their order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from siegebench.leaderboard import detection, evasion, repair
-from siegebench.leaderboard.board import Board, unique
-
 from siegebench.cells import Result
+
+from . import detection, evasion, repair
+from .board import Board, unique
 
 
 def boards(results: Iterable[Result]) -> list[Board]:

@@ -1,4 +1,4 @@
-"""Boards of the backdoor track: defenses on one dataset and architecture, ranked by signed fidelity over the attacks."""
+"""Boards of the backdoor track: defenses on one dataset and architecture, ranked by their fidelity over the attacks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from siegebench.leaderboard.board import (
+from siegebench.cells import Result, canonical, label
+
+from . import columns
+from .board import (
     Board,
     Column,
     Line,
@@ -27,30 +30,16 @@ from siegebench.leaderboard.board import (
     stored,
     trained_alike,
 )
-from siegebench.leaderboard.stats import Estimate, difference_of_means, half_width, mean_interval
-
-from siegebench.cells import Result, canonical, label
+from .stats import Estimate, difference_of_means, mean_interval, standard_error
 
 GATE = 0.10  # mean loss of clean accuracy above which a defense is listed and not ranked
 REFERENCES = ("none", "fine_tuning")  # a defense below them is not one
 
 ABOUT = (
     "Each defense gets the same backdoored models. Ranked by fidelity: the share of the attack's success that is gone, "
-    "times the share of clean accuracy that is kept; negative where a defense makes it worse. Seeds and poisoning rates are "
-    "averaged within an attack, then attacks with equal weight. Ties: lower worst-case success, then higher RIR."
+    "times the share of clean accuracy that is kept; negative where a defense makes it worse. Seeds and poisoning "
+    "rates are averaged within an attack, then attacks with equal weight. Ties: lower worst success rate, higher RIR."
 )
-COLUMNS = (
-    Column("fidelity", "Fidelity", "score", "Mean over the attacks; the interval (bootstrap over attacks) says how much hangs on their choice."),
-    Column("ca", "Clean", help="Clean accuracy after the defense, mean over attacks."),
-    Column("asr", "ASR", help="Attack success rate after the defense, mean over attacks.", better="low"),
-    Column("worst_asr", "Worst ASR", help="Attack success rate of the attack that survives best.", better="low"),
-    Column("ra", "RA", help="Recovered accuracy: triggered images that get their true label.", main=False),
-    Column("ca_drop", "Clean loss", help="Clean accuracy lost to the defense, mean over attacks.", better="low"),
-    Column("rir", "RIR", "score", "Robustness improvement rate.", main=False),
-    Column("der", "DER", "score", "Defense effectiveness rate, for comparison with other work only: it rewards a destroyed model.", main=False),
-    Column("attacks", "Attacks", "count", "Backdoor attacks that the mean runs over.", "", main=False),
-    Column("seeds", "Seeds", "count", "Trained models for each attack.", "", main=False),
-)  # fmt: skip
 MEANS = ("ca", "asr", "ra", "rir", "der")
 
 
@@ -118,22 +107,25 @@ def _rounded(line: Line, name: str) -> float | None:
 
 
 def _notes(members: list[Result], failed: dict[str, Result], attack_of: dict[str, str]) -> tuple[str, ...]:
-    left_out = set()
-    for row in failed.values():
-        rate, asr = (row.cell.backdoor or {}).get("rate"), metric(row, "asr_undefended")
-        at = f" at rate {rate:g}" if isinstance(rate, (int, float)) else ""
-        reached = f": undefended ASR {100 * asr:.1f} %" if asr is not None else ""
-        left_out.add(
-            f"Left out, the attack itself failed: {attack_of[row.cell.key]}{at}, seed {row.cell.seed}{reached}."
-        )
+    left_out = []
+    for (attack, rate), rows in group(failed.values(), lambda r: (attack_of[r.cell.key], _rate(r))).items():
+        seeds = ", ".join(str(seed) for seed in sorted({r.cell.seed for r in rows}))
+        reached = max((v for r in rows if (v := metric(r, "asr_undefended")) is not None), default=None)
+        asr = "" if reached is None else f", undefended ASR at most {100 * reached:.1f} %"
+        left_out.append(f"Left out, the attack itself failed: {attack}{rate} (seeds {seeds}{asr}).")
     missing = [name for name in REFERENCES if name not in {label(r.cell.defense) for r in members}]
     absent = [f"No {' and no '.join(missing)} row: there is nothing to compare a defense with."] if missing else []
     return (
-        *sorted(left_out),
+        *left_out,
         *absent,
         "Rank groups: a z-test of the noise of the test images on these very models, Holm-corrected. "
         f"A mean loss of clean accuracy above {100 * GATE:.0f} points is listed and not ranked.",
     )
+
+
+def _rate(row: Result) -> str:
+    rate = (row.cell.backdoor or {}).get("rate")
+    return f" at rate {rate:g}" if isinstance(rate, (int, float)) else ""
 
 
 def _mean(values: Collection[float]) -> float:
@@ -224,28 +216,17 @@ def _estimate(rows: Sequence[Result]) -> Estimate:
 def _error(row: Result) -> float | None:
     """Standard error of (1 - ASR/ASR0) * (CA/CA0) with the undefended rates held fixed."""
     asr, asr0, ca, ca0 = (metric(row, m) for m in ("asr", "asr_undefended", "ca", "ca_undefended"))
-    errors = [half_width(row.metrics.get(m, {}).get("low"), row.metrics.get(m, {}).get("high")) for m in ("asr", "ca")]
+    errors = [
+        standard_error(row.metrics.get(m, {}).get("low"), row.metrics.get(m, {}).get("high")) for m in ("asr", "ca")
+    ]
     if asr is None or ca is None or not asr0 or not ca0 or errors[0] is None or errors[1] is None:
         return None
     return float(((ca / ca0 / asr0 * errors[0]) ** 2 + ((1 - asr / asr0) / ca0 * errors[1]) ** 2) ** 0.5)
 
 
 def _columns(attacks: Sequence[str], lines: Sequence[Line]) -> tuple[Column, ...]:
-    present = {c for line in lines for c in line.numbers}
     each = [
-        column
-        for attack in attacks
-        for column in (
-            Column(f"fidelity:{attack}", attack, "score", "Fidelity under this attack.", main=False, group="fidelity"),
-            Column(
-                f"asr:{attack}",
-                f"{attack} ASR",
-                "rate",
-                "Success rate of this attack after the defense.",
-                "low",
-                False,
-                "asr",
-            ),
-        )
+        *columns.under("fidelity", attacks, "score", "Fidelity under this attack."),
+        *columns.under("asr", attacks, "rate", "Success rate of this attack after the defense.", "low"),
     ]
-    return tuple(c for c in (*COLUMNS[:6], *each, *COLUMNS[6:]) if c.id in present)
+    return columns.filled([*columns.REPAIR, *each, *columns.REPAIR_MORE], lines)

@@ -67,8 +67,8 @@ Estimate = tuple[float, float | None]  # a value and its standard error, where i
 def difference_of_means(a: Mapping[Any, Estimate], b: Mapping[Any, Estimate]) -> tuple[float, float]:
     """(mean of a - mean of b over what both have, two-sided p).
 
-    With standard errors: a z-test of the noise of the images on these very units. Without: the exact sign-flip test over
-    the units, which needs six of them before it can reach 5 %.
+    With standard errors: a z-test of the noise of the images on these very units. Without: the exact sign-flip test
+    over the units, which needs six of them before it can reach 5 %.
     """
     both = sorted(set(a) & set(b))
     if not both:
@@ -86,7 +86,7 @@ def difference_of_means(a: Mapping[Any, Estimate], b: Mapping[Any, Estimate]) ->
 
 
 def sign_flips(gaps: Vector) -> float:
-    """Two-sided p that the mean of paired differences is not zero, from all their sign patterns (a sample above 2**12)."""
+    """Two-sided p that the mean of paired differences is zero, from all their sign patterns (some of them above 12)."""
     k = len(gaps)
     if k <= 12:
         patterns = (np.arange(2**k)[:, None] >> np.arange(k) & 1) * 2 - 1
@@ -96,27 +96,29 @@ def sign_flips(gaps: Vector) -> float:
     return float((np.abs(patterns @ gaps) >= abs(gaps.sum()) - 1e-12).mean())
 
 
-def half_width(low: float | None, high: float | None) -> float | None:
+def standard_error(low: float | None, high: float | None) -> float | None:
     """Standard error behind a 95 % interval. A Wilson interval keeps it positive at 0 and 1."""
     return None if low is None or high is None else (high - low) / (2 * 1.959963984540054)
 
 
-def bootstrap(*samples: Vector, statistic: Callable[..., float]) -> tuple[float, float] | None:
-    """95 % percentile interval of a statistic, each sample resampled on its own; None below three values a sample.
+def _resampled(n: int, rng: np.random.Generator) -> Vector:
+    """How often each of n things is drawn in each bootstrap sample, as shares: [RESAMPLES, n]."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
 
-    The generator is fixed: the same values give the same interval.
-    """
-    if min(len(s) for s in samples) < 3:
-        return None
-    rng = np.random.default_rng(0)
-    found = [statistic(*(s[rng.integers(len(s), size=len(s))] for s in samples)) for _ in range(RESAMPLES)]
+
+def _percentiles(found: Vector) -> tuple[float, float]:
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Bootstrap interval of a mean: how much it hangs on which things were measured."""
-    return bootstrap(np.asarray(values, dtype=float), statistic=lambda v: float(v.mean()))
+    """95 % bootstrap interval of a mean: how much it hangs on which things were measured. None below three of them.
+
+    The generator is fixed: the same values give the same interval.
+    """
+    if len(values) < 3:
+        return None
+    return _percentiles(_resampled(len(values), np.random.default_rng(0)) @ np.asarray(values, dtype=float))
 
 
 def auroc(negative: Vector, positive: Vector) -> float:
@@ -124,6 +126,15 @@ def auroc(negative: Vector, positive: Vector) -> float:
     ranks = rankdata(np.concatenate([negative, positive]))
     m, n = len(negative), len(positive)
     return float((ranks[m:].sum() - n * (n + 1) / 2) / (m * n))
+
+
+def auroc_interval(negative: Vector, positive: Vector) -> tuple[float, float] | None:
+    """95 % bootstrap interval, negatives and positives resampled on their own. None below three of either."""
+    if min(len(negative), len(positive)) < 3:
+        return None
+    rng = np.random.default_rng(0)
+    wins = (positive > negative[:, None]) + 0.5 * (positive == negative[:, None])
+    return _percentiles(((_resampled(len(negative), rng) @ wins) * _resampled(len(positive), rng)).sum(axis=1))
 
 
 def average_of_rates(*rates: tuple[float, float, float]) -> tuple[float, float, float]:

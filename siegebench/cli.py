@@ -5,6 +5,7 @@ Exit codes: 0 all fine; 1 some cell failed or a control was not caught; 2 bad us
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from siegebench.errors import ConfigError, SiegeError, did_you_mean
 app = typer.Typer(
     name="siegebench",
     help="How robust is this model, really, and which defense survives an honest attack?",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -28,6 +29,7 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 StorePath = Annotated[Path, typer.Option("--store", help="Folder of rows and trained artifacts.")]
 DEFAULT_STORE = Path("results")
+INTERRUPTED = 130
 
 
 class How(StrEnum):
@@ -62,11 +64,14 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -93,6 +98,7 @@ def run(
     """Compute the cells of a suite that are not stored yet, and print the ranked tables."""
     if wandb not in (None, "offline", "online"):
         raise ConfigError(f"--wandb {wandb}: offline or online")
+    _check_folder(store)
     from siegebench.config import load_suite
 
     wanted = load_suite(suite, set_ or [])
@@ -134,6 +140,15 @@ def run(
     _say(", ".join(f"{n} {status}" for status, n in sorted(outcome.ended.items())) or "nothing to do")
     if outcome.failed or uncaught:
         raise typer.Exit(1)
+
+
+def _check_folder(store: Path) -> None:
+    """Refuse a store that cannot be written, before hours of computing."""
+    there = next(p for p in (store.absolute(), *store.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--store {store}: {there} is a file; expected a folder")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"--store {store}: {there} cannot be written")
 
 
 class _Progress:
@@ -349,16 +364,33 @@ def doctor(store: StorePath = DEFAULT_STORE, as_json: Json = False) -> None:
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
     except SiegeError as error:
         _say(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _say("interrupted; rows that are written stay, the same command goes on from here")
-        sys.exit(130)
+        code = 2
     except BrokenPipeError:  # `siegebench list attacks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        _say(f"{error.filename or 'disk'}: {error.strerror}; rows that are written stay")
+        code = 1
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer raises for wrong usage, wherever it keeps the class
+            raise
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "siegebench"
+        _say(f"{command}: {' '.join(error.format_message().split())} See `{command} --help`.")
+        code = 2
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # what typer makes of Ctrl-C
+        _say("interrupted; rows that are written stay, the same command goes on from here")
+        sys.stdout.flush()
+        os._exit(code)  # at once: nothing that is left has anything to say
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from siegebench import registry
 from siegebench.errors import ConfigError, SiegeError, did_you_mean
@@ -52,6 +53,12 @@ class _Board(_Strict):
     seeds: Seeds | None = None
     # which lists hold which kind of entry
     slots: ClassVar[dict[str, registry.Kind]] = {"models": "model"}
+    _place: tuple[Any, ...] = PrivateAttr(())  # in the document
+
+    def place(self, slot: str) -> tuple[Any, ...]:
+        """Where the document says it: on the board, or at the top for what the board leaves to the suite."""
+        inherited = slot in ("data", "models", "seeds") and getattr(self, slot) is None
+        return (slot,) if inherited else (*self._place, slot)
 
 
 class _AttackBoard(_Board):
@@ -65,7 +72,7 @@ class WhiteBoxBoard(_AttackBoard):
     """Robust accuracy under attacks that see everything; the adaptive attacks of each defense are added."""
 
     track: Literal["white_box"]
-    checks: Specs = ["masking"]
+    checks: list[Spec] = ["masking"]
     slots: ClassVar[dict[str, registry.Kind]] = {**_AttackBoard.slots, "checks": "measure"}
 
 
@@ -128,10 +135,24 @@ class Suite(_Strict):
         Field(min_length=1),
     ]
 
+    _document: Document | None = PrivateAttr(None)
+
     def of(self, board: _Board, name: str) -> Any:
         """A board's own `data`, `models` or `seeds`, else the suite's."""
         own = getattr(board, name)
         return own if own is not None else getattr(self, name)
+
+    @contextmanager
+    def blame(self, loc: Sequence[Any]) -> Iterator[None]:
+        """Put `file:line:col` of a place in front of what goes wrong inside."""
+        try:
+            yield
+        except SiegeError as error:
+            if self._document is not None and not getattr(error, "blamed", False):
+                place = self._document.where((*loc, *getattr(error, "loc", ())))
+                error.args = (f"{place}: {' '.join(str(error).split())}",)
+                error.blamed = True  # type: ignore[attr-defined]
+            raise
 
 
 def suite_path(name: str) -> Path:
@@ -143,10 +164,12 @@ def suite_path(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise ConfigError(f"{name}: is a folder; expected a YAML file or the name of a bundled suite")
     bundled = {p.stem: p for p in bundled_suites()}
     if name in bundled:
         return bundled[name]
-    raise ConfigError(f"{name}: no such suite file. {did_you_mean(path.stem, bundled)}")
+    raise ConfigError(f"{name}: no such file or bundled suite. {did_you_mean(path.stem, bundled)}")
 
 
 def bundled_suites() -> list[Path]:
@@ -184,7 +207,9 @@ def parse_suite(document: Document) -> Suite:
         suite = Suite.model_validate(document.data)
     except ValidationError as error:
         raise document.error(*_first(error)) from None
+    suite._document = document
     for i, board in enumerate(suite.boards):
+        board._place = ("boards", i)
         _check_board(document, suite, board, ("boards", i))
     return suite
 
@@ -220,12 +245,16 @@ def _check_keys(document: Document) -> None:
 
 def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     first = error.errors()[0]
-    loc = tuple(s for s in first["loc"] if s not in TRACKS)  # pydantic adds the tag of the union
+    # pydantic adds the tags of its unions to the path
+    loc = tuple(s for s in first["loc"] if s not in (*TRACKS, "str", "float", "dict[str,any]"))
     shown = ".".join(str(s) for s in loc)
     if first["type"] == "missing":
-        return loc[:-1], f"{shown}: is missing"
+        return loc[:-1], f"{shown} is missing"
+    if first["loc"][-1:] == ("str",):
+        return loc, f"{shown}: expected a name or a mapping with `name`, found {_short(first.get('input'))}"
     message = first["msg"].removeprefix("Value error, ")
-    return loc, f"{shown}: {message}, found {first.get('input')!r}"
+    found = "" if "found" in message else f", found {_short(first.get('input'))}"
+    return loc, f"{shown}: {message}{found}"
 
 
 def _check_board(document: Document, suite: Suite, board: Board, loc: tuple[Any, ...]) -> None:
@@ -233,23 +262,17 @@ def _check_board(document: Document, suite: Suite, board: Board, loc: tuple[Any,
         if suite.of(board, name) is None:
             raise document.error(loc, f"this {board.track} board has no {name}, and neither has the suite")
 
-    def place(slot: str) -> tuple[Any, ...]:
-        inherited = slot in ("data", "models", "seeds") and getattr(board, slot) is None
-        return (slot,) if inherited else (*loc, slot)
-
     def check(kind: str, spec: Any, at: tuple[Any, ...]) -> Any:
-        try:
+        with suite.blame(at):
             return registry.build(kind, spec)
-        except SiegeError as error:
-            raise document.error((*at, *getattr(error, "loc", ())), str(error)) from None
 
-    check("dataset", suite.of(board, "data").set, (*place("data"), "set"))
+    check("dataset", suite.of(board, "data").set, (*board.place("data"), "set"))
     built: dict[str, list[Any]] = {}
     for slot, kind in board.slots.items():
         specs = suite.of(board, slot) if slot == "models" else getattr(board, slot)
-        built[slot] = [check(kind, spec, (*place(slot), i)) for i, spec in enumerate(specs)]
-        _no_twins(document, specs, place(slot))
-    _no_twins(document, suite.of(board, "seeds"), place("seeds"))
+        built[slot] = [check(kind, spec, (*board.place(slot), i)) for i, spec in enumerate(specs)]
+        _no_twins(document, specs, board.place(slot), map(registry.normal, specs))
+    _no_twins(document, suite.of(board, "seeds"), board.place("seeds"))
     if isinstance(board, (WhiteBoxBoard, QueryBoard)):
         _check_attacks(document, board, built, loc)
     if "defenses" in built:
@@ -274,13 +297,15 @@ def _check_attacks(
     document: Document, board: WhiteBoxBoard | QueryBoard, built: dict[str, list[Any]], loc: tuple[Any, ...]
 ) -> None:
     access: Access = board.access if isinstance(board, QueryBoard) else "gradient"
-    norms: set[str] = set()
+    balls: list[tuple[str, float]] = []
     for j, threat in enumerate(board.threats):
         try:
-            norms.add(threat.model(access, None).norm)
+            ball = threat.model(access, None)
         except ConfigError as error:
             raise document.error((*loc, "threats", j, "eps"), str(error)) from None
-    _no_twins(document, [t.model_dump() for t in board.threats], (*loc, "threats"))
+        balls.append((ball.norm, ball.eps))
+    norms = {norm for norm, _ in balls}
+    _no_twins(document, [f"{t.norm} {t.eps}" for t in board.threats], (*loc, "threats"), balls)
     handled: set[str] = set()
     for i, attack in enumerate(built["attacks"]):
         at = (*loc, "attacks", i)
@@ -290,18 +315,24 @@ def _check_attacks(
             )
         usable = norms & set(attack.handles())
         if not usable:
-            raise document.error(
-                at, f"attack {attack._name!r} handles {', '.join(attack.handles())}; the threats are {', '.join(norms)}"
-            )
+            handles, asked = ", ".join(attack.handles()), ", ".join(sorted(norms))
+            raise document.error(at, f"attack {attack._name!r} handles {handles}; the threats are {asked}")
         handled |= usable
     for j, threat in enumerate(board.threats):
         if threat.norm not in handled:
             raise document.error((*loc, "threats", j), f"no attack of this board handles {threat.norm}")
 
 
-def _no_twins(document: Document, items: Iterable[Any], loc: tuple[Any, ...]) -> None:
+def _no_twins(
+    document: Document, items: Sequence[Any], loc: tuple[Any, ...], values: Iterable[Any] | None = None
+) -> None:
     seen: list[Any] = []
-    for i, item in enumerate(items):
-        if item in seen:
-            raise document.error((*loc, i), f"{item!r} stands twice")
-        seen.append(item)
+    for i, (item, value) in enumerate(zip(items, items if values is None else values, strict=True)):
+        if value in seen:
+            raise document.error((*loc, i), f"{_short(item)} stands twice")
+        seen.append(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

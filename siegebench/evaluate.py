@@ -28,7 +28,7 @@ def evaluate(cell: Cell, ws: Workspace, attempts: int = 1) -> Result:
         result = MEASURES[cell.track](cell, ws)
     except NotApplicable as error:
         result = Result(cell=cell, status="not_applicable", error={"message": str(error)})
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # foreign code may call sys.exit
         result = failed(cell, error)
     result.attempts = attempts
     result.env = {**environment(), "dtype": ws.settings.dtype, "batch": ws.settings.batch}

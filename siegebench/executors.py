@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -37,9 +36,16 @@ class Executor(Protocol):
 _workspaces: dict[str, Workspace] = {}
 
 
-def run_cell(cell: Cell, settings: Settings, workspace: Workspace | None = None) -> str:
-    """Compute and store one cell unless its row is there; how it ended."""
-    from siegebench.evaluate import evaluate
+BUSY = "busy"  # another run is computing the cell
+
+
+def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Workspace | None = None) -> str:
+    """Compute and store one cell unless its row is there; how it ended.
+
+    Args:
+        wait: for another run that computes the cell; else `busy` comes back at once.
+    """
+    from siegebench.evaluate import evaluate, failed
 
     if workspace is None:
         workspace = _workspaces.get(settings.root) or Workspace(settings)
@@ -47,12 +53,20 @@ def run_cell(cell: Cell, settings: Settings, workspace: Workspace | None = None)
     store = workspace.store
     if store.finished(cell):
         return "cached"
-    with store.lock(cell.key):  # two runs over one store share the work
+    with store.lock(cell.key, wait) as mine:  # two runs over one store share the work
+        if not mine:
+            return BUSY
         before = store.get(cell)
         if before is not None and before.status != "error":
             return "cached"
-        result = evaluate(cell, workspace, attempts=1 if before is None else before.attempts + 1)
-        store.put(result)
+        attempts = 1 if before is None else before.attempts + 1
+        result = evaluate(cell, workspace, attempts)
+        try:
+            store.put(result)
+        except (TypeError, ValueError) as error:  # an entry gave something that no JSON can hold
+            result = failed(cell, error)
+            result.attempts = attempts
+            store.put(result)
     return result.status
 
 
@@ -64,19 +78,26 @@ class SerialExecutor:
 
     def run(self, cells: list[Cell], settings: Settings, report: Report) -> None:
         workspace = self.workspace or Workspace(settings)
+        later = []
         for cell in cells:
-            report(cell, run_cell(cell, settings, workspace))
+            status = run_cell(cell, settings, wait=False, workspace=workspace)
+            if status == BUSY:
+                later.append(cell)
+            else:
+                report(cell, status)
+        for cell in later:
+            report(cell, run_cell(cell, settings, workspace=workspace))
 
 
 def _start_worker(threads: int) -> None:
     """In a fresh process: leave Ctrl-C to the parent, share the cores, and go when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)  # the parent was killed; the store needs no farewell
+        parent.join()  # its end of a pipe closes when it dies, however early and however hard
+        os._exit(1)  # the store needs no farewell
 
     threading.Thread(target=watch, daemon=True).start()
     import torch
@@ -99,39 +120,50 @@ class LocalExecutor:
         crashes: dict[str, int] = {}
         with _Pools(slots, threads) as pools:
             flying: dict[Future[str], tuple[int, Cell]] = {}
+            busy: list[Cell] = []  # computed by another run at the moment
+
+            def launch(slot: int, cell: Cell | None) -> None:
+                wait_for = cell is None and bool(busy)
+                cell = busy.pop(0) if wait_for else cell
+                if cell is not None:
+                    flying[pools.submit(slot, run_cell, cell, settings, wait_for)] = (slot, cell)
+
             for slot in range(slots):
-                _launch(pools, slot, queue.next(slot), settings, flying)
+                launch(slot, queue.next(slot))
             while flying:
                 done, _ = wait(flying, return_when=FIRST_COMPLETED)
                 for future in done:
                     slot, cell = flying.pop(future)
                     again: Cell | None = None
                     try:
-                        report(cell, future.result())
+                        status = future.result()
                     except BrokenProcessPool:
                         pools.replace(slot)
                         crashes[cell.key] = crashes.get(cell.key, 0) + 1
                         if crashes[cell.key] <= MAX_CRASHES:
                             again = cell
                         else:
-                            _write_crash(cell, settings, crashes[cell.key])
-                            report(cell, "crashed")
-                    _launch(pools, slot, again or queue.next(slot), settings, flying)
+                            report(cell, _write_crash(cell, settings, crashes[cell.key]))
+                    else:
+                        if status == BUSY:
+                            busy.append(cell)
+                        else:
+                            report(cell, status)
+                    launch(slot, again or queue.next(slot))
 
 
-def _launch(
-    pools: _Pools, slot: int, cell: Cell | None, settings: Settings, flying: dict[Future[str], tuple[int, Cell]]
-) -> None:
-    if cell is not None:
-        flying[pools[slot].submit(run_cell, cell, settings)] = (slot, cell)
-
-
-def _write_crash(cell: Cell, settings: Settings, attempts: int) -> None:
+def _write_crash(cell: Cell, settings: Settings, times: int) -> str:
     from siegebench.evaluate import failed
 
-    result = failed(cell, RuntimeError(f"the worker process died {attempts} times (killed, or out of memory)"))
-    result.attempts = attempts
-    Store(settings.root).put(result)
+    store = Store(settings.root)
+    with store.lock(cell.key):
+        before = store.get(cell)
+        if before is not None and before.status != "error":
+            return "cached"  # another run has managed it
+        result = failed(cell, RuntimeError(f"the worker process died {times} times (killed, or out of memory)"))
+        result.attempts = times + (0 if before is None else before.attempts)
+        store.put(result)
+    return "crashed"
 
 
 class _Shares:
@@ -165,8 +197,15 @@ class _Pools:
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=(self._threads,))
 
-    def __getitem__(self, slot: int) -> ProcessPoolExecutor:
-        return self._pools[slot]
+    def submit(self, slot: int, call: Callable[..., str], *args: Any) -> Future[str]:
+        """Run in the worker of a slot. A process that this starts never hears Ctrl-C, not even while it imports."""
+        if not hasattr(signal, "pthread_sigmask"):
+            return self._pools[slot].submit(call, *args)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pools[slot].submit(call, *args)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def replace(self, slot: int) -> None:
         self._pools[slot].shutdown(wait=False, cancel_futures=True)

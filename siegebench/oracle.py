@@ -97,6 +97,19 @@ class Oracle(nn.Module):
         """Gradients pass through the defense's surrogate (BPDA); values and scoring stay exact."""
         return self._view(through_surrogate=True)
 
+    def watching(self, x: Tensor, y: Tensor) -> Oracle:
+        """Remembers the nearest misclassified image that passes `forward`, for the images and labels of this view."""
+        n = len(self.ledger.queries)  # the watch is indexed like the ledger, whatever this view shows
+        images, labels = x.new_zeros(n, *x.shape[1:]), y.new_zeros(n)
+        images[self.rows], labels[self.rows] = x, y
+        return self._view(watch=_Best(images, labels, self.threat))
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """(nearest misclassified images seen while watching, their distances, infinite where there was none)."""
+        if self.watch is None:
+            raise ContractError("this oracle does not watch; take best() of oracle.watching(x, y)")
+        return self.watch.point[self.rows], self.watch.distance[self.rows]
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -131,7 +144,7 @@ class Oracle(nn.Module):
                 else:
                     # the sum keeps samples independent and does not underflow with the batch size
                     (got,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
-                    g = torch.zeros_like(x) if got is None else got
+                    g = torch.zeros_like(x) if got is None else got.contiguous()
             self.ledger.backwards.index_add_(0, rows, torch.ones_like(rows))
             part = (g, z.detach(), value.detach())
             total = part if total is None else (total[0] + part[0], total[1] + part[1], total[2] + part[2])
@@ -156,12 +169,16 @@ class Oracle(nn.Module):
         wants_gradient = self.threat.access == "gradient" and torch.is_grad_enabled()
         with torch.set_grad_enabled(wants_gradient):
             z, rows = self._pass(x)
+            for _ in range(self.mean_of - 1):
+                z = z + self._pass(x)[0]
+            z = z / self.mean_of if self.mean_of > 1 else z
             if self.watch is not None:
                 self.watch.look(x.detach(), z.detach(), rows)
             if self.threat.access == "label":
                 return nn.functional.one_hot(z.argmax(dim=1), self.num_classes).to(z.dtype)
             if wants_gradient and z.requires_grad:
-                z = _CountBackward.apply(z, lambda: self.ledger.backwards.index_add_(0, rows, torch.ones_like(rows)))
+                passes = torch.full_like(rows, self.mean_of)
+                z = _CountBackward.apply(z, lambda: self.ledger.backwards.index_add_(0, rows, passes))
         return z
 
     # -------------------------------------------------------------------------------------------------------- inner
@@ -184,9 +201,10 @@ class Oracle(nn.Module):
         ledger = self.ledger
         limit = self.threat.queries
         if limit is not None and ledger.spent + copies > limit:
-            ledger.spent = int(ledger.queries[rows].max()) if len(rows) else 0
-            if ledger.spent + copies > limit:
-                raise BudgetExhausted(f"{limit} queries granted, {ledger.spent} spent, {copies} more asked for")
+            ledger.spent = int(ledger.queries.max())  # of all samples: another view may have spent more than this one
+            spent = int(ledger.queries[rows].max()) if len(rows) else 0
+            if spent + copies > limit:
+                raise BudgetExhausted(f"{limit} queries granted, {spent} spent, {copies} more asked for")
         one = torch.ones_like(rows)
         look = ledger.forwards[rows]
         if copies > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +19,9 @@ from siegebench.config import (
     Suite,
     WhiteBoxBoard,
 )
-from siegebench.data import ImageSet, stratified
-from siegebench.errors import ConfigError
-from siegebench.types import Attack, DataSource, Defense, ModelSource
+from siegebench.data import ImageSet, split_clean, stratified
+from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
+from siegebench.types import Attack, BackdoorAttack, DataSource, Defense, ModelSource
 
 SUBSET_SEED = 0  # the evaluated slice of a dataset is the same in every suite
 
@@ -38,30 +39,70 @@ class Plan:
     sources: dict[str, Any] = field(default_factory=dict)
 
 
-class _Data:
-    """Datasets by spec, loaded once."""
+class _Checked:
+    """Datasets, models and backdoors that a suite names, each loaded or built once: what is broken is found here."""
 
     def __init__(self) -> None:
         self._sets: dict[str, ImageSet] = {}
+        self._fine: set[str] = set()
 
     def load(self, spec: Any, split: str) -> ImageSet:
         key = digest([spec, split])
         if key not in self._sets:
             source = registry.build("dataset", spec)
             assert isinstance(source, DataSource)
-            self._sets[key] = source.load(split)
+            with _as(DataError, f"dataset {registry.normal(spec)['name']!r} cannot be loaded"):
+                self._sets[key] = source.load(split)
         return self._sets[key]
 
+    def model(self, spec: Any, data: ImageSet) -> ModelSource:
+        """A source whose network has been built once for this data: weights are there, whole, finite and fit."""
+        source = registry.build("model", spec)
+        assert isinstance(source, ModelSource)
+        size = int(data.images.shape[-1])
+        key = digest([spec, data.num_classes, size])
+        if key not in self._fine:
+            with _as(ModelError, f"model {registry.normal(spec)['name']!r} cannot be built"):
+                source.build(num_classes=data.num_classes, size=size)
+            self._fine.add(key)
+        return source
 
-def plan(suite: Suite) -> Plan:
+    def backdoor(self, spec: Any, data: DataSpec) -> None:
+        """Refuse targets that are no classes, and rates that the training set cannot give."""
+        backdoor = registry.build("backdoor", spec)
+        assert isinstance(backdoor, BackdoorAttack)
+        key = digest([spec, data.set])
+        if key not in self._fine:
+            try:
+                backdoor.eligible(split_clean(self.load(data.set, "train"))[0])
+            except SiegeError as error:
+                raise ConfigError(str(error)) from None
+            self._fine.add(key)
+
+
+@contextmanager
+def _as(kind: type[SiegeError], what: str) -> Iterator[None]:
+    """Whatever a loader raises becomes one of our errors; the original stays its cause."""
+    try:
+        yield
+    except SiegeError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error
+
+
+def plan(suite: Suite, given: dict[str, Any] | None = None) -> Plan:
     """The cells of a suite, in the order in which they should run.
 
+    Args:
+        given: the description of a model handed over from Python, which takes the place of the suite's models.
+
     Raises:
-        ConfigError, DataError, ModelError: before anything is computed.
+        ConfigError, DataError, ModelError: before anything is computed; the message begins with the place.
     """
-    out, data, seen = Plan(), _Data(), set()
+    out, checked, seen = Plan(), _Checked(), set()
     for board in suite.boards:
-        for cell in _cells(suite, board, data, out.sources):
+        for cell in _cells(suite, board, checked, out.sources, given):
             if cell.key not in seen:
                 seen.add(cell.key)
                 out.cells.append(cell)
@@ -98,9 +139,14 @@ def _describe(kind: str, spec: Any, sources: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
-def _cells(suite: Suite, board: Board, data: _Data, sources: dict[str, Any]) -> Iterator[Cell]:
+def _cells(
+    suite: Suite, board: Board, checked: _Checked, sources: dict[str, Any], given: dict[str, Any] | None
+) -> Iterator[Cell]:
     spec: DataSpec = suite.of(board, "data")
-    evaluated = subset(data.load(spec.set, spec.split), spec.count)
+    with suite.blame((*board.place("data"), "set")):
+        whole = checked.load(spec.set, spec.split)
+    with suite.blame((*board.place("data"), "count")):
+        evaluated = subset(whole, spec.count)
     source = _describe("dataset", spec.set, sources)
     described = {
         "name": source["name"],
@@ -114,13 +160,25 @@ def _cells(suite: Suite, board: Board, data: _Data, sources: dict[str, Any]) -> 
 
     def with_training(needed: bool) -> dict[str, Any]:
         """The training set is part of what a number depends on wherever something is trained on it."""
-        return {**described, "train_digest": data.load(spec.set, "train").digest} if needed or trains else described
+        if not (needed or trains):
+            return described
+        with suite.blame((*board.place("data"), "set")):
+            return {**described, "train_digest": checked.load(spec.set, "train").digest}
 
-    for model_spec in suite.of(board, "models"):
-        model = registry.build("model", model_spec)
-        assert isinstance(model, ModelSource)
+    if isinstance(board, (BackdoorBoard, InputDetectionBoard, ModelDetectionBoard)):
+        for i, backdoor_spec in enumerate(board.backdoors):
+            with suite.blame((*board.place("backdoors"), i)):
+                checked.backdoor(backdoor_spec, spec)
+    if given is not None:
+        assert isinstance(board, (WhiteBoxBoard, QueryBoard))
+        yield from _attack_cells(suite, board, given, with_training, False, sources)
+        return
+    for i, model_spec in enumerate(suite.of(board, "models")):
+        with suite.blame((*board.place("models"), i)):
+            model = checked.model(model_spec, evaluated)
+            identity = model.identity()
         base = _describe("model", model_spec, sources)
-        base.update(model.identity())
+        base.update(identity)
         sources[digest(base)] = registry.normal(model_spec)
         untrained = not model.pretrained()
 

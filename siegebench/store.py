@@ -9,6 +9,7 @@ Importing this needs no torch.
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import os
@@ -16,12 +17,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from siegebench.cells import Cell, Result
+from siegebench.cells import Cell, Result, Status
 from siegebench.errors import ConfigError
 
 
@@ -58,6 +59,27 @@ def _tidy(value: Any) -> Any:
     return value
 
 
+def _read(path: Path) -> Result:
+    """The row in a file.
+
+    Raises:
+        ConfigError: naming the file, when it is not a whole row.
+    """
+    try:
+        row = json.loads(path.read_bytes())
+        if not isinstance(row, dict):
+            raise ValueError(f"expected a mapping, found {type(row).__name__}")
+        if row.get("status") not in get_args(Status):
+            raise ValueError(f"status is {row.get('status')!r}")
+        for part in ("metrics", "samples", "counts"):
+            if not isinstance(row.get(part), dict):
+                raise ValueError(f"{part} is not a mapping")
+        return Result.from_dict(row)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"{path}: not a row of this version: {said}; remove it and run again") from None
+
+
 class Store:
     """The system of record below one folder."""
 
@@ -73,11 +95,10 @@ class Store:
         """The stored row of a cell, or None. A file that is not a whole row is set aside and counts as none."""
         path = self.path(cell)
         try:
-            row = json.loads(path.read_text(encoding="utf-8"))
-            result = Result.from_dict(row)
+            result = _read(path)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, ConfigError):
+        except ConfigError:
             os.replace(path, path.with_suffix(".corrupt"))
             return None
         return result if result.cell.key == cell.key else None
@@ -88,8 +109,9 @@ class Store:
         return found is not None and found.status != "error"
 
     def put(self, result: Result) -> Path:
-        """Write a row, its per-sample numbers first."""
+        """Write a row, its per-sample numbers first. Whoever writes holds the cell's lock."""
         path = self.path(result.cell)
+        self.sweep(path)
         if result.arrays:
             buffer = io.BytesIO()
             arrays: dict[str, Any] = {k: np.asarray(v) for k, v in result.arrays.items()}
@@ -112,10 +134,7 @@ class Store:
         for path in sorted((self.root / "rows").rglob("*.json")):
             if path.name.startswith("."):
                 continue
-            try:
-                yield Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, KeyError, TypeError, ConfigError) as error:
-                raise ConfigError(f"{path}: not a row of this version: {error}; remove it and run again") from None
+            yield _read(path)
 
     def arrays(self, cell: Cell) -> dict[str, np.ndarray[Any, Any]]:
         """The per-sample numbers beside a row."""
@@ -128,12 +147,29 @@ class Store:
     # --------------------------------------------------------------------------------------------- locks and artifacts
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Only one process at a time makes what this key names. The system frees the lock when a process dies."""
+    def lock(self, key: str, wait: bool = True) -> Iterator[bool]:
+        """Only one process at a time makes what this key names. The system frees the lock when a process dies.
+
+        Gives whether the lock is held: always when told to wait, else only when nobody else holds it.
+        """
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{key[:32]}.lock"):
-            yield
+        lock = FileLock(folder / f"{key[:32]}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    @staticmethod
+    def sweep(path: Path) -> None:
+        """Remove what a killed process left of an earlier try to write this file; only for the holder of its lock."""
+        for torn in path.parent.glob(f".{glob.escape(path.stem)}.*.tmp"):
+            torn.unlink(missing_ok=True)
 
     def artifact(self, key: str) -> Path:
         return self.root / "artifacts" / f"{key}.safetensors"

@@ -7,6 +7,7 @@ their parameters. Authors write `run`, `wrap` and `fit`, `trigger`, `score`; the
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -407,24 +408,35 @@ class BackdoorAttack(Entry):
         return table[y]
 
     @final
-    def poison(self, data: ImageSet, seed: int) -> Poisoned:
-        """Replace `rate` of the images by triggered ones, with the labels of the map. The source stays unchanged.
+    def eligible(self, data: ImageSet) -> Tensor:
+        """Places of the images that may be poisoned, at least as many as `rate` asks for.
 
         Raises:
+            ContractError: when a target is not one of the classes.
             NotApplicable: when fewer images are eligible than the rate asks for.
         """
         self.check(data.num_classes)
         wanted = self.wanted(data.labels, data.num_classes)
-        eligible = (wanted >= 0) & (
-            (wanted == data.labels) if self.clean_label else torch.ones_like(wanted, dtype=torch.bool)
-        )
-        pool = eligible.nonzero().squeeze(1)
+        fits = (wanted == data.labels) if self.clean_label else torch.ones_like(wanted, dtype=torch.bool)
+        pool = ((wanted >= 0) & fits).nonzero().squeeze(1)
         count = round(self.rate * len(data))
         if count > len(pool):
             raise NotApplicable(
                 f"{self!r}: {count} of {len(data)} images to poison, {len(pool)} eligible; "
-                f"at most rate {len(pool) / len(data):.3f}"
+                f"at most rate {math.floor(1000 * len(pool) / len(data)) / 1000:.3f}"
             )
+        return pool
+
+    @final
+    def poison(self, data: ImageSet, seed: int) -> Poisoned:
+        """Replace `rate` of the images by triggered ones, with the labels of the map. The source stays unchanged.
+
+        Raises:
+            ContractError, NotApplicable: as `eligible` does.
+        """
+        pool = self.eligible(data)
+        wanted = self.wanted(data.labels, data.num_classes)
+        count = round(self.rate * len(data))
         draws = Draws(seed, data.ids)
         order = Draws(seed, data.ids[pool]).order("poison")
         index = pool[order[:count]].sort().values

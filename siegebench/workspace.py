@@ -20,7 +20,7 @@ from siegebench import __version__, registry
 from siegebench.cells import Cell, digest
 from siegebench.data import ImageSet, split_clean
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ConfigError, DataError
+from siegebench.errors import ConfigError, DataError, ModelError
 from siegebench.plan import subset
 from siegebench.prepare import prepare
 from siegebench.store import Store, write_atomic
@@ -40,6 +40,7 @@ from siegebench.weights import load_weights, save_weights, weights_hash
 ARTIFACT_VERSION = 1  # raised when training the same description would give other weights
 EVERY = slice(None)
 KEPT = 6  # victims kept in memory
+NOTES = 64  # and small results
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Workspace:
         self._sets: dict[str, ImageSet] = {}
         self._splits: dict[str, tuple[ImageSet, ImageSet, ImageSet]] = {}
         self._models: OrderedDict[str, Any] = OrderedDict()
-        self._notes: dict[Hashable, Any] = {}
+        self._notes: OrderedDict[Hashable, Any] = OrderedDict()
 
     # --------------------------------------------------------------------------------------------------------- entries
 
@@ -126,9 +127,11 @@ class Workspace:
     # ---------------------------------------------------------------------------------------------------------- models
 
     def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """A small result that several cells share, such as clean predictions."""
+        """A small result that neighbouring cells share, such as clean predictions."""
         if key not in self._notes:
             self._notes[key] = make()
+            while len(self._notes) > NOTES:
+                self._notes.popitem(last=False)
         return self._notes[key]
 
     def _kept(self, key: str, make: Callable[[], Any]) -> Any:
@@ -146,13 +149,27 @@ class Workspace:
         key = digest(description)
         path = self.store.artifact(key)
         with self.store.lock(f"a{key}"):
-            if not path.exists():
+            state = self._stored(path)
+            if state is None:
+                self.store.sweep(path)
                 trained = fit().to("cpu", torch.float32)
-                save_weights(path, trained.state_dict())
                 text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
                 write_atomic(path.with_suffix(".json"), text.encode())
-        model.load_state_dict(load_weights(path))
+                save_weights(path, trained.state_dict())  # last: where the weights are, all is there
+                state = load_weights(path)
+        model.load_state_dict(state)
         return model
+
+    @staticmethod
+    def _stored(path: Path) -> dict[str, Tensor] | None:
+        """The weights of an artifact, or None. A damaged file is set aside and made anew."""
+        if not path.exists():
+            return None
+        try:
+            return load_weights(path)
+        except ModelError:
+            os.replace(path, path.with_suffix(".corrupt"))
+            return None
 
     def _place(self, model: Classifier) -> Classifier:
         return model.to(self.device, self.dtype).eval()

@@ -12,28 +12,14 @@ import yaml
 from siegebench.errors import ConfigError, did_you_mean
 
 Loc = tuple[Any, ...]
-
-
-class _Strict(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and keys that are not text (YAML 1.1 reads `no` as False)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        self.flatten_mapping(node)
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, bool) or not isinstance(key, (str, int)):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is not text; put it in quotes", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+MOST = 100_000  # values in a document, aliases written out: no suite has a hundredth of that
+_TEXT, _INT, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "merge"))
 
 
 class Document:
     """A parsed YAML file that knows where each value stands.
+
+    Strict: no key twice, and no key that is not text (YAML 1.1 reads `no` as False).
 
     Raises:
         ConfigError: `file:line:col: ...` when it cannot be read or is not valid, strict YAML.
@@ -44,33 +30,50 @@ class Document:
         self._marks: dict[Loc, yaml.Mark] = {}
         self._overrides: list[tuple[Loc, str]] = []
         try:
-            node = yaml.compose(text, Loader=_Strict)
-            self.data: Any = yaml.load(text, Loader=_Strict)
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            if node is not None:
+                self._walk(node, ())
+            self.data: Any = yaml.load(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-            raise ConfigError(f"{place}: {error.problem or error.context}") from None
-        except yaml.YAMLError as error:  # characters that YAML does not allow
-            raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None
+            raise self._fault(f"not valid YAML: {error.problem or error.context}", mark) from None
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise ConfigError(f"{name}:{line}: not valid YAML: character #x{error.character:04x}") from None
+        except ValueError as error:  # a date or a number that YAML reads as one and that does not exist
+            raise ConfigError(f"{name}:1:1: not valid YAML: {error}; put it in quotes") from None
         except RecursionError:
-            raise ConfigError(f"{name}: nested too deeply") from None
-        if node is not None:
-            self._walk(node, ())
+            raise ConfigError(f"{name}:1:1: nested too deeply, or an alias that contains itself") from None
 
     @classmethod
     def read(cls, path: Path) -> Document:
         try:
-            text = path.read_text(encoding="utf-8")
+            content = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path}: is not UTF-8 text") from None
-        return cls(text, str(path))
+        try:
+            return cls(content.decode("utf-8-sig"), str(path))
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise ConfigError(f"{path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8 text") from None
+
+    def _fault(self, message: str, mark: yaml.Mark | None) -> ConfigError:
+        place = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
+        return ConfigError(f"{self.name}:{place}: {' '.join(message.split())}")
 
     def _walk(self, node: yaml.Node, loc: Loc) -> None:
+        if len(self._marks) > MOST:  # aliases of aliases grow like 2^depth
+            raise ConfigError(f"{self.name}:1:1: more than {MOST:,} values once its aliases are written out")
         self._marks.setdefault(loc, node.start_mark)
         if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
             for key, value in node.value:
+                if key.tag not in (_TEXT, _INT, _MERGE):
+                    shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "of several values"
+                    raise self._fault(f"key {shown} is not text; put it in quotes", key.start_mark)
+                if key.value in seen:
+                    raise self._fault(f"key {key.value!r} stands twice", key.start_mark)
+                seen.add(key.value)
                 self._marks[(*loc, key.value)] = key.start_mark
                 self._walk(value, (*loc, key.value))
         elif isinstance(node, yaml.SequenceNode):
@@ -102,10 +105,7 @@ class Document:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             raise ConfigError(f"--set {assignment}: expected PATH=VALUE, as in --set boards.0.seeds=[0,1]")
-        try:
-            value = yaml.load(text, Loader=_Strict)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {assignment}: {text!r} is not valid YAML") from None
+        value = Document(text, f"--set {assignment}").data
         steps = path.split(".")
         here: Any = self.data
         loc: Loc = ()

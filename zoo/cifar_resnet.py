@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from siegebench.train import Recipe
 from siegebench.types import ModelCard, ModelSource, Network
 from siegebench.weights import check_fit, load_weights, save_weights, weights_hash
 
-from .files import DATA_VARIABLE, data_folder, sha256
+from .files import find_weights, sha256
 
 RECIPE = Recipe(epochs=20, lr=5e-3, augment="crop_flip")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -96,7 +95,7 @@ class CifarResNet(ModelSource):
         net = make()
         source, digest = "", ""
         if self.checkpoint is not None:
-            path = self._file(self.checkpoint)
+            path = find_weights(self.checkpoint)
             state = load_weights(path)
             found = len(state["linear.weight"]) if "linear.weight" in state else num_classes
             if found != num_classes:
@@ -122,37 +121,7 @@ class CifarResNet(ModelSource):
         return self.checkpoint is not None
 
     def identity(self) -> dict[str, Any]:
-        return {"sha256": sha256(self._file(self.checkpoint))} if self.checkpoint is not None else {}
-
-    def _file(self, checkpoint: str) -> Path:
-        """The checkpoint, found and not damaged.
-
-        Raises:
-            ModelError: when it is missing, or its sha256 is not the one in its name.
-        """
-        folder = data_folder()
-        places = [Path(checkpoint).expanduser()]
-        if folder is not None:
-            places += [folder / "weights" / checkpoint, folder / checkpoint]
-        for path in places:
-            if path.is_file():
-                check_name(path)
-                return path
-        raise ModelError(
-            f"weights {checkpoint} not found; looked for {', '.join(map(str, places))}. Set {DATA_VARIABLE}=FOLDER "
-            "with the file in FOLDER/weights, or give `checkpoint: PATH`, or `checkpoint: null` to train"
-        )
-
-
-def check_name(path: Path) -> None:
-    """Compare the file with the eight hex digits in its name, where it carries some.
-
-    Raises:
-        ModelError: when it is another file or a damaged one.
-    """
-    stated = re.search(r"-([0-9a-f]{8})$", path.stem)
-    if stated and not (found := sha256(path)).startswith(stated[1]):
-        raise ModelError(f"{path}: its sha256 begins with {found[:8]}, its name says {stated[1]}: a damaged download?")
+        return {"sha256": sha256(find_weights(self.checkpoint))} if self.checkpoint is not None else {}
 
 
 def convert(source: str | Path, target: str | Path) -> str:

@@ -1,12 +1,16 @@
-"""Where data, weights and caches lie on this machine, and whether the hub can be reached."""
+"""Where data, weights and caches lie on this machine, and what the hub has."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
+
+from siegebench.errors import ModelError
 
 DATA_VARIABLE = "SIEGEBENCH_DATA"
 
@@ -42,3 +46,51 @@ def online(timeout: float = 3.0) -> bool:
     except OSError:
         return False
     return True
+
+
+def find_weights(checkpoint: str) -> Path:
+    """A checkpoint: a path, or a file below `weights/` in the folder that the environment names.
+
+    Raises:
+        ModelError: when it is missing, or its sha256 is not the one in its name.
+    """
+    folder = data_folder()
+    places = [Path(checkpoint).expanduser()]
+    if folder is not None:
+        places += [folder / "weights" / checkpoint, folder / checkpoint]
+    for path in places:
+        if path.is_file():
+            check_name(path)
+            return path
+    raise ModelError(
+        f"weights {checkpoint} not found; looked for {', '.join(map(str, places))}. Set {DATA_VARIABLE}=FOLDER "
+        "with the file in FOLDER/weights, or give `checkpoint: PATH`, or `checkpoint: null` to train"
+    )
+
+
+def check_name(path: Path) -> None:
+    """Compare a file with the eight hex digits at the end of its name, where it carries some.
+
+    Raises:
+        ModelError: when it is another file or a damaged one.
+    """
+    stated = re.search(r"-([0-9a-f]{8})$", path.stem)
+    if stated and not (found := sha256(path)).startswith(stated[1]):
+        raise ModelError(f"{path}: its sha256 begins with {found[:8]}, its name says {stated[1]}: a damaged download?")
+
+
+def hub_file(repo: str, names: Iterable[str], *, revision: str | None, download: bool) -> Path | None:
+    """The first of these files of a model on the hub, from its cache if it lies there; None where none is at hand."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    # the cache first, without a look at the network
+    for local_only in (True, False):
+        if not local_only and not (download and online()):
+            return None
+        for name in names:
+            try:
+                return Path(hf_hub_download(repo, name, revision=revision, local_files_only=local_only))
+            except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+                continue
+    return None

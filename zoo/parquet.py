@@ -96,10 +96,15 @@ def shards(folder: Path, stem: str, name: str) -> list[Path]:
     found = sorted(folder.glob(f"{stem}-*.parquet"))
     if not found:
         raise DataError(f"{name}: no {stem}-*.parquet in {folder}; {hint}")
-    total = re.search(r"-of-(\d+)\.parquet$", found[-1].name)
-    if total and int(total[1]) != len(found):
-        raise DataError(f"{name}: {len(found)} of {int(total[1])} files of {stem}-*.parquet are in {folder}")
+    if not complete(found):
+        raise DataError(f"{name}: {folder} has {len(found)} files {stem}-*.parquet; the last is {found[-1].name}")
     return found
+
+
+def complete(files: list[Path]) -> bool:
+    """Whether there are as many files as the `-of-N` in their names says."""
+    stated = re.search(r"-of-(\d+)\.parquet$", files[-1].name) if files else None
+    return bool(files) and (stated is None or int(stated[1]) == len(files))
 
 
 def read(files: list[Path], layout: Layout, name: str) -> ImageSet:

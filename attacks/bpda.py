@@ -1,0 +1,46 @@
+"""Backward pass differentiable approximation: the attack for defenses that cut the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import NORMS, Access, Norm, ThreatModel
+from siegebench.types import Attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPDA(Attack):
+    """Runs the attack inside with the gradients of the defense's differentiable surrogate.
+
+    Athalye, Carlini, Wagner, "Obfuscated gradients give a false sense of security", ICML 2018, arXiv 1802.00420.
+
+    Random: what the attack inside and the model draw. Cost: that of the attack inside. Where a defense is
+    differentiable its surrogate is the defense itself, and nothing changes.
+
+    Differs from the paper: the approximation is the defense's own (`Classifier.surrogate`), so it is as good as the
+    author of the defense made it; often the identity on the backward pass.
+
+    Attributes:
+        attack: what runs inside; one that uses gradients.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+
+    attack: Attack
+
+    def access(self) -> Access:
+        return self.attack.access()
+
+    def handles(self) -> tuple[Norm, ...]:
+        return self.attack.handles()
+
+    def minimises(self) -> bool:
+        return self.attack.minimises()
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        return self.attack(oracle.surrogate(), x, y, threat, draws)

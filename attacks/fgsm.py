@@ -1,0 +1,41 @@
+"""The fast gradient sign method: one step as far as the budget goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.errors import NotApplicable
+from siegebench.oracle import Oracle
+from siegebench.threat import Norm, ThreatModel
+from siegebench.types import Attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSM(Attack):
+    """x' = clip(x + eps d(grad loss)), with d the sign for Linf and the unit vector for L2.
+
+    Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial examples", ICLR 2015, arXiv 1412.6572.
+
+    Nothing is random. Cost: one forward and one backward a sample.
+
+    Differs from the paper: the L2 form and the margin and DLR losses, which do not saturate when logits are large.
+
+    Attributes:
+        loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    loss: Literal["ce", "margin", "dlr"] = "ce"
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        if self.loss == "dlr" and oracle.num_classes < 3:
+            raise NotApplicable(f"loss dlr needs 3 classes, the model has {oracle.num_classes}")
+        g, _, _ = oracle.gradient(x, partial(ops.LOSSES[self.loss], y=y))
+        return threat.project(x + threat.eps * ops.normalise(g, threat.norm), x)

@@ -1,0 +1,194 @@
+"""What the adapters to other libraries share: arguments, random state, and what is made of the points they return."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import random
+from abc import abstractmethod
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws, derive_seed
+from siegebench.errors import BudgetExhausted, MissingExtra, did_you_mean
+from siegebench.oracle import Oracle
+from siegebench.threat import TOLERANCE, Access, Norm, ThreatModel, parse_number
+from siegebench.types import Attack
+
+BUDGETS = ("eps", "max_epsilon")  # how the libraries call the radius
+FILLED = {  # parameters that are no choice of the user, and where they come from
+    "model": "the victim", "estimator": "the victim", "classifier": "the victim", "n_classes": "the victim",
+    "norm": "the threat model", "seed": "the cell's seed", "targeted": "the suite: attacks are untargeted",
+    "verbose": "siegebench", "summary_writer": "siegebench",
+}  # fmt: skip
+SLACK = 1e-5  # overshoot that is rounding in another library's arithmetic
+
+
+class Known(NamedTuple):
+    """What a class of another library needs and handles; the library itself does not say it."""
+
+    needs: Access
+    norms: tuple[Norm, ...]
+
+
+@contextlib.contextmanager
+def contained(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators that other libraries draw from, silence stdout, and put everything back."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+class Foreign(Attack):
+    """An attack of another library. Adapters are dataclasses with the fields below, and write `once`.
+
+    Attributes:
+        target: the class.
+        options: its parameters.
+        batched: the whole batch in one call.
+    """
+
+    library: ClassVar[str]
+    module: ClassVar[str]
+    known: ClassVar[dict[str, Known]]
+
+    target: str
+    options: dict[str, Any]
+    batched: bool
+
+    @abstractmethod
+    def once(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
+        """Make the attack and run it on these images."""
+
+    def __post_init__(self) -> None:
+        self.resolved()  # refuses unknown names before anything is computed
+
+    def access(self) -> Access:
+        return self.known[self.target].needs
+
+    def handles(self) -> tuple[Norm, ...]:
+        return self.known[self.target].norms
+
+    def minimises(self) -> bool:
+        return self.radius() is None
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "options": self.resolved()}
+
+    def foreign(self) -> Any:
+        """The class.
+
+        Raises:
+            ValueError: when it is not among the known ones, with the nearest name.
+            MissingExtra: when the library is not installed.
+        """
+        if self.target not in self.known:
+            near = did_you_mean(self.target, self.known)
+            raise ValueError(f"{self.library} has no attack {self.target!r} that runs here. {near}")
+        try:
+            return getattr(import_module(self.module), self.target)
+        except ImportError:
+            raise MissingExtra(self.library, self.library, f"the attack {self.library}/{self.target}") from None
+
+    def accepted(self) -> dict[str, Any]:
+        """The parameters of the class with their defaults."""
+        return {name: p.default for name, p in inspect.signature(self.foreign()).parameters.items()}
+
+    def radius(self) -> str | None:
+        """The name of the parameter that holds eps; None for an attack that minimises."""
+        return next((name for name in BUDGETS if name in self.accepted()), None)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every choice behind the attack: what the user gave, and the defaults of the installed version.
+
+        The radius is listed only when it is given; otherwise it is the threat model's.
+
+        Raises:
+            ValueError: for an option that the class does not have, or that is not the user's to give.
+        """
+        accepted = self.accepted()
+        free = {k: v for k, v in accepted.items() if k not in FILLED}
+        for key in self.options:
+            if key in accepted and key in FILLED:
+                raise ValueError(f"{key} comes from {FILLED[key]}; leave it out")
+            if key not in free:
+                raise ValueError(f"{self.target} has no parameter {key!r}. {did_you_mean(key, free)}")
+        chosen = {k: v for k, v in free.items() if k not in BUDGETS} | {
+            k: _read(v, free[k]) for k, v in self.options.items()
+        }
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()}
+
+    def make(self, model: Any, threat: ThreatModel, norm: Any, classes: int, seed: int) -> Any:
+        """The attack on a model, with all its parameters."""
+        accepted, eps = self.accepted(), self.radius()
+        filled = {"norm": norm, "n_classes": classes, "seed": seed % 2**31, "targeted": False, "verbose": False}
+        given = {k: v for k, v in filled.items() if k in accepted}
+        if eps is not None:
+            given[eps] = threat.eps
+        for key, value in self.resolved().items():
+            given[key] = tuple(value) if isinstance(accepted[key], tuple) else value
+        return self.foreign()(model, **given)
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        """Sample by sample (or on the whole batch), keeping the best point that was shown.
+
+        Where the returned point is not misclassified, which one more look decides, the nearest misclassified point that
+        passed the oracle within the budget is returned instead. So it is when the queries ran out.
+        """
+        x_adv = x.clone()
+        if threat.eps == 0 and not self.minimises():
+            return x_adv
+        every = torch.arange(len(x), device=x.device)
+        for part in [every] if self.batched else every.split(1):
+            view = oracle[part].watching(x[part], y[part])
+            seed = derive_seed(draws.seed, self.library, *draws.ids[part].tolist())
+            try:
+                with contained(seed, x.device):
+                    found = self.once(view, x[part].clone(), y[part].clone(), threat, seed).detach().to(x)
+            except BudgetExhausted:
+                found = x[part]
+            x_adv[part] = self._better(view, found, y[part], threat)
+        return x_adv if self.minimises() else _settled(x_adv, x, threat)
+
+    def _better(self, view: Oracle, found: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+        """The returned point, or the best one seen where the returned one fails."""
+        best, far = view.best()
+        usable = far.isfinite() if self.minimises() else far <= threat.eps + TOLERANCE
+        if not bool(usable.any()):
+            return found
+        try:
+            failed = view.labels(found) == y
+        except BudgetExhausted:
+            failed = torch.ones_like(usable)
+        return torch.where(ops.over(usable & failed, found), best, found)
+
+
+def _read(value: Any, default: Any) -> Any:
+    """Text such as 2/255 as a number, where the parameter is one."""
+    number = isinstance(default, (int, float)) and not isinstance(default, bool)
+    return parse_number(value) if number and isinstance(value, str) else value
+
+
+def _settled(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """Take back an overshoot of rounding size; a broken budget stays as it is, for the contract to report."""
+    low, high = x_adv.flatten(1).amin(dim=1), x_adv.flatten(1).amax(dim=1)
+    slight = (threat.size(x_adv, x) <= threat.eps + SLACK) & (low >= -SLACK) & (high <= 1 + SLACK)
+    return torch.where(ops.over(slight, x), threat.project(x_adv, x), x_adv)

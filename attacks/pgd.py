@@ -1,0 +1,105 @@
+"""Projected gradient descent: the common currency of robustness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.errors import NotApplicable
+from siegebench.oracle import Oracle
+from siegebench.threat import Norm, ThreatModel
+from siegebench.types import Attack, Count, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(Attack):
+    """x_{t+1} = clip(proj_eps(x_t + a d(grad loss(x_t)))), from a random point of the ball.
+
+    Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks", ICLR 2018,
+    arXiv 1706.06083. d is the sign for Linf and the unit vector for L2.
+
+    Random: the starting point, uniform in the ball, one a sample and restart. Cost of a sample that is never broken:
+    steps + 1 forwards and steps backwards a restart.
+
+    Differs from the paper: a sample keeps its first misclassified iterate and leaves the batch at once; one that is
+    never broken returns its iterate of highest loss over all restarts, not the last one. Under an oracle that averages
+    looks the mean logits decide. The margin and DLR losses do not saturate when logits are large.
+
+    Attributes:
+        steps: gradient steps of one run.
+        step: their length a, in the unit of eps; 2.5 eps / steps when left out.
+        restarts: runs from fresh starting points, for samples that are not broken yet.
+        random_start: from the clean image when false; all restarts are then the same.
+        loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    steps: Count = 20
+    step: Positive | None = None
+    restarts: Count = 1
+    random_start: bool = True
+    loss: Literal["ce", "margin", "dlr"] = "ce"
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        if self.loss == "dlr" and oracle.num_classes < 3:
+            raise NotApplicable(f"loss dlr needs 3 classes, the model has {oracle.num_classes}")
+        x_adv, highest = x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        left = torch.arange(len(x), device=x.device)
+        for restart in range(self.restarts):
+            if not len(left):
+                break
+            streams = draws[left].child("pgd", restart)
+            point, value, broken = self._descend(oracle[left], x[left], y[left], threat, streams)
+            better = broken | (value > highest[left])
+            x_adv[left] = torch.where(ops.over(better, point), point, x_adv[left])
+            highest[left] = torch.where(better, value, highest[left])
+            left = left[~broken]
+        return x_adv
+
+    def _descend(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One run: the points, their losses, and which of them are misclassified."""
+        a = 2.5 * threat.eps / self.steps if self.step is None else self.step
+        best, highest = x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        hit = torch.zeros_like(y, dtype=torch.bool)
+        live = torch.arange(len(x), device=x.device)
+        x_t = self._start(x, threat, draws)
+        for t in range(self.steps + 1):
+            loss = partial(ops.LOSSES[self.loss], y=y[live])
+            if t < self.steps:
+                g, z, value = oracle[live].gradient(x_t, loss)
+            else:  # the last iterate needs no gradient
+                z = oracle[live].logits(x_t)
+                value = loss(z)
+            broken = z.argmax(dim=1) != y[live]
+            better = broken | (value > highest[live])
+            best[live] = torch.where(ops.over(better, x_t), x_t, best[live])
+            highest[live] = torch.where(better, value, highest[live])
+            hit[live] = broken
+            rest = (~broken).nonzero().squeeze(1)
+            if t == self.steps or not len(rest):
+                break
+            live = live[rest]
+            x_t = threat.project(x_t[rest] + a * ops.normalise(g[rest], threat.norm), x[live])
+        return best, highest, hit
+
+    def _start(self, x: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        """A point drawn uniformly from the ball, clipped to the box."""
+        if not self.random_start:
+            return x.clone()
+        shape = tuple(x.shape[1:])
+        if threat.norm == "linf":
+            delta = threat.eps * (2 * draws.uniform(shape, purpose="start") - 1)
+        else:
+            direction = ops.normalise(draws.normal(shape, purpose="start"), "l2")
+            radius = threat.eps * draws.uniform(purpose="radius") ** (1 / x[0].numel())
+            delta = ops.over(radius, direction) * direction
+        return threat.project(x + delta.to(x.dtype), x)

@@ -1,0 +1,146 @@
+"""Boards as JSON, CSV and Markdown: the same numbers, as numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from siegebench.cells import PROTOCOL, SCHEMA
+
+from .board import SHORT, Board, Line, Number, interval, shown
+
+
+def as_dict(boards: Iterable[Board]) -> dict[str, Any]:
+    """All boards as plain data."""
+    return {"schema": SCHEMA, "protocol": PROTOCOL, "boards": [_board(board) for board in boards]}
+
+
+def as_json(boards: Iterable[Board]) -> str:
+    """All boards, with the keys of the rows behind each number."""
+    return json.dumps(as_dict(boards), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _board(board: Board) -> dict[str, Any]:
+    return {
+        "id": board.id,
+        "track": board.track,
+        "title": board.title,
+        "about": board.about,
+        "facts": board.facts,
+        "primary": board.primary,
+        "columns": [
+            {"id": c.id, "title": c.title, "kind": c.kind, "help": c.help, "better": c.better} for c in board.columns
+        ],
+        "lines": [_line(line) for line in board.lines],
+        "notes": list(board.notes),
+    }  # fmt: skip
+
+
+def _line(line: Line) -> dict[str, Any]:
+    return {
+        "rank": list(line.rank) if line.rank else None,
+        "status": line.status,
+        "names": line.names,
+        "reasons": list(line.reasons),
+        "uncaught": line.uncaught,
+        "numbers": {name: _number(number) for name, number in line.numbers.items()},
+        "texts": line.texts,
+        "flags": [
+            {"id": f.id, "severity": f.severity, "evidence": f.evidence, "row": f.key[:SHORT]} for f in line.flags
+        ],
+        "rows": [key[:SHORT] for key in line.keys],
+    }  # fmt: skip
+
+
+def _number(number: Number) -> dict[str, Any]:
+    parts = {"value": number.value, "low": number.low, "high": number.high, "n": number.n}
+    return {k: v for k, v in parts.items() if v is not None or k == "value"}
+
+
+# -------------------------------------------------------------------------------------------------------------- csv
+
+HEAD = ("board", "track", "data", "threat", "rank_best", "rank_worst", "status")
+
+
+def as_csv(boards: Sequence[Board]) -> str:
+    """One table of all boards, a line an entry; columns that a board does not have stay empty. Rates lie in [0, 1]."""
+    boards = list(boards)
+    names = _seen(name for b in boards for line in b.lines for name in line.names)
+    texts = _seen(c.id for b in boards for c in b.columns if c.kind == "text")
+    figures = _seen(c.id for b in boards for c in b.columns if c.kind != "text")
+    numbers = [(b, line, c) for b in boards for line in b.lines for c in figures]
+    wide = {c for _, line, c in numbers if line.number(c).low is not None}
+    heads = [h for c in figures for h in ((c, f"{c}.low", f"{c}.high") if c in wide else (c,))]
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow([*HEAD, *names, *map(_safe, texts), *map(_safe, heads), "flags", "reasons", "rows"])
+    for board in boards:
+        for line in board.lines:
+            best, worst = line.rank or ("", "")
+            cells: list[Any] = [_safe(line.names.get(name, "")) for name in names]
+            cells += [_safe(line.texts.get(name, "")) for name in texts]
+            for column in figures:
+                number = line.number(column)
+                cells += [number.value, number.low, number.high] if column in wide else [number.value]
+            flags = " ".join(sorted({f"{f.severity}:{f.id}" for f in line.flags}))
+            where = [board.id, board.track, *(_safe(board.facts.get(fact, "")) for fact in ("data", "threat"))]
+            told = [_safe(flags), _safe("; ".join(line.reasons)), " ".join(key[:SHORT] for key in line.keys)]
+            table.writerow([*where, best, worst, line.status, *cells, *told])
+    return out.getvalue()
+
+
+def _seen(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _safe(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+# --------------------------------------------------------------------------------------------------------- markdown
+
+
+def as_markdown(boards: Iterable[Board]) -> str:
+    """One table a board, rates in per cent."""
+    return "\n".join(part for board in boards for part in _section(board))
+
+
+def _section(board: Board) -> list[str]:
+    names = list(board.lines[0].names) if board.lines else []
+    heads = ["#", *(n.capitalize() for n in names), *(c.title for c in board.columns), "Flags"]
+    facts = ", ".join(f"{k} {v}" for k, v in board.facts.items())
+    out = [f"## {_md(board.title)}", "", _md(board.about), "", _md(facts), "", _row(heads)]
+    sides = ["--:", *(":--" for _ in names), *(":--" if c.kind == "text" else "--:" for c in board.columns), ":--"]
+    out.append(f"|{'|'.join(sides)}|")
+    for line in board.lines:
+        cells = []
+        for column in board.columns:
+            if column.kind == "text":
+                cells.append(line.texts.get(column.id, "–"))
+            else:
+                number = line.number(column.id)
+                around = interval(number, column.kind) if column.id == board.primary else ""
+                cells.append(shown(number.value, column.kind) + (f" [{around}]" if around else ""))
+        flags = ", ".join(sorted({f.id for f in line.flags if f.severity != "info"}))
+        out.append(_row([line.place or ("control" if line.control else "–"), *line.names.values(), *cells, flags]))
+    out.append("")
+    for line in board.unranked:
+        caught = f"; not caught: {line.uncaught}" if line.uncaught else ""
+        out.append(f"- {_md(line.title)}: {_md('; '.join(line.reasons) + caught)}")
+    out += [f"- {_md(note)}" for note in board.notes]
+    return [*out, ""]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_md(cell) for cell in cells) + " |"
+
+
+def _md(text: str) -> str:
+    """Text that Markdown and the HTML inside it leave alone."""
+    for c in "\\`*_[]<>|#~":
+        text = text.replace(c, {"<": "&lt;", ">": "&gt;"}.get(c, f"\\{c}"))
+    return " ".join(text.split())

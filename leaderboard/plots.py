@@ -1,0 +1,295 @@
+"""Where things stand in the page's figures: numbers to places in an SVG. The template draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .board import Board, Column, Line, shown
+from .columns import BUDGETS
+
+WIDTH, HEIGHT = 680, 380
+LEFT, RIGHT, TOP, BOTTOM = 48, 18, 16, 44
+LETTER = 6.3  # width of a letter of the labels, roughly
+SERIES = 8  # colours there are
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear (or logarithmic) scale from values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, v = self.low, self.high, value
+        if self.log:
+            low, high, v = math.log10(low), math.log10(high), math.log10(v)
+        return round(self.start + (self.end - self.start) * (v - low) / (high - low), 1)
+
+    def ticks(self, step: float) -> list[dict[str, Any]]:
+        """Places and texts of round percentages."""
+        first = math.ceil(self.low / step - 1e-9)
+        values = [step * i for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        return [{"at": self(v), "text": f"{100 * v:.0f}"} for v in values]
+
+
+def figure(board: Board, link: Callable[[Line], str]) -> dict[str, Any] | None:
+    """The figure of a board, or None where there is nothing to draw.
+
+    Args:
+        link: a line to the place on the page that a click should lead to.
+    """
+    lines = [line for line in board.lines if line.value(board.primary) is not None]
+    if not lines:
+        return None
+    if board.track == "white_box":
+        return scatter(lines, link)
+    if board.track == "query":
+        return curves(lines, link)
+    if board.track == "input_detection":
+        return dots(board, lines, link)
+    pair = (("ca", "clean accuracy", "good"), ("asr", "attack success", "bad"))
+    if board.track == "model_detection":
+        pair = (("found", "backdoored models found", "good"), ("false_alarms", "clean models called backdoored", "bad"))
+    return bars(lines, link, pair)
+
+
+def _short(name: str, limit: int = 26) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def _names(lines: Sequence[Line]) -> dict[int, str]:
+    """Labels of the lines: without the model where there is only one."""
+    single = len({line.names.get("model") for line in lines}) == 1
+    return {
+        id(line): line.names["defense"] if single and "defense" in line.names else " / ".join(line.names.values())
+        for line in lines
+    }
+
+
+# ------------------------------------------------------------------------------------------------- clean and robust
+
+
+def scatter(lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
+    """Clean against robust accuracy, the intervals of the latter, and the entries that nobody beats in both."""
+    lines = [line for line in lines if line.value("clean_acc") is not None]
+    if not lines:
+        return None
+    cleans = [line.value("clean_acc") or 0.0 for line in lines]
+    tops = [max(line.value("robust_acc") or 0.0, line.number("robust_acc").high or 0.0) for line in lines]
+    x = Axis(max(0.0, math.floor(min(cleans) * 10 - 0.5) / 10), 1.0, LEFT, WIDTH - RIGHT)
+    y = Axis(0.0, max(0.2, min(1.0, math.ceil(max(tops) * 10 + 0.2) / 10)), HEIGHT - BOTTOM, TOP)
+    models = sorted({line.names["model"] for line in lines})
+    names = _names(lines)
+    points: list[dict[str, Any]] = []
+    for line in lines:
+        robust = line.number("robust_acc")
+        value, clean = robust.value or 0.0, line.value("clean_acc") or 0.0
+        points.append(
+            {
+                "x": x(clean),
+                "y": y(value),
+                "low": y(robust.low if robust.low is not None else value),
+                "high": y(robust.high if robust.high is not None else value),
+                "series": models.index(line.names["model"]) % SERIES,
+                "status": "control" if line.control else "ranked" if line.rank else "unranked",
+                "name": _short(names[id(line)]),
+                "title": f"{line.title}: robust {shown(value, 'rate')} %, clean {shown(clean, 'rate')} %",
+                "href": link(line),
+            }
+        )
+    _label(points)
+    front: list[dict[str, Any]] = []
+    for point in sorted((p for p in points if p["status"] == "ranked"), key=lambda p: (-p["x"], p["y"])):
+        if not front or point["y"] < front[-1]["y"]:  # from the right: each higher one belongs to the front
+            front.append(point)
+    steps = [f"L{p['x']} {before['y']}L{p['x']} {p['y']}" for before, p in zip(front, front[1:], strict=False)]
+    return {
+        "kind": "scatter",
+        "label": "Clean accuracy against worst-case robust accuracy, one point an entry",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "frame": (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
+        "x_ticks": x.ticks(0.1 if x.high - x.low > 0.25 else 0.05),
+        "y_ticks": y.ticks(0.1 if y.high <= 0.6 else 0.2),
+        "x_title": "clean accuracy, %",
+        "y_title": "robust accuracy, %",
+        "points": points,
+        "front": f"M{front[0]['x']} {front[0]['y']}{''.join(steps)}" if steps else "",
+        "legend": [{"name": m, "series": i % SERIES} for i, m in enumerate(models)] if len(models) > 1 else [],
+        "shapes": sorted({p["status"] for p in points} - {"ranked"}),
+    }
+
+
+AROUND = ((10, 4, "start"), (-10, 4, "end"), (0, -11, "middle"), (0, 20, "middle"), (10, -9, "start"), (-10, -9, "end"))
+
+
+def _label(points: list[dict[str, Any]]) -> None:
+    """Give each point a free place for its name, ranked ones first; none where there is none."""
+    taken = [(p["x"] - 6, p["y"] - 6, p["x"] + 6, p["y"] + 6) for p in points]
+    for point in sorted(points, key=lambda p: (p["status"] != "ranked", p["status"], p["y"], p["x"])):
+        width = LETTER * len(point["name"])
+        for dx, dy, anchor in AROUND:
+            left = point["x"] + dx - {"start": 0.0, "end": width, "middle": width / 2}[anchor]
+            box = (left, point["y"] + dy - 10, left + width, point["y"] + dy + 3)
+            inside = box[0] >= LEFT + 2 and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT - BOTTOM
+            own = points.index(point)
+            if inside and not any(_overlap(box, other) for i, other in enumerate(taken) if i != own):
+                point.update(text_x=round(point["x"] + dx, 1), text_y=round(point["y"] + dy, 1), anchor=anchor)
+                taken.append(box)
+                break
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+# ---------------------------------------------------------------------------------------------------------- queries
+
+
+def curves(lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
+    """Robust accuracy against the queries spent, the strongest attack at each budget."""
+    side = 200
+    x = Axis(10.0, float(BUDGETS[-1]), LEFT, WIDTH - side, log=True)
+    y = Axis(0.0, 1.0, HEIGHT - BOTTOM, TOP)
+    names = _names(lines)
+    out: list[dict[str, Any]] = []
+    for line in [line for line in lines if not line.control][:SERIES]:
+        budgets = [(k, v) for k in BUDGETS if (v := line.value(f"robust_acc@{k}")) is not None]
+        if not budgets:
+            continue
+        clean = line.value("clean_acc")
+        start = [(10, clean)] if clean is not None else []
+        places = [(x(k), y(v)) for k, v in (*start, *budgets)]
+        told = ", ".join(f"{shown(v, 'rate')} % after {k}" for k, v in budgets)
+        out.append(
+            {
+                "series": len(out),
+                "places": places,
+                "path": " ".join(f"{a},{b}" for a, b in places),
+                "name": _short(names[id(line)]),
+                "title": f"{line.title}: {told} queries",
+                "href": link(line),
+                "ranked": line.rank is not None,
+                "x": places[-1][0],
+                "y": places[-1][1],
+            }
+        )
+    if not out:
+        return None
+    _spread(out, 14.0, HEIGHT - BOTTOM)
+    ticks = [{"at": x(k), "text": f"{k:,}"} for k in BUDGETS]
+    return {
+        "kind": "curves",
+        "label": "Robust accuracy against queries spent, one line an entry",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "frame": (LEFT, TOP, WIDTH - side, HEIGHT - BOTTOM),
+        "x_ticks": [{"at": x(10), "text": "clean"}, *ticks],
+        "y_ticks": y.ticks(0.2),
+        "x_title": "queries an image",
+        "y_title": "robust accuracy, %",
+        "lines": out,
+        "more": max(0, sum(not line.control for line in lines) - len(out)),
+    }
+
+
+def _spread(items: list[dict[str, Any]], gap: float, bottom: float) -> None:
+    """Places for the labels of neighbouring line ends, at least `gap` apart."""
+    ordered = sorted(items, key=lambda item: (item["y"], item["series"]))
+    last = -math.inf
+    for item in ordered:
+        last = item["text_y"] = max(item["y"], last + gap)
+    last = bottom + gap
+    for item in reversed(ordered):
+        last = item["text_y"] = round(min(item["text_y"], last - gap), 1)
+
+
+# ------------------------------------------------------------------------------------------------------------- rows
+
+ROW, LABEL = 34, 190
+
+
+def bars(lines: Sequence[Line], link: Callable[[Line], str], pair: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
+    """Two bars an entry, one that should be long and one that should be short."""
+    x = Axis(0.0, 1.0, LABEL, WIDTH - 60)
+    rows = []
+    for i, line in enumerate(lines):
+        found = [(column, kind, line.value(column)) for column, _, kind in pair]
+        told = ", ".join(f"{text} {shown(line.value(column), 'rate')} %" for column, text, _ in pair)
+        rows.append(
+            {
+                "y": TOP + ROW * i,
+                "name": _short(line.title),
+                "href": link(line),
+                "title": f"{line.title}: {told}",
+                "ranked": line.rank is not None,
+                "bars": [
+                    {"width": max(1.0, x(v) - LABEL), "kind": kind, "text": shown(v, "rate"), "dy": 4 + 12 * j}
+                    for j, (_, kind, v) in enumerate(found)
+                    if v is not None
+                ],
+            }
+        )
+    bottom = TOP + ROW * len(rows)
+    return {
+        "kind": "bars",
+        "label": " and ".join(text for _, text, _ in pair) + ", two bars an entry",
+        "width": WIDTH,
+        "height": bottom + BOTTOM,
+        "frame": (LABEL, TOP, WIDTH - 60, bottom),
+        "x_ticks": x.ticks(0.2),
+        "y_ticks": [],
+        "x_title": "%",
+        "y_title": "",
+        "rows": rows,
+        "keys": [{"text": text, "kind": kind} for _, text, kind in pair],
+    }
+
+
+def dots(board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any]:
+    """AUROC of each detector under each attack, and the mean."""
+    each = [c for c in board.columns if c.group == "auroc"]
+    values = [v for line in lines for c in each if (v := line.value(c.id)) is not None]
+    x = Axis(max(0.0, min(0.4, math.floor(min(values, default=0.4) * 10) / 10)), 1.0, LABEL, WIDTH - 60)
+    rows = []
+    for i, line in enumerate(lines):
+        found = sorted((v, c.title) for c in each if (v := line.value(c.id)) is not None)
+        mean = line.value(board.primary) or 0.0
+        rows.append(
+            {
+                "y": TOP + ROW * i,
+                "name": _short(line.title),
+                "href": link(line),
+                "title": f"{line.title}: mean AUROC {mean:.3f}",
+                "ranked": line.rank is not None,
+                "dots": [{"x": x(v), "title": f"{name}: {v:.3f}"} for v, name in found],
+                "mean": x(mean),
+                "text": f"{mean:.3f}",
+            }
+        )
+    bottom = TOP + ROW * len(rows)
+    return {
+        "kind": "dots",
+        "label": "AUROC of each detector under each attack, and its mean",
+        "width": WIDTH,
+        "height": bottom + BOTTOM,
+        "frame": (LABEL, TOP, WIDTH - 60, bottom),
+        "x_ticks": [{"at": t["at"], "text": f"{int(t['text']) / 100:.1f}"} for t in x.ticks(0.1)],
+        "y_ticks": [],
+        "x_title": "AUROC",
+        "y_title": "",
+        "rows": rows,
+        "chance": x(0.5),
+    }
+
+
+def tint(value: float | None, column: Column) -> int | None:
+    """How strongly a cell of a group is coloured, 0 to 100."""
+    return None if value is None or not column.group else round(100 * min(1.0, max(0.0, value)))

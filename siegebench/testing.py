@@ -1,0 +1,133 @@
+"""The contract as tests that anyone can run on an entry, registered or not; needs no test framework.
+
+>>> from siegebench.testing import check_entry, check_instance
+>>> [c for c in check_entry("pgd") if not c.passed]
+[]
+
+One small function of `siegebench.clauses` is one clause; its name is what is shown.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from siegebench import registry
+from siegebench.clauses import CLAUSES, REGISTERED, Case, NotChecked
+from siegebench.errors import ConfigError, MissingExtra, NotApplicable, SiegeError, did_you_mean
+from siegebench.types import Entry
+
+# what stands in for a required parameter that holds an entry, and a member of each family
+STAND_INS: dict[str, Any] = {"attack": {"name": "pgd", "steps": 5}, "backdoor": "badnets", "defense": "none"}
+MEMBERS: dict[str, Any] = {
+    "torchattacks": {"name": "torchattacks/PGD", "steps": 5},
+    "art": "art/FastGradientMethod",
+    "timm": "timm/test_vit",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One clause, and whether the entry keeps it.
+
+    Attributes:
+        name: the clause; ends in `not checked (reason)` where it could not be tried here.
+        passed: false only when the clause was broken.
+        detail: what was found.
+    """
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+def check_entry(name: str | Mapping[str, Any], kind: str | None = None) -> list[Check]:
+    """Run the contract on a registered entry with tiny models; under a minute on a CPU.
+
+    Args:
+        name: as in a suite: `pgd`, `pgd.strong`, `{name: pgd, steps: 5}`.
+        kind: attack, defense, backdoor, detector, measure, model or dataset; all that have the name when left out.
+
+    Raises:
+        ConfigError: unknown name or parameter.
+    """
+    spec = registry.normal(name)
+    kinds = [kind] if kind is not None else [k for k in registry.KINDS if _known(k, spec["name"])]
+    if not kinds:
+        known = {n for _, n in registry.cards()}
+        raise ConfigError(f"no entry is called {spec['name']!r}. {did_you_mean(spec['name'], known)}")
+    return [check for k in kinds for check in _check_registered(k, spec)]
+
+
+def check_instance(kind: str, entry: Entry, *, sees: tuple[str, ...] = (), control: bool = False) -> list[Check]:
+    """Run the contract on an entry that has no card.
+
+    Args:
+        sees: the data it is granted, as its card would list it.
+        control: it is a planted control and need not work.
+    """
+    if kind not in CLAUSES:
+        raise ConfigError(f"unknown kind {kind!r}. {did_you_mean(kind, CLAUSES)}")
+    return _check(Case(kind, entry, sees=sees, control=control))
+
+
+def _known(kind: str, name: str) -> bool:
+    try:
+        registry.find(kind, name)
+    except ConfigError:
+        return False
+    return True
+
+
+def _check_registered(kind: str, spec: dict[str, Any]) -> list[Check]:
+    try:
+        complete = _complete(kind, spec)
+        entry = registry.build(kind, complete)
+    except (NotChecked, MissingExtra) as reason:
+        return [Check(f"is built: not checked ({reason})", True, str(reason))]
+    card = registry.find(kind, complete["name"])[0].card
+    return _check(Case(kind, entry, sees=card.sees, control=card.control, spec=complete))
+
+
+def _complete(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec with a stand-in for every required parameter that it leaves out."""
+    found, params = registry.find(kind, spec["name"])
+    if found.card.family and spec["name"] == found.name:
+        if found.card.name not in MEMBERS:
+            raise NotChecked(f"a family; check a member of it, {found.name}/NAME")
+        return {**registry.normal(MEMBERS[found.card.name]), **{k: v for k, v in spec.items() if k != "name"}}
+    cls = registry.entry_class(kind, spec["name"])
+    hints, out = get_type_hints(cls), dict(spec)
+    for f in fields(cls):
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in {**params, **out}:
+            nested = registry._nested_kind(hints[f.name])
+            if nested not in STAND_INS:
+                raise NotChecked(f"needs the parameter {f.name!r}")
+            out[f.name] = STAND_INS[nested]
+    return out
+
+
+def _check(case: Case) -> list[Check]:
+    """All clauses of the kind; only the first where that one fails, because the others build on it."""
+    clauses = [*CLAUSES[case.kind], *(REGISTERED if case.spec is not None else ())]
+    first = _try(clauses[0], case)
+    if not first.passed or "not checked" in first.name:
+        return [first]
+    return [first, *(_try(clause, case) for clause in clauses[1:])]
+
+
+def _try(clause: Callable[[Case], None], case: Case) -> Check:
+    name = clause.__name__.replace("_", " ")
+    try:
+        clause(case)
+    except (NotChecked, NotApplicable, MissingExtra) as reason:
+        return Check(f"{name}: not checked ({reason})", True, str(reason))
+    except SiegeError as error:
+        return Check(name, False, str(error))
+    except Exception as error:  # an entry may raise anything; that is the finding, and the other clauses go on
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return Check(name, False, f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})")
+    return Check(name, True)

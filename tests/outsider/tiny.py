@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from siegebench.train import Recipe
+from siegebench.types import ModelSource, Network
+from siegebench.weights import check_fit, load_weights, weights_hash
+
+
+def net(classes: int, size: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16 * (size // 8) ** 2, classes),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny(ModelSource):
+    """Two convolutions; trained in a second, or loaded from a file."""
+
+    places: ClassVar[tuple[str, ...]] = ("checkpoint",)
+
+    checkpoint: str | None = None
+    recipe: Recipe = Recipe(epochs=2, lr=1e-2, augment="none")
+
+    def build(self, *, num_classes: int, size: int) -> Network:
+        made = net(num_classes, size)
+        if self.checkpoint is not None:
+            state = load_weights(self.checkpoint)
+            check_fit(state, made.state_dict(), Path(self.checkpoint))
+            made.load_state_dict(state)
+        return Network(made, num_classes=num_classes, rebuild=partial(net, num_classes, size))
+
+    def pretrained(self) -> bool:
+        return self.checkpoint is not None
+
+    def identity(self) -> dict[str, Any]:
+        return {} if self.checkpoint is None else {"weights": weights_hash(load_weights(self.checkpoint))}

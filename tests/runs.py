@@ -1,0 +1,181 @@
+"""Small suites for tests of whole runs: entries of another package, the command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from siegebench import registry
+from siegebench.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "outsider/tiny"
+
+
+def announce(folder: Path) -> Path:
+    """What pip would write for a package that brings the cards in tests/outsider; goes onto the import path."""
+    info = folder / "outsider-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[siegebench.cards]\noutsider = tests.outsider\n")
+    return folder
+
+
+def forget() -> None:
+    """Make the registry look for cards again."""
+    registry.cards.cache_clear()
+    registry.entry_class.cache_clear()
+    registry._source.cache_clear()
+
+
+@contextmanager
+def known(folder: Path, monkeypatch: Any) -> Iterator[None]:
+    """The outsider's entries are registered in this process."""
+    monkeypatch.syspath_prepend(str(announce(folder)))
+    forget()
+    try:
+        yield
+    finally:
+        monkeypatch.undo()
+        forget()
+
+
+def board(**changes: Any) -> dict[str, Any]:
+    """An attack board with nothing heavy in it."""
+    return {
+        "track": "white_box",
+        "attacks": ["fgsm"],
+        "threats": [{"norm": "linf", "eps": "16/255"}],
+        "checks": ["outsider/quiet"],
+        **changes,
+    }
+
+
+def suite(path: Path, *boards: dict[str, Any], **changes: Any) -> Path:
+    """A suite file."""
+    whole = {
+        "suite": "small",
+        "data": {"set": "digits", "count": 40},
+        "models": [MODEL],
+        "boards": list(boards) or [board()],
+        **changes,
+    }
+    path.write_text(yaml.safe_dump(whole, sort_keys=False))
+    return path
+
+
+def environment(path: Path) -> dict[str, str]:
+    """For a process of its own: it sees the checkout and the outsider."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(announce(path)), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "120",
+    }
+
+
+def command(*words: object, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "siegebench", *map(str, words)]
+
+
+def run(*words: object, folder: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
+    """The command, to its end, in `folder`."""
+    env = {**environment(folder / "site"), **changes.pop("env", {})}
+    return subprocess.run(
+        command(*words, folder=folder), cwd=folder, env=env, capture_output=True, text=True, timeout=300, **changes
+    )
+
+
+def start(*words: object, folder: Path) -> subprocess.Popen[str]:
+    """The command, as the leader of a process group of its own."""
+    return subprocess.Popen(
+        command(*words, folder=folder),
+        cwd=folder,
+        env=environment(folder / "site"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Wait for something to be true."""
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the command and all its workers."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process started, by /proc."""
+    out = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            out.append(int(entry.parent.name))
+    return out
+
+
+def workers(pid: int) -> list[int]:
+    """The workers of a local executor, without multiprocessing's own helper."""
+    out = []
+    for child in children(pid):
+        try:
+            line = (Path("/proc") / str(child) / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"spawn_main" in line:
+            out.append(child)
+    return out
+
+
+def alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def numbers(store: Path) -> dict[str, Any]:
+    """Everything in a store that must not depend on how it was computed: by key, without timing and environment."""
+    out = {}
+    for row in Store(store).rows():
+        kept = {k: v for k, v in row.as_dict().items() if k not in ("env", "timing", "attempts")}
+        arrays = {k: np.asarray(v).tolist() for k, v in Store(store).arrays(row.cell).items()}
+        assert row.cell.key not in out, "one cell has two rows"
+        out[row.cell.key] = json.loads(json.dumps({**kept, "arrays": arrays}))
+    return out
+
+
+def leftovers(store: Path) -> list[Path]:
+    """Files that a writer did not finish."""
+    return [p for p in store.rglob("*") if p.name.endswith((".tmp", ".corrupt"))]
+
+
+def with_artifacts(store: Path, target: Path) -> Path:
+    """A new store that has the trained weights of another one, and none of its rows."""
+    shutil.copytree(store / "artifacts", target / "artifacts")
+    return target

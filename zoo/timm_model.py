@@ -1,0 +1,215 @@
+"""Any network of timm: with published weights, with a checkpoint of yours, or trained with a recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from siegebench.errors import ModelError, did_you_mean
+from siegebench.train import Recipe
+from siegebench.types import Count, ModelCard, ModelSource, Network
+from siegebench.weights import check_finite, check_fit, load_weights, weights_hash
+
+from .files import find_weights, hub_file, sha256
+
+RECIPE = Recipe()
+HALF = (0.5, 0.5, 0.5)
+OURS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "num_classes", "in_chans"}
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmModel(ModelSource):
+    """A network of PyTorch Image Models (Wightman 2019), with its preprocessing inside.
+
+    Random are the first weights of a network that is trained; the harness seeds them.
+
+    Attributes:
+        target: `architecture` for a network to train with the recipe, `architecture.tag` for published weights.
+        checkpoint: load these weights instead: a `.safetensors` or `.pth` file with tensors only, a path or a file
+            below `weights/` in the folder named by SIEGEBENCH_DATA.
+        finetune: start from the tag's weights with a last layer for this data, and train with the recipe.
+        input_size: images are resized to this inside. Left out: what the tag's weights were trained for; without a tag
+            the images are taken as they are.
+        mean, std: normalisation inside. Left out: the tag's; 0.5 without a tag.
+        model_args: passed on to timm, such as `depths` or `patch_size`.
+        download: fetch weights from the hub when they are not in its cache.
+        recipe: how to train.
+    """
+
+    places: ClassVar[tuple[str, ...]] = ("checkpoint", "download")
+
+    target: str
+    checkpoint: str | None = None
+    finetune: bool = False
+    input_size: Count | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    download: bool = True
+    recipe: Recipe = RECIPE
+
+    def __post_init__(self) -> None:
+        check_name(self.target)
+        for key in self.model_args.keys() & OURS:
+            raise ValueError(f"model_args.{key} is set by siegebench; see its own parameters")
+        if self.finetune and (self.checkpoint is not None or not self.tag):
+            raise ValueError("finetune needs `architecture.tag` and no checkpoint")
+
+    @property
+    def architecture(self) -> str:
+        return self.target.partition(".")[0]
+
+    @property
+    def tag(self) -> str:
+        return self.target.partition(".")[2]
+
+    def pretrained(self) -> bool:
+        return self.checkpoint is not None or (bool(self.tag) and not self.finetune)
+
+    def identity(self) -> dict[str, Any]:
+        if self.checkpoint is not None:
+            return {"sha256": sha256(find_weights(self.checkpoint))}
+        return {"sha256": sha256(self._published()[0])} if self.tag else {}
+
+    def build(self, *, num_classes: int, size: int) -> Network:
+        cfg = self._cfg()
+        inside = self.input_size or (cfg["input_size"][-1] if self.tag else None)
+        args = dict(self.model_args)
+        if cfg.get("fixed_input_size"):
+            args.setdefault("img_size", inside or size)
+        make = partial(_create, self.architecture, num_classes, args)
+        if self.checkpoint is not None:
+            path = find_weights(self.checkpoint)
+            net = make()
+            _load(net, load_weights(path), path, num_classes)
+            source = path.name
+        elif self.tag:
+            path, repo = self._published()
+            if cfg["num_classes"] != num_classes and not self.finetune:
+                raise ModelError(
+                    f"timm/{self.target}: weights for {cfg['num_classes']} classes, the data has {num_classes}; "
+                    f"use timm/{self.architecture} to train on this data, `finetune: true` to start from these "
+                    "weights, or give `checkpoint: FILE`"
+                )
+            published = partial(_create, self.target, num_classes, args, path)
+            net = published()
+            make = published if self.finetune else make
+            source = repo
+        else:
+            net, source = make(), "timm"
+        mean, std = self.mean or (cfg["mean"] if self.tag else HALF), self.std or (cfg["std"] if self.tag else HALF)
+        card = ModelCard(
+            name=f"timm/{self.target}",
+            architecture=self.architecture,
+            source=source,
+            weights=weights_hash(net.state_dict()) if self.pretrained() else "",
+            preprocessing={"mean": mean, "std": std, "input_size": inside or size},
+            licence=cfg.get("license") or "",
+        )
+        return Network(
+            net, num_classes=num_classes, mean=mean, std=std, size=(inside, inside) if inside else None, card=card,
+            rebuild=make,
+        ).eval()  # fmt: skip
+
+    def _cfg(self) -> dict[str, Any]:
+        from timm.models import get_pretrained_cfg
+
+        found = get_pretrained_cfg(self.target, allow_unregistered=False)
+        return found.to_dict() if found is not None else {}
+
+    def _published(self) -> tuple[Path, str]:
+        """The file with the tag's weights and the repository it belongs to.
+
+        Raises:
+            ModelError: at once when the file is not in the hub's cache and the hub cannot be reached.
+        """
+        cfg = self._cfg()
+        repo, _, revision = (cfg.get("hf_hub_id") or "").partition("@")
+        if repo:
+            stated = cfg.get("hf_hub_filename")
+            names = [stated] if stated else ["model.safetensors", "pytorch_model.bin"]
+            path = hub_file(repo, names, revision=revision or None, download=self.download)
+            if path is not None:
+                return path, repo
+        raise ModelError(
+            f"timm/{self.target}: its weights are not in the hub's cache and could not be fetched. Connect this machine "
+            f"to the network once, or give `checkpoint: FILE`, or train on your data with timm/{self.architecture} "
+            "(no tag)"
+        )
+
+
+def _create(name: str, num_classes: int, args: Mapping[str, Any], weights: Path | None = None) -> nn.Module:
+    """The network, with the published weights of a file in whichever layout timm knows for this model.
+
+    Raises:
+        ModelError: when timm refuses the arguments or the file.
+    """
+    import timm
+
+    published: dict[str, Any] = (
+        {} if weights is None else {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
+    )
+    try:
+        net: nn.Module = timm.create_model(name, num_classes=num_classes, **published, **args)
+    except Exception as error:  # whatever timm stumbled over, the arguments or the file are at fault
+        raise ModelError(
+            f"timm cannot build {name} with {dict(args)} for {num_classes} classes"
+            f"{f' from {weights}' if weights else ''}: {type(error).__name__}: {error}"
+        ) from error
+    if weights is not None:
+        check_finite(net.state_dict(), weights)
+    return net
+
+
+def _load(net: nn.Module, state: dict[str, Tensor], path: Path, num_classes: int) -> None:
+    last = getattr(net, "pretrained_cfg", {}).get("classifier")
+    head = state.get(f"{last}.weight") if isinstance(last, str) else None
+    if head is not None and len(head) != num_classes:
+        raise ModelError(
+            f"{path}: weights for {len(head)} classes, the data has {num_classes}; give another checkpoint, "
+            "or `checkpoint: null` to train on this data"
+        )
+    check_fit(state, net.state_dict(), path)
+    net.load_state_dict(state, strict=False)
+
+
+# ----------------------------------------------------------------------------------------------------------- names
+
+
+def check_name(target: str) -> None:
+    """Refuse what timm does not have.
+
+    Raises:
+        ValueError: with the nearest name.
+    """
+    architecture, _, tag = target.partition(".")
+    architectures, tags = _in_source()
+    if (target in tags) if tag else (architecture in architectures):
+        return
+    import timm
+
+    if not timm.is_model(architecture):
+        raise ValueError(f"timm has no architecture {architecture!r}. {did_you_mean(architecture, timm.list_models())}")
+    known = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in known:
+        raise ValueError(f"timm/{architecture} has no weights {tag!r}. {did_you_mean(tag, known)}")
+
+
+@cache
+def _in_source() -> tuple[frozenset[str], frozenset[str]]:
+    """Architectures and weight tags written in timm's source. A name found here exists; importing timm takes 5 s,
+    reading its source 0.2 s, and every `siegebench run` checks its names."""
+    found = importlib.util.find_spec("timm")
+    if found is None or found.origin is None:
+        return frozenset(), frozenset()
+    text = "".join(p.read_text(encoding="utf-8") for p in (Path(found.origin).parent / "models").glob("*.py"))
+    tags = re.findall(r"['\"](\w+\.[\w.]+)['\"]\s*:\s*_\w*cfg", text)
+    return frozenset(re.findall(r"@register_model\s+def (\w+)", text)), frozenset(tags)
