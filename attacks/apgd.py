@@ -105,20 +105,23 @@ class APGD(Attack):
         targeted = self.loss == "targeted_dlr"
         goals = hardest(oracle.logits(x), y, self.targets) if targeted else y[:, None]
         x_adv, left = x.clone(), torch.arange(len(x), device=x.device)
+        highest = torch.full_like(x[:, 0, 0, 0], -torch.inf)
         for k in range(goals.shape[1]):
             for restart in range(self.restarts):
                 if not len(left):
                     return x_adv
                 streams = draws[left].child("apgd", self.loss, k, restart)
-                x_adv[left], broken = self._climb(oracle[left], x[left], y[left], goals[left, k], threat, streams)
+                found, loss, broken = self._climb(oracle[left], x[left], y[left], goals[left, k], threat, streams)
+                better = broken | (loss > highest[left])
+                x_adv[left[better]], highest[left[better]] = found[better], loss[better]
                 left = left[~broken]
         return x_adv
 
     def _climb(
         self, oracle: Oracle, x0: Tensor, y: Tensor, target: Tensor, threat: ThreatModel, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
-        """One run: the points, and which of them are misclassified."""
-        out, hit = x0.clone(), torch.zeros_like(y, dtype=torch.bool)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One run: the points, their losses, and which of them are misclassified."""
+        out, out_loss, hit = x0.clone(), torch.zeros_like(x0[:, 0, 0, 0]), torch.zeros_like(y, dtype=torch.bool)
         live = torch.arange(len(x0), device=x0.device)
         check = checkpoints(self.steps)
         climb = self._loss()
@@ -139,7 +142,8 @@ class APGD(Attack):
 
             broken = logits.argmax(dim=1) != s.y
             if bool(broken.any()):
-                out[live[broken]], hit[live[broken]] = s.x[broken], True
+                at = live[broken]
+                out[at], out_loss[at], hit[at] = s.x[broken], s.loss[broken], True
                 if self.early_stop:
                     rest = ~broken
                     s, live, oracle = s[rest], live[rest], oracle[rest]
@@ -153,9 +157,10 @@ class APGD(Attack):
                 s.x = torch.where(ops.over(halve, s.x), s.x_best, s.x)
                 s.g = torch.where(ops.over(halve, s.g), s.g_best, s.g)
                 s.halved, s.loss_checked, s.rises = halve, s.loss_best, torch.zeros_like(s.rises)
-        unbroken = ~hit[live]
-        out[live[unbroken]] = s.x_best[unbroken]
-        return out, hit
+        never = ~hit[live]
+        at = live[never]
+        out[at], out_loss[at] = s.x_best[never], s.loss_best[never]
+        return out, out_loss, hit
 
     def _loss(self) -> TargetLoss:
         if self.loss == "targeted_dlr":
@@ -171,7 +176,7 @@ class APGD(Attack):
         else:
             u = draws.normal(shape, purpose="start").to(x0.dtype)
         x = (x0 + threat.eps * u / ops.over(ops.size(u, threat.norm).clamp(min=1e-12), u)).clamp(0, 1)
-        low = torch.full((len(x0),), float("-inf"), dtype=x0.dtype, device=x0.device)
+        low = torch.full_like(x0[:, 0, 0, 0], -torch.inf)
         return _Climb(
             x0=x0, y=y, target=target, x=x, x_old=x, g=torch.zeros_like(x), loss=-low,
             x_best=x, g_best=torch.zeros_like(x), loss_best=low, step=torch.full_like(low, 2 * threat.eps),

@@ -57,7 +57,7 @@ class AutoAttack(Attack):
         if self.version == "rand":
             oracle = oracle.averaged(LOOKS)
         x_adv, left = x.clone(), torch.arange(len(x), device=x.device)
-        highest = torch.full((len(x),), float("-inf"), dtype=x.dtype, device=x.device)
+        highest = torch.full_like(x[:, 0, 0, 0], -torch.inf)
         for place, component in enumerate(self.components(oracle.num_classes)):
             if not len(left):
                 break

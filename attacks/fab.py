@@ -24,8 +24,8 @@ def to_hyperplane(t: Tensor, w: Tensor, c: Tensor, norm: str) -> Tensor:
     """The shortest d with <w, d> = c and t + d in [0, 1], row by row; the nearest corner where the box ends before.
 
     Every pixel moves in the direction that helps. In linf and l2 pixel i moves by min(lambda * v_i, room_i), with v = 1
-    or v = |w|, so <w, d> is piecewise linear in lambda: sort where the pieces meet, find the piece that holds c, solve.
-    In l1 the pixels with the largest |w| move to their end one after the other.
+    or v = |w|, so <w, d> is concave and piecewise linear in lambda, and Newton's steps from the left end exactly at the
+    lambda where it is c. In l1 the pixels with the largest |w| move to their end one after the other.
 
     Args:
         t: points [n, d] in [0, 1].
@@ -51,17 +51,16 @@ def to_hyperplane(t: Tensor, w: Tensor, c: Tensor, norm: str) -> Tensor:
         return w.sign() * torch.zeros_like(t).scatter(1, order, move)
 
     v = (rate > 0).to(t.dtype) if norm == "linf" else rate
-    turn = torch.where(
-        rate > 0, room / v.clamp(min=TINY), torch.zeros_like(room)
-    )  # lambda at which a pixel meets its end
-    turn_sorted, order = turn.sort(dim=1)
-    full = (rate * room).gather(1, order).cumsum(dim=1)  # from pixels at their end
-    slope = (rate * v).gather(1, order)
-    slope = slope.flip(1).cumsum(dim=1).flip(1)  # of the pixels that still move, before each turn
-    moving = torch.cat([slope[:, 1:], torch.zeros_like(c)], dim=1)
-    piece = (full + turn_sorted * moving < c).sum(dim=1, keepdim=True).clamp(max=t.shape[1] - 1)
-    before = torch.cat([torch.zeros_like(c), full], dim=1).gather(1, piece)
-    lam = (c - before).clamp(min=0) / slope.gather(1, piece).clamp(min=TINY)
+    turn = room / v.clamp(min=TINY)  # lambda at which a pixel meets its end
+    ended = turn <= 0
+    while True:
+        held = (rate * room).masked_fill(~ended, 0).sum(dim=1, keepdim=True)
+        slope = (rate * v).masked_fill(ended, 0).sum(dim=1, keepdim=True)
+        lam = (c - held).clamp(min=0) / slope.clamp(min=TINY)
+        more = ended | (turn <= lam)
+        if torch.equal(more, ended):
+            break
+        ended = more
     return w.sign() * torch.minimum(lam * v, room)
 
 
@@ -107,7 +106,7 @@ class FAB(MinimalAttack):
         z = oracle.logits(x)
         goals = hardest(z, y, self.targets)
         x_adv = x.clone()
-        nearest = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
+        nearest = torch.full_like(x[:, 0, 0, 0], torch.inf)
         left = (z.argmax(dim=1) == y).nonzero().squeeze(1)
         for k in range(goals.shape[1]):
             if not len(left):
@@ -124,7 +123,7 @@ class FAB(MinimalAttack):
     ) -> tuple[Tensor, Tensor]:
         """The nearest misclassified points on the way to one class; their distances, infinite where there is none."""
         out = x0.clone()
-        nearest = torch.full((len(x0),), float("inf"), dtype=x0.dtype, device=x0.device)
+        nearest = torch.full_like(x0[:, 0, 0, 0], torch.inf)
         live = torch.arange(len(x0), device=x0.device)
         x = x0
         for _ in range(self.steps):

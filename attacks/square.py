@@ -83,7 +83,7 @@ class Square(Attack):
         most = int(budget.max()) if len(x) else 0
         # state of the samples that still search: their places in x, the best point and its margin
         live = (budget > 0).nonzero().squeeze(1)
-        x0, best, margin = x[live], x[live], torch.full_like(x[live, 0, 0, 0], float("-inf"))
+        x0, best, margin = x[live], x[live], torch.full_like(x[live, 0, 0, 0], -torch.inf)
         propose = self._linf if threat.norm == "linf" else self._l2
         start = self._stripes if threat.norm == "linf" else self._grid
         for step in range(most):

@@ -41,8 +41,8 @@ class BitDepth(Defense):
     """Round every pixel to 2^b levels: T(x) = round(x (2^b - 1)) / (2^b - 1).
 
     Xu, Evans, Qi, "Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks", NDSS 2018; studied as a
-    defense by Guo et al., ICLR 2018. The gradient of a rounding is zero, which stops attacks that follow autograd and no
-    attack that replaces it by the identity. Nothing is random.
+    defense by Guo et al., ICLR 2018. The gradient of a rounding is zero, which stops attacks that follow autograd, and
+    none that replaces it by the identity. Nothing is random.
 
     Differs from the paper: used alone, as a preprocessing; the detector that compares squeezers is another entry.
 

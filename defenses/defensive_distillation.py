@@ -15,6 +15,8 @@ from siegebench.types import Classifier, Defense, Granted, Positive
 
 from .logit_scaling import Scaled
 
+RECIPE = Recipe()
+
 
 @dataclass(frozen=True, kw_only=True)
 class DefensiveDistillation(Defense):
@@ -48,7 +50,7 @@ class DefensiveDistillation(Defense):
     )
 
     temperature: Positive = 20.0
-    recipe: Recipe = Recipe()
+    recipe: Recipe = RECIPE
 
     def wrap(self, model: Classifier) -> Classifier:
         return Scaled(model.fresh(0), self.temperature)  # the structure; fit brings the weights

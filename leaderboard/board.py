@@ -82,7 +82,8 @@ class Line:
         rank: best and worst place it could hold; None where it is not ranked.
         reasons: why it is not ranked.
         numbers, texts: by column.
-        control: planted by the suite; `uncaught` says why it was not caught, empty when it was.
+        control: planted by the suite.
+        judged: a control that the checks have to catch; `uncaught` says why they did not, empty when they did.
         keys: every row behind the line.
     """
 
@@ -93,6 +94,7 @@ class Line:
     reasons: tuple[str, ...] = ()
     flags: tuple[Mark, ...] = ()
     control: bool = False
+    judged: bool = False
     uncaught: str = ""
     keys: tuple[str, ...] = ()
 

@@ -69,8 +69,8 @@ REPAIR_MORE = (
 DETECTION = (
     Column("auroc", "AUROC", "score", "Mean over the attacks; interval by bootstrap over them."),
     Column("auroc_min", "Lowest", "score", "AUROC under the attack that hides best."),
-    Column("tpr@1", "TPR @1 %", help="Share of the attacks found where 1 % of clean validation inputs raise an alarm."),
-    Column("tpr@5", "TPR @5 %", help="Share of the attacks found where 5 % of clean validation inputs raise an alarm."),
+    Column("tpr@1", "TPR @1", help="Share of the attacks found where 1 % of clean validation inputs raise an alarm."),
+    Column("tpr@5", "TPR @5", help="Share of the attacks found where 5 % of clean validation inputs raise an alarm."),
 )
 DETECTION_MORE = (
     _more("auroc_all", "AUROC all", "score", "AUROC with every triggered input as a positive, successful or not."),

@@ -185,10 +185,11 @@ def _line(names: dict[str, str], rows: Rows, attacks: Mapping[str, str], missing
             reasons.append(f"required attack missing: {REQUIRED}")
         if label(cell.defense) != "none" and not any(r.cell.adaptive for r in rows.good):
             reasons.append("no adaptive attack: nothing was run that knows this defense")
+    judged = control and cell.track == "white_box"
     numbers, texts = _numbers(rows.good, attacks) if rows.good else ({}, {})
     return Line(
         names=names, numbers=numbers, texts=texts, reasons=tuple(reasons), flags=found, control=control,
-        uncaught=flags.uncaught(rows.good, found) if control and cell.track == "white_box" else "",
+        judged=judged, uncaught=flags.uncaught(rows.good, found) if judged else "",
         keys=tuple(r.cell.key for r in rows.every),
     )  # fmt: skip
 
@@ -226,7 +227,7 @@ def _planted_line(names: dict[str, str], rows: Sequence[Result], attacks: Mappin
     seen = any(f.severity in ("flag", "fail") for f in found)
     numbers, texts = _numbers(good[:1], attacks) if good else ({}, {})
     return Line(
-        names=names, numbers=numbers, texts=texts, flags=found, control=True,
+        names=names, numbers=numbers, texts=texts, flags=found, control=True, judged=True,
         uncaught="" if seen else "no check fired on it",
         reasons=("control: a planted attack, shown and never counted", *problems(r for r in rows if r.status != "ok")),
         keys=tuple(r.cell.key for r in rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,10 +68,7 @@ def _short(name: str, limit: int = 26) -> str:
 def _names(lines: Sequence[Line]) -> dict[int, str]:
     """Labels of the lines: without the model where there is only one."""
     single = len({line.names.get("model") for line in lines}) == 1
-    return {
-        id(line): line.names["defense"] if single and "defense" in line.names else " / ".join(line.names.values())
-        for line in lines
-    }
+    return {id(line): line.names["defense"] if single else line.title for line in lines}
 
 
 # ------------------------------------------------------------------------------------------------- clean and robust
@@ -86,7 +84,6 @@ def scatter(lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any
     x = Axis(max(0.0, math.floor(min(cleans) * 10 - 0.5) / 10), 1.0, LEFT, WIDTH - RIGHT)
     y = Axis(0.0, max(0.2, min(1.0, math.ceil(max(tops) * 10 + 0.2) / 10)), HEIGHT - BOTTOM, TOP)
     models = sorted({line.names["model"] for line in lines})
-    names = _names(lines)
     points: list[dict[str, Any]] = []
     for line in lines:
         robust = line.number("robust_acc")
@@ -99,7 +96,7 @@ def scatter(lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any
                 "high": y(robust.high if robust.high is not None else value),
                 "series": models.index(line.names["model"]) % SERIES,
                 "status": "control" if line.control else "ranked" if line.rank else "unranked",
-                "name": _short(names[id(line)]),
+                "name": _short(line.names["defense"]),  # the colour names the model
                 "title": f"{line.title}: robust {shown(value, 'rate')} %, clean {shown(clean, 'rate')} %",
                 "href": link(line),
             }
@@ -109,7 +106,7 @@ def scatter(lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any
     for point in sorted((p for p in points if p["status"] == "ranked"), key=lambda p: (-p["x"], p["y"])):
         if not front or point["y"] < front[-1]["y"]:  # from the right: each higher one belongs to the front
             front.append(point)
-    steps = [f"L{p['x']} {before['y']}L{p['x']} {p['y']}" for before, p in zip(front, front[1:], strict=False)]
+    steps = [f"L{p['x']} {before['y']}L{p['x']} {p['y']}" for before, p in itertools.pairwise(front)]
     return {
         "kind": "scatter",
         "label": "Clean accuracy against worst-case robust accuracy, one point an entry",
@@ -155,7 +152,7 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 def curves(lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
     """Robust accuracy against the queries spent, the strongest attack at each budget."""
-    side = 200
+    side = 216
     x = Axis(10.0, float(BUDGETS[-1]), LEFT, WIDTH - side, log=True)
     y = Axis(0.0, 1.0, HEIGHT - BOTTOM, TOP)
     names = _names(lines)
@@ -213,12 +210,19 @@ def _spread(items: list[dict[str, Any]], gap: float, bottom: float) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- rows
 
-ROW, LABEL = 34, 190
+ROW = 34
+WIDEST = 190  # of the names beside the rows
+
+
+def _side(lines: Sequence[Line]) -> int:
+    """Room for the names at the left."""
+    return min(WIDEST, 14 + round(LETTER * max(len(_short(line.title)) for line in lines)))
 
 
 def bars(lines: Sequence[Line], link: Callable[[Line], str], pair: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
     """Two bars an entry, one that should be long and one that should be short."""
-    x = Axis(0.0, 1.0, LABEL, WIDTH - 60)
+    side = _side(lines)
+    x = Axis(0.0, 1.0, side, WIDTH - 60)
     rows = []
     for i, line in enumerate(lines):
         found = [(column, kind, line.value(column)) for column, _, kind in pair]
@@ -231,7 +235,7 @@ def bars(lines: Sequence[Line], link: Callable[[Line], str], pair: Sequence[tupl
                 "title": f"{line.title}: {told}",
                 "ranked": line.rank is not None,
                 "bars": [
-                    {"width": max(1.0, x(v) - LABEL), "kind": kind, "text": shown(v, "rate"), "dy": 4 + 12 * j}
+                    {"width": max(1.0, round(x(v) - side, 1)), "kind": kind, "text": shown(v, "rate"), "dy": 4 + 12 * j}
                     for j, (_, kind, v) in enumerate(found)
                     if v is not None
                 ],
@@ -240,16 +244,16 @@ def bars(lines: Sequence[Line], link: Callable[[Line], str], pair: Sequence[tupl
     bottom = TOP + ROW * len(rows)
     return {
         "kind": "bars",
-        "label": " and ".join(text for _, text, _ in pair) + ", two bars an entry",
+        "label": " and ".join(text for _, text, _ in pair).capitalize() + ", two bars an entry",
         "width": WIDTH,
         "height": bottom + BOTTOM,
-        "frame": (LABEL, TOP, WIDTH - 60, bottom),
+        "frame": (side, TOP, WIDTH - 60, bottom),
         "x_ticks": x.ticks(0.2),
         "y_ticks": [],
         "x_title": "%",
         "y_title": "",
         "rows": rows,
-        "keys": [{"text": text, "kind": kind} for _, text, kind in pair],
+        "pair": [{"text": text, "kind": kind} for _, text, kind in pair],
     }
 
 
@@ -257,7 +261,8 @@ def dots(board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> di
     """AUROC of each detector under each attack, and the mean."""
     each = [c for c in board.columns if c.group == "auroc"]
     values = [v for line in lines for c in each if (v := line.value(c.id)) is not None]
-    x = Axis(max(0.0, min(0.4, math.floor(min(values, default=0.4) * 10) / 10)), 1.0, LABEL, WIDTH - 60)
+    side = _side(lines)
+    x = Axis(max(0.0, min(0.4, math.floor(min(values, default=0.4) * 10) / 10)), 1.0, side, WIDTH - 60)
     rows = []
     for i, line in enumerate(lines):
         found = sorted((v, c.title) for c in each if (v := line.value(c.id)) is not None)
@@ -280,7 +285,7 @@ def dots(board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> di
         "label": "AUROC of each detector under each attack, and its mean",
         "width": WIDTH,
         "height": bottom + BOTTOM,
-        "frame": (LABEL, TOP, WIDTH - 60, bottom),
+        "frame": (side, TOP, WIDTH - 60, bottom),
         "x_ticks": [{"at": t["at"], "text": f"{int(t['text']) / 100:.1f}"} for t in x.ticks(0.1)],
         "y_ticks": [],
         "x_title": "AUROC",

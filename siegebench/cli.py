@@ -114,13 +114,15 @@ def run(
         return
     with _Progress(len(planned.cells), "cells") as progress:
         outcome = run_suite(wanted, settings, how=executor.value, slots=slots, planned=planned, report=progress.step)
-    from siegebench.leaderboard import export, rank, tables, wandb_mirror
+    from siegebench.leaderboard import export, rank, tables
     from siegebench.reporting import report as render
     from siegebench.store import write_atomic
 
     target = page or store / f"{wanted.suite}.html"
     write_atomic(target, render(outcome.results, "html").encode())
     if wandb is not None:
+        from siegebench.leaderboard import wandb_mirror
+
         wandb_mirror.mirror(outcome.results, project=wandb_project, mode=wandb, directory=store / "wandb")
     boards = rank.boards(outcome.results)
     uncaught = rank.uncaught_controls(outcome.results)
@@ -382,7 +384,8 @@ def main() -> None:
             raise
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "siegebench"
-        _say(f"{command}: {' '.join(error.format_message().split())} See `{command} --help`.")
+        said = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+        _say(f"{command}: {said}. See `{command} --help`.")
         code = 2
     except KeyboardInterrupt:
         code = INTERRUPTED

@@ -45,7 +45,7 @@ def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Works
     Args:
         wait: for another run that computes the cell; else `busy` comes back at once.
     """
-    from siegebench.evaluate import evaluate, failed
+    from siegebench.evaluation import evaluate, failed
 
     if workspace is None:
         workspace = _workspaces.get(settings.root) or Workspace(settings)
@@ -153,7 +153,7 @@ class LocalExecutor:
 
 
 def _write_crash(cell: Cell, settings: Settings, times: int) -> str:
-    from siegebench.evaluate import failed
+    from siegebench.evaluation import failed
 
     store = Store(settings.root)
     with store.lock(cell.key):

@@ -1,25 +1,89 @@
-"""Tiny models with known answers, and images, for the contract tests: the same on every machine."""
+"""What the contract tests run on: a Case around the entry, and tiny models and images with known answers."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from siegebench import ops
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ContractError
 from siegebench.threat import Norm
-from siegebench.types import Classifier, Network
+from siegebench.types import Classifier, Granted, Network
 from siegebench.weights import weights_hash
 
+T = TypeVar("T")
 CLASSES, SIZE = 10, 16
+QUICK = {"steps": 6, "queries": 50, "searches": 2, "restarts": 2, "targets": 3, "epochs": 1, "overlays": 8}
 NEAREST: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 0.2}  # how far the half-space is from every image
+
+
+class NotChecked(Exception):
+    """The clause cannot be tried here, for a stated reason."""
+
+
+@dataclass
+class Case:
+    """An entry under test.
+
+    Attributes:
+        sees: the data that its card declares.
+        control: a planted control need not work.
+        spec: how the registry built it; None when it has no card.
+        kept: what one clause computed and others use.
+    """
+
+    kind: str
+    entry: Any
+    sees: tuple[str, ...] = ()
+    control: bool = False
+    spec: dict[str, Any] | None = None
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.quick = quick(self.entry)
+
+    def granted(self) -> Granted:
+        """Exactly what the card declares."""
+        data = planted_set()
+        parts = {"train": data, "clean": data.select(torch.arange(40)), "val": data.select(torch.arange(40, 80))}
+        sources: dict[str, Callable[[], ImageSet]] = {k: partial(parts.__getitem__, k) for k in parts}
+        return Granted(type(self.entry).__name__, self.sees, **sources)
+
+
+def quick(value: T) -> T:
+    """A dataclass with the fields of QUICK lowered, nested ones too."""
+    changes: dict[str, Any] = {}
+    for f in fields(value):  # type: ignore[arg-type]
+        old = getattr(value, f.name)
+        if is_dataclass(old) and not isinstance(old, type):
+            changes[f.name] = quick(old)
+        elif type(old) is int and old > QUICK.get(f.name, old):
+            changes[f.name] = QUICK[f.name]
+    new: T = replace(value, **changes)  # type: ignore[type-var]
+    if hasattr(value, "_name"):
+        object.__setattr__(new, "_name", value._name)
+    return new
+
+
+def require(ok: object, message: str) -> None:
+    """Raise ContractError unless ok."""
+    if not bool(ok):
+        raise ContractError(message)
+
+
+def one_draw(seed: int = 0) -> Draws:
+    """What defenses and detectors are given: one stream."""
+    return Draws(seed, torch.zeros(1, dtype=torch.long))
 
 
 def images(n: int = 6, size: int = SIZE) -> Tensor:
@@ -48,7 +112,9 @@ def _net() -> nn.Module:
 
 def network() -> Classifier:
     """An untrained convolutional network with batch norms, in eval mode, whose answers are spread over the classes."""
-    model = Network(_net(), num_classes=CLASSES, rebuild=_net).fresh(0).eval()
+    with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
+        model = Network(_net(), num_classes=CLASSES, rebuild=_net)
+    model = model.fresh(0).eval()
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     with torch.no_grad():
         z = model(images(64))
@@ -89,6 +155,24 @@ def halfspace(norm: Norm, n: int = 4, size: int = 8) -> tuple[Classifier, Tensor
     x = x + (wanted - x @ w - b)[:, None] * w / w.square().sum()
     model = Network(_Halfspace(w, b), num_classes=4).double().eval().requires_grad_(False)
     return model, x.view(n, 3, size, size), torch.arange(n) % 2
+
+
+def input_gradient(call: Callable[[Tensor], Tensor], x: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    """(gradient of the margin with respect to x, logits).
+
+    Raises:
+        ContractError: when it does not exist, is not finite, or is zero for an image; says so of `what`.
+    """
+    leaf = x.clone().requires_grad_(True)
+    z = call(leaf)
+    value = ops.margin(z, torch.arange(len(x))).sum()
+    g = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+    if g is None:
+        raise ContractError(f"no gradient passes through {what}")
+    require(torch.isfinite(g).all(), f"the gradient through {what} is not finite")
+    lost = int((ops.size(g, "linf") == 0).sum())
+    require(lost == 0, f"the gradient through {what} is zero for {lost} of {len(x)} images")
+    return g, z.detach()
 
 
 def state_of(model: nn.Module) -> tuple[Any, ...]:

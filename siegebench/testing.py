@@ -4,7 +4,7 @@
 >>> [c for c in check_entry("pgd") if not c.passed]
 []
 
-One small function of `siegebench.clauses` is one clause; its name is what is shown.
+Each clause is one small function of clauses_evasion, clauses_poisoning or clauses_zoo; its name is what is shown.
 """
 
 from __future__ import annotations
@@ -15,15 +15,26 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from siegebench import registry
-from siegebench.clauses import CLAUSES, REGISTERED, Case, NotChecked
+from siegebench import clauses_evasion, clauses_poisoning, clauses_zoo, registry
 from siegebench.errors import ConfigError, MissingExtra, NotApplicable, SiegeError, did_you_mean
+from siegebench.specimens import Case, NotChecked
 from siegebench.types import Entry
+
+Clause = Callable[[Case], None]
+CLAUSES: dict[str, tuple[Clause, ...]] = {
+    "attack": clauses_evasion.ATTACK,
+    "measure": clauses_evasion.MEASURE,
+    "defense": clauses_evasion.DEFENSE,
+    "backdoor": clauses_poisoning.BACKDOOR,
+    "detector": clauses_poisoning.DETECTOR,
+    "model": clauses_zoo.MODEL,
+    "dataset": clauses_zoo.DATASET,
+}
 
 # what stands in for a required parameter that holds an entry, and a member of each family
 STAND_INS: dict[str, Any] = {"attack": {"name": "pgd", "steps": 5}, "backdoor": "badnets", "defense": "none"}
 MEMBERS: dict[str, Any] = {
-    "torchattacks": {"name": "torchattacks/PGD", "steps": 5},
+    "torchattacks": "torchattacks/PGD",
     "art": "art/FastGradientMethod",
     "timm": "timm/test_vit",
 }
@@ -112,14 +123,14 @@ def _complete(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 def _check(case: Case) -> list[Check]:
     """All clauses of the kind; only the first where that one fails, because the others build on it."""
-    clauses = [*CLAUSES[case.kind], *(REGISTERED if case.spec is not None else ())]
+    clauses = [*CLAUSES[case.kind], *(clauses_zoo.REGISTERED if case.spec is not None else ())]
     first = _try(clauses[0], case)
     if not first.passed or "not checked" in first.name:
         return [first]
     return [first, *(_try(clause, case) for clause in clauses[1:])]
 
 
-def _try(clause: Callable[[Case], None], case: Case) -> Check:
+def _try(clause: Clause, case: Case) -> Check:
     name = clause.__name__.replace("_", " ")
     try:
         clause(case)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Types for the fields of entries: checked when an entry is built from a suite, a card or the command line.
 Count = Annotated[int, Field(ge=1, strict=True)]
+Class = Annotated[int, Field(ge=0, strict=True)]  # a label
 Number = Annotated[float, BeforeValidator(parse_number)]  # also text such as 2/255
 Positive = Annotated[float, BeforeValidator(parse_number), Field(gt=0)]
 Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1)]
@@ -390,7 +391,7 @@ class BackdoorAttack(Entry):
     clean_label: ClassVar[bool] = False  # poisons images of the target class only and keeps their labels
 
     rate: Share = 0.1
-    target: int | Literal["next"] | dict[int, int] = 0
+    target: Class | Literal["next"] | dict[Class, Class] = 0
 
     @abstractmethod
     def trigger(self, x: Tensor, draws: Draws) -> Tensor:

@@ -71,12 +71,7 @@ class Workspace:
         """`given` holds classifiers handed over from Python, by the digest of their description."""
         self.settings, self.given = settings, given or {}
         self.store = Store(settings.root)
-        name = settings.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"device {name!r}: no CUDA device is visible; use --device cpu")
-        self.device = torch.device(name)
+        self.device = _device(settings.device)
         if settings.dtype not in ("float32", "float64"):
             raise ConfigError(f"dtype {settings.dtype!r}: float32 or float64")
         self.dtype = torch.float64 if settings.dtype == "float64" else torch.float32
@@ -295,6 +290,25 @@ class Workspace:
     def pixels(self, data: ImageSet, index: Tensor | slice = EVERY) -> Tensor:
         """Images on the device, in [0, 1]."""
         return data.pixels(index, self.dtype).to(self.device)
+
+
+def _device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r}: expected auto, cpu, cuda or cuda:NUMBER")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r}: {torch.cuda.device_count()} CUDA devices are visible; use --device cpu")
+    return device
 
 
 def fingerprint(model: Classifier) -> str:

@@ -132,6 +132,7 @@ class Document:
                 self._overrides.append((loc, assignment))
             elif isinstance(here[step], str) and i == len(steps) - 2:
                 here[step] = {"name": here[step]}  # attacks.0.steps=20 where attacks.0 is only a name
+                self._overrides.append((loc, assignment))
                 here = here[step]
             else:
                 here = here[step]

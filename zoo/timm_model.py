@@ -140,9 +140,9 @@ class TimmModel(ModelSource):
             if path is not None:
                 return path, repo
         raise ModelError(
-            f"timm/{self.target}: its weights are not in the hub's cache and could not be fetched. Connect this machine "
-            f"to the network once, or give `checkpoint: FILE`, or train on your data with timm/{self.architecture} "
-            "(no tag)"
+            f"timm/{self.target}: its weights are not in the hub's cache and could not be fetched. Connect this "
+            f"machine to the network once, or give `checkpoint: FILE`, or train on your data with "
+            f"timm/{self.architecture} (no tag)"
         )
 
 

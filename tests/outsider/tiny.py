@@ -11,6 +11,8 @@ from siegebench.train import Recipe
 from siegebench.types import ModelSource, Network
 from siegebench.weights import check_fit, load_weights, weights_hash
 
+RECIPE = Recipe(epochs=2, lr=1e-2, augment="none")
+
 
 def net(classes: int, size: int) -> nn.Module:
     return nn.Sequential(
@@ -27,7 +29,7 @@ class Tiny(ModelSource):
     places: ClassVar[tuple[str, ...]] = ("checkpoint",)
 
     checkpoint: str | None = None
-    recipe: Recipe = Recipe(epochs=2, lr=1e-2, augment="none")
+    recipe: Recipe = RECIPE
 
     def build(self, *, num_classes: int, size: int) -> Network:
         made = net(num_classes, size)

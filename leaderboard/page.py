@@ -1,0 +1,255 @@
+"""The page: one HTML file without network or server, and JavaScript for comfort only. Every number leads to its rows.
+
+Everything in a row may come from a stranger. The template escapes all text, links lead only into the page itself, and the
+policy in its head lets no script run but the one below.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import BaseLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from siegebench.cells import PROTOCOL, Result, canonical
+
+from . import export, plots
+from .board import SHORT, Board, Column, Line, interval, metric, shown, unique, what, why
+
+GROUPS = {"attack": "Under each attack", "fidelity": "Fidelity under", "asr": "ASR under", "auroc": "AUROC under"}
+SHOWN_ENV = ("siegebench", "torch", "python", "device", "gpu", "commit")  # the rest may name a person or a machine
+
+
+class _Bundled(BaseLoader):
+    """Templates that lie beside this file, in a checkout and in a wheel."""
+
+    def get_source(self, environment: Environment, template: str) -> tuple[str, str, Any]:
+        return files(__package__).joinpath(template).read_text(encoding="utf-8"), template, lambda: True
+
+
+def render(boards: Sequence[Board], results: Iterable[Result]) -> str:
+    """The whole page. The same rows in any order give the same bytes.
+
+    Args:
+        boards: from `rank.boards`.
+        results: the rows that the boards were made of; each is shown at the bottom of the page.
+    """
+    rows = {row.cell.key: row for row in unique(results)}
+    shown_rows = {key for board in boards for line in board.lines for key in line.keys}
+    # autoescape=True, never select_autoescape: that looks at the ending of the name and would leave .j2 unescaped
+    environment = Environment(
+        loader=_Bundled(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = environment.get_template("page.js.j2").render()
+    return environment.get_template("page.html.j2").render(
+        style=Markup(environment.get_template("page.css.j2").render()),  # both are ours, and hold nothing of a row
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        tiles=_tiles(boards, rows),
+        boards=[_board(board, rows) for board in boards],
+        others=[_row(rows[key]) for key in sorted(rows.keys() - shown_rows)],
+        data=_embedded(export.as_dict(boards)),
+        protocol=PROTOCOL,
+    )
+
+
+def _embedded(value: Any) -> Markup:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for c in "<>&":
+        text = text.replace(c, f"\\u{ord(c):04x}")
+    return Markup(text)
+
+
+def _tiles(boards: Sequence[Board], rows: Mapping[str, Result]) -> list[dict[str, Any]]:
+    lines = [line for board in boards for line in board.lines]
+    planted = [line for line in lines if line.judged]
+    missed = sum(bool(line.uncaught) for line in planted)
+    failed = sum(row.status == "error" for row in rows.values())
+    caught = {"value": f"{len(planted) - missed}/{len(planted)}", "text": "planted controls caught"}
+    return [
+        {"value": len(boards), "text": "boards" if len(boards) != 1 else "board"},
+        {"value": sum(line.rank is not None for line in lines), "text": "ranked entries"},
+        {"value": len(rows), "text": "measured rows"},
+        *([{**caught, "tone": "bad" if missed else "good"}] if planted else []),
+        *([{"value": failed, "text": "failed rows" if failed > 1 else "failed row", "tone": "bad"}] if failed else []),
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- boards
+
+
+def _anchor(board: Board, line: Line) -> str:
+    return f"entry-{board.id}-{board.lines.index(line)}"
+
+
+def _board(board: Board, rows: Mapping[str, Result]) -> dict[str, Any]:
+    lines = [_line(board, line) for line in board.lines]
+    first = next(iter(board.ranked), None)
+    plain, each = _split(board)
+    spans = Counter(column.group for column in each)
+    return {
+        "id": board.id,
+        "kind": board.title.partition(": ")[0],
+        "name": board.title.partition(": ")[2] or board.title,
+        "title": board.title,
+        "about": board.about,
+        "facts": board.facts,
+        "notes": board.notes,
+        "plain": [_column(board, column) for column in plain],
+        "each": [_column(board, column) for column in each],
+        "groups": [{"title": GROUPS[name], "span": span} for name, span in spans.items()],
+        "entry": "Detector" if "detection" in board.track else "Defense",
+        "ranked": [line for line in lines if line["place"]],
+        "unranked": [line for line in lines if not line["place"]],
+        "figure": plots.figure(board, lambda line: f"#{_anchor(board, line)}"),
+        "lines": [
+            {**line, "rows": [_row(rows[key]) for key in raw.keys]}
+            for line, raw in zip(lines, board.lines, strict=True)
+        ],
+        "first": None if first is None else {"name": _headline(first)[0], "under": _headline(first)[1]},
+        "best": None if first is None else shown(first.value(board.primary), _kind(board)),
+        "unit": "%" if _kind(board) == "rate" else "",
+        "measure": next(c.title for c in board.columns if c.id == board.primary) if board.columns else "",
+    }
+
+
+def _split(board: Board) -> tuple[list[Column], list[Column]]:
+    """Columns of the whole entry, and those of single attacks, which stand behind the flags."""
+    single = all(line.value("seeds") in (None, 1.0) for line in board.lines)
+    plain = [c for c in board.columns if not c.group and not (c.id == "seeds" and single)]
+    return plain, [c for c in board.columns if c.group]
+
+
+def _kind(board: Board) -> Any:
+    return next((c.kind for c in board.columns if c.id == board.primary), "score")
+
+
+def _headline(line: Line) -> tuple[str, str]:
+    """What is ranked in large letters, on which model in small ones."""
+    names = dict(line.names)
+    model = names.pop("model", "")
+    return " / ".join(names.values()) or model, model
+
+
+def _column(board: Board, column: Column) -> dict[str, Any]:
+    unit = "%" if column.kind == "rate" else ""
+    primary = column.id == board.primary
+    return {"title": column.title, "help": column.help, "unit": unit, "kind": column.kind, "primary": primary}
+
+
+def _line(board: Board, line: Line) -> dict[str, Any]:
+    anchor = _anchor(board, line)
+    name, under = _headline(line)
+    plain, each = _split(board)
+    lowest = {
+        group: min(v for c in board.columns if c.group == group and (v := line.value(c.id)) is not None)
+        for group in {c.group for c in board.columns if c.group}
+        if any(line.value(c.id) is not None for c in board.columns if c.group == group)
+    }
+    return {
+        "anchor": anchor,
+        "place": line.place.replace("-", "–"),
+        "top": line.rank is not None and line.rank[0] == 1,
+        "order": f"{line.rank[0]:04d}{line.rank[1]:04d}" if line.rank else "",
+        "name": name,
+        "under": under,
+        "title": line.title,
+        "status": line.status,
+        "uncaught": line.uncaught,
+        "judged": line.judged,
+        "reasons": line.reasons,
+        "plain": [_cell(board, column, line, anchor, lowest) for column in plain],
+        "each": [_cell(board, column, line, anchor, lowest) for column in each],
+        "chips": _chips(line, anchor),
+        "flags": [
+            {"id": f.id, "severity": f.severity, "evidence": f.evidence, "row": f.key[:SHORT]} for f in line.flags
+        ],
+    }
+
+
+def _cell(board: Board, column: Column, line: Line, anchor: str, lowest: Mapping[str, float]) -> dict[str, Any]:
+    primary = column.id == board.primary
+    if column.kind == "text":
+        text = line.texts.get(column.id, "–")
+        return {"text": text, "sort": text, "href": "", "kind": "text", "primary": False, "tint": None}
+    number = line.number(column.id)
+    single = len(number.keys) == 1
+    cell: dict[str, Any] = {
+        "text": shown(number.value, column.kind),
+        "sort": "" if number.value is None else repr(float(number.value)),
+        "href": "" if number.value is None else f"#row-{number.keys[0][:SHORT]}" if single else f"#{anchor}",
+        "kind": column.kind,
+        "primary": primary,
+        "tint": plots.tint(number.value, column),
+        "low_is_good": column.better == "low",
+        "worst": column.group == "attack" and number.value is not None and number.value == lowest.get(column.group),
+        "interval": interval(number, column.kind),
+        "n": number.n,
+    }
+    if primary and number.value is not None and column.kind in ("rate", "score"):
+        low = number.low if number.low is not None else number.value
+        high = number.high if number.high is not None else number.value
+        cell["bar"] = [round(100 * min(1.0, max(0.0, v)), 1) for v in (low, number.value, high)]
+    return cell
+
+
+def _chips(line: Line, anchor: str) -> list[dict[str, Any]]:
+    """One chip for each kind of flag, worst first."""
+    counts = Counter(f.id for f in line.flags)
+    chips: dict[str, dict[str, Any]] = {}
+    for flag in line.flags:
+        chips.setdefault(
+            flag.id,
+            {
+                "id": flag.id,
+                "severity": flag.severity,
+                "evidence": flag.evidence,
+                "count": counts[flag.id],
+                "href": f"#row-{flag.key[:SHORT]}" if flag.key else f"#{anchor}",
+            },
+        )
+    return list(chips.values())
+
+
+# ------------------------------------------------------------------------------------------------------------- rows
+
+
+def _row(row: Result) -> dict[str, Any]:
+    """A row for its own section: all that it says, and how to run it again."""
+    cell = row.cell
+    main = next((m for m in ("robust_acc", "fidelity", "auroc", "score") if metric(row, m) is not None), None)
+    return {
+        "key": cell.key,
+        "short": cell.key[:SHORT],
+        "what": what(row),
+        "adaptive": cell.adaptive,
+        "seed": cell.seed,
+        "status": row.status,
+        "main": None if main is None else {"name": main, "text": f"{metric(row, main):.4g}"},
+        "why": "" if row.status == "ok" else why(row),
+        "metrics": [_metric(name, value) for name, value in sorted(row.metrics.items())],
+        "counts": [{"name": name, "text": f"{value:,.6g}"} for name, value in sorted(row.counts.items())],
+        "flags": row.flags,
+        "cell": canonical({k: v for k, v in cell.as_dict().items() if v is not None}),
+        "env": [(name, str(row.env[name])) for name in SHOWN_ENV if name in row.env],
+        "seconds": f"{row.timing['wall_s']:.1f}" if "wall_s" in row.timing else "",
+        "weights": row.weights[:SHORT],
+    }
+
+
+def _metric(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    value = found.get("value")
+    ends = (found.get("low"), found.get("high"))
+    return {
+        "name": name,
+        "text": "–" if value is None else f"{value:.6g}",
+        "interval": "" if None in ends else f"{ends[0]:.4g}–{ends[1]:.4g}",
+        "n": found.get("n", ""),
+    }

@@ -1,0 +1,186 @@
+"""Weights & Biases as a mirror: rows that are already on disk, replayed as one run a cell. Nothing depends on it.
+
+Offline unless asked otherwise: the runs lie in a folder and `wandb sync FOLDER/wandb/offline-run-*` sends them later. A
+repeated cell updates its run, because the run's id is the cell's key. The mirror can be rebuilt from the store.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from siegebench.cells import PROTOCOL, Result, label
+from siegebench.errors import ConfigError, MissingExtra
+
+from .board import SHORT, metric, unique
+
+Mode = Literal["offline", "online", "disabled"]
+JOBS = {
+    "white_box": "attack",
+    "query": "attack",
+    "backdoor": "backdoor",
+    "input_detection": "detection",
+    "model_detection": "detection",
+}
+PUBLIC_ENV = ("siegebench", "torch", "python", "device", "gpu", "commit")  # the rest may name a person or a machine
+# nothing about this machine is sent that is not in the row
+QUIET = {"WANDB_DISABLE_CODE": "true", "WANDB_DISABLE_GIT": "true", "WANDB_ERROR_REPORTING": "false"}
+
+
+def mirror(
+    results: Iterable[Result],
+    project: str,
+    mode: Mode = "offline",
+    directory: Path | str = ".",
+    group: str | None = None,
+    entity: str | None = None,
+    tags: Iterable[str] = (),
+) -> list[Path]:
+    """Write one W&B run for each row and return the runs' folders.
+
+    Whatever W&B does (no server, no disk, a bug), nothing is raised: one warning goes to stderr and the mirror stops. The
+    rows are never touched.
+
+    Args:
+        project: of the runs, normally the name of the suite.
+        mode: `offline` writes to `directory`; `online` also sends, and falls back to offline without an API key;
+            `disabled` does nothing.
+        directory: `wandb/` is made in it.
+        group: what the runs are grouped by, normally one sweep.
+
+    Raises:
+        MissingExtra: when wandb is not installed.
+        ConfigError: when the mode is unknown.
+    """
+    if mode not in get_args(Mode):
+        raise ConfigError(f"wandb: unknown mode {mode!r}; one of {', '.join(get_args(Mode))}")
+    if mode == "disabled":
+        return []
+    try:
+        import wandb
+    except ImportError:
+        raise MissingExtra("wandb", "wandb", "the W&B mirror") from None
+    if mode == "online" and not _has_key():
+        _warn(
+            "no API key (WANDB_API_KEY or ~/.netrc): writing offline; `wandb login`, then `wandb sync` sends the runs"
+        )
+        mode = "offline"
+    made: list[Path] = []
+    with _environment(QUIET):
+        for row in unique(results):
+            try:
+                made.append(_write(wandb, row, project, mode, Path(directory), group, entity, tuple(tags)))
+            except Exception as error:
+                _warn(
+                    f"stopped after {len(made)} rows, which are all still in the store: {type(error).__name__}: {error}"
+                )
+                break
+    return made
+
+
+def _write(
+    wandb: Any,
+    row: Result,
+    project: str,
+    mode: str,
+    directory: Path,
+    group: str | None,
+    entity: str | None,
+    tags: tuple[str, ...],
+) -> Path:
+    cell = row.cell
+    directory.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project=project,
+        entity=entity,
+        id=cell.key[:SHORT],
+        name=name(row),
+        group=group or cell.track,
+        job_type=JOBS.get(cell.track, cell.track),
+        tags=[tag[:64] for tag in dict.fromkeys((*_tags(row), *tags)) if tag],
+        config=config(row),
+        mode=mode,
+        dir=str(directory),
+        resume="allow",
+        reinit="create_new",
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=20,
+            disable_code=True,
+            disable_git=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_save_requirements=False,
+        ),
+    )
+    try:
+        run.summary.update(summary(row))
+    finally:
+        run.finish(exit_code=0 if row.status != "error" else 1)
+    return Path(run.dir).parent
+
+
+def name(row: Result) -> str:
+    """`resnet18/none/autoattack`: model, defense where there is one, and what was measured."""
+    cell = row.cell
+    parts = [cell.model, cell.defense, cell.backdoor, cell.attack or cell.measure or cell.detector]
+    return "/".join(label(part) for part in parts if part is not None)
+
+
+def _tags(row: Result) -> list[str]:
+    labels = row.cell.labels
+    return [labels["data"], row.cell.track, *([labels["threat"]] if "threat" in labels else []), row.status]
+
+
+def config(row: Result) -> dict[str, Any]:
+    """The cell as it was resolved, and what it ran with; no paths, names or hosts."""
+    cell = {k: v for k, v in row.cell.as_dict().items() if v is not None}
+    env = {k: row.env[k] for k in PUBLIC_ENV if k in row.env}
+    return {**cell, "key": row.cell.key, "protocol": PROTOCOL, "weights": row.weights, "env": env}
+
+
+def summary(row: Result) -> dict[str, Any]:
+    """Every number of the row under a flat name: `robust_acc`, `robust_acc/low`, `forwards_per_sample`, `wall_s`."""
+    out: dict[str, Any] = {"status": row.status, "flags": ", ".join(sorted({f["id"] for f in row.flags}))}
+    for key, found in row.metrics.items():
+        value = metric(row, key)
+        if value is not None:
+            out[key] = value
+            out.update({f"{key}/{part}": found[part] for part in ("low", "high", "n") if found.get(part) is not None})
+    out.update(row.counts)
+    out.update(row.timing)
+    return out
+
+
+def _has_key() -> bool:
+    """Whether the user has logged in, without asking anybody."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        found = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return False
+    hosts = ("api.wandb.ai", os.environ.get("WANDB_BASE_URL", "").partition("://")[2].partition("/")[0])
+    return any(host in found.hosts for host in hosts if host)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables for the duration, put back afterwards; what the user has set stays."""
+    added = {k: v for k, v in values.items() if k not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+def _warn(text: str) -> None:
+    print(f"wandb mirror: {text}", file=sys.stderr)

@@ -1,0 +1,311 @@
+"""What attacks, measures and defenses owe, one function a clause.
+
+A clause takes a Case and raises ContractError with what it found. The first clause of a kind is the ground that the
+others stand on.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from siegebench import ops, registry
+from siegebench.cells import canonical
+from siegebench.draws import Draws
+from siegebench.errors import ContractError
+from siegebench.oracle import Oracle
+from siegebench.specimens import (
+    CLASSES,
+    NEAREST,
+    Case,
+    halfspace,
+    images,
+    input_gradient,
+    network,
+    one_draw,
+    other_global_numbers,
+    require,
+    state_of,
+    victim,
+)
+from siegebench.threat import ACCESSES, NORMS, TOLERANCE, Norm, ThreatModel
+from siegebench.types import Classifier
+from siegebench.weights import load_weights, save_weights
+
+EPS: dict[Norm, float] = {"linf": 2.5 / 255, "l2": 0.12, "l1": 1.5}  # some images of the victim fall, some hold
+WITHIN = {"gradient": 1.5, "score": 4.0, "label": 4.0}  # times the nearest distance: there an attack must succeed
+ROOT: dict[Norm, float] = {"linf": 0.0, "l2": 0.5, "l1": 1.0}  # half the cube: eps = d^root / 2
+QUERIES = 37  # a budget that no attack is tuned to
+RANKED_BY_ATTACKS = {"white_box", "query", "transfer"}
+
+
+# -------------------------------------------------------------------------------------------------------------- attacks
+
+
+def _threat(case: Case, norm: Norm, eps: float | None = None, queries: int | None = None) -> ThreatModel:
+    eps = EPS[norm] if eps is None else eps
+    return ThreatModel(norm=norm, eps=eps, access=case.entry.access(), queries=queries)
+
+
+def _attack(
+    attack: Any, model: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, ids: Tensor | None = None
+) -> tuple[Tensor, Oracle]:
+    draws = Draws(0, torch.arange(len(x)) if ids is None else ids)
+    oracle = Oracle(model, threat, draws)
+    return attack(oracle, x, y, threat, draws), oracle
+
+
+def _norms(case: Case) -> tuple[Norm, ...]:
+    return tuple(case.entry.handles())
+
+
+def returns_images_of_the_right_shape_range_and_budget(case: Case) -> None:
+    require(_norms(case) and set(_norms(case)) <= set(NORMS), f"norms {_norms(case)} are not among {NORMS}")
+    for norm in _norms(case):
+        model, x, y = victim()
+        model_before, x_before, y_before = state_of(model), x.clone(), y.clone()
+        case.kept[norm], _ = _attack(case.quick, model, x, y, _threat(case, norm))  # its __call__ refuses the rest
+        case.kept["model as found", norm] = state_of(model) == model_before
+        case.kept["images as found", norm] = torch.equal(x, x_before) and torch.equal(y, y_before)
+        _attack(case.quick, model, x[:3], y[:3], _threat(case, norm, 0.5 * x[0].numel() ** ROOT[norm]))  # meets the box
+
+
+def changes_nothing_at_eps_0(case: Case) -> None:
+    model, x, y = victim()
+    for norm in _norms(case):
+        out, _ = _attack(case.quick, model, x[:3], y[:3], _threat(case, norm, 0.0))
+        if not case.entry.minimises():  # one that minimises may look beyond eps
+            far = float((out - x[:3]).abs().max())
+            require(far == 0, f"{norm}: moved a pixel by {far:.3g} at eps 0")
+
+
+def gives_the_same_result_for_the_same_draws(case: Case) -> None:
+    model, x, y = victim()
+    for norm in _norms(case):
+        with other_global_numbers(99):
+            again, _ = _attack(case.quick, model, x, y, _threat(case, norm))
+        require(torch.equal(again, case.kept[norm]), f"{norm}: a second run gave other images")
+
+
+def treats_a_sample_alone_as_in_a_batch(case: Case) -> None:
+    model, x, y = victim()
+    ids = torch.arange(len(x))
+    for norm in _norms(case):
+        for how, i in (("in reverse order", ids.flip(0)), ("alone", ids[3:4]), ("in a batch of two", ids[[5, 2]])):
+            out, _ = _attack(case.quick, model, x[i], y[i], _threat(case, norm), i)
+            far = ops.size(out - case.kept[norm][i], "linf")
+            # float64: what is left is the rounding of the victim's own kernels
+            require(far.max() < 1e-7, f"{norm}: sample {int(i[far.argmax()])} comes out otherwise {how}")
+
+
+def leaves_the_model_as_found(case: Case) -> None:
+    for norm in _norms(case):
+        require(case.kept["model as found", norm], f"{norm}: changed weights, modes, gradient flags or hooks")
+
+
+def leaves_the_images_as_found(case: Case) -> None:
+    for norm in _norms(case):
+        require(case.kept["images as found", norm], f"{norm}: changed x or y in place")
+
+
+def is_refused_with_less_access_than_it_needs(case: Case) -> None:
+    model, x, y = victim()
+    need, norm = case.entry.access(), _norms(case)[0]
+    for access in ACCESSES[ACCESSES.index(need) + 1 :]:
+        try:
+            _attack(case.quick, model, x, y, _threat(case, norm).with_access(access))
+        except ContractError:
+            continue
+        raise ContractError(f"needs {need} access and ran with {access} access")
+
+
+def keeps_the_query_budget(case: Case) -> None:
+    if case.entry.access() == "gradient":
+        return  # no query budget on the white-box track
+    model, x, y = victim()
+    for norm in _norms(case):
+        for x_, y_ in ((x, y), (x[:1], y[:1])):
+            _, oracle = _attack(case.entry, model, x_, y_, _threat(case, norm, queries=QUERIES))
+            most = int(oracle.ledger.queries.max())
+            require(most <= QUERIES, f"{norm}: {most} queries for one sample, {QUERIES} granted")
+
+
+def books_its_passes(case: Case) -> None:
+    if case.control:
+        return  # a planted no-op asks nothing
+    for norm in _norms(case):
+        model, x, y = halfspace(norm)
+        ledger = _attack(case.quick, model, x, y, _threat(case, norm, 0.9 * NEAREST[norm]))[1].ledger
+        require(ledger.forwards.min() > 0, f"{norm}: no forward pass was booked for some samples")
+        if case.entry.access() == "gradient":
+            require(ledger.backwards.min() > 0, f"{norm}: no backward pass was booked for some samples")
+
+
+def breaks_a_half_space_near_its_closed_form(case: Case) -> None:
+    if case.control:
+        return  # a planted control may be broken
+    for norm in _norms(case):
+        model, x, y = halfspace(norm)
+        for share, attack in ((0.9, case.quick), (WITHIN[case.entry.access()], case.entry)):
+            eps = share * NEAREST[norm]
+            out, _ = _attack(attack, model, x, y, _threat(case, norm, eps))
+            broken = (model(out).argmax(dim=1) != y) & (ops.size(out - x, norm) <= eps * (1 + TOLERANCE))
+            found = f"{norm}: {int(broken.sum())} of {len(x)} broken at {share} times the smallest distance"
+            require(broken.all() if share > 1 else not broken.any(), found)
+
+
+# ------------------------------------------------------------------------------------------------------------- measures
+
+
+def _measured(case: Case, model: Classifier, x: Tensor, y: Tensor) -> dict[str, Any]:
+    norm: Norm = case.entry.norms[0]
+    threat, draws = ThreatModel(norm=norm, eps=EPS[norm]), Draws(0, torch.arange(len(x)))
+    found: dict[str, Any] = case.quick.run(Oracle(model, threat, draws), x, y, threat, draws)
+    return found
+
+
+def returns_finite_metrics_and_well_formed_flags(case: Case) -> None:
+    found = case.kept["found"] = _measured(case, *victim())
+    require(set(found) == {"metrics", "flags"}, f"returned {sorted(found)}, expected flags and metrics")
+    bad = [k for k, v in found["metrics"].items() if not math.isfinite(float(v))]
+    require(not bad, f"metric {bad[:1]} is not finite")
+    for flag in found["flags"]:
+        require(set(flag) == {"id", "severity", "evidence"}, f"flag {flag} needs id, severity, evidence")
+        require(flag["severity"] in ("info", "flag", "fail"), f"flag severity {flag['severity']!r}")
+    canonical(found)
+
+
+def measures_the_same_for_the_same_draws(case: Case) -> None:
+    model, x, y = victim()
+    before = state_of(model)
+    with other_global_numbers(99):
+        again = _measured(case, model, x, y)
+    require(canonical(again) == canonical(case.kept["found"]), "a second run gave other numbers")
+    require(state_of(model) == before, "changed weights, modes, gradient flags or hooks of the model")
+
+
+# ------------------------------------------------------------------------------------------------------------- defenses
+
+
+def _look(model: Classifier, x: Tensor, look: int = 0, ids: Tensor | None = None) -> Tensor:
+    draws = Draws(0, torch.arange(len(x)) if ids is None else ids).at(look)
+    logits: Tensor = model(x, draws)
+    return logits
+
+
+def applies_with_the_data_its_card_declares(case: Case) -> None:
+    deployed = case.kept["deployed"] = case.quick.apply(network(), case.granted(), one_draw())
+    z = _look(deployed, images())
+    require(z.shape == (6, CLASSES), f"logits {tuple(z.shape)} for 6 images and {CLASSES} classes")
+    require(torch.isfinite(z).all(), "logits are not finite")
+    require(deployed.num_classes == CLASSES, f"num_classes is {deployed.num_classes}, not {CLASSES}")
+    require(not any(m.training for m in deployed.modules()), "the defended model is not in eval mode")
+
+
+def leaves_the_given_model_as_found(case: Case) -> None:
+    model = network()
+    before = state_of(model)
+    deployed = case.quick.apply(model, case.granted(), one_draw())
+    _look(deployed, images())
+    require(state_of(model) == before, "changed weights, modes, gradient flags or hooks of the given model")
+
+
+def is_as_random_as_it_declares(case: Case) -> None:
+    model, x = case.kept["deployed"], images(12)
+    require(model.randomized == case.entry.randomized, f"the model says randomized = {model.randomized}")
+    with torch.no_grad(), other_global_numbers(99):
+        first, again, other = _look(model, x), _look(model, x), _look(model, x, 1)
+    require(torch.equal(first, again), "two looks with the same draws differ; noise must come from draws")
+    with torch.no_grad():
+        free = model(x)
+    if case.entry.randomized:
+        require(not torch.equal(first, other), "declares randomized = True, and two looks are the same")
+        require(not torch.equal(free, model(x)), "without draws two looks must differ (Draws.fresh)")
+    else:
+        require(torch.equal(first, other), "declares randomized = False, and its answers depend on the draws")
+        require(torch.equal(first, free), "declares randomized = False, and answers otherwise without draws")
+
+
+def lets_gradients_through_as_it_declares(case: Case) -> None:
+    model, x, draws = case.kept["deployed"], images(), Draws(0, torch.arange(6))
+    if case.entry.differentiable:
+        input_gradient(lambda leaf: model(leaf, draws), x, "forward (declares differentiable = True)")
+        return
+    _, z = input_gradient(lambda leaf: model.surrogate(leaf, draws), x, "the surrogate")
+    exact = model(x, draws).detach()
+    near = torch.allclose(z, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+    require(near, "the surrogate gives other logits than forward")
+
+
+def works_in_float64_and_on_one_image(case: Case) -> None:
+    model, x = copy.deepcopy(case.kept["deployed"]).double(), images().double()
+    with torch.no_grad():
+        z = _look(model, x)
+        require(z.dtype == torch.float64, f"float64 images gave {z.dtype} logits")
+        for i in range(len(x)):
+            alone = _look(model, x[i : i + 1], ids=torch.tensor([i]))
+            require(torch.allclose(alone[0], z[i], rtol=1e-6, atol=1e-8), f"image {i} alone gets other logits")
+
+
+def keeps_its_trained_state_when_saved(case: Case) -> None:
+    deployed, x = case.kept["deployed"], images()
+    again = case.quick.structure(network())
+    if case.entry.trains:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "weights.safetensors"
+            save_weights(path, deployed.state_dict())
+            again.load_state_dict(load_weights(path))
+    with torch.no_grad():
+        require(
+            torch.allclose(_look(again, x), _look(deployed, x), rtol=1e-5, atol=1e-6),
+            "the structure with the saved weights gives other logits: some state is not in state_dict",
+        )
+
+
+def trains_the_same_for_the_same_draws(case: Case) -> None:
+    with other_global_numbers(99):
+        again = case.quick.apply(network(), case.granted(), one_draw())
+    old, new = case.kept["deployed"].state_dict(), again.state_dict()
+    other = [k for k in old if not torch.equal(old[k], new[k])]
+    require(not other, f"a second run gave another {other[:1]}")
+
+
+def has_adaptive_attacks_that_can_be_built(case: Case) -> None:
+    for spec in case.entry.adaptive:
+        registry.build("attack", spec)
+    model = network()
+    if not case.entry.trains and case.entry.wrap(model) is model:
+        return  # nothing to adapt to
+    if set(case.entry.tracks) & RANKED_BY_ATTACKS:
+        require(case.entry.adaptive, f"declares no adaptive attack, and may be ranked in {case.entry.tracks[0]}")
+
+
+ATTACK = (
+    returns_images_of_the_right_shape_range_and_budget,
+    changes_nothing_at_eps_0,
+    gives_the_same_result_for_the_same_draws,
+    treats_a_sample_alone_as_in_a_batch,
+    leaves_the_model_as_found,
+    leaves_the_images_as_found,
+    is_refused_with_less_access_than_it_needs,
+    keeps_the_query_budget,
+    books_its_passes,
+    breaks_a_half_space_near_its_closed_form,
+)
+MEASURE = (returns_finite_metrics_and_well_formed_flags, measures_the_same_for_the_same_draws)
+DEFENSE = (
+    applies_with_the_data_its_card_declares,
+    leaves_the_given_model_as_found,
+    is_as_random_as_it_declares,
+    lets_gradients_through_as_it_declares,
+    works_in_float64_and_on_one_image,
+    keeps_its_trained_state_when_saved,
+    trains_the_same_for_the_same_draws,
+    has_adaptive_attacks_that_can_be_built,
+)
