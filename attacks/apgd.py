@@ -81,7 +81,7 @@ class APGD(Attack):
     Attributes:
         steps: gradient steps of one run.
         restarts: runs from fresh starting points, for samples that are not broken yet.
-        rho: a step size is kept when at least this share of the steps since the last checkpoint raised the loss.
+        rho: a step size is kept when more than this share of the steps since the last checkpoint raised the loss.
         loss: what is climbed. `dlr` and `targeted_dlr` do not depend on the scale of the logits.
         targets: classes tried by `targeted_dlr`, at most the number of classes less one.
         early_stop: a broken sample leaves at once. Without it every run goes to its end and the last misclassified
@@ -141,14 +141,18 @@ class APGD(Attack):
             s.g_best = torch.where(ops.over(better, s.g), s.g, s.g_best)
 
             broken = logits.argmax(dim=1) != s.y
-            if bool(broken.any()):
-                at = live[broken]
-                out[at], out_loss[at], hit[at] = s.x[broken], s.loss[broken], True
-                if self.early_stop:
-                    rest = ~broken
-                    s, live, oracle = s[rest], live[rest], oracle[rest]
-                    if not len(live):
-                        break
+            at = live[broken]
+            out[at], out_loss[at], hit[at] = s.x[broken], s.loss[broken], True
+            leaving = broken if self.early_stop else torch.zeros_like(broken)
+            if k == 0:  # without a gradient at the start no step ever moves a sample
+                stuck = oracle.stuck(s.g) & ~broken
+                out[live[stuck]], out_loss[live[stuck]] = s.x[stuck], s.loss[stuck]
+                leaving = leaving | stuck
+            if bool(leaving.any()):
+                rest = ~leaving
+                s, live, oracle = s[rest], live[rest], oracle[rest]
+                if not len(live):
+                    break
 
             if k in check:
                 stuck = ~s.halved & (s.loss_checked >= s.loss_best)

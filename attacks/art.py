@@ -22,7 +22,7 @@ KNOWN = {
     **{name: Known("gradient", NORMS) for name in ANY_NORM.split()},
     **{name: Known("gradient", ("linf",)) for name in ("BasicIterativeMethod", "CarliniLInfMethod")},
     **{name: Known("gradient", ("l2",)) for name in ("CarliniL2Method", "DeepFool", "NewtonFool")},
-    **{name: Known("gradient", ("l1",)) for name in ("ElasticNet", "SaliencyMapMethod", "CarliniL0Method")},
+    **{name: Known("gradient", ("l1",)) for name in ("ElasticNet", "CarliniL0Method")},
     **{name: Known("score", ("l2",)) for name in ("ZooAttack", "SimBA")},
     **{name: Known("label", ("l2",)) for name in ("BoundaryAttack", "SignOPTAttack")},
     "SquareAttack": Known("score", ("linf", "l2")),
@@ -54,7 +54,7 @@ class ART(Foreign):
     parameters keep the defaults of the installed version and are written into the cell's key; some of those are far
     from the papers' (a step of 0.1, 10 iterations of C&W), so give them. eps, norm, classes and seed come from the
     threat model, the victim and the cell. Attacks without eps look for the smallest perturbation; those that count
-    changed pixels (PixelAttack, SaliencyMapMethod, CarliniL0Method) run under l1.
+    changed pixels (PixelAttack, CarliniL0Method) run under l1.
 
     Random: the global generators, seeded for each sample and put back. Cost: that of the attack, and one look at the
     returned point where an earlier point could replace it.

@@ -128,6 +128,13 @@ class FAB(MinimalAttack):
         x = x0
         for _ in range(self.steps):
             w, _, df = oracle.gradient(x, partial(gap, y=y, target=target))
+            stuck = oracle.stuck(w)
+            if bool(stuck.any()):  # no hyperplane to walk to, now or later
+                rest = ~stuck
+                live, oracle, w, df = live[rest], oracle[rest], w[rest], df[rest]
+                x, x0, y, target = x[rest], x0[rest], y[rest], target[rest]
+                if not len(live):
+                    break
             x = self._step(x, x0, w, df, threat.norm)
             bad = oracle.labels(x) != y
             far = threat.size(x, x0)

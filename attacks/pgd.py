@@ -28,8 +28,9 @@ class PGD(Attack):
     steps + 1 forwards and steps backwards a restart.
 
     Differs from the paper: a sample keeps its first misclassified iterate and leaves the batch at once; one that is
-    never broken returns its iterate of highest loss over all restarts, not the last one. Under an oracle that averages
-    looks the mean logits decide. The margin and DLR losses do not saturate when logits are large.
+    never broken returns its iterate of highest loss over all restarts, not the last one; one whose gradient is exactly
+    zero leaves, as it would stay where it is. Under an oracle that averages looks the mean logits decide. The margin
+    and DLR losses do not saturate when logits are large.
 
     Attributes:
         steps: gradient steps of one run.
@@ -84,8 +85,10 @@ class PGD(Attack):
             best[live] = torch.where(ops.over(better, x_t), x_t, best[live])
             highest[live] = torch.where(better, value, highest[live])
             hit[live] = broken
-            rest = (~broken).nonzero().squeeze(1)
-            if t == self.steps or not len(rest):
+            if t == self.steps:
+                break
+            rest = (~broken & ~oracle[live].stuck(g)).nonzero().squeeze(1)
+            if not len(rest):
                 break
             live = live[rest]
             x_t = threat.project(x_t[rest] + a * ops.normalise(g[rest], threat.norm), x[live])

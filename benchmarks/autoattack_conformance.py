@@ -39,7 +39,7 @@ class Counted(nn.Module):
         self.forwards += len(x)
         z: Tensor = self.model(x)
         if z.requires_grad:
-            z.register_hook(self._book)
+            z.register_hook(self._book)  # type: ignore[no-untyped-call]
         return z
 
     def _book(self, grad: Tensor) -> None:
@@ -66,7 +66,7 @@ def compare(
     plain: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int = 0, plain_reference: bool = False
 ) -> dict[str, Any]:
     """Run both once; robust accuracies, agreement, costs."""
-    from pyautoattack.autoattack import AutoAttack as Reference
+    from pyautoattack.autoattack import AutoAttack as Reference  # type: ignore[import-untyped]
 
     ready = prepare(plain, x[:8])
 
@@ -82,14 +82,15 @@ def compare(
 
     def theirs() -> Tensor:
         norm = threat.norm.capitalize()
-        attack = Reference(counted, norm=norm, eps=threat.eps, seed=seed, version="standard", device=str(x.device))  # type: ignore[arg-type]
+        attack = Reference(counted, norm=norm, eps=threat.eps, seed=seed, version="standard", device=str(x.device))
         x_adv: Tensor = attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
         return x_adv
 
     @torch.no_grad()
     def robust(x_adv: Tensor) -> Tensor:
         inside = threat.size(x_adv, x) <= threat.eps + TOLERANCE
-        return (plain(x).argmax(dim=1) == y) & ((plain(x_adv).argmax(dim=1) == y) | ~inside)
+        held: Tensor = (plain(x).argmax(dim=1) == y) & ((plain(x_adv).argmax(dim=1) == y) | ~inside)
+        return held
 
     cost: dict[str, int] = {}
     counted = Counted(plain if plain_reference else ready)

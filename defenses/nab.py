@@ -12,7 +12,7 @@ from torch import Tensor
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.train import Recipe, predict, train
-from siegebench.types import Classifier, Defense, Granted, Positive, Share, Wrapped
+from siegebench.types import Classifier, Count, Defense, Granted, Positive, Share, Wrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class NAB(Defense):
     Attributes:
         share: |D_s| as a share of the training set.
         flood: g.
+        side: of the square stamp, in pixels of a 32-pixel image; it grows with the image's height.
         isolation, verifier, recipe: how the networks of steps 1, 2 and 4 are trained. `recipe` is the one of
             the model under attack.
 
@@ -44,12 +45,13 @@ class NAB(Defense):
 
     share: Share = 0.05
     flood: Positive = 0.5
+    side: Count = 2
     isolation: Recipe = Recipe(epochs=20, batch=64, optimiser="sgd", lr=0.1, weight_decay=1e-4, augment="none")
     verifier: Recipe = Recipe(epochs=100, batch=32)
     recipe: Recipe = Recipe()
 
     def wrap(self, model: Classifier) -> Classifier:
-        return Stamped(model)
+        return Stamped(model, self.side)
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         assert isinstance(defended, Stamped)
@@ -92,13 +94,14 @@ class Stamped(Wrapped):
 
     grey: Tensor
 
-    def __init__(self, inner: Classifier) -> None:
+    def __init__(self, inner: Classifier, side: int) -> None:
         super().__init__(inner)
+        self.side = side
         like = next(inner.parameters())
         self.register_buffer("grey", torch.full((1, 3, 1, 1), 0.5, dtype=like.dtype, device=like.device))
 
     def stamp(self, x: Tensor) -> Tensor:
-        side = max(1, round(2 * x.shape[-2] / 32))
+        side = max(1, round(self.side * x.shape[-2] / 32))
         corner = torch.zeros(x.shape[-2:], dtype=torch.bool, device=x.device)
         corner[:side, :side] = True
         return torch.where(corner, self.grey.to(x), x)

@@ -226,6 +226,7 @@ def _planted_line(names: dict[str, str], rows: Sequence[Result], attacks: Mappin
     found = in_order([*marks(rows), *flags.wrong_total(good)])
     seen = any(f.severity in ("flag", "fail") for f in found)
     numbers, texts = _numbers(good[:1], attacks) if good else ({}, {})
+    numbers = {name: number for name, number in numbers.items() if not name.startswith("attack:")}
     return Line(
         names=names, numbers=numbers, texts=texts, flags=found, control=True, judged=True,
         uncaught="" if seen else "no check fired on it",

@@ -1,7 +1,7 @@
 """The page: one HTML file without network or server, and JavaScript for comfort only. Every number leads to its rows.
 
-Everything in a row may come from a stranger. The template escapes all text, links lead only into the page itself, and the
-policy in its head lets no script run but the one below.
+Everything in a row may come from a stranger. The template escapes all text, links lead only into the page itself, and
+the policy in its head lets no script run but the one it ships.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ def mirror(
 ) -> list[Path]:
     """Write one W&B run for each row and return the runs' folders.
 
-    Whatever W&B does (no server, no disk, a bug), nothing is raised: one warning goes to stderr and the mirror stops. The
-    rows are never touched.
+    Whatever W&B does (no server, no disk, a bug), nothing is raised: one warning goes to stderr and the mirror stops.
+    The rows are never touched.
 
     Args:
         project: of the runs, normally the name of the suite.
@@ -66,9 +66,7 @@ def mirror(
     except ImportError:
         raise MissingExtra("wandb", "wandb", "the W&B mirror") from None
     if mode == "online" and not _has_key():
-        _warn(
-            "no API key (WANDB_API_KEY or ~/.netrc): writing offline; `wandb login`, then `wandb sync` sends the runs"
-        )
+        _warn("no API key in WANDB_API_KEY or .netrc, writing offline; `wandb login`, then `wandb sync` sends the runs")
         mode = "offline"
     made: list[Path] = []
     with _environment(QUIET):
@@ -76,9 +74,7 @@ def mirror(
             try:
                 made.append(_write(wandb, row, project, mode, Path(directory), group, entity, tuple(tags)))
             except Exception as error:
-                _warn(
-                    f"stopped after {len(made)} rows, which are all still in the store: {type(error).__name__}: {error}"
-                )
+                _warn(f"stopped after {len(made)} rows ({type(error).__name__}: {error}); the store is not affected")
                 break
     return made
 
@@ -114,6 +110,7 @@ def _write(
             init_timeout=20,
             disable_code=True,
             disable_git=True,
+            host="",
             x_disable_stats=True,
             x_disable_meta=True,
             x_save_requirements=False,

@@ -16,7 +16,7 @@ from siegebench.config import Suite, load_suite
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError
-from siegebench.executors import Executor, Report, SerialExecutor, executor, interruptible
+from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
 from siegebench.oracle import Oracle
 from siegebench.plan import Plan, plan, subset
 from siegebench.store import Store
@@ -59,7 +59,7 @@ def run(
         suite: a Suite, a YAML file, or the name of a bundled suite.
         settings: where the store is and how to compute.
         how: `serial`, `local`, or an Executor.
-        report: called with each finished cell and how it ended.
+        report: called with each cell when it starts (`started`) and with how it ended.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is computed.
@@ -73,7 +73,8 @@ def run(
     ended: Counter[str] = Counter()
 
     def tell(cell: Cell, status: str) -> None:
-        ended[status] += 1
+        if status != STARTED:
+            ended[status] += 1
         if report is not None:
             report(cell, status)
 

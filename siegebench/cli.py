@@ -6,9 +6,12 @@ Exit codes: 0 all fine; 1 some cell failed or a control was not caught; 2 bad us
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
+import signal
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import __version__
-from siegebench.errors import ConfigError, SiegeError, did_you_mean
+from siegebench.errors import ConfigError, MissingExtra, SiegeError, did_you_mean
 
 app = typer.Typer(
     name="siegebench",
@@ -96,24 +99,30 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Compute the cells of a suite that are not stored yet, and print the ranked tables."""
-    if wandb not in (None, "offline", "online"):
-        raise ConfigError(f"--wandb {wandb}: offline or online")
+    _check_wandb(wandb)
     _check_folder(store)
+    if page is not None and page.is_dir():
+        raise ConfigError(f"--page {page}: is a folder; expected a file")
     from siegebench.config import load_suite
 
-    wanted = load_suite(suite, set_ or [])
-    from siegebench.api import run as run_suite
-    from siegebench.plan import plan
-    from siegebench.workspace import Settings, Workspace
+    with _Progress() as progress:
+        progress.say("checking the suite, its data and its models")
+        wanted = load_suite(suite, set_ or [])
+        from siegebench.api import run as run_suite
+        from siegebench.plan import plan
+        from siegebench.workspace import Settings, Workspace
 
-    settings = Settings(root=str(store), device=device, batch=batch, dtype=dtype)
-    Workspace(settings)  # refuses an unknown device or type before anything else
-    planned = plan(wanted)
+        settings = Settings(root=str(store), device=device, batch=batch, dtype=dtype)
+        Workspace(settings)  # refuses an unknown device or type before anything else
+        planned = plan(wanted)
+        if not dry_run:
+            progress.begin(len(planned.cells))
+            outcome = run_suite(
+                wanted, settings, how=executor.value, slots=slots, planned=planned, report=progress.step
+            )
     if dry_run:
         _print_cells(planned.cells, store, as_json)
         return
-    with _Progress(len(planned.cells), "cells") as progress:
-        outcome = run_suite(wanted, settings, how=executor.value, slots=slots, planned=planned, report=progress.step)
     from siegebench.leaderboard import export, rank, tables
     from siegebench.reporting import report as render
     from siegebench.store import write_atomic
@@ -123,7 +132,7 @@ def run(
     if wandb is not None:
         from siegebench.leaderboard import wandb_mirror
 
-        wandb_mirror.mirror(outcome.results, project=wandb_project, mode=wandb, directory=store / "wandb")
+        wandb_mirror.mirror(outcome.results, project=wandb_project, mode=wandb, directory=store)
     boards = rank.boards(outcome.results)
     uncaught = rank.uncaught_controls(outcome.results)
     if as_json:
@@ -135,13 +144,37 @@ def run(
         print(f"page: {target}")
     for message in uncaught:
         _say(f"control not caught: {message}")
-    for result in outcome.results:
-        if result.status == "error":
-            error = result.error or {}
-            _say(f"failed: {result.cell.title}: {error.get('type')}: {error.get('message')}")
-    _say(", ".join(f"{n} {status}" for status, n in sorted(outcome.ended.items())) or "nothing to do")
+    failed = [r for r in outcome.results if r.status == "error"]
+    for result in failed:
+        error = result.error or {}
+        _say(f"failed: {result.cell.title}: {error.get('type')}: {_first_line(error.get('message'))}")
+    if failed:
+        _say(f"more of the first: siegebench show {failed[0].cell.key[:16]} --store {store}")
+    _say(_summary(outcome.ended))
     if outcome.failed or uncaught:
         raise typer.Exit(1)
+
+
+def _first_line(text: Any) -> str:
+    lines = str(text or "").strip().splitlines() or [""]
+    return lines[0][:200]
+
+
+def _summary(ended: Mapping[str, int]) -> str:
+    """`12 cells: 9 computed, 2 stored before, 1 failed`"""
+    words = {
+        "ok": "computed", "cached": "stored before", "not_applicable": "not applicable",
+        "error": "failed", "crashed": "failed with their worker",
+    }  # fmt: skip
+    told = ", ".join(f"{ended[status]} {word}" for status, word in words.items() if ended.get(status))
+    return f"{sum(ended.values())} cells: {told or 'nothing to do'}"
+
+
+def _check_wandb(mode: str | None) -> None:
+    if mode not in (None, "offline", "online"):
+        raise ConfigError(f"--wandb {mode}: offline or online")
+    if mode is not None and importlib.util.find_spec("wandb") is None:
+        raise MissingExtra("wandb", "wandb", "the W&B mirror")
 
 
 def _check_folder(store: Path) -> None:
@@ -154,31 +187,48 @@ def _check_folder(store: Path) -> None:
 
 
 class _Progress:
-    """A bar on stderr when it is a terminal; a line now and then when it is not."""
+    """A bar on stderr when it is a terminal; a line for each cell that was computed when it is not."""
 
-    def __init__(self, total: int, what: str) -> None:
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.total, self.done, self.terminal = total, 0, sys.stderr.isatty()
+        self.total, self.done, self.terminal = 0, 0, sys.stderr.isatty()
+        self.running: dict[str, str] = {}
         self.bar = Progress(
-            BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TextColumn("{task.description}"),
-            console=Console(stderr=True), disable=not self.terminal,
+            BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False),
+            console=Console(stderr=True), disable=not self.terminal, transient=True,
         )  # fmt: skip
+        self.task = self.bar.add_task("", total=None)
 
     def __enter__(self) -> _Progress:
         self.bar.start()
-        self.task = self.bar.add_task("", total=self.total)
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.bar.stop()
 
+    def say(self, text: str) -> None:
+        """What is going on."""
+        self.bar.update(self.task, description=text)
+
+    def begin(self, total: int) -> None:
+        """Now the number of cells is known."""
+        self.total = total
+        self.bar.update(self.task, total=total, description="")
+
     def step(self, cell: Any, status: str) -> None:
-        self.done += 1
-        self.bar.update(self.task, advance=1, description=cell.title)
-        if not self.terminal and status != "cached":
-            _say(f"[{self.done}/{self.total}] {status}: {cell.title}")
+        """A cell starts or has ended."""
+        if status == "started":
+            self.running[cell.key] = cell.title
+        else:
+            self.running.pop(cell.key, None)
+            self.done += 1
+            if not self.terminal and status != "cached":
+                _say(f"[{self.done}/{self.total}] {status}: {cell.title}")
+        titles = list(self.running.values())
+        more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
+        self.bar.update(self.task, completed=self.done, description=f"{titles[0]}{more}" if titles else "")
 
 
 def _print_cells(cells: list[Any], store: Path, as_json: bool) -> None:
@@ -294,8 +344,7 @@ def report(
     from siegebench.reporting import report as render
     from siegebench.store import Store, write_atomic
 
-    if wandb not in (None, "offline", "online"):
-        raise ConfigError(f"--wandb {wandb}: offline or online")
+    _check_wandb(wandb)
     chosen = "json" if as_json else format_
     if chosen == "table" and out is None:
         rows = list(Store(store).rows())
@@ -314,7 +363,7 @@ def report(
     if wandb is not None:
         from siegebench.leaderboard import wandb_mirror
 
-        wandb_mirror.mirror(list(Store(store).rows()), project=wandb_project, mode=wandb, directory=store / "wandb")
+        wandb_mirror.mirror(list(Store(store).rows()), project=wandb_project, mode=wandb, directory=store)
 
 
 @app.command()
@@ -375,7 +424,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR):
             raise
         _say(f"{error.filename or 'disk'}: {error.strerror}; rows that are written stay")
         code = 1
@@ -390,9 +439,8 @@ def main() -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:  # what typer makes of Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only spoil the farewell
         _say("interrupted; rows that are written stay, the same command goes on from here")
-        sys.stdout.flush()
-        os._exit(code)  # at once: nothing that is left has anything to say
     sys.exit(code or 0)
 
 

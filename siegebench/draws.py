@@ -74,7 +74,7 @@ class Draws:
     def repeat(self, k: int) -> Draws:
         """k independent streams for each sample, sample-major: s0 s0 s0 s1 s1 s1."""
         copies = torch.arange(k, device=self.ids.device).repeat(len(self.ids))
-        return Draws(self.seed, _mix(self.ids.repeat_interleave(k) * _GAMMA + copies + 1))
+        return Draws(self.seed, _mix(self.ids.repeat_interleave(k) * _GAMMA + _word(0, "repeat") + copies))
 
     def to(self, device: torch.device | str) -> Draws:
         return Draws(self.seed, self.ids.to(device))
@@ -82,7 +82,7 @@ class Draws:
     def bits(self, shape: tuple[int, ...], step: int | Tensor = 0, purpose: str = "") -> Tensor:
         """Uniform int64 words, [n, *shape]. A tensor step [n] gives each sample its own step."""
         key = _mix(self.ids * _GAMMA + _word(self.seed, purpose))
-        key = _mix(key + (torch.as_tensor(step, device=key.device) + 1) * _M1)
+        key = _mix(key + (torch.as_tensor(step, device=key.device).long() + 1) * _M1)
         count = math.prod(shape)
         counter = torch.arange(1, count + 1, device=key.device) * _GAMMA
         return _mix(key[:, None] + counter).view(len(self.ids), *shape)
@@ -118,7 +118,7 @@ class Draws:
 
     def at(self, count: int | Tensor) -> Draws:
         """Streams that differ for each value of a per-sample counter: the k-th look at a randomised model."""
-        return Draws(self.seed, _mix(self.ids * _GAMMA + torch.as_tensor(count, device=self.ids.device) + 1))
+        return Draws(self.seed, _mix(self.ids * _GAMMA + torch.as_tensor(count, device=self.ids.device).long() + 1))
 
     @staticmethod
     def fresh(n: int, device: torch.device | str = "cpu") -> Draws:

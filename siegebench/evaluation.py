@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from siegebench.cells import Cell, Flag, Result
 from siegebench.errors import ContractError, NotApplicable
@@ -39,7 +40,7 @@ def evaluate(cell: Cell, ws: Workspace, attempts: int = 1) -> Result:
 def failed(cell: Cell, error: BaseException) -> Result:
     """An error row: what was raised, and where; no paths of this machine beyond the package's own files."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
-    tail = [f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno} {frame.name}" for frame in frames]
+    tail = [f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
     flags = [Flag("contract_broken", "fail", str(error)).as_dict()] if isinstance(error, ContractError) else []
     return Result(
         cell=cell,

@@ -21,14 +21,14 @@ from siegebench.errors import ConfigError
 from siegebench.store import Store
 from siegebench.workspace import Settings, Workspace
 
-Report = Callable[
-    [Cell, str], None
-]  # called with each cell and how it ended: ok, not_applicable, error, cached, crashed
+# called with each cell when it starts (`started`) and with how it ended: ok, not_applicable, error, cached, crashed
+Report = Callable[[Cell, str], None]
+STARTED = "started"
 MAX_CRASHES = 2  # a cell whose worker died this often more is written as an error
 
 
 class Executor(Protocol):
-    """Runs cells and reports each once. Rows are on disk before they are reported."""
+    """Runs cells and reports the end of each once. Rows are on disk before they are reported."""
 
     def run(self, cells: list[Cell], settings: Settings, report: Report) -> None: ...
 
@@ -80,6 +80,7 @@ class SerialExecutor:
         workspace = self.workspace or Workspace(settings)
         later = []
         for cell in cells:
+            report(cell, STARTED)
             status = run_cell(cell, settings, wait=False, workspace=workspace)
             if status == BUSY:
                 later.append(cell)
@@ -126,6 +127,7 @@ class LocalExecutor:
                 wait_for = cell is None and bool(busy)
                 cell = busy.pop(0) if wait_for else cell
                 if cell is not None:
+                    report(cell, STARTED)
                     flying[pools.submit(slot, run_cell, cell, settings, wait_for)] = (slot, cell)
 
             for slot in range(slots):
@@ -212,13 +214,15 @@ class _Pools:
         self._pools[slot] = self._new()
 
     def __enter__(self) -> _Pools:
+        self._others = multiprocessing.active_children()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        for pool in self._pools:
-            if kind is not None:  # interrupted: do not wait for the cells in flight
-                for process in list((pool._processes or {}).values()):
+        if kind is not None:  # interrupted: do not wait for the cells in flight
+            for process in multiprocessing.active_children():
+                if process not in self._others:
                     process.kill()
+        for pool in self._pools:
             pool.shutdown(wait=kind is None, cancel_futures=True)
 
 

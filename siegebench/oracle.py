@@ -152,6 +152,15 @@ class Oracle(nn.Module):
         k = self.mean_of
         return (total[0] / k, total[1] / k, total[2] / k) if k > 1 else total
 
+    def stuck(self, g: Tensor) -> Tensor:
+        """Samples whose gradient is exactly zero and will stay so, bool [n]: no step along it moves them.
+
+        Never at a randomised model, where the next look may show a gradient.
+        """
+        if self.model.randomized:
+            return torch.zeros(len(g), dtype=torch.bool, device=g.device)
+        return ops.size(g, "linf") == 0
+
     def left(self) -> Tensor | None:
         """Queries left for each row, int64 [n]; None where they are not limited."""
         if self.threat.queries is None:

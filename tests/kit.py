@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -58,3 +62,11 @@ def linear_model(**kwargs: float) -> Classifier:
 
 def cnn_model(seed: int = 0) -> Classifier:
     return Network(small_cnn(seed=seed), num_classes=10, rebuild=small_cnn).eval().requires_grad_(False)
+
+
+def data_folder() -> Path:
+    """The folder with the real data sets and weights; skips the test where there is none."""
+    named = os.environ.get("SIEGEBENCH_DATA")
+    if not named or not Path(named).is_dir():
+        pytest.skip("needs real data: set SIEGEBENCH_DATA to the folder with the parquet files and weights/")
+    return Path(named)

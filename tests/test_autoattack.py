@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -446,10 +451,16 @@ def test_rand_averages_twenty_looks_and_does_not_trust_a_lucky_one(linear: Class
 
 @pytest.mark.parametrize(
     "attack",
-    [APGD(steps=12), APGD(steps=8, loss="targeted_dlr", targets=3), FAB(steps=8, targets=3), SMALL,
-     FAB(steps=8, targets=3, stop_at_eps=True), AutoAttack(version="rand", steps=1)],
-    ids=["apgd", "apgd targeted", "fab", "autoattack", "fab that stops", "rand"],
-)  # fmt: skip
+    [
+        APGD(steps=12),
+        APGD(steps=8, loss="targeted_dlr", targets=3),
+        FAB(steps=8, targets=3),
+        FAB(steps=8, targets=3, stop_at_eps=True),
+        AutoAttack(steps=4, queries=8, targets=2),
+        AutoAttack(version="rand", steps=1),
+    ],
+    ids=["apgd", "apgd targeted", "fab", "fab that stops", "autoattack", "rand"],
+)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_sample_alone_fares_as_in_a_batch(attack: APGD, norm: str) -> None:
     model = kit.cnn_model().double()
@@ -477,3 +488,36 @@ def test_no_budget_changes_nothing(cnn: Classifier, attack: APGD, norm: str) -> 
     y = cnn(x).argmax(1)
     x_adv, _ = kit.attack_with(attack, cnn, x, y, ThreatModel(norm=norm, eps=0.0))
     assert torch.equal(x_adv, x)
+
+
+# ------------------------------------------------------------------------------------- against the reference, slow
+
+
+def conformance() -> ModuleType:
+    """The benchmark's own comparison: what it prints is what is tested."""
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / "autoattack_conformance.py"
+    spec = importlib.util.spec_from_file_location("autoattack_conformance", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("eps", ["8/255", "1/255", "0.5/255"])
+def test_autoattack_agrees_with_the_reference(eps: str) -> None:
+    pytest.importorskip("pyautoattack")
+    if not os.environ.get("SIEGEBENCH_DATA"):
+        pytest.skip("needs cifar10_jpeg and the ResNet-20 weights: set SIEGEBENCH_DATA to their folder")
+    benchmark = conformance()
+    model, x, y = benchmark.victim("cifar_resnet20", "cifar10_jpeg", 200)
+    row = benchmark.compare(model, x, y, ThreatModel(eps=benchmark.number(eps)))
+    gap = row["ours"]["robust"] - row["reference"]["robust"]
+    assert gap <= 0.005, row
+    assert abs(gap) <= 0.01, row
+    assert row["disagree"] <= 4, row
+    if eps == "8/255":
+        assert row["ours"]["robust"] == 0, row
+        assert row["speedup_cpu"] >= 5, row

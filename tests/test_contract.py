@@ -53,7 +53,7 @@ def test_registered_entry_keeps_its_contract(kind: str, name: str) -> None:
         assert not [c.name for c in checks if "not checked" in c.name]
 
 
-# ---------------------------------------------------------------------------------- entries that need a place on disk
+# ------------------------------------------------------------------------------------ entries that need a place on disk
 
 
 def png(seed: int) -> bytes:
@@ -98,7 +98,7 @@ def test_model_without_its_checkpoint(name: str) -> None:
     assert not faults(checks)
 
 
-# ------------------------------------------------------------------------------------------------------ broken attacks
+# ------------------------------------------------------------------------------------------------------- broken attacks
 
 
 @dataclass(frozen=True, kw_only=True)

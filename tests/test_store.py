@@ -1,4 +1,4 @@
-"""The store: whole files or none, rows that come back as they went in, damage noticed, locks that die with their owner."""
+"""The store: whole files or none, rows that come back as they went in, damage noticed, locks that die with an owner."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ WRITER = """
             while True:
                 version += 1
                 body = str(version) * chance.randint(1000, 300_000)
-                content = json.dumps({"version": version, "sum": hashlib.sha256(body.encode()).hexdigest(), "body": body})
-                write_atomic(path, content.encode())
+                row = {"version": version, "sum": hashlib.sha256(body.encode()).hexdigest(), "body": body}
+                write_atomic(path, json.dumps(row).encode())
                 os.write(tell, version.to_bytes(8, "big"))  # from now on the version must never be lost
         os.close(tell)
         time.sleep(chance.uniform(0.005, 0.12))

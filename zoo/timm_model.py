@@ -122,7 +122,7 @@ class TimmModel(ModelSource):
     def _cfg(self) -> dict[str, Any]:
         from timm.models import get_pretrained_cfg
 
-        found = get_pretrained_cfg(self.target, allow_unregistered=False)
+        found = get_pretrained_cfg(self.target)  # None for a network that a user registered
         return found.to_dict() if found is not None else {}
 
     def _published(self) -> tuple[Path, str]:

@@ -49,9 +49,10 @@ class Torchvision(DataSource):
         groups = None
         if self.dataset == "GTSRB":
             files, numbers = zip(*found._samples, strict=True)  # paths: `found[i]` would hide the track
+            if split == "train":  # torchvision counts the folders it finds; their names are the classes
+                numbers, groups = tuple(int(Path(file).parent.name) for file in files), _tracks(files)
             blobs = ((str(file), Path(file).read_bytes()) for file in files)
             images, labels = stacked(decode(blobs, self.size, "stretch"), name), torch.tensor(numbers)
-            groups = _tracks(files) if split == "train" else None
         else:
             images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
             labels = torch.tensor(found.targets)

@@ -1,0 +1,261 @@
+"""`siegebench new KIND NAME`: a working entry to start from, one Python file and one card."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import re
+from pathlib import Path
+from string import Template
+
+from siegebench import registry
+from siegebench.errors import ConfigError, did_you_mean
+
+FOLDERS = {"attack": "attacks", "defense": "defenses", "backdoor": "backdoors", "detector": "backdoors"}
+
+CHECKLIST = """
+# Before the pull request, then delete these lines:
+# - The docstring says what it does, names the paper, says what is random, lists every parameter under Attributes, and
+#   says under "Differs from the paper" whatever differs.
+# - Every random number comes from `draws`, keyed by step and purpose; no sample depends on its neighbours in the batch.
+# - The card: summary in a user's words, paper with venue and year${card_hint}.
+# - A test that would fail if the method were broken: a closed form, a planted optimum, a property.
+# - `siegebench check ${name}` passes; ruff and mypy are clean.
+# - `python -m siegebench.catalogue` is run, and CHANGELOG.md has a line.
+"""
+
+ATTACK = '''"""${title}: say in one line what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import Norm, ThreatModel
+from siegebench.types import Attack, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class ${cls}(Attack):
+    """One step of steepest ascent on the margin of the logits.
+
+    Nothing is random. Cost: one forward and one backward pass a sample.
+
+    Attributes:
+        step: length of the step, as a multiple of eps.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    step: Positive = 1.0
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        gradient, _, _ = oracle.gradient(x, lambda z: ops.margin(z, y))
+        return threat.project(x + self.step * threat.eps * ops.normalise(gradient, threat.norm), x)
+'''
+
+DEFENSE = '''"""${title}: say in one line what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from siegebench.draws import Draws
+from siegebench.types import Classifier, Defense, Share, Wrapped
+
+
+class ${cls}Model(Wrapped):
+    """A classifier that sees images of less contrast."""
+
+    def __init__(self, inner: Classifier, contrast: float) -> None:
+        super().__init__(inner)
+        self.contrast = contrast
+
+    def transform(self, x: Tensor) -> Tensor:
+        return 0.5 + self.contrast * (x - 0.5)
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        logits: Tensor = self.inner(self.transform(x), draws)
+        return logits
+
+    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.inner.surrogate(self.transform(x), draws)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.inner.features(self.transform(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ${cls}(Defense):
+    """Lower the contrast of every image: x' = 1/2 + c (x - 1/2).
+
+    Nothing is random.
+
+    Attributes:
+        contrast: c.
+    """
+
+    trains: ClassVar[bool] = False  # true: write `fit`, and list in the card the data that it sees
+    randomized: ClassVar[bool] = False  # true: take the noise from `draws`, and let an adaptive attack average over it
+    differentiable: ClassVar[bool] = True  # false: give the model a `surrogate`, and let an adaptive attack use it
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50},)
+
+    contrast: Share = 0.9
+
+    def wrap(self, model: Classifier) -> Classifier:
+        return ${cls}Model(model, self.contrast)
+'''
+
+BACKDOOR = '''"""${title}: say in one line what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from siegebench.draws import Draws
+from siegebench.types import BackdoorAttack, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ${cls}(BackdoorAttack):
+    """Tint every pixel: x' = (1 - a) x + a c, with the colour c = (1, 0, 1).
+
+    Nothing is random besides the choice of the poisoned images.
+
+    Attributes:
+        strength: a.
+    """
+
+    strength: Share = 0.2
+
+    def trigger(self, x: Tensor, draws: Draws) -> Tensor:
+        colour = x.new_tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1)
+        return (1 - self.strength) * x + self.strength * colour
+'''
+
+DETECTOR = '''"""${title}: say in one line what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from siegebench.draws import Draws
+from siegebench.types import Classifier, Granted, InputDetector, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class ${cls}(InputDetector):
+    """Score an input by the confidence of the model: max_k softmax(z / T)_k. Larger is more suspicious.
+
+    Nothing is random. A detector of training images derives from DatasetDetector, one of models from ModelDetector.
+
+    Attributes:
+        temperature: T.
+    """
+
+    temperature: Positive = 1.0
+
+    def fit(self, model: Classifier, data: Granted, draws: Draws) -> Callable[[Tensor, Draws], Tensor]:
+        @torch.no_grad()
+        def score(x: Tensor, draws: Draws) -> Tensor:
+            z = model(x, draws if model.randomized else None)
+            return (z / self.temperature).softmax(dim=1).amax(dim=1)
+
+        return score
+'''
+
+CARD = """name: ${name}
+kind: ${kind}
+entry: ${name}:${cls}
+version: 1
+summary: Say in one sentence what a user gets from it.
+paper: "Authors. Title. Venue year, arXiv id."
+"""
+SEES = "sees: []  # of train, clean, val: the data that it reads\n"
+
+LONGEST = 40  # letters of a name: it stands in file names, table cells and lines of code
+CODE = {"attack": ATTACK, "defense": DEFENSE, "backdoor": BACKDOOR, "detector": DETECTOR}
+HINTS = {
+    "attack": "",
+    "defense": ", and the data that it sees",
+    "backdoor": "",
+    "detector": ", and the data that it sees",
+}
+
+
+def write(kind: str, name: str, folder: Path | None = None) -> list[Path]:
+    """Write NAME.py and NAME.yaml; returns the two paths.
+
+    Args:
+        kind: attack, defense, backdoor or detector.
+        name: snake_case; the name of the files and of the entry.
+        folder: where to; the folder of that kind when left out.
+
+    Raises:
+        ConfigError: unknown kind, a name that is not snake_case or is taken, a file that exists.
+    """
+    if kind not in CODE:
+        raise ConfigError(f"a skeleton of kind {kind!r} is not known. {did_you_mean(kind, CODE)}")
+    if not _good(name):
+        raise ConfigError(
+            f"the name {name!r} is not snake_case of at most {LONGEST} letters; try {_snake(name, kind)!r}"
+        )
+    if name in registry.names(kind):
+        raise ConfigError(f"{kind} {name!r} is already registered by {registry.find(kind, name)[0].path}")
+    target = folder if folder is not None else _home(kind)
+    if not target.is_dir():
+        raise ConfigError(f"{target}: no such folder; make it first, or give another --folder")
+    code, card = target / f"{name}.py", target / f"{name}.yaml"
+    for path in (code, card):
+        if path.exists():
+            raise ConfigError(f"{path} exists; choose another name")
+    words = {
+        "name": name,
+        "kind": kind,
+        "cls": "".join(w[:1].upper() + w[1:] for w in name.split("_")),
+        "title": name.replace("_", " ").capitalize(),
+        "card_hint": HINTS[kind],
+    }
+    code.write_text(Template(CODE[kind] + "\n" + CHECKLIST).substitute(words), encoding="utf-8")
+    sees = SEES if kind in ("defense", "detector") else ""
+    card.write_text(Template(CARD + sees).substitute(words), encoding="utf-8")
+    return [code, card]
+
+
+def _home(kind: str) -> Path:
+    """The checkout's folder of a kind."""
+    spec = importlib.util.find_spec(f"siegebench.{FOLDERS[kind]}")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(place).parent / "pyproject.toml").is_file():
+            return Path(place)
+    raise ConfigError("siegebench runs from an installed package, not from a checkout; say where with --folder FOLDER")
+
+
+def _good(name: str) -> bool:
+    return (
+        re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) is not None
+        and not keyword.iskeyword(name)
+        and len(name) <= LONGEST
+    )
+
+
+def _snake(name: str, kind: str) -> str:
+    """The nearest good name."""
+    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    near = re.sub(r"[^a-z0-9]+", "_", split.lower())
+    near = re.sub(r"^[0-9_]+", "", near).rstrip("_")
+    return near if _good(near) else f"my_{kind}"

@@ -1,0 +1,378 @@
+"""The house stays in order: who imports whom, what a light command may load, what every card and file must have."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from siegebench import registry
+from siegebench.cli import app
+from siegebench.store import Store
+from tests import rows
+
+ROOT = Path(__file__).resolve().parent.parent
+HARNESS = "siegebench"
+FOLDERS = ("attacks", "defenses", "backdoors", "zoo", "leaderboard", "suites")
+ALGORITHMS = ("attack", "defense", "backdoor", "detector")
+BASES = {
+    "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "DatasetDetector",
+    "ModelDetector", "ModelSource", "DataSource",
+}  # fmt: skip
+LONGEST = 450  # lines of a file
+
+# What may not be shorter yet; a line that is no longer needed fails the test
+TOO_LONG = {"siegebench/types.py"}
+
+
+def none(found: list[str]) -> None:
+    """Fail with one line a finding."""
+    assert not found, "\n" + "\n".join(found)
+
+
+# From the ground up: a module imports its own layer and those before it. Modules that are not named are only
+# kept free of circles.
+LAYERS = (
+    ("errors", "draws"),
+    ("threat",),
+    ("ops", "data", "types"),
+    ("oracle", "registry", "train", "cells"),
+    ("config", "plan", "store"),
+    ("workspace",),
+    ("evasion", "poisoning", "evaluation"),
+    ("executors",),
+    ("api",),
+    ("cli",),
+)
+
+
+# ----------------------------------------------------------------------------------------------------- who imports whom
+
+
+def imports(tree: ast.AST, *, loading_only: bool = False) -> Iterator[tuple[int, str, int]]:
+    """(line, module, leading dots) of the imports in a file.
+
+    With `loading_only`, those that run when the module is imported: not in functions, not for type checkers.
+    """
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, 0
+        elif isinstance(node, ast.ImportFrom):
+            if node.module == HARNESS or (node.module is None and node.level):
+                for alias in node.names:  # `from siegebench import ops` names a module
+                    yield node.lineno, ".".join(filter(None, (node.module, alias.name))), node.level
+            else:
+                yield node.lineno, node.module or "", node.level
+        elif not (loading_only and runs_later(node)):
+            yield from imports(node, loading_only=loading_only)
+
+
+def runs_later(node: ast.AST) -> bool:
+    """Whether importing the module does not run this part of it."""
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.unparse(node.test)
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+
+
+def trespasses(root: Path) -> list[str]:
+    """Imports that reach from one folder of entries into another, or name a folder without the package in front."""
+    out = []
+    for folder in FOLDERS:
+        for path in sorted((root / folder).glob("*.py")):
+            for line, module, dots in imports(ast.parse(path.read_text(encoding="utf-8"))):
+                first, _, rest = module.partition(".")
+                inside = rest.partition(".")[0]
+                if dots > 1 or (
+                    not dots
+                    and ((first == HARNESS and inside in FOLDERS and inside != folder) or first in (*FOLDERS, "tests"))
+                ):
+                    out.append(
+                        f"{folder}/{path.name}:{line} imports {'.' * dots}{module}; take it as a parameter instead"
+                    )
+    for path in sorted((root / HARNESS).glob("*.py")):
+        for line, module, _ in imports(ast.parse(path.read_text(encoding="utf-8"))):
+            first, _, rest = module.partition(".")
+            if first in (*FOLDERS, "tests"):
+                out.append(f"{HARNESS}/{path.name}:{line} imports {module}; its name is {HARNESS}.{module}")
+            elif first == HARNESS and rest.partition(".")[0] in ("attacks", "defenses", "backdoors", "zoo"):
+                out.append(f"{HARNESS}/{path.name}:{line} imports {module}; ask the registry for entries")
+    return out
+
+
+def test_no_folder_reaches_into_another() -> None:
+    none(trespasses(ROOT))
+
+
+def test_trespasses_are_found_and_told(tmp_path: Path) -> None:
+    for folder in (HARNESS, *FOLDERS):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "defenses" / "bit_depth.py").write_text("import torch\nimport siegebench.attacks.pgd\n")
+    (tmp_path / "defenses" / "jpeg.py").write_text("def f():\n    from siegebench.zoo import files\n")
+    (tmp_path / "defenses" / "nab.py").write_text("from attacks.pgd import PGD\n")
+    (tmp_path / "defenses" / "up.py").write_text("from ..attacks import pgd\n")
+    allowed = "from siegebench import ops\nfrom siegebench.attacks.pgd import PGD\nfrom .square import Square\n"
+    (tmp_path / "attacks" / "fine.py").write_text(allowed + "from . import fab\n")
+    (tmp_path / "siegebench" / "plan.py").write_text("from siegebench.attacks.pgd import PGD\nimport zoo\n")
+    assert trespasses(tmp_path) == [
+        "defenses/bit_depth.py:2 imports siegebench.attacks.pgd; take it as a parameter instead",
+        "defenses/jpeg.py:2 imports siegebench.zoo; take it as a parameter instead",
+        "defenses/nab.py:1 imports attacks.pgd; take it as a parameter instead",
+        "defenses/up.py:1 imports ..attacks; take it as a parameter instead",
+        "siegebench/plan.py:1 imports siegebench.attacks.pgd; ask the registry for entries",
+        "siegebench/plan.py:2 imports zoo; its name is siegebench.zoo",
+    ]
+
+
+def harness() -> dict[str, dict[str, int]]:
+    """For each module of the harness, the modules it loads and in which line."""
+    files = {path.stem: path for path in (ROOT / HARNESS).glob("*.py")}
+    graph: dict[str, dict[str, int]] = {}
+    for name, path in files.items():
+        graph[name] = {}
+        for line, module, _ in imports(ast.parse(path.read_text(encoding="utf-8")), loading_only=True):
+            inside = module.removeprefix(f"{HARNESS}.").partition(".")[0]
+            if module.startswith(f"{HARNESS}.") and inside in files:
+                graph[name][inside] = line
+    return graph
+
+
+def test_harness_has_no_circles() -> None:
+    graph = harness()
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail("circle: " + " <- ".join(error.args[1]))
+
+
+def test_harness_keeps_its_order() -> None:
+    graph = harness()
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    assert not layer.keys() - graph.keys(), "LAYERS names modules that are gone"
+    out = [
+        f"{HARNESS}/{name}.py:{line} imports {HARNESS}.{other}, which comes later"
+        for name, loaded in graph.items()
+        for other, line in loaded.items()
+        if layer.get(other, 0) > layer.get(name, len(LAYERS))
+    ]
+    none(out)
+
+
+def test_importing_the_package_loads_only_itself() -> None:
+    code = "import sys, siegebench; print([m for m in sys.modules if m.startswith('siegebench.')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------------- light commands
+
+HEAVY = ("torch", "torchvision", "timm", "wandb", "art", "torchattacks", "ray", "sklearn", "pyarrow", "huggingface_hub")
+PROBE = """
+import sys
+sys.argv = ["siegebench", *sys.argv[1:]]
+from siegebench.cli import main
+try:
+    main()
+finally:
+    print("HEAVY", *[m for m in {heavy} if m in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("--help", "Usage"),
+        ("--version", "0."),
+        *((f"list {kind}s --json", '"name"') for kind in registry.KINDS),
+        ("list suites --json", "quickstart"),
+        ("show pgd --json", '"steps"'),
+        ("report --store STORE", "White box"),
+        ("report --store STORE --format html", "<html"),
+    ],
+)
+def test_light_commands_load_nothing_heavy(command: str, expected: str, tmp_path: Path) -> None:
+    Store(tmp_path).put(rows.attacked("pgd", 100))
+    Store(tmp_path).put(rows.attacked("autoattack", 90))
+    words = [str(tmp_path) if word == "STORE" else word for word in command.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(heavy=HEAVY), *words],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+    assert done.stderr.splitlines()[-1] == "HEAVY", f"`siegebench {command}` loads {done.stderr.splitlines()[-1][6:]}"
+
+
+# ------------------------------------------------------------------------------------------------------ cards and files
+
+
+def own_cards() -> list[registry.Registered]:
+    return [r for r in registry.cards().values() if r.package.startswith(f"{HARNESS}.")]
+
+
+def classes(path: Path) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def test_cards_are_named_like_their_files_and_say_what_they_are() -> None:
+    assert len(own_cards()) > 20
+    for found in own_cards():
+        assert found.path.stem == found.card.name
+        assert found.card.summary.rstrip().endswith("."), f"{found.path.name}: the summary is a sentence"
+        assert "\n" not in found.card.summary.strip(), f"{found.path.name}: the summary is one line"
+        assert "Say in one sentence" not in found.card.summary, f"{found.path.name}: still the skeleton's summary"
+        module, _, cls = found.card.entry.partition(":")
+        assert cls in classes(found.path.parent / f"{module}.py"), f"{found.path.name}: no class {cls} in {module}.py"
+
+
+def test_every_entry_has_a_card() -> None:
+    carded = {(r.path.parent.name, r.card.entry) for r in own_cards()}
+    missing = [
+        f"{folder}/{path.name}: {name} has no card"
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).glob("*.py"))
+        for name, node in classes(path).items()
+        if BASES & {ast.unparse(base) for base in node.bases} and not name.startswith("_")
+        if (folder, f"{path.stem}:{name}") not in carded
+    ]
+    none(missing)
+
+
+def test_every_public_class_says_what_it_is() -> None:
+    silent = [
+        f"{folder}/{path.name}: {name} has no docstring"
+        for folder in (HARNESS, *FOLDERS)
+        for path in sorted((ROOT / folder).glob("*.py"))
+        for name, node in classes(path).items()
+        if not name.startswith("_") and not ast.get_docstring(node)
+    ]
+    none(silent)
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = [
+        f"{folder}/{path.name}"
+        for folder in (HARNESS, *FOLDERS)
+        for path in sorted((ROOT / folder).glob("*.py"))
+        if path.read_text(encoding="utf-8").strip() and not ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    ]
+    none(silent)
+
+
+def test_entries_with_a_paper_say_how_they_differ_from_it() -> None:
+    silent = []
+    for found in own_cards():
+        card = found.card
+        if card.kind in ALGORITHMS and card.paper and not (card.control or card.family):
+            module, _, cls = card.entry.partition(":")
+            said = ast.get_docstring(classes(found.path.parent / f"{module}.py")[cls]) or ""
+            if "Differs from the paper:" not in said:
+                silent.append(f"{found.path.parent.name}/{module}.py: {cls} lacks 'Differs from the paper: ...'")
+    none(silent)
+
+
+def test_parameters_are_explained() -> None:
+    silent = []
+    for found in own_cards():
+        module, _, cls = found.card.entry.partition(":")
+        said = ast.get_docstring(classes(found.path.parent / f"{module}.py")[cls]) or ""
+        for name in registry.parameters(found.card.kind, found.name):
+            if not re.search(rf"\b{name}\b", said):
+                silent.append(f"{found.path.parent.name}/{module}.py: {cls} does not explain {name}")
+    none(silent)
+
+
+def test_files_are_short() -> None:
+    long = {
+        path.relative_to(ROOT).as_posix()
+        for folder in (HARNESS, *FOLDERS)
+        for path in (ROOT / folder).glob("*.py")
+        if len(path.read_text(encoding="utf-8").splitlines()) > LONGEST
+    }
+    assert not long - TOO_LONG, f"over {LONGEST} lines; split it by idea"
+    assert not TOO_LONG - long, "short by now: take it out of TOO_LONG"
+
+
+# ------------------------------------------------------------------------------------------------ what leaks, what lies
+
+
+def text_files() -> list[Path]:
+    """What a clone would hold: everything that git knows or would add."""
+    done = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    out = []
+    for name in done.stdout.splitlines():
+        path = ROOT / name
+        if path.is_file() and b"\0" not in path.read_bytes()[:4096]:
+            out.append(path)
+    return out
+
+
+def test_no_file_names_a_place_of_this_machine() -> None:
+    places = {str(p) for p in (ROOT, Path.home(), Path(sys.prefix)) if len(p.parts) > 2}
+    folders = re.compile(r"(?<![\w.$}~])/(?:home|root|Users|work|mnt|scratch)/\w")
+    bad = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        if folders.search(line) or any(place in line for place in places)
+    ]
+    none(bad)
+
+
+def test_no_file_names_a_package_registry() -> None:
+    settings = [v for k, v in os.environ.items() if k.endswith(("INDEX_URL", "PROXY", "HF_ENDPOINT", "_proxy"))]
+    hosts = {host for value in settings for word in value.split() if (host := urlsplit(word).hostname)}
+    hosts -= {"pypi.org", "huggingface.co", "localhost"}
+    address = re.compile(r"https?://\S+/simple\b|--(?:extra-)?index-url[ =]+\S*://")
+    bad = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        if address.search(line) or any(host in line for host in hosts)
+    ]
+    none(bad)
+
+
+def commands() -> list[str]:
+    return [c.name or c.callback.__name__.replace("_", "-") for c in app.registered_commands if c.callback]
+
+
+def test_readme_shows_every_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {"run", "list", "report", "check"} <= set(commands())
+    missing = [f"siegebench {name}" for name in commands() if f"siegebench {name}" not in readme]
+    none(missing)
+
+
+def test_readme_shows_no_command_that_does_not_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(
+        [*re.findall(r"^```\w*\n(.*?)^```", readme, re.MULTILINE | re.DOTALL), *re.findall(r"`([^`\n]+)`", readme)]
+    )
+    shown = set(re.findall(r"^(?:\$ )?siegebench ([a-z]+)", code, re.MULTILINE))
+    assert "run" in shown
+    assert shown <= set(commands())
+
+
+def test_the_version_is_said_once() -> None:
+    from siegebench import __version__
+
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{__version__}"' in text or "dynamic" in text
+    try:
+        installed = importlib.metadata.version("siegebench")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    assert installed == __version__
