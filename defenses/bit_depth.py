@@ -14,10 +14,14 @@ from siegebench.types import Classifier, Count, Defense, Wrapped
 
 
 class Preprocessed(Wrapped):
-    """A classifier behind a transform T whose own gradient is useless.
+    """A classifier f behind a transform T whose own gradient is useless.
 
-    `forward` is the deployed computation f(T(x)). `surrogate` has the same values, and the gradient of f at T(x) handed
-    to x as if T were the identity (straight-through; BPDA of Athalye et al., ICML 2018).
+    `forward` is the deployed computation f(T(x)), and no gradient passes T. `surrogate` has the same values, and passes
+    the gradient that T approximates for itself (BPDA of Athalye et al., ICML 2018).
+
+    Args:
+        inner: f.
+        transform: T, exact values with an approximate gradient.
     """
 
     def __init__(self, inner: Classifier, transform: Callable[[Tensor], Tensor]) -> None:
@@ -25,15 +29,14 @@ class Preprocessed(Wrapped):
         self.transform = transform
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        logits: Tensor = self.inner(self.transform(x), draws)
+        logits: Tensor = self.inner(self.transform(x.detach()), draws)
         return logits
 
     def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        # x - x is exactly zero, so the values are those of forward to the last bit
-        return self.inner.surrogate(self.transform(x).detach() + (x - x.detach()), draws)
+        return self.inner.surrogate(self.transform(x), draws)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.inner.features(self.transform(x))
+        return self.inner.features(self.transform(x.detach()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,10 @@ class BitDepth(Defense):
     bits: Annotated[Count, Field(le=8)] = 4
 
     def transform(self, x: Tensor) -> Tensor:
-        """Images on the grid of 2^bits levels."""
+        """Images on the grid of 2^bits levels; the gradient of the identity."""
         top = 2**self.bits - 1
-        return (x * top).round() / top
+        rounded = (x.detach() * top).round() / top
+        return rounded + (x - x.detach())  # x - x is exactly zero
 
     def wrap(self, model: Classifier) -> Classifier:
         return Preprocessed(model, self.transform)

@@ -16,13 +16,20 @@ from .bit_depth import Preprocessed
 
 # Annex K of the standard: quantisation steps of luma and chroma at quality 50
 LUMA = (
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87,
-    80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92,
-    95, 98, 112, 100, 103, 99,
+    16, 11, 10, 16, 24, 40, 51, 61,
+    12, 12, 14, 19, 26, 58, 60, 55,
+    14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77,
+    24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101,
+    72, 92, 95, 98, 112, 100, 103, 99,
 )  # fmt: skip
 CHROMA = (
-    17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99,
-    *[99] * 34,
+    17, 18, 24, 47, 99, 99, 99, 99,
+    18, 21, 26, 66, 99, 99, 99, 99,
+    24, 26, 56, 99, 99, 99, 99, 99,
+    47, 66, *[99] * 38,
 )  # fmt: skip
 # libjpeg's integer DCT, 2^13 times the real one: rows are frequencies, the right half mirrors the left with sign (-1)^k
 HALF_DCT = (
@@ -49,18 +56,60 @@ def steps(quality: int, table: tuple[int, ...]) -> list[int]:
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
-    """One pass of 8-bit pixel values [n, 3, H, W] through libjpeg: baseline, 4:2:0, integer DCT, smooth upsampling.
+    """Pixel values 0..255 [n, 3, H, W] through encoder and decoder: baseline, 4:2:0, integer DCT, smooth upsampling.
 
-    Bit for bit what the library returns. All integers stay below 2^53, where float64 is exact; the entropy code between
-    encoder and decoder loses nothing and is left out.
+    Bit for bit what libjpeg-turbo returns. All integers stay below 2^53, where float64 is exact; the entropy code
+    between the two loses nothing and is left out. Backwards, roundings are taken for the identity, those of the
+    coefficients for a soft staircase.
     """
     height, width = x.shape[-2:]
-    planes = _colours(x.double(), TO_YCC, YCC_OFFSET)
+    planes = _colours(_round(x.double()), TO_YCC, YCC_OFFSET)
     luma = _blocks(planes[:, :1], steps(quality, LUMA))[..., :height, :width]
     small = _halved(planes[:, 1:])
     chroma = _doubled(_blocks(small, steps(quality, CHROMA))[..., : small.shape[-2], : (width + 1) // 2])
     colour = _colours(chroma[..., :height, :width] - 128, FROM_YCC, [32768] * 3)
     return (luma + colour).clamp(0, 255)
+
+
+class _Floor(torch.autograd.Function):
+    """floor((x + offset) / divisor); the gradient of x / divisor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, offset: Tensor | float, divisor: float) -> Tensor:
+        ctx.divisor = divisor
+        return x.add(offset).div_(divisor).floor_()
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad[0] / ctx.divisor, None, None
+
+
+class _Quantised(torch.autograd.Function):
+    """The multiple of q nearest to f / 8; the gradient of the soft staircase u - 0.9 sin(2 pi u) / (2 pi), u = f / 8q.
+
+    A coefficient in the middle of a step answers to small changes hardly, one at the edge strongly. With the identity
+    instead, attacks spend their budget on frequencies that the encoder throws away.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, q: Tensor) -> Tensor:
+        ctx.save_for_backward(f, q)
+        return f.abs().add_(4 * q).div_(8 * q).floor_().mul_(q).copysign_(f)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
+        f, q = ctx.saved_tensors
+        return grad[0] * (1 - 0.9 * (f * (torch.pi / 4) / q).cos()) / 8, None
+
+
+def _floor(x: Tensor, offset: Tensor | float, divisor: float) -> Tensor:
+    out: Tensor = _Floor.apply(x, offset, divisor)
+    return out
+
+
+def _round(x: Tensor, bits: int = 0) -> Tensor:
+    """x / 2^bits, rounded half up."""
+    return _floor(x, 2.0 ** (bits - 1), 2.0**bits)
 
 
 def _like(values: Any, x: Tensor) -> Tensor:
@@ -70,7 +119,7 @@ def _like(values: Any, x: Tensor) -> Tensor:
 def _colours(x: Tensor, matrix: list[list[int]], offset: list[int]) -> Tensor:
     """floor((A x + b) / 2^16) over the channels."""
     mixed = torch.einsum("dc,nchw->ndhw", _like(matrix, x), x)
-    return ((mixed + _like(offset, x).view(-1, 1, 1)) / 2**16).floor()
+    return _floor(mixed, _like(offset, x).view(-1, 1, 1), 2.0**16)
 
 
 def _padded(x: Tensor, to: tuple[int, int]) -> Tensor:
@@ -79,29 +128,23 @@ def _padded(x: Tensor, to: tuple[int, int]) -> Tensor:
 
 
 def _halved(x: Tensor) -> Tensor:
-    """Means of 2x2 pixels, rounded down and up in turns along each row."""
+    """Means of 2x2 pixels, a half rounded down and up in turns along each row."""
     x = _padded(x, (2, 16))
     total = x[..., ::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, ::2] + x[..., 1::2, 1::2]
-    return ((total + 1 + torch.arange(total.shape[-1], device=x.device) % 2) / 4).floor()
+    return _floor(total, 1 + torch.arange(total.shape[-1], device=x.device) % 2, 4.0)
 
 
 def _blocks(x: Tensor, table: list[int]) -> Tensor:
     """Blocks of 8x8: forward transform, quantisation, and back."""
     x = _padded(x, (8, 8)) - 128
     n, c, height, width = x.shape
-    blocks = x.view(n, c, height // 8, 8, width // 8, 8).transpose(3, 4)
-    D, q = _like(DCT, x), _like(table, x).view(8, 8).T
-    rows = _shifted(blocks @ D.T, 11)
-    f = _shifted(rows.mT @ D.T, 15)  # 8 times the coefficients, transposed
-    f = f.sign() * ((f.abs() + 4 * q) / (8 * q)).floor() * q
-    columns = _shifted(f @ D, 11)
-    back = _shifted(columns.mT @ D, 18)
-    return (back.transpose(3, 4).reshape(n, c, height, width) + 128).clamp(0, 255)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """x / 2^bits, rounded half up."""
-    return ((x + 2 ** (bits - 1)) / 2**bits).floor()
+    split = x.view(n, c, height // 8, 8, width // 8, 8).transpose(3, 4)
+    D, q = _like(DCT, x), _like(table, x).view(8, 8)
+    rows = _round(split.reshape(-1, 8) @ D.T, 11).view(-1, 8, 8)
+    f = _Quantised.apply(_round(D @ rows, 15), q)
+    columns = _round(D.T @ f, 11).view(-1, 8)
+    back = _round(columns @ D, 18).view(split.shape).transpose(3, 4).reshape(n, c, height, width)
+    return (back + 128).clamp(0, 255)
 
 
 def _doubled(x: Tensor) -> Tensor:
@@ -113,8 +156,7 @@ def _doubled(x: Tensor) -> Tensor:
     rows = torch.stack([3 * x + up, 3 * x + down], dim=-2).flatten(-3, -2)
     left = torch.cat([rows[..., :1], rows[..., :-1]], dim=-1)
     right = torch.cat([rows[..., 1:], rows[..., -1:]], dim=-1)
-    both = torch.stack([3 * rows + left + 8, 3 * rows + right + 7], dim=-1)
-    return (both / 16).floor().flatten(-2)
+    return torch.stack([_floor(3 * rows + left, 8.0, 16.0), _floor(3 * rows + right, 7.0, 16.0)], dim=-1).flatten(-2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +164,8 @@ class JPEG(Defense):
     """Encode as an 8-bit baseline JPEG with halved colour resolution (4:2:0), and decode.
 
     Dziugaite, Ghahramani, Roy, "A study of the effect of JPG compression on adversarial images", 2016; Guo et al.,
-    "Countering Adversarial Images using Input Transformations", ICLR 2018. Rounding leaves no gradient; attacks that
-    take the codec for the identity pass. Nothing is random.
+    "Countering Adversarial Images using Input Transformations", ICLR 2018. The gradient ends at the encoder; attacks
+    that replace its roundings by something smooth pass. Nothing is random.
 
     Attributes:
         quality: of the encoder, 1 to 100.
@@ -138,8 +180,8 @@ class JPEG(Defense):
     quality: Annotated[Count, Field(le=100)] = 75
 
     def transform(self, x: Tensor) -> Tensor:
-        """Images after one pass through the codec; no gradient."""
-        return (jpeg((x.detach() * 255).round().clamp(0, 255), self.quality) / 255).to(x.dtype)
+        """Images after one pass through the codec, with the codec's approximate gradient."""
+        return (jpeg(x * 255, self.quality) / 255).to(x.dtype)
 
     def wrap(self, model: Classifier) -> Classifier:
         return Preprocessed(model, self.transform)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from siegebench.cells import Cell, Result, digest
 from siegebench.config import Suite, load_suite
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ConfigError
+from siegebench.errors import ConfigError, ModelError
 from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
 from siegebench.oracle import Oracle
 from siegebench.plan import Plan, plan, subset
@@ -97,46 +99,58 @@ def evaluate(
     name: str = "model",
     num_classes: int | None = None,
     settings: Settings | None = None,
-    tracks: Sequence[str] = ("white_box", "query"),
+    tracks: Sequence[Literal["white_box", "query"]] = ("white_box", "query"),
     overrides: Sequence[str] = (),
+    report: Report | None = None,
 ) -> Outcome:
     """Put any classifier through the attack boards of a suite, in place of the suite's own models.
 
     Args:
-        model: a Classifier, or any module that maps images in [0, 1] to logits (normalisation inside).
+        model: a Classifier, or any module that maps images in [0, 1] to logits (normalisation inside). It stays as it
+            is: what is attacked is a copy.
         name: shown in tables; the weights' hash keeps two models of one name apart.
-        num_classes: needed when `model` is not a Classifier.
+        num_classes: checked against the data when given.
+        report: called with each cell when it starts (`started`) and with how it ended.
 
     Raises:
         ConfigError: when the suite has no attack board.
+        ModelError: when the model does not answer with one finite logit for each class of the data.
     """
     if not isinstance(suite, Suite):
         suite = load_suite(suite, overrides)
     boards = [b for b in suite.boards if b.track in tracks]
     if not boards:
         raise ConfigError(f"suite {suite.suite!r} has no board of the tracks {', '.join(tracks)}")
-    if not isinstance(model, Classifier):
-        if num_classes is None:
-            raise ConfigError("evaluate(model, ...): pass num_classes, or wrap the model in siegebench.Classifier")
-        model = Network(model, num_classes=num_classes, card=ModelCard(name=name))
-    model = model.eval()
-    planned = plan(suite.model_copy(update={"boards": boards, "models": suite.models or boards[0].models}))
-    weights = fingerprint(model)
-    cells, given = {}, {}
-    for cell in planned.cells:
-        description = {"name": name, "version": 1, "weights": weights}
-        given[digest(description)] = model
-        own = Cell.from_dict({**cell.as_dict(), "model": description})
-        cells[own.key] = own  # the suite's models collapse into this one
     settings = settings or Settings()
-    settings = Settings(**{**vars(settings), "sources": planned.sources})
-    workspace = Workspace(settings, given)
-    return run(
-        suite,
-        settings,
-        how=SerialExecutor(workspace),
-        planned=Plan(list(cells.values()), planned.sources),
-    )
+    own = copy.deepcopy(model)  # the caller's stays as and where it is
+    if not isinstance(own, Classifier):
+        own = Network(own, num_classes=num_classes or 0, card=ModelCard(name=name))
+    own.eval().requires_grad_(False)
+    description = {"name": name, "version": 1, "weights": fingerprint(own)}
+    planned = plan(suite.model_copy(update={"boards": boards}), given=description)
+    settings = Settings(**{**vars(settings), "sources": {**settings.sources, **planned.sources}})
+    workspace = Workspace(settings, {digest(description): own})
+    for data in {digest(c.data): c.data for c in planned.cells}.values():
+        _check_fit(own, workspace, data)
+    return run(suite, settings, how=SerialExecutor(workspace), planned=planned, report=report)
+
+
+@torch.no_grad()
+def _check_fit(model: Classifier, workspace: Workspace, data: dict[str, Any]) -> None:
+    """Refuse a model that does not answer for this data; a bare network learns its number of classes here."""
+    x = workspace.pixels(workspace.evaluated(data), slice(0, 2))
+    try:
+        z = model.to(workspace.device, workspace.dtype)(x)
+    except Exception as error:
+        raise ModelError(f"the model fails on images {tuple(x.shape)} of {data['name']}: {error}") from error
+    model.num_classes = model.num_classes or data["classes"]
+    if z.shape != (len(x), data["classes"]) or model.num_classes != data["classes"]:
+        raise ModelError(
+            f"the model gives {tuple(z.shape)} for {len(x)} images of {data['name']}, "
+            f"expected {(len(x), data['classes'])}: one logit for each class"
+        )
+    if not bool(torch.isfinite(z).all()):
+        raise ModelError(f"the model gives NaN or infinite logits for images of {data['name']}")
 
 
 def load_model(
@@ -185,22 +199,44 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
         seed: int = 0,
         num_classes: int | None = None,
     ) -> Tensor:
+        _check_images(x, y)
         access: Access = entry.access()
         threat = ThreatModel.parse({"norm": norm, "eps": eps, "access": access, "queries": queries})
         if not isinstance(model, Classifier):
             if num_classes is None:
-                with torch.no_grad():
+                with torch.no_grad(), _frozen(model):  # eval first: batch norms learn from every forward pass
                     num_classes = int(model(x[:1]).shape[1])
             model = Network(model, num_classes=num_classes)
         draws = Draws(derive_seed(seed, "attack"), torch.arange(len(x), device=x.device))
-        grads = [(p, p.requires_grad) for p in model.parameters()]
-        training = model.training
-        try:
-            model.eval().requires_grad_(False)
+        with _frozen(model):
             return entry(Oracle(model, threat, draws), x, y, threat, draws)
-        finally:
-            model.train(training)
-            for p, flag in grads:
-                p.requires_grad_(flag)
 
     return call
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and weights without gradient; afterwards every module and parameter is as it was."""
+    modes = [(m, m.training) for m in model.modules()]
+    grads = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag in grads:
+            parameter.requires_grad_(flag)
+
+
+def _check_images(x: Tensor, y: Tensor) -> None:
+    """Refuse what is not a batch of images in [0, 1] with a label each."""
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ConfigError(f"images: expected float [n, 3, H, W] in [0, 1], found {x.dtype} {tuple(x.shape)}")
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise ConfigError(f"labels: expected {len(x)} integers, found {y.dtype} {tuple(y.shape)}")
+    if len(x) and not bool((x.amin() >= 0) & (x.amax() <= 1)):
+        raise ConfigError(
+            f"images: expected pixels in [0, 1], found {float(x.amin()):.4g} to {float(x.amax()):.4g}; "
+            "divide by 255 and put the normalisation into the model"
+        )

@@ -150,8 +150,14 @@ class LocalExecutor:
                         if status == BUSY:
                             busy.append(cell)
                         else:
-                            report(cell, status)
+                            report(cell, _by_itself(cell, settings, status) if cell.key in crashes else status)
                     launch(slot, again or queue.next(slot))
+
+
+def _by_itself(cell: Cell, settings: Settings, status: str) -> str:
+    """How a cell of this run ended whose worker may have died between its row and its report."""
+    row = Store(settings.root).get(cell) if status == "cached" else None
+    return status if row is None else row.status
 
 
 def _write_crash(cell: Cell, settings: Settings, times: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from siegebench.cells import Cell, Result, rate
@@ -111,6 +110,8 @@ def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
     """Area under the ROC curve; larger scores are positive. Ties count half."""
+    from sklearn.metrics import roc_auc_score  # a third of the time that a worker takes to start
+
     scores = torch.cat([positive, negative]).double().numpy()
     truth = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
     return float(roc_auc_score(truth, scores))
