@@ -206,14 +206,18 @@ class Masking(Measure):
     def _climb(
         self, oracle: Oracle, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, leave: bool
     ) -> tuple[Tensor, Tensor]:
-        """PGD on the margin from x: which images stay right, and the losses [steps + 1, n] when none may leave."""
-        held, course = torch.ones_like(y, dtype=torch.bool), []
+        """PGD on the margin from x: which images stay right, and the losses [steps + 1, n] when none may leave.
+
+        An image is broken by any iterate; under noise, where one of many is wrong by luck, by the last one.
+        """
+        held, course, lucky = torch.ones_like(y, dtype=torch.bool), [], oracle.model.randomized
         live, x_t = torch.arange(len(x), device=x.device), x
         for t in range(steps + 1):
             g, z, value = oracle[live].gradient(x_t, partial(ops.margin, y=y[live]))
             course.append(value)
-            held[live] &= z.argmax(dim=1) == y[live]
-            rest = held[live].nonzero().squeeze(1) if leave else slice(None)
+            right = z.argmax(dim=1) == y[live]
+            held[live] = right if lucky else right & held[live]
+            rest = held[live].nonzero().squeeze(1) if leave and not lucky else slice(None)
             live, x_t, g = live[rest], x_t[rest], g[rest]
             if t == steps or not len(live):
                 break

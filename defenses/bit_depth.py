@@ -16,7 +16,7 @@ from siegebench.types import Classifier, Count, Defense, Wrapped
 class Preprocessed(Wrapped):
     """A classifier f behind a transform T whose own gradient is useless.
 
-    `forward` is the deployed computation f(T(x)), and no gradient passes T. `surrogate` has the same values, and passes
+    `forward` is the deployed computation f(T(x)), and its gradient is zero. `surrogate` has the same values, and passes
     the gradient that T approximates for itself (BPDA of Athalye et al., ICML 2018).
 
     Args:
@@ -29,7 +29,8 @@ class Preprocessed(Wrapped):
         self.transform = transform
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        logits: Tensor = self.inner(self.transform(x.detach()), draws)
+        # the zero keeps a graph: attacks of other libraries meet a gradient of zero instead of an error
+        logits: Tensor = self.inner(self.transform(x.detach()) + 0 * x, draws)
         return logits
 
     def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:

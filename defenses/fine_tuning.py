@@ -15,7 +15,7 @@ class FineTuning(Defense):
     """Go on training all weights on the small clean budget with SGD and a cosine schedule.
 
     The outcome depends on the learning rate more than on anything else: too low leaves the backdoor, too high costs
-    accuracy. Fix one rate for a whole board, chosen by clean accuracy on held-out images, never by the attack's success.
+    accuracy. Fix one rate for a whole board, chosen by accuracy on held-out clean images, never by attack success.
 
     Attributes:
         lr: peak learning rate.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -13,6 +13,9 @@ from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.train import Recipe, predict, train
 from siegebench.types import Classifier, Count, Defense, Granted, Positive, Share, Wrapped
+
+ISOLATION = Recipe(epochs=20, batch=64, optimiser="sgd", lr=0.1, weight_decay=1e-4, augment="none")
+VERIFIER = Recipe(epochs=100, batch=32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,9 @@ class NAB(Defense):
     3. Give D_s the pseudo labels. Where the pseudo label contradicts the given one, stamp the image too.
     4. Train a fresh network on this set. The defended model stamps every input.
 
-    It is enough that a part of the poisons is isolated; when none is, nothing is repaired. Random are the initial weights,
-    the order and the augmentation of the three trainings. Costs about two trainings, and one on the clean budget.
+    It is enough that a part of the poisons is isolated; when none is, nothing is repaired. Random are the initial
+    weights, the order and the augmentation of the three trainings. Costs about two trainings, and one on the clean
+    budget. The last training must be long enough to learn the stamp: with 8 epochs on the 32x32 digits it does not.
 
     Attributes:
         share: |D_s| as a share of the training set.
@@ -46,9 +50,9 @@ class NAB(Defense):
     share: Share = 0.05
     flood: Positive = 0.5
     side: Count = 2
-    isolation: Recipe = Recipe(epochs=20, batch=64, optimiser="sgd", lr=0.1, weight_decay=1e-4, augment="none")
-    verifier: Recipe = Recipe(epochs=100, batch=32)
-    recipe: Recipe = Recipe()
+    isolation: Recipe = ISOLATION
+    verifier: Recipe = VERIFIER
+    recipe: Recipe = field(default_factory=Recipe)
 
     def wrap(self, model: Classifier) -> Classifier:
         return Stamped(model, self.side)

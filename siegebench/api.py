@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -108,7 +108,7 @@ def evaluate(
     Args:
         model: a Classifier, or any module that maps images in [0, 1] to logits (normalisation inside). It stays as it
             is: what is attacked is a copy.
-        name: shown in tables; the weights' hash keeps two models of one name apart.
+        name: shown in tables; two models of one name are kept apart by their weights and by what they answer.
         num_classes: checked against the data when given.
         report: called with each cell when it starts (`started`) and with how it ended.
 
@@ -122,35 +122,44 @@ def evaluate(
     if not boards:
         raise ConfigError(f"suite {suite.suite!r} has no board of the tracks {', '.join(tracks)}")
     settings = settings or Settings()
-    own = copy.deepcopy(model)  # the caller's stays as and where it is
+    own = copy.deepcopy(model).cpu().float()  # the caller's stays as and where it is
     if not isinstance(own, Classifier):
         own = Network(own, num_classes=num_classes or 0, card=ModelCard(name=name))
     own.eval().requires_grad_(False)
-    description = {"name": name, "version": 1, "weights": fingerprint(own)}
-    planned = plan(suite.model_copy(update={"boards": boards}), given=description)
+    described = {"name": name, "version": 1, "weights": fingerprint(own)}
+    planned = plan(suite.model_copy(update={"boards": boards}), given=described)
     settings = Settings(**{**vars(settings), "sources": {**settings.sources, **planned.sources}})
-    workspace = Workspace(settings, {digest(description): own})
-    for data in {digest(c.data): c.data for c in planned.cells}.values():
-        _check_fit(own, workspace, data)
+    workspace = Workspace(settings)
+    # weights alone do not tell two models apart whose code differs: what they answer goes into the key as well
+    answers = {c.data["digest"]: _answers(own, workspace.evaluated(c.data)) for c in planned.cells}
+    planned.cells = [replace(c, model={**described, "answers": answers[c.data["digest"]]}) for c in planned.cells]
+    workspace.given = {digest(c.model): own for c in planned.cells}
     return run(suite, settings, how=SerialExecutor(workspace), planned=planned, report=report)
 
 
 @torch.no_grad()
-def _check_fit(model: Classifier, workspace: Workspace, data: dict[str, Any]) -> None:
-    """Refuse a model that does not answer for this data; a bare network learns its number of classes here."""
-    x = workspace.pixels(workspace.evaluated(data), slice(0, 2))
+def _answers(model: Classifier, data: ImageSet) -> str:
+    """A short hash of labels and logits for a few images.
+
+    Raises:
+        ModelError: when the model does not answer with one finite logit for each class.
+    """
+    x = data.pixels(slice(0, 16))
     try:
-        z = model.to(workspace.device, workspace.dtype)(x)
+        z = model(x, Draws(0, data.ids[:16])) if model.randomized else model(x)
     except Exception as error:
-        raise ModelError(f"the model fails on images {tuple(x.shape)} of {data['name']}: {error}") from error
-    model.num_classes = model.num_classes or data["classes"]
-    if z.shape != (len(x), data["classes"]) or model.num_classes != data["classes"]:
+        raise ModelError(f"the model fails on images {tuple(x.shape)} of {data.name}: {error}") from error
+    expected = (len(x), data.num_classes)
+    model.num_classes = model.num_classes or data.num_classes  # a bare network learns it here
+    if z.shape != expected or model.num_classes != data.num_classes:
         raise ModelError(
-            f"the model gives {tuple(z.shape)} for {len(x)} images of {data['name']}, "
-            f"expected {(len(x), data['classes'])}: one logit for each class"
+            f"the model has {model.num_classes} classes and gives {tuple(z.shape)} for {len(x)} images of {data.name}; "
+            f"expected {expected}, one logit for each class"
         )
     if not bool(torch.isfinite(z).all()):
-        raise ModelError(f"the model gives NaN or infinite logits for images of {data['name']}")
+        raise ModelError(f"the model gives NaN or infinite logits for images of {data.name}")
+    top = z.max(dim=1)
+    return digest([top.indices.tolist(), [f"{v:.2e}" for v in top.values.tolist()]])[:16]
 
 
 def load_model(

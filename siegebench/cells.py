@@ -108,9 +108,9 @@ def _safe(text: str) -> str:
 
 
 def eps_text(eps: float) -> str:
-    """`8/255` where eps is a multiple of half a grey level, else the number."""
+    """`8/255` where eps is a multiple of half a grey level below 1, else the number."""
     halves = eps * 510
-    if eps > 0 and math.isclose(halves, round(halves), rel_tol=1e-9) and 0 < halves <= 510:
+    if 0 < halves < 510 and eps != 0.5 and math.isclose(halves, round(halves), rel_tol=1e-9):
         grey = round(halves) / 2
         return f"{grey:g}/255"
     return f"{eps:g}"

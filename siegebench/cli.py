@@ -89,6 +89,9 @@ def run(
     slots: Annotated[
         int | None, typer.Option(min=1, help="Processes of the local executor; default: one a core.")
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch in each process; default: the cores, shared out.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images a step at most; halved when memory runs out.")] = 256,
     dtype: Annotated[str, typer.Option(help="float32, or float64 for checks of exactness.")] = "float32",
@@ -112,7 +115,7 @@ def run(
         from siegebench.plan import plan
         from siegebench.workspace import Settings, Workspace
 
-        settings = Settings(root=str(store), device=device, batch=batch, dtype=dtype)
+        settings = Settings(root=str(store), device=device, batch=batch, dtype=dtype, threads=threads)
         Workspace(settings)  # refuses an unknown device or type before anything else
         planned = plan(wanted)
         if not dry_run:

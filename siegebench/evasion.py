@@ -22,6 +22,7 @@ from siegebench.workspace import Workspace, fingerprint
 
 LOOKS = 9  # fresh passes that judge an image against a randomised model; the majority decides
 QUERY_MARKS = (100, 1000, 10_000)
+DIAGNOSED = 128  # images that a measure looks at, at most
 
 
 @torch.no_grad()
@@ -209,7 +210,7 @@ def _diagnose(
     assert isinstance(measure, Measure)
     if len(places) == 0:
         return Result(cell=cell, status="not_applicable", error={"message": "no image is classified correctly"})
-    rows = places[: ws.settings.batch]
+    rows = places[:DIAGNOSED]  # not the batch size: that must not decide a number
     x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
     draws = Draws(derive_seed(cell.seed, "measure"), data.ids[rows]).to(ws.device)
     oracle = Oracle(victim, threat, draws)

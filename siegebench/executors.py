@@ -77,6 +77,10 @@ class SerialExecutor:
         self.workspace = workspace
 
     def run(self, cells: list[Cell], settings: Settings, report: Report) -> None:
+        if settings.threads is not None:
+            import torch
+
+            torch.set_num_threads(settings.threads)
         workspace = self.workspace or Workspace(settings)
         later = []
         for cell in cells:

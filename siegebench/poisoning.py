@@ -173,7 +173,7 @@ def _dataset_level(
     truth = torch.zeros(len(scores), dtype=torch.bool)
     truth[poisoned.index] = True
     bad, good = scores[truth], scores[~truth]
-    metrics = {"auroc": {"value": auroc(bad, good)}, "auroc_all": {"value": auroc(bad, good)}}
+    metrics = {"auroc": {"value": auroc(bad, good)}}
     for percent in (1, 5):
         threshold = torch.quantile(good, 1 - percent / 100)
         metrics[f"tpr@{percent}"] = rate(int((bad > threshold).sum()), len(bad))

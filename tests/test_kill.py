@@ -85,7 +85,7 @@ def test_the_same_command_goes_on_after_every_kind_of_kill_9(
 ) -> None:
     trained, expected = whole
     store = runs.with_artifacts(trained, tmp_path / "store")
-    words = ("run", _suite(tmp_path), "--store", store, "--executor", "local", "--slots", 1)
+    words = ("run", _suite(tmp_path), "--store", store, "--executor", "local", "--slots", 1, "--threads", 1)
 
     # everybody at once
     process = runs.start(*words, folder=tmp_path)
@@ -125,7 +125,7 @@ def test_a_worker_killed_in_a_cell_is_replaced_and_the_run_completes(
 ) -> None:
     trained, expected = whole
     store = runs.with_artifacts(trained, tmp_path / "store")
-    words = ("run", _suite(tmp_path), "--store", store, "--executor", "local", "--slots", 1)
+    words = ("run", _suite(tmp_path), "--store", store, "--executor", "local", "--slots", 1, "--threads", 1)
     process = runs.start(*words, folder=tmp_path)
     started.append(process)
     runs.until(lambda: rows(store) >= 1, 120)
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_a_run_with_one_line_and_130(
 ) -> None:  # fmt: skip
     trained, expected = whole
     store = runs.with_artifacts(trained, tmp_path / "store")
-    words = ("run", _suite(tmp_path), "--store", store, "--executor", how, "--slots", 1)
+    words = ("run", _suite(tmp_path), "--store", store, "--executor", how, "--slots", 1, "--threads", 1)
     process = runs.start(*words, folder=tmp_path)
     started.append(process)
     if how == "local" and word == signal.SIGINT:
@@ -176,7 +176,7 @@ def test_twenty_kills_at_random_moments(
     """From an empty store: 22 kills of the group, the parent or a worker, at any moment from the first import on."""
     _, expected = whole
     store, chance = tmp_path / "store", random.Random(3)
-    words = ("run", _suite(tmp_path), "--store", store, "--executor", "local", "--slots", 1)
+    words = ("run", _suite(tmp_path), "--store", store, "--executor", "local", "--slots", 1, "--threads", 1)
     timer = time.monotonic()
     runs.run(*words, "--dry-run", folder=tmp_path)
     usual = time.monotonic() - timer  # of starting and planning on this machine

@@ -249,6 +249,16 @@ def test_black_box_beats_white_box(black: int, severity: str | None) -> None:
     assert ids(rank.boards([attacked("autoattack", 100), elsewhere])[0].lines[0]) == set()
 
 
+def test_black_box_slack_is_a_fifth_of_a_point() -> None:
+    many = {**make.DATA, "count": 1000}
+    for black, fires in ((498, False), (497, True)):
+        rows = [
+            attacked("autoattack", 500, clean=900, data=many),
+            attacked("nes", black, clean=900, data=many, track="query"),
+        ]
+        assert (ids(rank.boards(rows)[0].lines[0]) == {"black_box_beats_white_box"}) is fires
+
+
 def test_weak_attack_gap_compares_plain_pgd_ce_with_the_worst_case() -> None:
     entry = only([attacked(named("pgd", loss="ce"), 150), attacked("autoattack", 100)]).lines[0]
     assert ids(entry, "info") == {"weak_attack_gap"}

@@ -266,6 +266,7 @@ def test_sorting_and_filtering(browse: Browse, everything: tuple[str, list[Board
     seen.down = click("Clean"); seen.cleanDown = clean();
     seen.up = click("Clean"); seen.cleanUp = clean();
     seen.missing = click("eot"); seen.last = all(".ranked .line", e => e.lastElementChild.textContent.trim());
+    click("eot"); seen.lastUp = all(".ranked .line", e => e.lastElementChild.textContent.trim());
     seen.sorted = board.querySelectorAll("[aria-sort]").length;
     seen.unrankedLast = board.querySelector("tbody:last-of-type").className;
     seen.byRank = click("Rank"); seen.back = names();
@@ -287,7 +288,7 @@ def test_sorting_and_filtering(browse: Browse, everything: tuple[str, list[Board
     assert [float(v) for v in seen["cleanDown"]] == pytest.approx(values)
     assert [float(v) for v in seen["cleanUp"]] == pytest.approx(values[::-1])
     assert (seen["down"], seen["up"], seen["sorted"]) == ("descending", "ascending", 1)
-    assert seen["last"][-2:] == ["–", "–"]  # what is missing is never on top
+    assert seen["last"][-2:] == seen["lastUp"][-2:] == ["–", "–"]  # what is missing is never on top
     assert seen["last"][0] == "49.0"
     assert seen["unrankedLast"] == "unranked"
     assert seen["back"] == seen["before"]

@@ -1,0 +1,245 @@
+"""The command as a user meets it: exit codes, what goes to stdout and what to stderr, one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from siegebench import cli, registry
+from siegebench.cells import Result
+from siegebench.store import Store
+from tests import runs
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _outsider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    with runs.known(tmp_path_factory.mktemp("site"), patch):
+        yield
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """The command in this process and in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["siegebench", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a suite of which one attack fails, `s.yaml`, and its store `results`."""
+    folder = tmp_path_factory.mktemp("finished")
+    bad = {"name": "outsider/step", "ends": "raises", "tag": "bad"}
+    runs.suite(folder / "s.yaml", runs.board(attacks=["fgsm", bad]))
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------------------- usage
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rum"], "No such command 'rum'. Did you mean 'run'?"),
+        (["run"], "Missing argument"),
+        (["run", "quickstart", "--foo"], "No such option: --foo"),
+        (["run", "quickstart", "--executor", "loacl"], "'loacl' is not one of 'serial', 'local'"),
+        (["run", "quickstart", "--slots", "0"], "greater than or equal to 1"),
+        (["run", "quickstart", "--batch", "many"], "valid integer"),
+        (["list", "attack"], "'attack' is not one of 'attacks'"),
+        (["show"], "Missing argument"),
+        (["show", "pdg"], "'pdg' is neither an entry nor the key of a row in results. Did you mean pgd?"),
+        (["show", "0123456789ab"], "neither an entry nor the key of a row"),
+        (["report"], "results: no rows here; run a suite first: siegebench run quickstart --store results"),
+        (["report", "--format", "pdf"], "unknown format 'pdf'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(words: list[str], said: str, call: Call, tmp_path: Path) -> None:
+    code, out, err = call(*words)
+    assert code == 2
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_is_there_for_every_command(call: Call) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    for name in ("run", "list", "show", "report", "new", "check", "doctor"):
+        assert name in out
+        code, text, err = call(name, "--help")
+        assert (code, err) == (0, "")
+        assert "Usage" in text
+    assert call()[0] == 2
+    assert call("--version")[:2] == (0, f"{cli.__version__}\n")
+
+
+# -------------------------------------------------------------------------------------------------------- list and show
+
+
+@pytest.mark.parametrize("kind", [k.value for k in cli.Kinds])
+def test_list_names_every_entry(kind: str, call: Call) -> None:
+    code, out, err = call("list", kind, "--json")
+    assert (code, err) == (0, "")
+    rows = json.loads(out)
+    assert rows
+    if kind != "suites":
+        assert [r["name"] for r in rows] == registry.names(kind[:-1])
+    code, text, _ = call("list", kind)
+    assert code == 0
+    assert [line.split()[0] for line in text.splitlines()] == [r["name"] for r in rows]
+
+
+def test_show_prints_a_card(call: Call) -> None:
+    code, out, _ = call("show", "pgd")
+    assert code == 0
+    assert out.startswith("attack pgd (version ")
+    assert "steps: Count = " in out
+    (card,) = json.loads(call("show", "pgd", "--json")[1])
+    assert card["parameters"]["steps"]["type"] == "Count"
+    assert call("show", "outsider/step")[0] == 0
+
+
+def test_light_commands_do_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from siegebench import cli; sys.argv = ['siegebench', *{}]\n"
+        "try: cli.main()\nexcept SystemExit as e: assert not e.code, e.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    Store(tmp_path / "results").put(_row())
+    for words in (["list", "attacks"], ["show", "pgd"], ["--help"], ["report", "--format", "json"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(words)], cwd=tmp_path, env=runs.environment(tmp_path / "site"),
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def _row() -> Result:
+    from tests.test_store import result
+
+    return result()
+
+
+def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
+    words = runs.command("list", "attacks", folder=tmp_path)
+    done = subprocess.run(
+        f"{' '.join(words)} | head -n 1", shell=True, cwd=tmp_path, env=runs.environment(tmp_path / "site"),
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------ run and report
+
+
+def test_a_dry_run_prints_the_cells_and_writes_nothing(finished: Path, call: Call, tmp_path: Path) -> None:
+    code, out, err = call("run", finished / "s.yaml", "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.endswith("3 cells, 3 to compute\n")
+    assert out.count("  to do   ") == 3
+    rows = json.loads(call("run", finished / "s.yaml", "--dry-run", "--json")[1])
+    assert [r["stored"] for r in rows] == [False] * 3
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_with_a_failing_cell_is_1_and_the_others_are_done(finished: Path, call: Call) -> None:
+    store = finished / "results"
+    words = ("run", finished / "s.yaml", "--store", store, "--executor", "serial")
+    code, out, err = call(*words, "--json")
+    assert code == 1
+    assert json.loads(out)["boards"], "stdout is one JSON document"
+    assert "RuntimeError: step bad fell over" in err
+    assert err.count("] ok: ") == 2
+    assert err.count("] error: ") == 1
+    assert err.endswith("3 cells: 2 computed, 1 failed\n")
+    (bad,) = [r for r in Store(store).rows() if r.status == "error"]
+    hint = f"siegebench show {bad.cell.key[:16]} --store {store}"
+    assert hint in err
+    code, out, _ = call(*hint.split()[1:])
+    assert code == 0
+    assert json.loads(out)["error"]["traceback"]
+    # the page and the tables
+    code, out, err = call(*words)
+    assert code == 1
+    assert f"page: {store / 'small.html'}" in out.replace("\n", "") or "page: " in out
+    assert (store / "small.html").read_text().lstrip().lower().startswith("<!doctype html>")
+    assert err.endswith("3 cells: 2 stored before, 1 failed\n")
+
+
+@pytest.mark.parametrize("format_", ["html", "md", "csv", "json"])
+def test_reports_are_the_result_and_nothing_else(format_: str, call: Call, tmp_path: Path) -> None:
+    Store(tmp_path / "results").put(_row())
+    code, out, err = call("report", "--format", format_)
+    assert (code, err) == (0, "")
+    assert out.strip()
+    if format_ == "json":
+        assert json.loads(out)["boards"]
+        assert json.loads(call("report", "--json")[1]) == json.loads(out)
+    code, printed, err = call("report", "--format", format_, "--out", "report.txt")
+    assert (code, printed, err) == (0, "", "wrote report.txt\n")
+    assert (tmp_path / "report.txt").read_text().strip() == out.strip()
+
+
+def test_a_foreign_file_in_the_store_is_named(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "results" / "rows").mkdir(parents=True)
+    (tmp_path / "results" / "rows" / "notes.json").write_text("{}")
+    code, out, err = call("report")
+    assert (code, out) == (2, "")
+    assert "notes.json: not a row of this version" in err
+    assert err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line(finished: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, os.strerror(28), "results/rows")
+
+    monkeypatch.setattr("siegebench.executors.run_cell", full)
+    code, out, err = call("run", finished / "s.yaml", "--executor", "serial")
+    assert (code, out) == (1, "")
+    assert err == "results/rows: No space left on device; rows that are written stay\n"
+
+
+def test_ctrl_c_is_130(finished: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("siegebench.executors.run_cell", stop)
+    try:
+        code, out, err = call("run", finished / "s.yaml", "--executor", "serial")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (code, out) == (130, "")
+    assert err == "interrupted; rows that are written stay, the same command goes on from here\n"
+
+
+def test_doctor_says_what_a_bug_report_needs(call: Call) -> None:
+    found = json.loads(call("doctor", "--json")[1])
+    assert set(found) >= {"siegebench", "machine", "packages", "extras", "data", "store"}
+    assert found["siegebench"]["entries"] == len(registry.cards())
+    assert "torch" in call("doctor")[1]
