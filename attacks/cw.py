@@ -1,8 +1,9 @@
-"""Carlini and Wagner's L2 attack, with the binary search of its constant done for every sample on its own."""
+"""Carlini and Wagner's L2 attack, with the constant searched for every sample on its own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,17 +16,38 @@ from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
 SHRINK = 0.999999  # keeps atanh finite: a pixel at exactly 0 or 1 could otherwise never move
-LARGEST = 1e10  # "no upper bound for c yet"
+LARGEST = 1e10  # no upper bound for c is known yet
 
 
 @dataclass(frozen=True, kw_only=True)
 class CW(MinimalAttack):
+    """Minimises ||x' - x||^2 + c h(x') with x' = (tanh(w) + 1) / 2 and h = max(0, z_y - max_{j != y} z_j + kappa).
+
+    Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv 1608.04644. Adam on w at
+    fixed c, then a smaller c after a success and a larger one after a failure: bisection, or ten times as much while
+    no c has succeeded. From ten searches on, the last one takes the smallest c that succeeded.
+
+    Nothing is random. Cost: at most searches * steps forwards and backwards a sample. A sample whose objective fell by
+    less than 0.01 % in a tenth of the steps leaves the batch until its next c.
+
+    Differs from the paper: untargeted; fewer steps and a smaller learning rate than the authors' 10000 and 0.01. In
+    100 steps a pixel moves by about 50 lr at most, and one at exactly 0 or 1 hardly moves: raise `steps` or `lr` for
+    images in black and white and for models with large distances.
+
+    Attributes:
+        searches: values of c tried.
+        steps: Adam steps at each of them.
+        lr: of Adam.
+        c0: the first c.
+        kappa: margin of the logits that counts as a success.
+    """
+
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
 
     searches: Count = 9
     steps: Count = 100
-    lr: Positive = 0.01
-    c0: Positive = 1.0
+    lr: Positive = 0.002
+    c0: Positive = 0.01
     kappa: float = 0.0
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -35,42 +57,43 @@ class CW(MinimalAttack):
         for s in range(self.searches):
             if s == self.searches - 1 and self.searches >= 10:
                 c = torch.where(hi < LARGEST, hi, c)
-            found, at = self.descend(oracle, x, y, c)
-            closer = at < distance
-            nearest = torch.where(ops.over(closer, x), found, nearest)
-            distance = torch.minimum(at, distance)
-            reached = at.isfinite()
+            found, far = self._descend(oracle, x, y, c)
+            nearest = torch.where(ops.over(far < distance, x), found, nearest)
+            distance = torch.minimum(far, distance)
+            reached = far.isfinite()
             hi = torch.where(reached, torch.minimum(hi, c), hi)
             lo = torch.where(reached, lo, torch.maximum(lo, c))
             c = torch.where(hi < LARGEST, (lo + hi) / 2, 10 * c)
         return nearest
 
-    def descend(self, oracle: Oracle, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        found, at = x.clone(), torch.full_like(c, torch.inf)
-        w = torch.atanh(SHRINK * (2 * x - 1))
-        first, second = torch.zeros_like(w), torch.zeros_like(w)
+    def _hinge(self, z: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        return c * (self.kappa - ops.margin(z, y)).clamp(min=0)
+
+    def _descend(self, oracle: Oracle, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Adam at fixed c: the nearest adversarial iterates and their distances, infinite where there was none."""
+        found, nearest = x.clone(), torch.full_like(c, torch.inf)
         here, before = torch.arange(len(x), device=x.device), torch.full_like(c, torch.inf)
-        every = max(1, self.steps // 10)
+        w = torch.atanh(SHRINK * (2 * x - 1))
+        m, v = torch.zeros_like(w), torch.zeros_like(w)
         for k in range(1, self.steps + 1):
             tanh = w.tanh()
             x_k = (tanh + 1) / 2
-            g, z, h = oracle[here].gradient(x_k, lambda z, y=y, c=c: c * (self.kappa - ops.margin(z, y)).clamp(min=0))
-            far = ops.size(x_k - x, "l2")
-            margin = ops.margin(z, y)
-            better = (margin > 0) & (margin >= self.kappa) & (far < at[here])
-            found[here] = torch.where(ops.over(better, x), x_k, found[here])
-            at[here] = torch.where(better, far, at[here])
-            grad = (2 * (x_k - x) + g) * (1 - tanh * tanh) / 2
-            first = 0.9 * first + 0.1 * grad
-            second = 0.999 * second + 0.001 * grad * grad
-            w = w - self.lr * (first / (1 - 0.9**k)) / ((second / (1 - 0.999**k)).sqrt() + 1e-8)
-            if k % every == 0:
-                loss = far * far + h
-                falling = (loss <= 0.9999 * before).nonzero().squeeze(1)
-                before = loss
-                if len(falling) < len(here):
-                    if not len(falling):
-                        break
-                    here, x, y, c, w = here[falling], x[falling], y[falling], c[falling], w[falling]
-                    first, second, before = first[falling], second[falling], before[falling]
-        return found, at
+            g, z, h = oracle[here].gradient(x_k, partial(self._hinge, y=y, c=c))
+            far, margin = ops.size(x_k - x, "l2"), ops.margin(z, y)
+            closer = (margin > 0) & (margin >= self.kappa) & (far < nearest[here])
+            found[here] = torch.where(ops.over(closer, x_k), x_k, found[here])
+            nearest[here] = torch.where(closer, far, nearest[here])
+
+            g_w = (2 * (x_k - x) + g) * (1 - tanh * tanh) / 2
+            m = 0.9 * m + 0.1 * g_w
+            v = 0.999 * v + 0.001 * g_w * g_w
+            w = w - self.lr * (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8)
+
+            if k % max(1, self.steps // 10) == 0:
+                objective = far * far + h
+                falls = (objective <= 0.9999 * before).nonzero().squeeze(1)
+                if not len(falls):
+                    break
+                here, x, y, c, w, m, v = (t[falls] for t in (here, x, y, c, w, m, v))
+                before = objective[falls]
+        return found, nearest

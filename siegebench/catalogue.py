@@ -48,7 +48,8 @@ def render() -> str:
         names = [name for name in registry.names(kind) if "/" not in name]
         if not names:
             continue
-        lines += ["", f"## {title}", "", "| name | what it does | facts | parameters | paper |", "|---|---|---|---|---|"]
+        header = "| name | what it does | facts | parameters | paper |"
+        lines += ["", f"## {title}", "", header, "|---|---|---|---|---|"]
         for name in names:
             card = registry.find(kind, name)[0].card
             shown = ", ".join(

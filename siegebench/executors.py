@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from siegebench import worker
 from siegebench.cells import Cell
 from siegebench.errors import ConfigError
 from siegebench.store import Store
@@ -94,22 +95,6 @@ class SerialExecutor:
             report(cell, run_cell(cell, settings, workspace=workspace))
 
 
-def _start_worker(threads: int) -> None:
-    """In a fresh process: leave Ctrl-C to the parent, share the cores, and go when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()  # its end of a pipe closes when it dies, however early and however hard
-        os._exit(1)  # the store needs no farewell
-
-    threading.Thread(target=watch, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(threads)
-
-
 class LocalExecutor:
     """One spawned process for each slot, at most one cell in flight in each."""
 
@@ -184,7 +169,7 @@ class _Shares:
     def __init__(self, cells: list[Cell], slots: int) -> None:
         groups: dict[str, list[Cell]] = {}
         for cell in cells:
-            groups.setdefault(str((cell.track, cell.model, cell.backdoor)), []).append(cell)
+            groups.setdefault(str((cell.model, cell.backdoor)), []).append(cell)
         self._shares: list[list[Cell]] = [[] for _ in range(slots)]
         for group in groups.values():
             min(self._shares, key=len).extend(group)
@@ -207,7 +192,7 @@ class _Pools:
     def _new(self) -> ProcessPoolExecutor:
         # never fork: torch's thread pools and CUDA do not survive it
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=(self._threads,))
+        return ProcessPoolExecutor(1, mp_context=context, initializer=worker.start, initargs=(self._threads,))
 
     def submit(self, slot: int, call: Callable[..., str], *args: Any) -> Future[str]:
         """Run in the worker of a slot. A process that this starts never hears Ctrl-C, not even while it imports."""

@@ -1,0 +1,30 @@
+"""The pages say what is there: the catalogue equals the cards, the README names every command and suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from siegebench import catalogue
+from siegebench.cli import app
+from siegebench.config import bundled_suites, load_suite
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_catalogue_is_what_the_cards_say() -> None:
+    written = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
+    assert written == catalogue.render(), "run `make docs`"
+
+
+def test_the_readme_names_every_command() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__.rstrip("_")
+        assert f"siegebench {name}" in text, name
+
+
+def test_the_readme_names_every_suite_and_each_one_is_valid() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in bundled_suites():
+        assert f"`{path.stem}`" in text
+        assert load_suite(str(path)).suite == path.stem
