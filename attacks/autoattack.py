@@ -40,13 +40,13 @@ class AutoAttack(Attack):
     classes.
 
     Attributes:
-        version: `standard`, or `rand` for randomised models.
+        variant: `standard`, or `rand` for randomised models.
         steps: of APGD and FAB.
         queries: of Square.
         targets: wrong classes that targeted APGD and FAB try.
     """
 
-    version: Literal["standard", "rand"] = "standard"
+    variant: Literal["standard", "rand"] = "standard"
     steps: Count = 100
     queries: Count = 5000
     targets: Count = 9
@@ -54,7 +54,7 @@ class AutoAttack(Attack):
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        if self.version == "rand":
+        if self.variant == "rand":
             oracle = oracle.averaged(LOOKS)
         x_adv, left = x.clone(), torch.arange(len(x), device=x.device)
         highest = torch.full_like(x[:, 0, 0, 0], -torch.inf)
@@ -75,7 +75,7 @@ class AutoAttack(Attack):
     def components(self, num_classes: int) -> Iterator[Attack]:
         """The cascade for a model with this many classes."""
         untargeted: Literal["dlr", "margin"] = "dlr" if num_classes > 2 else "margin"
-        if self.version == "rand":
+        if self.variant == "rand":
             yield APGD(steps=self.steps, loss="ce", early_stop=False)
             yield APGD(steps=self.steps, loss=untargeted, early_stop=False)
             return

@@ -173,6 +173,9 @@ class JPEG(Defense):
     "Countering Adversarial Images using Input Transformations", ICLR 2018. The gradient ends at the encoder; attacks
     that replace its roundings by something smooth pass. Nothing is random.
 
+    Differs from the paper: 4:2:0 and the standard tables at the given quality, as Pillow writes them, bit for bit; no
+    ensemble of qualities and no random one.
+
     Attributes:
         quality: of the encoder, 1 to 100.
     """

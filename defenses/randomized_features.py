@@ -128,7 +128,7 @@ class RandomizedFeatures(Defense):
     randomized: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
         {"name": "eot", "looks": 20, "attack": {"name": "pgd", "loss": "margin", "steps": 20}},
-        {"name": "eot", "looks": 20, "attack": {"name": "apgd", "loss": "dlr", "steps": 50}},
+        {"name": "eot", "looks": 20, "attack": {"name": "apgd", "loss": "dlr", "steps": 25, "early_stop": False}},
     )
 
     nu: Positive | None = None

@@ -107,8 +107,9 @@ def run(
     if page is not None and page.is_dir():
         raise ConfigError(f"--page {page}: is a folder; expected a file")
     from siegebench.config import load_suite
+    from siegebench.progress import Progress
 
-    with _Progress() as progress:
+    with Progress() as progress:
         progress.say("checking the suite, its data and its models")
         wanted = load_suite(suite, set_ or [])
         from siegebench.api import run as run_suite
@@ -187,51 +188,6 @@ def _check_folder(store: Path) -> None:
         raise ConfigError(f"--store {store}: {there} is a file; expected a folder")
     if not os.access(there, os.W_OK):
         raise ConfigError(f"--store {store}: {there} cannot be written")
-
-
-class _Progress:
-    """A bar on stderr when it is a terminal; a line for each cell that was computed when it is not."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.total, self.done, self.terminal = 0, 0, sys.stderr.isatty()
-        self.running: dict[str, str] = {}
-        self.bar = Progress(
-            BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False),
-            console=Console(stderr=True), disable=not self.terminal, transient=True,
-        )  # fmt: skip
-        self.task = self.bar.add_task("", total=None)
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.stop()
-
-    def say(self, text: str) -> None:
-        """What is going on."""
-        self.bar.update(self.task, description=text)
-
-    def begin(self, total: int) -> None:
-        """Now the number of cells is known."""
-        self.total = total
-        self.bar.update(self.task, total=total, description="")
-
-    def step(self, cell: Any, status: str) -> None:
-        """A cell starts or has ended."""
-        if status == "started":
-            self.running[cell.key] = cell.title
-        else:
-            self.running.pop(cell.key, None)
-            self.done += 1
-            if not self.terminal and status != "cached":
-                _say(f"[{self.done}/{self.total}] {status}: {cell.title}")
-        titles = list(self.running.values())
-        more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
-        self.bar.update(self.task, completed=self.done, description=f"{titles[0]}{more}" if titles else "")
 
 
 def _print_cells(cells: list[Any], store: Path, as_json: bool) -> None:

@@ -194,6 +194,8 @@ def build(kind: str, spec: Any) -> Entry:
     cls = entry_class(kind, given["name"])
     values = {**params, **{k: v for k, v in given.items() if k != "name"}}
     known = {f.name for f in fields(cls)}
+    if taken := known & {"name", "version"}:  # they say what an entry is, in cells and cards
+        raise ConfigError(f"{found.path}: {cls.__name__} has a parameter {taken.pop()!r}; give it another name")
     free = next((f.name for f in fields(cls) if f.metadata.get("rest")), None)
     if free is not None:  # a family passes unknown keys on to what it adapts
         rest = {k: values.pop(k) for k in list(values) if k not in known}

@@ -96,7 +96,7 @@ def test_the_cards_name_these_entries() -> None:
     assert build("attack", "apgd.targeted") == APGD(loss="targeted_dlr", targets=9)
     assert build("attack", {"name": "fab", "eta": "21/20"}) == FAB()
     assert build("attack", "square.imagenet") == Square(p=0.05, queries=10_000)
-    assert build("attack", "autoattack.rand") == AutoAttack(version="rand")
+    assert build("attack", "autoattack.rand") == AutoAttack(variant="rand")
     with pytest.raises(ConfigError, match="loss"):
         build("attack", {"name": "apgd", "loss": "hinge"})
 
@@ -413,14 +413,14 @@ def test_scaled_logits_hide_nothing() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
-@pytest.mark.parametrize("version", ["standard", "rand"])
-def test_few_classes(classes: int, version: str) -> None:
+@pytest.mark.parametrize("variant", ["standard", "rand"])
+def test_few_classes(classes: int, variant: str) -> None:
     model, x = few_classes(classes), kit.grey_images(8)
     y = model(x).argmax(1)
     nearest = nearest_boundary(model, x, y, "linf")
-    attack = AutoAttack(version=version, steps=20, queries=20)
+    attack = AutoAttack(variant=variant, steps=20, queries=20)
     losses = [c.loss for c in attack.components(classes) if isinstance(c, APGD)]
-    second = {2: "margin", 3: "dlr", 4: "targeted_dlr" if version == "standard" else "dlr"}[classes]
+    second = {2: "margin", 3: "dlr", 4: "targeted_dlr" if variant == "standard" else "dlr"}[classes]
     assert losses == ["ce", second]
     x_adv, _ = kit.attack_with(attack, model, x, y, ThreatModel(eps=in_the_gap(nearest)))
     assert torch.equal(model(x_adv).argmax(1) != y, nearest < in_the_gap(nearest))
@@ -440,11 +440,11 @@ def test_rand_averages_twenty_looks_and_does_not_trust_a_lucky_one(linear: Class
     y = linear(x).argmax(1)
     nearest = nearest_boundary(linear, x, y, "linf")
     model = Noisy(linear, sigma=1.0)
-    _, oracle = kit.attack_with(AutoAttack(version="rand", steps=5), model, x, y, ThreatModel(eps=1e-4))
+    _, oracle = kit.attack_with(AutoAttack(variant="rand", steps=5), model, x, y, ThreatModel(eps=1e-4))
     far = nearest > nearest.median()
     assert bool((oracle.ledger.forwards[far] == 2 * LOOKS * (6 + 1)).all())
     threat = ThreatModel(eps=1.5 * float(nearest.max()))
-    x_adv, _ = kit.attack_with(AutoAttack(version="rand", steps=20), model, x, y, threat)
+    x_adv, _ = kit.attack_with(AutoAttack(variant="rand", steps=20), model, x, y, threat)
     looks = torch.stack([model(x_adv, Draws(9, torch.arange(16)).at(k)).argmax(1) != y for k in range(9)])
     assert bool((looks.sum(0) >= 5).all())
 
@@ -457,7 +457,7 @@ def test_rand_averages_twenty_looks_and_does_not_trust_a_lucky_one(linear: Class
         FAB(steps=8, targets=3),
         FAB(steps=8, targets=3, stop_at_eps=True),
         AutoAttack(steps=4, queries=8, targets=2),
-        AutoAttack(version="rand", steps=1),
+        AutoAttack(variant="rand", steps=1),
     ],
     ids=["apgd", "apgd targeted", "fab", "fab that stops", "autoattack", "rand"],
 )

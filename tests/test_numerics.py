@@ -413,7 +413,7 @@ def test_canonical_json_refuses_what_json_cannot_say() -> None:
         canonical(float("nan"))
 
 
-@given(st.integers(1, 510))
+@given(st.integers(1, 509).filter(lambda halves: halves != 255))  # 1/2 is written as such: an L2 budget
 @quick
 def test_eps_reads_as_a_fraction_and_back(halves: int) -> None:
     text = eps_text(halves / 510)
