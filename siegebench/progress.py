@@ -10,8 +10,8 @@ class Progress:
     """A bar on stderr when it is a terminal; a line for each cell that was computed when it is not."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich import progress
+        from rich.console import Console
 
         self.total, self.done, self.terminal = 0, 0, sys.stderr.isatty()
         self.running: dict[str, str] = {}

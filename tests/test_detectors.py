@@ -253,8 +253,9 @@ def test_neural_cleanse_inverts_triggers_of_the_right_place_and_size() -> None:
 
 def test_neural_cleanse_treats_each_target_alone() -> None:
     model, clean = regions(PLANTED), dark()
-    together = detector("neural_cleanse", batch=8).sizes(model, clean, 7)
-    alone = detector("neural_cleanse", batch=8, together=1).sizes(model, clean, 7)
+    together = detector("neural_cleanse", batch=8, steps=80).sizes(model, clean, 7)
+    alone = detector("neural_cleanse", batch=8, steps=80, together=1).sizes(model, clean, 7)
+    assert bool((together < 100).all())
     torch.testing.assert_close(alone, together, rtol=1e-3, atol=1e-3)
 
 
