@@ -28,11 +28,11 @@ class FineTuning(Defense):
     trains: ClassVar[bool] = True
     tracks: ClassVar[tuple[str, ...]] = ("backdoor",)
 
-    lr: Positive = 0.05
+    lr: Positive = 0.03
     momentum: Share = 0.9
     weight_decay: float = 5e-4
-    epochs: Count = 20
-    batch: Count = 32
+    epochs: Count = 100
+    batch: Count = 64
     augment: Augment = "crop"
 
     def wrap(self, model: Classifier) -> Classifier:
