@@ -169,7 +169,7 @@ def repaired(told: Any, model: Network, poisoned: Poisoned, sets: Any) -> Any:
 
 
 VERIFIER = Recipe(epochs=40, batch=32, augment="none")
-LONG = Recipe(epochs=20, batch=64, optimiser="sgd", lr=0.1, augment="none")
+LONG = Recipe(epochs=15, batch=32, augment="none")
 
 
 def test_half_of_the_poisons_are_enough_for_nab() -> None:
