@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +15,12 @@ from rich.text import Text
 from .board import Board, Column, Line, shown
 
 COLOURS = {"fail": "red", "flag": "yellow", "info": "dim"}
+FILE_WIDTH = 120  # of a pipe or a file, which have none
+
+
+def stdout() -> Console:
+    """As wide as the terminal; wide enough for every column where there is none and COLUMNS does not say."""
+    return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else FILE_WIDTH)
 
 
 def show(boards: Iterable[Board], console: Console) -> None:

@@ -142,9 +142,7 @@ def run(
     if as_json:
         print(export.as_json(boards))
     else:
-        from rich.console import Console
-
-        tables.show(boards, Console())
+        tables.show(boards, tables.stdout())
         print(f"page: {target}")
     for message in uncaught:
         _say(f"control not caught: {message}")
@@ -309,9 +307,7 @@ def report(
         rows = list(Store(store).rows())
         if not rows:
             raise ConfigError(f"{store}: no rows here; run a suite first: siegebench run quickstart --store {store}")
-        from rich.console import Console
-
-        tables.show(rank.boards(rows), Console())
+        tables.show(rank.boards(rows), tables.stdout())
     else:
         text = render(store, "md" if chosen == "table" else chosen)
         if out is None:

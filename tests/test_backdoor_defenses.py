@@ -179,8 +179,7 @@ def test_half_of_the_poisons_are_enough_for_nab() -> None:
     defended = repaired(told, victims.tiny_net(), poisoned, sets)
     inside = victims.success_rate(defended.inner, attack, sets[3])
     assert inside > 0.5  # the network inside is backdoored
-    # the stamp overrides it: .24 was seen here, .04 by others on 8x8 images
-    assert victims.success_rate(defended, attack, sets[3]) < inside / 2
+    assert victims.success_rate(defended, attack, sets[3]) < 0.15  # the stamp overrides it
     assert accuracy(defended, sets[3]) > 0.85
 
 

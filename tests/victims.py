@@ -54,7 +54,7 @@ def tiny_net(seed: int = 0) -> Network:
         layers: list[nn.Module] = []
         for i, (c, d) in enumerate(((3, 32), (32, 64), (64, 64))):
             layers += [nn.Conv2d(c, d, 3, 1, 1), nn.BatchNorm2d(d), nn.ReLU()]
-            layers += [nn.MaxPool2d(2)] if i == 0 else []
+            layers += [nn.MaxPool2d(2)] if i == 1 else []
         return nn.Sequential(
             *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10)
         )
