@@ -84,8 +84,8 @@ class APGD(Attack):
         rho: a step size is kept when more than this share of the steps since the last checkpoint raised the loss.
         loss: what is climbed. `dlr` and `targeted_dlr` do not depend on the scale of the logits.
         targets: classes tried by `targeted_dlr`, at most the number of classes less one.
-        early_stop: a broken sample leaves at once. Without it every run goes to its end and the last misclassified
-            point is returned: for randomised models, where one lucky look is no success.
+        early_stop: a broken sample leaves at once. Without it every run goes to its end and the misclassified point of
+            highest loss is returned: for randomised models, where one lucky look is no success.
     """
 
     steps: Count = 100
@@ -121,7 +121,8 @@ class APGD(Attack):
         self, oracle: Oracle, x0: Tensor, y: Tensor, target: Tensor, threat: ThreatModel, draws: Draws
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One run: the points, their losses, and which of them are misclassified."""
-        out, out_loss, hit = x0.clone(), torch.zeros_like(x0[:, 0, 0, 0]), torch.zeros_like(y, dtype=torch.bool)
+        out, out_loss = x0.clone(), torch.full_like(x0[:, 0, 0, 0], -torch.inf)
+        hit = torch.zeros_like(y, dtype=torch.bool)
         live = torch.arange(len(x0), device=x0.device)
         check = checkpoints(self.steps)
         climb = self._loss()
@@ -141,8 +142,9 @@ class APGD(Attack):
             s.g_best = torch.where(ops.over(better, s.g), s.g, s.g_best)
 
             broken = logits.argmax(dim=1) != s.y
-            at = live[broken]
-            out[at], out_loss[at], hit[at] = s.x[broken], s.loss[broken], True
+            better = broken & (~hit[live] | (loss > out_loss[live]))
+            at = live[better]
+            out[at], out_loss[at], hit[at] = s.x[better], s.loss[better], True
             leaving = broken if self.early_stop else torch.zeros_like(broken)
             if k == 0:  # without a gradient at the start no step ever moves a sample
                 stuck = oracle.stuck(s.g) & ~broken

@@ -89,8 +89,8 @@ class FAB(MinimalAttack):
         alpha_max: largest weight of the clean image's projection.
         eta: how far a projection goes; above 1 it crosses the hyperplane.
         beta: a misclassified point is drawn back to this share of its perturbation.
-        stop_at_eps: a sample leaves as soon as it is broken within the eps of the threat model. autoattack sets it;
-            alone, the attack keeps minimising.
+        stop_at_eps: a sample leaves as soon as it is broken within the eps of the threat model, and one that never
+            is comes back clean. autoattack sets it; alone, the attack keeps minimising.
     """
 
     steps: Count = 100
@@ -101,6 +101,9 @@ class FAB(MinimalAttack):
     stop_at_eps: bool = False
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+
+    def minimises(self) -> bool:
+        return not self.stop_at_eps
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         z = oracle.logits(x)
@@ -116,7 +119,7 @@ class FAB(MinimalAttack):
             x_adv[left[better]], nearest[left[better]] = found[better], far[better]
             if self.stop_at_eps:
                 left = left[nearest[left] > threat.eps]
-        return x_adv
+        return torch.where(ops.over(nearest <= threat.eps, x), x_adv, x) if self.stop_at_eps else x_adv
 
     def _towards(
         self, oracle: Oracle, x0: Tensor, y: Tensor, target: Tensor, threat: ThreatModel

@@ -38,6 +38,8 @@ class PGD(Attack):
         restarts: runs from fresh starting points, for samples that are not broken yet.
         random_start: from the clean image when false; all restarts are then the same.
         loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
+        early_stop: a broken sample leaves at once. Without it every run goes to its end and the misclassified point of
+            highest loss is returned: for randomised models, where one lucky look is no success.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
@@ -47,6 +49,7 @@ class PGD(Attack):
     restarts: Count = 1
     random_start: bool = True
     loss: Literal["ce", "margin", "dlr"] = "ce"
+    early_stop: bool = True
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         if self.loss == "dlr" and oracle.num_classes < 3:
@@ -81,13 +84,15 @@ class PGD(Attack):
                 z = oracle[live].logits(x_t)
                 value = loss(z)
             broken = z.argmax(dim=1) != y[live]
-            better = broken | (value > highest[live])
+            # a misclassified point beats any other; among equals the higher loss does
+            better = (broken & ~hit[live]) | ((broken | ~hit[live]) & (value > highest[live]))
             best[live] = torch.where(ops.over(better, x_t), x_t, best[live])
             highest[live] = torch.where(better, value, highest[live])
-            hit[live] = broken
+            hit[live] = hit[live] | broken
             if t == self.steps:
                 break
-            rest = (~broken & ~oracle[live].stuck(g)).nonzero().squeeze(1)
+            leaving = oracle[live].stuck(g) | (broken & self.early_stop)
+            rest = (~leaving).nonzero().squeeze(1)
             if not len(rest):
                 break
             live = live[rest]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from siegebench.attacks.apgd import APGD
 from siegebench.attacks.bpda import BPDA
 from siegebench.attacks.cw import CW
 from siegebench.attacks.eot import EOT
@@ -308,6 +309,25 @@ def test_pgd_returns_its_first_misclassified_iterate_or_the_one_of_highest_loss(
                 assert torch.equal(x_adv[0], seen[loss.argmax()])
             outcomes.append(bool(hits.any()))
     assert any(outcomes)
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=7, early_stop=False), APGD(steps=7, early_stop=False)])
+def test_without_early_stop_the_misclassified_point_of_highest_loss_comes_back(cnn: Classifier, attack: Attack) -> None:
+    x = kit.grey_images(6, 16)
+    y = cnn(x).argmax(1)
+    broken = 0
+    for i in range(len(x)):
+        model = Recording(cnn)
+        threat, draws = ThreatModel(eps=0.2), Draws(0, torch.tensor([i]))
+        x_adv = attack(Oracle(model, threat, draws), x[i : i + 1], y[i : i + 1], threat, draws)
+        seen, label = torch.cat(model.seen), y[i].expand(8)
+        assert len(seen) == 8
+        hits = wrong(cnn, seen, label)
+        if bool(hits.any()):
+            loss = ops.cross_entropy(cnn(seen), label).masked_fill(~hits, -torch.inf)
+            assert torch.equal(x_adv[0], seen[loss.argmax()])
+            broken += 1
+    assert broken > 0
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -337,9 +337,10 @@ def test_fab_that_stops_at_eps_leaves_early_and_inside(linear: Classifier) -> No
     nearest = nearest_boundary(linear, x, y, "linf")
     threat = ThreatModel(eps=in_the_gap(nearest))
     x_adv, oracle = kit.attack_with(FAB(steps=10, stop_at_eps=True), linear, x, y, threat)
-    inside = threat.size(x_adv, x) <= threat.eps
-    broken = (linear(x_adv).argmax(1) != y) & inside
+    assert bool((threat.size(x_adv, x) <= threat.eps).all())
+    broken = linear(x_adv).argmax(1) != y
     assert torch.equal(broken, nearest < threat.eps)
+    assert torch.equal(x_adv[~broken], x[~broken])
     full = 1 + 9 * 2 * 10
     assert bool((oracle.ledger.forwards[broken] < full).all())
     assert bool((oracle.ledger.forwards[~broken] == full).all())
