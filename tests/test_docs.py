@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from siegebench import catalogue
@@ -28,3 +29,11 @@ def test_the_readme_names_every_suite_and_each_one_is_valid() -> None:
     for path in bundled_suites():
         assert f"`{path.stem}`" in text
         assert load_suite(str(path)).suite == path.stem
+
+
+def test_the_suite_in_the_readme_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    file = tmp_path / "mine.yaml"
+    file.write_text(block, encoding="utf-8")
+    assert load_suite(str(file)).suite == "mine"
