@@ -9,12 +9,12 @@ from torch import Tensor
 
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
-from siegebench.threat import NORMS, Access, Norm, ThreatModel
-from siegebench.types import Attack
+from siegebench.threat import NORMS, Norm, ThreatModel
+from siegebench.types import Attack, WrappingAttack
 
 
 @dataclass(frozen=True, kw_only=True)
-class BPDA(Attack):
+class BPDA(WrappingAttack):
     """Runs the attack inside with the gradients of the defense's differentiable surrogate.
 
     Athalye, Carlini, Wagner, "Obfuscated gradients give a false sense of security", ICML 2018, arXiv 1802.00420.
@@ -32,15 +32,6 @@ class BPDA(Attack):
     norms: ClassVar[tuple[Norm, ...]] = NORMS
 
     attack: Attack
-
-    def access(self) -> Access:
-        return self.attack.access()
-
-    def handles(self) -> tuple[Norm, ...]:
-        return self.attack.handles()
-
-    def minimises(self) -> bool:
-        return self.attack.minimises()
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         return self.attack(oracle.surrogate(), x, y, threat, draws)

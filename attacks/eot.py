@@ -9,12 +9,12 @@ from torch import Tensor
 
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
-from siegebench.threat import NORMS, Access, Norm, ThreatModel
-from siegebench.types import Attack, Count
+from siegebench.threat import NORMS, Norm, ThreatModel
+from siegebench.types import Attack, Count, WrappingAttack
 
 
 @dataclass(frozen=True, kw_only=True)
-class EOT(Attack):
+class EOT(WrappingAttack):
     """Runs the attack inside on answers averaged over fresh looks at a randomised model.
 
     Athalye, Engstrom, Ilyas, Kwok, "Synthesizing robust adversarial examples", ICML 2018, arXiv 1707.07397; against
@@ -35,15 +35,6 @@ class EOT(Attack):
 
     attack: Attack
     looks: Count = 20
-
-    def access(self) -> Access:
-        return self.attack.access()
-
-    def handles(self) -> tuple[Norm, ...]:
-        return self.attack.handles()
-
-    def minimises(self) -> bool:
-        return self.attack.minimises()
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         return self.attack(oracle.averaged(self.looks), x, y, threat, draws)

@@ -1,4 +1,4 @@
-"""Boards of the attack tracks, white box and query: defended models, ranked by the worst case of each image."""
+"""Boards of the tracks that attack images: defended models, ranked by the worst case of each image."""
 
 from __future__ import annotations
 
@@ -46,10 +46,14 @@ ABOUT = {
     f"stays rightly classified under every attack and seed. {SAME}",
     "query": "The attacker asks the deployed model and sees only its answers. Ranked by robust accuracy after the "
     f"whole budget, the worst case of each image over the attacks. {SAME}",
+    "transfer": "The attacker makes the images on networks of his own and never meets the model. Ranked by robust "
+    f"accuracy, the worst case of each image over the attacks. {SAME}",
 }
+TRACKS = tuple(ABOUT)
 NOTES = {
     "white_box": f"Ranked only with {REQUIRED}, and where there is a defense with an attack that knows it.",
     "query": "A black-box attacker meets the deployed pipeline as it is: no adaptive attack is required here.",
+    "transfer": "Nobody adapts to a defense that he does not meet; passes are those of the surrogates.",
 }
 
 
@@ -65,21 +69,21 @@ class Rows:
 
 def boards(rows: Sequence[Result]) -> list[Board]:
     """One board for each track, slice of the data and threat."""
-    attacked = [r for r in rows if r.cell.track in ("white_box", "query")]
+    attacked = [r for r in rows if r.cell.track in TRACKS]
     related = group([r for r in attacked if _finished(r)], _ball)
-    grouped = group(attacked, lambda r: (r.cell.track, slice_of(r), canonical(r.cell.threat)))
+    grouped = group(attacked, lambda r: (r.cell.track, slice_of(r), canonical([r.cell.threat, r.cell.surrogates])))
     return [_board(members, related) for members in sorted(grouped.values(), key=_order)]
 
 
 def _order(members: Sequence[Result]) -> tuple[Any, ...]:
     cell, threat = members[0].cell, _threat(members[0])
     return (
-        cell.track == "query",
+        TRACKS.index(cell.track),
         slice_of(members[0]),
         threat["norm"],
         threat["access"],
         threat["eps"],
-        canonical(threat),
+        canonical([threat, cell.surrogates]),
     )
 
 
@@ -138,11 +142,16 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
     placed = place(lines, lambda line: high_first(line.value("robust_acc")), compare)
     data, ball = str(cell.data["name"]), f"{threat['norm']} {eps_text(threat['eps'])}"
     limit = f", {threat['queries']} queries" if threat["queries"] else ""
-    kind = "White box" if cell.track == "white_box" else f"Query, {threat['access']} access"
+    sources = " + ".join(label(s) for s in cell.surrogates or ())
+    kind = {
+        "white_box": "White box",
+        "query": f"Query, {threat['access']} access",
+        "transfer": f"Transfer from {sources}",
+    }[cell.track]
     each = _attack_columns([r for r in usual if r.cell.attack is not None], attacks)
-    passes = replace(columns.PASSES, main=cell.track == "white_box")  # what a query costs stands in its own column
+    passes = replace(columns.PASSES, main=cell.track != "query")  # what a query costs stands in its own column
     return Board(
-        id=slug(cell.track, data, ball.replace(" ", "-"), key=[slice_of(members[0]), threat]),
+        id=slug(cell.track, data, ball.replace(" ", "-"), key=[slice_of(members[0]), threat, cell.surrogates]),
         track=cell.track,
         title=f"{kind}: {ball} on {data}{limit}",
         about=ABOUT[cell.track],
@@ -200,7 +209,7 @@ def _compared(rows: Rows) -> list[Mark]:
     if rows.every[0].cell.track != "white_box":
         return found
     eps = _threat(rows.every[0])["eps"]
-    asked = [r for r in rows.elsewhere if r.cell.track == "query" and _threat(r)["eps"] == eps]
+    asked = [r for r in rows.elsewhere if r.cell.track != "white_box" and _threat(r)["eps"] == eps]
     by_eps = group([r for r in rows.elsewhere if r.cell.track == "white_box"], lambda r: _threat(r)["eps"])
     return [
         *found,

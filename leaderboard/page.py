@@ -237,7 +237,7 @@ def _row(row: Result) -> dict[str, Any]:
         "metrics": [_metric(name, value) for name, value in sorted(row.metrics.items())],
         "counts": [{"name": name, "text": f"{value:,.6g}"} for name, value in sorted(row.counts.items())],
         "flags": row.flags,
-        "cell": canonical({k: v for k, v in cell.as_dict().items() if v is not None}),
+        "cell": canonical(cell.as_dict()),
         "env": [(name, str(row.env[name])) for name in SHOWN_ENV if name in row.env],
         "seconds": f"{row.timing['wall_s']:.1f}" if "wall_s" in row.timing else "",
         "weights": row.weights[:SHORT],

@@ -17,7 +17,7 @@ from siegebench.errors import ConfigError
 SCHEMA = 1  # of a stored row
 PROTOCOL = 1  # of the evaluation; raised whenever the same cell could give another number
 
-Track = Literal["white_box", "query", "backdoor", "input_detection", "model_detection"]
+Track = Literal["white_box", "query", "transfer", "backdoor", "input_detection", "model_detection"]
 Status = Literal["ok", "error", "not_applicable"]
 SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector")
 
@@ -40,6 +40,7 @@ class Cell:
         track: which kind of number.
         data: `{name, version, split, count, digest, classes, ...}` of the evaluated slice.
         threat: norm, eps, access, queries; None on backdoor tracks.
+        surrogates: the models that the attack sees in place of the victim; only on the transfer track.
         adaptive: the attack knows the defense (it is one of those the defense declares).
         seed: of everything random.
     """
@@ -53,11 +54,13 @@ class Cell:
     backdoor: dict[str, Any] | None = None
     detector: dict[str, Any] | None = None
     threat: dict[str, Any] | None = None
+    surrogates: list[dict[str, Any]] | None = None
     adaptive: bool = False
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """Without what is empty, so that a slot that is added later changes no key."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Cell:
@@ -72,6 +75,8 @@ class Cell:
     def labels(self) -> dict[str, str]:
         """Short names for people: one for each slot, the data and the threat."""
         out = {slot: label(getattr(self, slot)) for slot in SLOTS if getattr(self, slot) is not None}
+        if self.surrogates is not None:
+            out["surrogates"] = "+".join(map(label, self.surrogates))
         out["data"] = str(self.data["name"])
         if self.threat is not None:
             out["threat"] = f"{self.threat['norm']} {eps_text(self.threat['eps'])}"
@@ -89,6 +94,8 @@ class Cell:
         parts = [self.data["name"], self.track]
         if self.threat is not None:
             parts.append(f"{self.threat['norm']}-{eps_text(self.threat['eps']).replace('/', 'over')}")
+        if self.surrogates is not None:
+            parts.append("from-" + "+".join(map(label, self.surrogates)))
         parts.append(label(self.model))
         if self.backdoor is not None:
             parts.append(label(self.backdoor))

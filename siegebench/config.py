@@ -48,6 +48,7 @@ class ThreatSpec(_Strict):
 
 
 class _Board(_Strict):
+    track: str
     data: DataSpec | None = None
     models: Specs | None = None
     seeds: Seeds | None = None
@@ -61,27 +62,37 @@ class _Board(_Strict):
         return (slot,) if inherited else (*self._place, slot)
 
 
-class _AttackBoard(_Board):
+class AttackBoard(_Board):
+    """What the tracks that attack images have in common."""
+
     attacks: Specs
     defenses: Specs = ["none"]
     threats: Annotated[list[ThreatSpec], Field(min_length=1)]
     slots: ClassVar[dict[str, registry.Kind]] = {"models": "model", "defenses": "defense", "attacks": "attack"}
 
 
-class WhiteBoxBoard(_AttackBoard):
+class WhiteBoxBoard(AttackBoard):
     """Robust accuracy under attacks that see everything; the adaptive attacks of each defense are added."""
 
     track: Literal["white_box"]
     checks: list[Spec] = ["masking"]
-    slots: ClassVar[dict[str, registry.Kind]] = {**_AttackBoard.slots, "checks": "measure"}
+    slots: ClassVar[dict[str, registry.Kind]] = {**AttackBoard.slots, "checks": "measure"}
 
 
-class QueryBoard(_AttackBoard):
+class QueryBoard(AttackBoard):
     """Robust accuracy under attacks that may only ask, with a budget of queries a sample."""
 
     track: Literal["query"]
     access: Literal["score", "label"] = "score"
     queries: Budget = 1000
+
+
+class TransferBoard(AttackBoard):
+    """Robust accuracy under images made on other models: the attacker trains surrogates and never meets the victim."""
+
+    track: Literal["transfer"]
+    surrogates: Specs
+    slots: ClassVar[dict[str, registry.Kind]] = {**AttackBoard.slots, "surrogates": "model"}
 
 
 class BackdoorBoard(_Board):
@@ -112,10 +123,11 @@ class ModelDetectionBoard(_Board):
     slots: ClassVar[dict[str, registry.Kind]] = InputDetectionBoard.slots
 
 
-Board = WhiteBoxBoard | QueryBoard | BackdoorBoard | InputDetectionBoard | ModelDetectionBoard
+Board = WhiteBoxBoard | QueryBoard | TransferBoard | BackdoorBoard | InputDetectionBoard | ModelDetectionBoard
 TRACKS: dict[str, type[_Board]] = {
     "white_box": WhiteBoxBoard,
     "query": QueryBoard,
+    "transfer": TransferBoard,
     "backdoor": BackdoorBoard,
     "input_detection": InputDetectionBoard,
     "model_detection": ModelDetectionBoard,
@@ -273,7 +285,7 @@ def _check_board(document: Document, suite: Suite, board: Board, loc: tuple[Any,
         built[slot] = [check(kind, spec, (*board.place(slot), i)) for i, spec in enumerate(specs)]
         _no_twins(document, specs, board.place(slot), map(registry.normal, specs))
     _no_twins(document, suite.of(board, "seeds"), board.place("seeds"))
-    if isinstance(board, (WhiteBoxBoard, QueryBoard)):
+    if isinstance(board, AttackBoard):
         _check_attacks(document, board, built, loc)
     if "defenses" in built:
         for i, defense in enumerate(built["defenses"]):
@@ -293,9 +305,7 @@ def _check_board(document: Document, suite: Suite, board: Board, loc: tuple[Any,
                 )
 
 
-def _check_attacks(
-    document: Document, board: WhiteBoxBoard | QueryBoard, built: dict[str, list[Any]], loc: tuple[Any, ...]
-) -> None:
+def _check_attacks(document: Document, board: AttackBoard, built: dict[str, list[Any]], loc: tuple[Any, ...]) -> None:
     access: Access = board.access if isinstance(board, QueryBoard) else "gradient"
     balls: list[tuple[str, float]] = []
     for j, threat in enumerate(board.threats):
@@ -310,9 +320,8 @@ def _check_attacks(
     for i, attack in enumerate(built["attacks"]):
         at = (*loc, "attacks", i)
         if not ThreatModel(access=access).grants(attack.access()):
-            raise document.error(
-                at, f"attack {attack._name!r} needs {attack.access()} access; this {board.track} board grants {access}"
-            )
+            needs = f"attack {attack._name!r} needs {attack.access()} access"
+            raise document.error(at, f"{needs}; this query board grants {access}")
         usable = norms & set(attack.handles())
         if not usable:
             handles, asked = ", ".join(attack.handles()), ", ".join(sorted(norms))

@@ -16,6 +16,7 @@ from siegebench.workspace import Workspace, environment
 MEASURES: dict[str, Callable[[Cell, Workspace], Result]] = {
     "white_box": measure_attack,
     "query": measure_attack,
+    "transfer": measure_attack,
     "backdoor": measure_backdoor,
     "input_detection": measure_input_detection,
     "model_detection": measure_model_detection,

@@ -60,7 +60,7 @@ def clean_outcome(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet)
 
 
 def measure_attack(cell: Cell, ws: Workspace) -> Result:
-    """One row of the white_box or query track."""
+    """One row of the white_box, query or transfer track."""
     assert cell.threat is not None
     data, victim = ws.evaluated(cell.data), ws.victim(cell)
     threat = ThreatModel(**cell.threat)
@@ -70,7 +70,8 @@ def measure_attack(cell: Cell, ws: Workspace) -> Result:
     if cell.measure is not None:
         result = _diagnose(cell, ws, victim, data, places, threat)
     else:
-        result = _attack(cell, ws, victim, data, places, threat, clean)
+        seen = victim if cell.surrogates is None else ws.surrogate(cell)
+        result = _attack(cell, ws, victim, seen, data, places, threat, clean)
     if fingerprint(victim) != weights or any(m.training for m in victim.modules()):
         raise ContractError(f"{cell.title}: the model was changed by what was run on it")
     result.weights = weights
@@ -78,7 +79,14 @@ def measure_attack(cell: Cell, ws: Workspace) -> Result:
 
 
 def _attack(
-    cell: Cell, ws: Workspace, victim: Classifier, data: ImageSet, places: Tensor, threat: ThreatModel, clean: Tensor
+    cell: Cell,
+    ws: Workspace,
+    victim: Classifier,
+    seen: Classifier,
+    data: ImageSet,
+    places: Tensor,
+    threat: ThreatModel,
+    clean: Tensor,
 ) -> Result:
     attack = ws.entry("attack", cell.attack or {})
     assert isinstance(attack, Attack)
@@ -86,7 +94,7 @@ def _attack(
 
     def found(at: slice, x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Ledger]:
         def make() -> tuple[Tensor, Ledger]:
-            oracle = Oracle(victim, threat, draws)
+            oracle = Oracle(seen, threat, draws)
             return attack(oracle, x, y, threat, draws), oracle.ledger
 
         if not attack.minimises():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 
 def flat(x: Tensor) -> Tensor:
     """[n, ...] to [n, d]."""
-    return x.reshape(len(x), -1)
+    return x.reshape(len(x), math.prod(x.shape[1:]))  # not -1, which an empty batch leaves open
 
 
 def over(v: Tensor, like: Tensor) -> Tensor:

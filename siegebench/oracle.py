@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from siegebench import ops
 from siegebench.draws import Draws
-from siegebench.errors import BudgetExhausted, ContractError
+from siegebench.errors import BudgetExhausted, ContractError, NotApplicable
 from siegebench.threat import TOLERANCE, ThreatModel
 from siegebench.types import Classifier
 
@@ -70,6 +70,9 @@ class Oracle(nn.Module):
         self.copies = 1
         self.mean_of = 1
         self.through_surrogate = False
+        self.before: tuple[Callable[[Tensor, Draws], Tensor], ...] = ()
+        self.after: tuple[Callable[[Tensor], Tensor], ...] = ()
+        self.tap: Callable[[Tensor], Tensor] | None = None
         self.watch: _Best | None = _Best(*watch, threat) if watch else None
         parameter = next(model.parameters(), None)
         self.dtype = torch.float32 if parameter is None else parameter.dtype
@@ -96,6 +99,24 @@ class Oracle(nn.Module):
     def surrogate(self) -> Oracle:
         """Gradients pass through the defense's surrogate (BPDA); values and scoring stay exact."""
         return self._view(through_surrogate=True)
+
+    def tapped(self, tap: Callable[[Tensor], Tensor]) -> Oracle:
+        """The output [n, C, H, W] of the last convolution (or batch norm) passes through `tap`, which may read it,
+        replace it, or edit the gradient on its way back; the images themselves in a model without convolutions.
+
+        A pass through a tap is a whole pass of the model and is booked as any other.
+        """
+        if self.threat.access != "gradient":
+            raise ContractError(f"the threat model grants {self.threat.access} access; this attack asked for features")
+        return self._view(tap=tap)
+
+    def seen_through(self, change: Callable[[Tensor, Draws], Tensor]) -> Oracle:
+        """Gradients (with their logits and losses) are those of `change(x, draws)`, with fresh draws at each look."""
+        return self._view(before=(*self.before, change))
+
+    def filtered(self, change: Callable[[Tensor], Tensor]) -> Oracle:
+        """Gradients come out as `change(gradient)`."""
+        return self._view(after=(change, *self.after))
 
     def watching(self, x: Tensor, y: Tensor) -> Oracle:
         """Remembers the nearest misclassified image that passes `forward`, for the images and labels of this view."""
@@ -137,7 +158,10 @@ class Oracle(nn.Module):
         for _ in range(self.mean_of):
             leaf = x.detach().requires_grad_(True)
             with torch.enable_grad():
-                z, rows = self._pass(leaf)
+                image = leaf
+                for change in self.before:
+                    image = change(image, self._looks())
+                z, rows = self._pass(image)
                 value = loss(z)
                 if not value.requires_grad:  # the defense cut the graph
                     g = torch.zeros_like(x)
@@ -150,7 +174,10 @@ class Oracle(nn.Module):
             total = part if total is None else (total[0] + part[0], total[1] + part[1], total[2] + part[2])
         assert total is not None
         k = self.mean_of
-        return (total[0] / k, total[1] / k, total[2] / k) if k > 1 else total
+        g, z, value = (total[0] / k, total[1] / k, total[2] / k) if k > 1 else total
+        for filter_ in self.after:
+            g = filter_(g)
+        return g, z, value
 
     def stuck(self, g: Tensor) -> Tensor:
         """Samples whose gradient is exactly zero and will stay so, bool [n]: no step along it moves them.
@@ -162,10 +189,10 @@ class Oracle(nn.Module):
         return ops.size(g, "linf") == 0
 
     def left(self) -> Tensor | None:
-        """Queries left for each row, int64 [n]; None where they are not limited."""
+        """Questions left for each row, int64 [n], each as many queries as looks are averaged; None without a limit."""
         if self.threat.queries is None:
             return None
-        return self.threat.queries - self.ledger.queries[self.rows]
+        return (self.threat.queries - self.ledger.queries[self.rows]) // self.mean_of
 
     def forward(self, x: Tensor) -> Tensor:
         """For foreign attacks: what is granted. With labels only, a one-hot row.
@@ -215,16 +242,45 @@ class Oracle(nn.Module):
             if spent + copies > limit:
                 raise BudgetExhausted(f"{limit} queries granted, {spent} spent, {copies} more asked for")
         one = torch.ones_like(rows)
-        look = ledger.forwards[rows]
-        if copies > 1:
-            look = look + torch.arange(copies, device=rows.device).repeat(len(rows) // copies)
-        draws = Draws(self.draws.seed, self.draws.ids[rows]).at(look) if self.model.randomized else None
+        draws = self._looks(rows, copies) if self.model.randomized else None
         call = self.model.surrogate if self.through_surrogate else self.model
-        z = call(x, draws)
+        z = call(x, draws) if self.tap is None else self._through(self.tap, call, x, draws)
         ledger.forwards.index_add_(0, rows, one)
         ledger.queries.index_add_(0, rows, one)
         ledger.spent += copies
         return z, rows
+
+    def _looks(self, rows: Tensor | None = None, copies: int | None = None) -> Draws:
+        """Streams of the next look at each image."""
+        rows, copies = self.rows if rows is None else rows, copies or self.copies
+        look = self.ledger.forwards[rows]
+        if copies > 1:
+            look = look + torch.arange(copies, device=rows.device).repeat(len(rows) // copies)
+        return Draws(self.draws.seed, self.draws.ids[rows]).at(look)
+
+    def _through(
+        self, tap: Callable[[Tensor], Tensor], call: Callable[..., Tensor], x: Tensor, draws: Draws | None
+    ) -> Tensor:
+        maps = [m for m in self.model.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+        if not maps:
+            return call(tap(x), draws)
+        calls = 0
+
+        def hook(_module: nn.Module, _args: Any, out: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls > 1 or len(out) != len(x):
+                raise NotApplicable("the last convolution runs more than once an image: its maps cannot be told apart")
+            return tap(out)
+
+        handle = maps[-1].register_forward_hook(hook)
+        try:
+            z = call(x, draws)
+        finally:
+            handle.remove()
+        if calls == 0:
+            raise NotApplicable("the last convolution takes no part in the answer: it has no feature maps")
+        return z
 
 
 class _Best:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from siegebench import registry
 from siegebench.cells import Cell, digest
 from siegebench.config import (
+    AttackBoard,
     BackdoorBoard,
     Board,
     DataSpec,
@@ -17,12 +18,14 @@ from siegebench.config import (
     ModelDetectionBoard,
     QueryBoard,
     Suite,
+    TransferBoard,
     WhiteBoxBoard,
 )
 from siegebench.data import ImageSet, split_clean, stratified
 from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
 from siegebench.types import Attack, BackdoorAttack, DataSource, Defense, ModelSource
 
+SURROGATE_SEED = 1  # the attacker trains networks of his own, also of the victim's architecture
 SUBSET_SEED = 0  # the evaluated slice of a dataset is the same in every suite
 
 
@@ -112,7 +115,7 @@ def plan(suite: Suite, given: dict[str, Any] | None = None) -> Plan:
 
 def _neighbours(cell: Cell) -> tuple[Any, ...]:
     """Cells of one victim lie side by side, dear ones first (autoattack before fgsm)."""
-    dear = {"white_box": 0, "query": 0, "model_detection": 1, "backdoor": 2, "input_detection": 3}[cell.track]
+    dear = {"model_detection": 1, "backdoor": 2, "input_detection": 3}.get(cell.track, 0)
     cost = -_attack_cost(cell.attack) if cell.attack else 0.0
     return (dear, digest(cell.model), digest(cell.backdoor), digest(cell.defense), cost, cell.key)
 
@@ -156,7 +159,7 @@ def _cells(
         "digest": evaluated.digest,
         "classes": evaluated.num_classes,
     }
-    trains = not isinstance(board, (WhiteBoxBoard, QueryBoard))
+    trains = not isinstance(board, AttackBoard)
 
     def with_training(needed: bool) -> dict[str, Any]:
         """The training set is part of what a number depends on wherever something is trained on it."""
@@ -170,11 +173,13 @@ def _cells(
             with suite.blame((*board.place("backdoors"), i)):
                 checked.backdoor(backdoor_spec, spec)
     if given is not None:
-        assert isinstance(board, (WhiteBoxBoard, QueryBoard))
-        yield from _attack_cells(suite, board, given, with_training, False, sources)
+        assert isinstance(board, AttackBoard)
+        yield from _attack_cells(suite, board, given, None, with_training, False, sources)
         return
-    for i, model_spec in enumerate(suite.of(board, "models")):
-        with suite.blame((*board.place("models"), i)):
+
+    def network(slot: str, i: int, model_spec: Any) -> tuple[Callable[[int], dict[str, Any]], bool]:
+        """(its description when trained with a seed, whether it is trained here)"""
+        with suite.blame((*board.place(slot), i)):
             model = checked.model(model_spec, evaluated)
             identity = model.identity()
         base = _describe("model", model_spec, sources)
@@ -182,13 +187,27 @@ def _cells(
         sources[digest(base)] = registry.normal(model_spec)
         untrained = not model.pretrained()
 
-        def member(train_seed: int, base: dict[str, Any] = base, untrained: bool = untrained) -> dict[str, Any]:
+        def member(train_seed: int) -> dict[str, Any]:
             out = {**base, "train_seed": train_seed} if untrained or trains else base
             sources[digest(out)] = sources[digest(base)]
             return out
 
-        if isinstance(board, (WhiteBoxBoard, QueryBoard)):
-            yield from _attack_cells(suite, board, member(0), with_training, untrained, sources)
+        return member, untrained
+
+    surrogates: list[dict[str, Any]] | None = None
+    if isinstance(board, TransferBoard):
+        found = [network("surrogates", j, spec) for j, spec in enumerate(board.surrogates)]
+        surrogates = [member(SURROGATE_SEED) for member, _ in found]
+        trains_surrogates = any(untrained for _, untrained in found)
+    for i, model_spec in enumerate(suite.of(board, "models")):
+        member, untrained = network("models", i, model_spec)
+        if isinstance(board, AttackBoard):
+            if surrogates is not None:
+                untrained = untrained or trains_surrogates
+                if member(0) in surrogates:
+                    with suite.blame((*board.place("models"), i)):
+                        raise ConfigError(f"model {registry.normal(model_spec)['name']!r} is one of the surrogates too")
+            yield from _attack_cells(suite, board, member(0), surrogates, with_training, untrained, sources)
             continue
         for seed in suite.of(board, "seeds"):
             if isinstance(board, ModelDetectionBoard):
@@ -226,8 +245,9 @@ def _cells(
 
 def _attack_cells(
     suite: Suite,
-    board: WhiteBoxBoard | QueryBoard,
+    board: AttackBoard,
     model: dict[str, Any],
+    surrogates: list[dict[str, Any]] | None,
     with_training: Any,
     untrained: bool,
     sources: dict[str, Any],
@@ -240,7 +260,8 @@ def _attack_cells(
         described = _describe("defense", defense_spec, sources)
         data = with_training(untrained or defense.trains)
         # the attacks that know this defense run beside the suite's own; a row without them is not ranked
-        adaptive = [registry.describe("attack", spec) for spec in defense.adaptive]
+        known = () if surrogates is not None else defense.adaptive
+        adaptive = [registry.describe("attack", spec) for spec in known]
         own = [_describe("attack", a, sources) for a in board.attacks]
         for threat_spec in board.threats:
             threat = threat_spec.model(access, queries)
@@ -251,6 +272,7 @@ def _attack_cells(
                     "model": model,
                     "defense": described,
                     "threat": threat.describe(),
+                    "surrogates": surrogates,
                     "seed": seed,
                 }
                 for attack in [*own, *(a for a in adaptive if a not in own)]:

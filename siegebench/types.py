@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, NotApplicable
-from siegebench.threat import TOLERANCE, Access, Norm, ThreatModel, parse_number
+from siegebench.threat import NORMS, TOLERANCE, Access, Norm, ThreatModel, parse_number
 
 if TYPE_CHECKING:
     from siegebench.oracle import Oracle
@@ -160,6 +160,19 @@ class Wrapped(Classifier):
         return self.inner.fresh(seed)
 
 
+class Ensemble(Classifier):
+    """The mean of the logits of several networks: what an attacker climbs who has more than one."""
+
+    def __init__(self, members: Sequence[Classifier]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.num_classes, self.card = members[0].num_classes, members[0].card
+        self.randomized = any(member.randomized for member in members)
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return torch.stack([member(x, draws) for member in self.members]).mean(dim=0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry(ABC):
     """A registered thing. Its fields are its parameters; the constructor only stores them.
@@ -200,11 +213,13 @@ class Attack(Entry):
         needs: the least access it works with.
         norms: the constraints it handles.
         minimal: it returns the smallest perturbation it finds, whatever eps is; the harness reads off all budgets.
+        for_others: made for transfer, at the price of strength on the network attacked, which is then not asked for.
     """
 
     needs: ClassVar[Access] = "gradient"
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
     minimal: ClassVar[bool] = False
+    for_others: ClassVar[bool] = False
 
     def access(self) -> Access:
         """The least access this instance works with (wrappers ask the attack inside)."""
@@ -267,6 +282,28 @@ class MinimalAttack(Attack):
     """Finds the smallest perturbation that the model gets wrong; returns the clean image where it finds none."""
 
     minimal: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappingAttack(Attack):
+    """Changes what another attack is shown; access, norms and aim are those of the attack inside.
+
+    Attributes:
+        attack: what runs inside.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+
+    attack: Attack
+
+    def access(self) -> Access:
+        return self.attack.access()
+
+    def handles(self) -> tuple[Norm, ...]:
+        return self.attack.handles()
+
+    def minimises(self) -> bool:
+        return self.attack.minimises()
 
 
 class Measure(Entry):

@@ -8,7 +8,7 @@ import os
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from siegebench.types import (
     Classifier,
     DataSource,
     Defense,
+    Ensemble,
     Entry,
     Granted,
     ModelSource,
@@ -286,6 +287,17 @@ class Workspace:
             return prepare(deployed, sample)
 
         return self._kept("victim" + digest([cell.model, cell.defense]) + data_key(cell.data), make)
+
+    def surrogate(self, cell: Cell) -> Classifier:
+        """What the attack of a transfer cell sees: the cell's surrogates, several as one that adds their logits."""
+        assert cell.surrogates is not None
+
+        def make() -> Classifier:
+            members = [self.model(replace(cell, model=description)) for description in cell.surrogates or []]
+            whole = members[0] if len(members) == 1 else Ensemble(members)
+            return prepare(whole, self.evaluated(cell.data).pixels(slice(0, 32), self.dtype).to(self.device))
+
+        return self._kept("surrogate" + digest(cell.surrogates) + data_key(cell.data), make)
 
     def pixels(self, data: ImageSet, index: Tensor | slice = EVERY) -> Tensor:
         """Images on the device, in [0, 1]."""

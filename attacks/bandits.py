@@ -1,0 +1,99 @@
+"""Bandits: gradient ascent along a prior that is learnt from two queries a step, on tiles of pixels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import Access, Norm, ThreatModel
+from siegebench.types import Attack, Count, Positive
+
+# (eta, delta, online rate, step) where they are left out
+SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 100.0, 0.2), "l2": (0.1, 0.1, 0.1, 0.1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bandits(Attack):
+    """A guess v of the gradient is carried from step to step and corrected by the slope along one random direction.
+
+    Ilyas, Engstrom, Madry, "Prior Convictions: Black-Box Adversarial Attacks with Bandits and Priors", ICLR 2019, arXiv
+    1807.07978; with the data prior of tiles (Bandits_TD). In a step, q+- = v +- delta u with u ~ N(0, I / dim), d =
+    (L(x + eta q+ / |q+|) - L(x + eta q- / |q-|)) / (eta delta), and v follows d delta u: by exponentiated gradients in
+    [-1, 1] for Linf, by addition for L2. Then x goes along v (its sign for Linf) and is projected. L is the margin.
+
+    Random: u, drawn for each sample on its own. Cost of a step: two queries, and a third to look at the image where one
+    of the two probes was misclassified; at most `queries` in all, or what the threat model leaves. A broken sample
+    leaves at once; so does one with less than two queries left. The clean image is not queried.
+
+    Differs from the paper: the margin instead of cross-entropy; the step is a share of eps; looks are counted, and are
+    taken only where a probe gives reason to (the authors look at every step, uncounted); v = tanh(w) with w += rate
+    d delta u, which is their update of v in exact arithmetic; probes are clipped to [0, 1].
+
+    Attributes:
+        queries: at most.
+        tile: side in pixels of the squares that share one number of the prior.
+        eta: length in L2 of a probe; left out, 0.1.
+        delta: exploration around v; left out, 1 (Linf) or 0.1 (L2).
+        rate: of learning v; left out, 100 (Linf) or 0.1 (L2).
+        step: length of an image's step as a share of eps; left out, 0.2 (Linf) or 0.1 (L2).
+    """
+
+    queries: Count = 10_000
+    tile: Count = 2
+    eta: Positive | None = None
+    delta: Positive | None = None
+    rate: Positive | None = None
+    step: Positive | None = None
+
+    needs: ClassVar[Access] = "score"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        own = (self.eta, self.delta, self.rate, self.step)
+        eta, delta, rate, share = (
+            usual if given is None else given for given, usual in zip(own, SETTINGS[threat.norm], strict=True)
+        )
+        squash = torch.tanh if threat.norm == "linf" else lambda w: w
+        size = x.shape[-2:]
+        tiles = (x.shape[1], *(math.ceil(side / self.tile) for side in size))
+        x_adv = x.clone()
+        granted = oracle.left()
+        left = torch.full_like(y, self.queries) if granted is None else granted.clamp(max=self.queries)
+        # state of the samples that still search: their places in x, the image, and w, of which v is made
+        live = (left >= 2).nonzero().squeeze(1)
+        left, x0, image, w = left[live], x[live], x[live], x.new_zeros(len(live), *tiles)
+        step = 0
+        while len(live):
+            u = draws[live].normal(tiles, step, "direction").to(x.dtype) / math.sqrt(math.prod(tiles))
+            v = squash(w)
+            q = torch.stack([v + delta * u, v - delta * u], dim=1).flatten(0, 1)
+            probes = image.repeat_interleave(2, dim=0) + eta * ops.normalise(F.interpolate(q, size), "l2")
+            value = ops.margin(oracle[live].repeat(2).logits(probes.clamp(0, 1)), y[live].repeat_interleave(2)).view(
+                -1, 2
+            )
+            slope = (value[:, 0] - value[:, 1]) / (eta * delta)
+            w = w + rate * ops.over(slope, w) * delta * u
+            along = ops.normalise(F.interpolate(squash(w), size), threat.norm)
+            image = threat.project(image + share * threat.eps * along, x0)
+            left = left - 2
+            leave = left < 2
+            look = ((value > 0).any(dim=1) & (left > 0)).nonzero().squeeze(1)
+            if len(look):
+                z = oracle[live[look]].logits(image[look])
+                left[look] -= 1
+                leave = left < 2
+                leave[look] |= z.argmax(dim=1) != y[live[look]]
+            if bool(leave.any()):
+                x_adv[live[leave]] = image[leave]
+                rest = ~leave
+                live, left, x0, image, w = live[rest], left[rest], x0[rest], image[rest], w[rest]
+            step += 1
+        return x_adv

@@ -1,0 +1,210 @@
+"""What attacks that see labels only share: the queries of a batch, a start, and the way to the boundary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import ThreatModel
+
+IMAGES = 2**24  # pixels that go through the victim in one pass of probes, at most
+NUMBERS = 2**20  # random numbers a sample that are held at once
+PROBES = 32  # probes a sample that are drawn at once, at most
+
+
+class Queries:
+    """Who may still ask, what was answered, and the nearest misclassified image of each sample.
+
+    `rows` are places in the batch, int64 [m], each at most once in a call.
+
+    Attributes:
+        left: queries left, int64 [n].
+        nearest: the nearest misclassified image that was asked about, the clean one where there is none.
+        distance: of `nearest`, [n]; infinite where there is none.
+    """
+
+    def __init__(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, most: int, stop_at_eps: bool = False
+    ) -> None:
+        self.oracle, self.x, self.y, self.threat = oracle, x, y, threat
+        granted = oracle.left()
+        self.left = torch.full_like(y, most) if granted is None else granted.clamp(max=most)
+        self.nearest, self.distance = x.clone(), torch.full_like(x[:, 0, 0, 0], torch.inf)
+        self.stop_at_eps = stop_at_eps
+
+    def open(self, rows: Tensor) -> Tensor:
+        """Whether they go on: queries are left, and none inside eps is known where that is enough; bool [m]."""
+        going = self.left[rows] > 0
+        return going & (self.distance[rows] > self.threat.eps) if self.stop_at_eps else going
+
+    def rows(self) -> Tensor:
+        """All samples that may ask."""
+        return self.open(torch.arange(len(self.x), device=self.x.device)).nonzero().squeeze(1)
+
+    def wrong(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Whether each image is misclassified, bool [m], for one query each; False, unasked, of rows not open."""
+        going = self.open(rows)
+        if bool(going.all()):
+            return self._ask(rows, points) if len(rows) else going
+        hit = torch.zeros_like(going)
+        at = going.nonzero().squeeze(1)
+        if len(at):
+            hit[at] = self._ask(rows[at], points[at])
+        return hit
+
+    def _ask(self, rows: Tensor, points: Tensor) -> Tensor:
+        hit = self.oracle[rows].labels(points) != self.y[rows]
+        self.left[rows] -= 1
+        old, far = self.distance[rows], self.threat.size(points, self.x[rows])
+        better = hit & (far < old)
+        self.distance[rows] = torch.where(better, far, old)
+        self.nearest[rows] = torch.where(ops.over(better, points), points, self.nearest[rows])
+        return hit
+
+    def votes(self, rows: Tensor, points: Tensor, most: Tensor) -> Tensor:
+        """+1 for misclassified, -1 for not, 0 for not asked, [m, k]; a query each.
+
+        Args:
+            rows: [m], open.
+            points: [m, k, 3, H, W].
+            most: int64 [m], how many of its k images each row asks about, the first ones.
+        """
+        k = points.shape[1]
+        most = torch.minimum(most, self.left[rows]).clamp(min=0, max=k)
+        out = torch.zeros_like(points[:, :, 0, 0, 0])
+        for count in most.unique().tolist():  # one number, but for the last probes of a budget
+            same = (most == count).nonzero().squeeze(1)
+            at = rows[same]
+            width = max(1, IMAGES // max(1, len(at) * points[0, 0].numel()))
+            for first in range(0, count, width):
+                part = points[same, first : min(first + width, count)]
+                label = self.oracle[at].repeat(part.shape[1]).labels(part.flatten(0, 1)).view(len(at), -1)
+                out[same, first : first + part.shape[1]] = torch.where(label != self.y[at][:, None], 1.0, -1.0).to(out)
+        self.left[rows] -= most
+        return out
+
+    def result(self) -> Tensor:
+        """The nearest misclassified images; the clean one where there is none, or none inside eps if that counts."""
+        if not self.stop_at_eps:
+            return self.nearest
+        return torch.where(ops.over(self.distance <= self.threat.eps, self.x), self.nearest, self.x)
+
+
+def keep(which: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each tensor that stay; the tensors themselves where all do."""
+    return state if bool(which.all()) else tuple(part[which] for part in state)
+
+
+def probes(draws: Draws, shape: tuple[int, ...], most: int, kind: str = "normal") -> Iterator[tuple[int, Tensor]]:
+    """(first, random images [n, k, *shape]): `most` images a sample, in portions that fit into memory.
+
+    The images are the same whatever `most` is.
+
+    Args:
+        kind: `normal`, or `uniform` in [-1, 1).
+    """
+    size = max(1, min(PROBES, NUMBERS // math.prod(shape)))
+    for first in range(0, most, size):
+        # whole portions are drawn, for the numbers depend on how many are drawn at once
+        u = draws.normal((size, *shape), first) if kind == "normal" else 2 * draws.uniform((size, *shape), first) - 1
+        yield first, u[:, : most - first]
+
+
+def bisect(
+    ask: Queries, rows: Tensor, place: Callable[[Tensor, Tensor], Tensor], high: Tensor, tolerance: Tensor
+) -> Tensor:
+    """The smallest numbers, to a tolerance, where the image is misclassified: halves [0, high], all samples at once.
+
+    Args:
+        place: images of some of the rows (their places in `rows`) at some numbers.
+        high: [m], where the image is known to be misclassified.
+        tolerance: [m].
+    """
+    low, high = torch.zeros_like(high), high.clone()
+    while True:
+        middle = (low + high) / 2
+        # rounding may end a search before its tolerance
+        wide = (high - low > tolerance) & (middle > low) & (middle < high) & ask.open(rows)
+        live = wide.nonzero().squeeze(1)
+        if not len(live):
+            return high
+        middle = middle[live]
+        hit = ask.wrong(rows[live], place(live, middle))
+        high[live] = torch.where(hit, middle, high[live])
+        low[live] = torch.where(hit, low[live], middle)
+
+
+def to_boundary(ask: Queries, rows: Tensor, far: Tensor, tolerance: float) -> Tensor:
+    """Misclassified images on the way from the clean images to `far`, next to the boundary.
+
+    The way is the line in L2, and the shrinking ball that clips the perturbation in Linf.
+
+    Args:
+        far: [m, 3, H, W], misclassified.
+        tolerance: of the search, as a share of the way; not below what the pixels' type resolves.
+    """
+    if not len(rows):
+        return far
+    x, norm = ask.x[rows], ask.threat.norm
+    delta = far - x
+    length = ops.size(delta, norm)
+
+    def place(at: Tensor, share: Tensor) -> Tensor:
+        return (x[at] + ops.project_ball(delta[at], norm, share * length[at])).clamp(0, 1)
+
+    finest = torch.finfo(x.dtype).eps / length.clamp(min=torch.finfo(x.dtype).tiny)
+    share = bisect(ask, rows, place, torch.ones_like(length), finest.clamp(min=tolerance))
+    every = torch.arange(len(rows), device=rows.device)
+    return torch.where(ops.over(share < 1, far), place(every, share), far)
+
+
+def noise(like: Tensor, draws: Draws, number: int) -> Tensor:
+    """U[0, 1) images: pixel by pixel at first, then in cells of 2, 4, ... pixels up to one colour, and again."""
+    channels, height, width = like.shape[1:]
+    side = 2 ** (number % (max(height, width).bit_length()))
+    u = draws.uniform((channels, -(-height // side), -(-width // side)), number, "start").to(like)
+    return u.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width]
+
+
+def start(ask: Queries, draws: Draws, tolerance: float, directions: int = 1) -> tuple[Tensor, Tensor]:
+    """(rows, points): the samples that go on, and misclassified images next to the boundary towards uniform noise.
+
+    Noise is drawn for each sample until it is misclassified: first in pixels; where the noise has the label of the
+    image, in ever larger cells. Samples that find none spend their budget. Then come further draws, one query each at
+    the distance known so far; one that is misclassified there is nearer, and is followed to the boundary.
+
+    Args:
+        tolerance: of the search on the way to the noise, as a share of it.
+        directions: draws that are tried.
+    """
+    rows = ask.rows()
+    points, number = ask.x[rows], 0
+    ready = torch.zeros_like(rows, dtype=torch.bool)
+    while True:
+        live = (~ready & ask.open(rows)).nonzero().squeeze(1)
+        if not len(live):
+            break
+        trial = noise(points[live], draws[rows[live]], number)
+        hit = ask.wrong(rows[live], trial)
+        points[live] = torch.where(ops.over(hit, trial), trial, points[live])
+        ready[live] = hit
+        number += 1
+    rows, points = rows[ready], points[ready]
+    points = to_boundary(ask, rows, points, tolerance)
+    for number in range(1, directions):
+        rows, points = keep(ask.open(rows), rows, points)
+        if not len(rows):
+            break
+        x, norm = ask.x[rows], ask.threat.norm
+        trial = noise(x, draws[rows].child("directions"), number) - x
+        trial = (x + ops.project_ball(trial, norm, ops.size(points - x, norm))).clamp(0, 1)
+        near = ask.wrong(rows, trial).nonzero().squeeze(1)
+        points[near] = to_boundary(ask, rows[near], trial[near], tolerance)
+    rows, points = keep(ask.open(rows), rows, points)
+    return rows, points

@@ -1,0 +1,126 @@
+"""GeoDA: the normal of a nearly flat boundary from labels of smooth probes, and the boundary along that normal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import Access, Norm, ThreatModel
+from siegebench.types import Count, MinimalAttack, Positive
+
+from .decision import Queries, bisect, keep, probes, start
+
+DOUBLINGS = 10  # of the distance along a normal, at most
+RESERVE = 25  # queries of a round that are kept for the way along the normal
+
+
+@cache
+def cosines(size: int, waves: int) -> Tensor:
+    """The first rows of the orthonormal DCT-II, float64 [waves, size]."""
+    k, i = torch.arange(waves, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
+    rows = torch.cos(math.pi / size * (i + 0.5) * k) * math.sqrt(2 / size)
+    rows[0] /= math.sqrt(2)
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeoDA(MinimalAttack):
+    """Takes the boundary for flat: estimates its normal from labels and follows the normal from the clean image.
+
+    Rahmati, Moosavi-Dezfooli, Frossard, Dai, "GeoDA: a geometric framework for black-box adversarial attacks",
+    CVPR 2020, arXiv 2003.06468. Each round asks about random smooth images around a point of the boundary; their sum,
+    with the signs of the answers, over all rounds so far, is the normal. The next point is where the boundary meets the
+    ray from the clean image along the normal (along its signs in Linf). Rounds grow by mu^(-2/3).
+
+    Random: the noise it starts from and the smooth images, for each sample on its own. A sample spends its whole
+    budget: `queries`, or what the threat model leaves. The clean image is not queried.
+
+    Differs from the paper: it starts towards uniform noise, in larger cells where fine noise has the label of the
+    image. All probes weigh alike (in the authors' code all rounds do, however small). The first round has a fixed size,
+    and the last one takes what would not make another (the authors' code fits the number of rounds to the budget so
+    that the first has 50 to 80 probes). Along a ray it looks first at the distance of the point before, then doubles it
+    (there: steps of a fixed length).
+
+    Attributes:
+        queries: at most.
+        waves: the smooth images have so many cosines of the lowest frequencies in each direction.
+        sigma: of their coefficients.
+        mu: growth of the rounds.
+        tolerance: of the searches of the boundary, in L2.
+        probes: of the first round.
+        directions: draws of noise that compete for the start.
+        stop_at_eps: a sample leaves as soon as it is broken within the eps of the threat model, and one that never is
+            comes back clean.
+    """
+
+    queries: Count = 5000
+    waves: Count = 10
+    sigma: Positive = 2e-4
+    mu: Annotated[float, Field(gt=0, le=1)] = 0.6
+    tolerance: Positive = 1e-4
+    probes: Count = 65
+    directions: Count = 20
+    stop_at_eps: bool = False
+
+    needs: ClassVar[Access] = "label"
+    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
+
+    def minimises(self) -> bool:
+        return not self.stop_at_eps
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        ask = Queries(oracle, x, y, threat, self.queries, self.stop_at_eps)
+        rows, point = start(ask, draws, self.tolerance / math.sqrt(x[0].numel()), self.directions)
+        normal = torch.zeros_like(point)
+        t = 0
+        while len(rows):
+            now, then = (round(self.probes * self.mu ** (-2 * k / 3)) for k in (t, t + 1))
+            usable = ask.left[rows] - RESERVE
+            spend = torch.where(usable < now + RESERVE + then, usable, now).clamp(min=1)
+            normal = normal + self._normal(ask, rows, point, spend, draws[rows].child("probes", t))
+            point = self._along(ask, rows, point, ops.normalise(normal, threat.norm))
+            rows, point, normal = keep(ask.open(rows), rows, point, normal)
+            t += 1
+        return ask.result()
+
+    def _normal(self, ask: Queries, rows: Tensor, point: Tensor, spend: Tensor, draws: Draws) -> Tensor:
+        """Sum of the smooth images, with the signs of their answers."""
+        channels, height, width = point.shape[1:]
+        down, across = (cosines(size, min(self.waves, size)).to(point) for size in (height, width))
+        total = torch.zeros_like(point)
+        for first, waves in probes(draws, (channels, len(down), len(across)), int(spend.max())):
+            u = down.T @ waves.to(point) @ across
+            answers = ask.votes(rows, (point[:, None] + self.sigma * u).clamp(0, 1), spend - first)
+            total += (answers[:, :, None, None, None] * u).sum(dim=1)
+        return total
+
+    def _along(self, ask: Queries, rows: Tensor, point: Tensor, w: Tensor) -> Tensor:
+        """Where the boundary meets the rays from the clean images along w; the old point where it does not."""
+        x, norm = ask.x[rows], ask.threat.norm
+
+        def place(at: Tensor, r: Tensor) -> Tensor:
+            return (x[at] + ops.over(r, x) * w[at]).clamp(0, 1)
+
+        high, reached = ops.size(point - x, norm), torch.zeros_like(rows, dtype=torch.bool)
+        live = torch.arange(len(rows), device=rows.device)
+        for _ in range(DOUBLINGS):
+            if not len(live):
+                break
+            reached[live] = ask.wrong(rows[live], place(live, high[live]))
+            live = live[~reached[live] & ask.open(rows[live])]
+            high[live] *= 2
+        at = reached.nonzero().squeeze(1)
+        tolerance = self.tolerance / (math.sqrt(x[0].numel()) if norm == "linf" else 1.0)
+        high = bisect(ask, rows[at], lambda i, r: place(at[i], r), high[at], torch.full_like(high[at], tolerance))
+        point = point.clone()
+        point[at] = place(at, high)
+        return point

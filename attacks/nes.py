@@ -1,0 +1,103 @@
+"""NES: projected gradient ascent with a gradient estimated from scores, by antithetic Gaussian probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import Access, Norm, ThreatModel
+from siegebench.types import Attack, Count, Positive, Share
+
+NUMBERS = 2**24  # pixels of probes that are held at once, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class NES(Attack):
+    """g = mean over pairs of (L(x + sigma u) - L(x - sigma u)) u / (2 sigma), u ~ N(0, I); then a step along g.
+
+    Ilyas, Engstrom, Athalye, Lin, "Black-box Adversarial Attacks with Limited Queries and Information", ICML 2018,
+    arXiv 1804.08598. L is the margin; the step goes along the sign of g (Linf) or along g (L2), and is projected.
+
+    Random: the probes, drawn for each sample on its own. Cost of a step: 2 `pairs` queries for g and one to see where
+    the step led; at most `queries` in all, or what the threat model leaves. What is too little for a whole step goes
+    into one with fewer pairs, and at last into steps along the same g. A broken sample leaves at once, and so does one
+    that has less than three queries to begin with. The clean image is not queried.
+
+    Differs from the paper: the margin instead of cross-entropy, which is flat where a network is sure; the step is a
+    share of eps and stays as it is (the authors halve it on plateaus); the look after each step is counted; probes are
+    clipped to [0, 1], as an image that is sent somewhere has to be.
+
+    Attributes:
+        queries: at most.
+        pairs: probes behind one gradient are twice as many. With momentum few are enough; the authors take 25.
+        sigma: standard deviation of a probe in each pixel.
+        step: length of a step as a share of eps.
+        momentum: share of the gradients before in the one that is followed.
+    """
+
+    queries: Count = 10_000
+    pairs: Count = 5
+    sigma: Positive = 0.01
+    step: Positive = 0.2
+    momentum: Share = 0.9
+
+    needs: ClassVar[Access] = "score"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        x_adv = x.clone()
+        granted = oracle.left()
+        left = torch.full_like(y, self.queries) if granted is None else granted.clamp(max=self.queries)
+        # state of the samples that still search: their places in x, the point, its gradient, and the best point so far
+        live = (left >= 3).nonzero().squeeze(1)
+        x0, left = x[live], left[live]
+        point, g, best, margin = x0, torch.zeros_like(x0), x0, torch.full_like(x0[:, 0, 0, 0], -torch.inf)
+        step = 0
+        while len(live):
+            view, labels = oracle[live], y[live]
+            pairs = ((left - 1) // 2).clamp(max=self.pairs)
+            estimate = self._gradient(view, point, labels, pairs, draws[live], step)
+            followed = self.momentum * g + (1 - self.momentum) * estimate
+            g = torch.where(ops.over(pairs > 0, g), followed, g)
+            point = threat.project(point + self.step * threat.eps * ops.normalise(g, threat.norm), x0)
+            value = ops.margin(view.logits(point), labels)
+            left = left - 2 * pairs - 1
+            better = value > margin
+            best = torch.where(ops.over(better, best), point, best)
+            margin = torch.where(better, value, margin)
+            leave = (value > 0) | (left == 0)
+            if bool(leave.any()):
+                x_adv[live[leave]] = best[leave]
+                rest = ~leave
+                live, x0, left, point, g = live[rest], x0[rest], left[rest], point[rest], g[rest]
+                best, margin = best[rest], margin[rest]
+            step += 1
+        return x_adv
+
+    def _gradient(self, oracle: Oracle, point: Tensor, y: Tensor, pairs: Tensor, draws: Draws, step: int) -> Tensor:
+        """The estimate at each point [n, ...] from its own number of pairs, int64 [n]; zero where that is zero."""
+        g = torch.zeros_like(point)
+        for count in pairs.unique().tolist():  # one number, but for the last steps of unequal budgets
+            rows = (pairs == count).nonzero().squeeze(1)
+            width = max(1, NUMBERS // (2 * len(rows) * point[0].numel()))
+            for first in range(0, count, width):
+                k = torch.arange(first, min(first + width, count), device=point.device)
+                each = rows.repeat_interleave(len(k))
+                u = (
+                    draws[each]
+                    .normal(point.shape[1:], step * self.pairs + k.repeat(len(rows)), "probe")
+                    .to(point.dtype)
+                )
+                move = (self.sigma * u).view(len(rows), len(k), *point.shape[1:])
+                here = point[rows][:, None]
+                probes = torch.cat([here + move, here - move], dim=1).clamp(0, 1).flatten(0, 1)
+                z = oracle[rows].repeat(2 * len(k)).logits(probes)
+                up, down = ops.margin(z, y[rows].repeat_interleave(2 * len(k))).view(len(rows), 2, len(k)).unbind(1)
+                g[rows] += torch.einsum("nk,nk...->n...", (up - down) / (2 * self.sigma**2 * count), move)
+        return g

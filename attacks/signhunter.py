@@ -1,0 +1,82 @@
+"""SignHunter: divide and conquer on the signs of the perturbation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import Access, Norm, ThreatModel
+from siegebench.types import Attack, Count
+
+
+def chunks(n: int) -> Iterator[slice]:
+    """The parts of n coordinates that are flipped: all, halves, quarters, ..., single ones, and all over again."""
+    while True:
+        for level in range(math.ceil(math.log2(n)) + 1):
+            length = math.ceil(n / 2**level)
+            yield from (slice(first, first + length) for first in range(0, n, length))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignHunter(Attack):
+    """Every pixel moves up or down by the whole budget; ever smaller chunks of signs flip, and stay when it helped.
+
+    Al-Dujaili, O'Reilly, "Sign Bits Are All You Need for Black-Box Attacks", ICLR 2020, arXiv 1902.06894. Linf: x + eps
+    s, L2: x + eps s / |s|, with s in {-1, +1}^n, all +1 to begin with. Chunks are consecutive in the order channel,
+    row, column. A flip stays unless the margin fell.
+
+    Nothing is random. Cost of a sample: one query for its first image and one for each flip, at most `queries` in all,
+    or what the threat model leaves; a broken sample leaves at once. The clean image is not queried.
+
+    Differs from the paper: when single signs have been tried, chunks begin anew around the same clean image (the
+    authors' code goes on around the point it found, so that its images leave the ball); images are clipped to [0, 1]
+    before they are asked about, not after.
+
+    Attributes:
+        queries: at most, first image included.
+    """
+
+    queries: Count = 10_000
+
+    needs: ClassVar[Access] = "score"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        x_adv = x.clone()
+        granted = oracle.left()
+        budget = torch.full_like(y, self.queries) if granted is None else granted.clamp(max=self.queries)
+        most = int(budget.max()) if len(x) else 0
+        n = math.prod(x.shape[1:])
+        reach = threat.eps if threat.norm == "linf" else threat.eps / math.sqrt(n)
+        # state of the samples that still search: their places in x, pixels for s = +1 and -1, signs, image, its margin
+        live = (budget > 0).nonzero().squeeze(1)
+        up, down = (ops.flat(x[live] + move).clamp(0, 1) for move in (reach, -reach))
+        s, image, margin = torch.ones_like(up, dtype=torch.bool), up.clone(), torch.full_like(up[:, 0], -torch.inf)
+        parts = chunks(n)
+        for step in range(most):
+            part = next(parts) if step else slice(0, 0)
+            kept, kept_signs = image[:, part].clone(), s[:, part].clone()
+            s[:, part] = ~kept_signs
+            image[:, part] = torch.where(kept_signs, down[:, part], up[:, part])
+            value = ops.margin(oracle[live].logits(image.view(-1, *x.shape[1:])), y[live])
+            better = value >= margin
+            image[:, part] = torch.where(better[:, None], image[:, part], kept)
+            s[:, part] = kept_signs ^ better[:, None]
+            margin = torch.where(better, value, margin)
+            leave = (value > 0) | (budget[live] <= step + 1)
+            if bool(leave.any()):
+                x_adv[live[leave]] = image[leave].view(-1, *x.shape[1:])
+                rest = ~leave
+                live, up, down, s, image = live[rest], up[rest], down[rest], s[rest], image[rest]
+                margin = margin[rest]
+                if not len(live):
+                    break
+        return x_adv

@@ -1,0 +1,119 @@
+"""SimBA: one direction of an orthonormal basis after another, to one side or the other, when it helps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import Access, Norm, ThreatModel
+from siegebench.types import Attack, Count, Positive
+
+
+def cosines(n: int) -> Tensor:
+    """The orthonormal DCT-II basis, one vector a row, from low to high frequency: float64 [n, n]."""
+    k = torch.arange(n, dtype=torch.float64)
+    basis = torch.cos(math.pi / n * k[:, None] * (k[None] + 0.5)) * math.sqrt(2 / n)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimBA(Attack):
+    """For q of an orthonormal basis in random order: x - step q, or else x + step q, if the loss rises by it.
+
+    Guo, Gardner, You, Wilson, Weinberger, "Simple Black-box Adversarial Attacks", ICML 2019, arXiv 1905.07121. The
+    basis is that of single pixels in random order, or that of cosines over each channel (SimBA-DCT), low frequencies
+    first. While nothing is cut off, k steps that helped are sqrt(k) step long in L2.
+
+    Random: the order of the basis, drawn for each sample on its own. Cost of a sample: one query for the clean image
+    and one or two for each direction, at most `queries` in all, or what the threat model leaves; a broken sample leaves
+    at once, and so does one that has less than two queries.
+
+    Differs from the paper: the margin instead of the probability of the true class, which does not move where a network
+    is sure; every image is projected onto the eps-ball and the box (the authors bound L2 by the number of steps); a
+    sample that has tried the whole basis begins again in a new order.
+
+    Attributes:
+        queries: at most.
+        basis: `pixel` or `dct`.
+        step: length of a step in L2; left out, 0.2 (L2) or eps sqrt(H W) (Linf), which fills the ball in one channel.
+        low: of the cosines, the share of each axis in which all frequencies come first in random order; beyond it they
+            come in frames a quarter as wide (the authors: 28 and then 7 of 224).
+        loss: what has to rise. `ce` rises where the paper's probability of the true class falls.
+    """
+
+    queries: Count = 10_000
+    basis: Literal["pixel", "dct"] = "dct"
+    step: Positive | None = None
+    low: Positive = 0.125
+    loss: Literal["margin", "ce"] = "margin"
+
+    needs: ClassVar[Access] = "score"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        loss = ops.LOSSES[self.loss]
+        channels, height, width = x.shape[1:]
+        usual = 0.2 if threat.norm == "l2" else threat.eps * math.sqrt(height * width)
+        length = usual if self.step is None else self.step
+        make = cosines if self.basis == "dct" else torch.eye
+        rows, columns = make(height).to(x), make(width).to(x)
+        x_adv = x.clone()
+        granted = oracle.left()
+        budget = torch.full_like(y, self.queries) if granted is None else granted.clamp(max=self.queries)
+        live = (budget >= 2).nonzero().squeeze(1)
+        if not len(live):
+            return x_adv
+        # state of the samples that still search: their places in x, the image, its loss, the order of the basis, the
+        # direction that is tried (counted over all rounds through the basis) and to which side
+        x0, image, value = x[live], x[live], loss(oracle[live].logits(x[live]), y[live])
+        order = self._order(draws[live], torch.zeros_like(live), (channels, height, width))
+        tried, side = torch.zeros_like(live), torch.full_like(value, -1)
+        for step in range(1, int(budget.max())):
+            at = order.gather(1, (tried % order.shape[1])[:, None]).squeeze(1)
+            channel, u, v = at // (height * width), at // width % height, at % width
+            q = torch.zeros_like(image)
+            q[torch.arange(len(at), device=at.device), channel] = rows[u][:, :, None] * columns[v][:, None, :]
+            trial = threat.project(image + ops.over(length * side, q) * q, x0)
+            z = oracle[live].logits(trial)
+            now = loss(z, y[live])
+            better = now > value
+            image = torch.where(ops.over(better, image), trial, image)
+            value = torch.where(better, now, value)
+            done = better | (side > 0)
+            tried, side = tried + done, torch.where(done, -1.0, 1.0).to(side)
+            if step >= order.shape[1]:
+                again = (done & (tried % order.shape[1] == 0)).nonzero().squeeze(1)
+                if len(again):
+                    order[again] = self._order(draws[live[again]], tried[again], (channels, height, width))
+            broken = z.argmax(dim=1) != y[live]
+            image = torch.where(ops.over(broken, image), trial, image)
+            leave = broken | (budget[live] <= step + 1)
+            if bool(leave.any()):
+                x_adv[live[leave]] = image[leave]
+                rest = ~leave
+                live, x0, image, value, order = live[rest], x0[rest], image[rest], value[rest], order[rest]
+                tried, side = tried[rest], side[rest]
+                if not len(live):
+                    break
+        return x_adv
+
+    def _order(self, draws: Draws, step: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """In which order the directions come, int64 [n, channels height width]."""
+        channels, height, width = shape
+        key = draws.uniform((math.prod(shape),), step, "order").double()
+        if self.basis == "dct":
+            share = torch.maximum(
+                torch.arange(height, device=key.device)[:, None] / height,
+                torch.arange(width, device=key.device)[None] / width,
+            )
+            frame = ((share - self.low) / (self.low / 4)).floor().clamp(min=-1)
+            key = key + frame.flatten().repeat(channels)
+        return key.argsort(dim=1, stable=True)

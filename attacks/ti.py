@@ -1,0 +1,64 @@
+"""Translation invariance: every gradient is blurred."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siegebench.draws import Draws
+from siegebench.errors import ConfigError
+from siegebench.oracle import Oracle
+from siegebench.threat import NORMS, Norm, ThreatModel
+from siegebench.types import Attack, Count, WrappingAttack
+
+
+@cache
+def gaussian(side: int) -> Tensor:
+    """Normal density at `side` points from -3 to 3 in each direction, of sum 1: float64 [side, side]."""
+    row = torch.exp(-torch.linspace(-3, 3, side, dtype=torch.float64).square() / 2)
+    kernel = row[:, None] * row
+    return kernel / kernel.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TI(WrappingAttack):
+    """Runs the attack inside on gradients convolved with a Gaussian: about the mean over shifted images.
+
+    Dong, Pang, Su, Zhu, "Evading defenses to transferable adversarial examples by translation-invariant attacks", CVPR
+    2019, arXiv 1904.02884. Made for transfer, as `di` is; both may be nested, in either order.
+
+    Random: what the attack inside draws. Cost: that of the attack inside.
+
+    Differs from the paper: 7x7 by default, where the paper blurs 299-pixel images with 15x15; nothing but the blur (the
+    torchattacks version also diversifies inputs).
+
+    Attributes:
+        attack: what runs inside; one that uses gradients.
+        side: of the kernel in pixels, odd; 1 changes nothing.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    for_others: ClassVar[bool] = True
+
+    attack: Attack
+    side: Count = 7
+
+    def __post_init__(self) -> None:
+        if self.side % 2 == 0:
+            raise ConfigError(f"ti: side is {self.side}; expected an odd number of pixels")
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        return self.attack(oracle.filtered(self.blurred), x, y, threat, draws)
+
+    def blurred(self, g: Tensor) -> Tensor:
+        """Each channel convolved with the kernel; zeros beyond the border."""
+        if self.side == 1:
+            return g
+        channels = g.shape[1]
+        kernel = gaussian(self.side).to(g).expand(channels, 1, -1, -1)
+        return F.conv2d(g, kernel, padding=self.side // 2, groups=channels)

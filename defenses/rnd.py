@@ -1,0 +1,60 @@
+"""RND: fresh Gaussian noise on the image at every look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from siegebench.draws import Draws
+from siegebench.types import Classifier, Defense, Positive, Wrapped
+
+
+class NoisyInput(Wrapped):
+    """f(x + nu v), v ~ N(0, I) anew for every image and look, in eval mode too."""
+
+    def __init__(self, inner: Classifier, nu: float) -> None:
+        super().__init__(inner)
+        self.nu, self.randomized = nu, True
+
+    def _noisy(self, x: Tensor, draws: Draws) -> Tensor:
+        return x + self.nu * draws.normal(tuple(x.shape[1:]), purpose="input noise").to(x.dtype)
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        draws = Draws.fresh(len(x), x.device) if draws is None else draws
+        logits: Tensor = self.inner(self._noisy(x, draws), draws)
+        return logits
+
+    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        draws = Draws.fresh(len(x), x.device) if draws is None else draws
+        return self.inner.surrogate(self._noisy(x, draws), draws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RND(Defense):
+    """Random noise defense: answer each query about x by f(x + nu v), v ~ N(0, I) fresh for every image and look.
+
+    Qin, Fan, Zha, Wu, "Random Noise Defense Against Query-Based Black-Box Attacks", NeurIPS 2021, arXiv 2104.11470.
+
+    Meant against attackers who see answers only and live on small differences between them; what counts is nu against
+    the size of the attacker's probes. An attacker with gradients averages the noise away and meets the bare network.
+
+    The noise is random. Nothing is trained. The sum is not clipped to [0, 1]: that would change saturated pixels.
+
+    Differs from the paper: the variant whose network is fine-tuned under noise (RND-GF) is left out.
+
+    Attributes:
+        nu: standard deviation of the noise in each pixel.
+    """
+
+    randomized: ClassVar[bool] = True
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"name": "eot", "looks": 20, "attack": {"name": "pgd", "loss": "margin", "steps": 20}},
+        {"name": "eot", "looks": 20, "attack": {"name": "apgd", "loss": "dlr", "steps": 25, "early_stop": False}},
+    )
+
+    nu: Positive = 0.02
+
+    def wrap(self, model: Classifier) -> Classifier:
+        return NoisyInput(model, self.nu)
