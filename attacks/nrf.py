@@ -54,11 +54,11 @@ class NRF(MinimalAttack):
     most `steps` of either.
 
     Differs from the paper: here as in the authors' code, but for the largest variance, the length of u and the early
-    stop, which are a sample's own and not the batch's; the stop judges ||x' - x||^2 + c f; the tanh is shrunk so that
-    pixels at 0 and 1 can move; the largest logit is masked with -inf, not 0; the learning rate of w is a tenth of
-    theirs (preset `published`). A model without convolutions is attacked with the image itself as z, and one whose last
-    maps are single numbers is refused. On cifar_resnet20 at most 8 of 64 channels are robust (6 images), so that u is
-    nearly the whole gradient.
+    stop, which are a sample's own and not the batch's; the stop judges ||x' - x||^2 + c f, and broken samples only; the
+    tanh is shrunk so that pixels at 0 and 1 can move; the largest logit is masked with -inf, not 0; the learning rate
+    of w is a fiftieth of theirs (preset `published`). A model without convolutions is attacked with the image itself as
+    z, and one whose last maps are single numbers is refused. On cifar_resnet20 at most 8 of 64 channels are robust
+    (6 images), so that u is nearly the whole gradient.
 
     Attributes:
         steps: Adam steps on w.
@@ -74,7 +74,7 @@ class NRF(MinimalAttack):
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
 
     steps: Count = 200
-    lr: Positive = 0.01
+    lr: Positive = 0.002
     c: Positive = 0.1
     channels: Literal["non_robust", "robust"] = "non_robust"
     towards: bool = True
@@ -102,7 +102,7 @@ class NRF(MinimalAttack):
             w = w - adam.step((2 * (x_k - x[live]) + g) * (1 - tanh * tanh) / 2, self.lr)
             if k % max(1, self.steps // 3) == 0:
                 objective = far * far + f
-                falls = (objective < before).nonzero().squeeze(1)
+                falls = ((objective < before) | nearest[live].isinf()).nonzero().squeeze(1)
                 if not len(falls):
                     break
                 live, w, before, adam.m, adam.v = (t[falls] for t in (live, w, objective, adam.m, adam.v))
