@@ -34,9 +34,10 @@ class Boundary(MinimalAttack):
     Random: the noise it starts from and the directions, for each sample on its own. A sample spends its whole budget:
     `queries`, or what the threat model leaves. The clean image is not queried.
 
-    Differs from the paper: it starts next to the boundary, towards uniform noise (in larger cells where fine noise has
-    the label of the image). Points on the sphere are asked about every few steps only, and the shares are those of
-    windows of steps.
+    Differs from the paper: it starts next to the boundary, towards the best of some noise images (in larger cells where
+    fine noise has the label of the image), with a larger step on the sphere (0.1, not 0.01). Points on the sphere are
+    asked about every few steps only, and the shares are those of windows of steps, shorter than foolbox's, so that the
+    steps adapt within hundreds of queries.
 
     Attributes:
         queries: at most.
@@ -52,13 +53,13 @@ class Boundary(MinimalAttack):
     """
 
     queries: Count = 5000
-    spherical_step: Positive = 0.01
+    spherical_step: Positive = 0.1
     source_step: Positive = 0.01
     adaptation: Positive = 1.5
     every: Count = 10
     sphere_window: Count = 10
-    source_window: Count = 30
-    directions: Count = 20
+    source_window: Count = 15
+    directions: Count = 50
     stop_at_eps: bool = False
 
     needs: ClassVar[Access] = "label"

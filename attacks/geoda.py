@@ -44,11 +44,11 @@ class GeoDA(MinimalAttack):
     Random: the noise it starts from and the smooth images, for each sample on its own. A sample spends its whole
     budget: `queries`, or what the threat model leaves. The clean image is not queried.
 
-    Differs from the paper: it starts towards uniform noise, in larger cells where fine noise has the label of the
-    image. All probes weigh alike (in the authors' code all rounds do, however small). The first round has a fixed size,
-    and the last one takes what would not make another (the authors' code fits the number of rounds to the budget so
-    that the first has 50 to 80 probes). Along a ray it looks first at the distance of the point before, then doubles it
-    (there: steps of a fixed length).
+    Differs from the paper: it starts towards the best of some noise images, in larger cells where fine noise has the
+    label of the image. All probes weigh alike (in the authors' code all rounds do, however small). The first round has
+    a fixed size, and the last one takes what would not make another (the authors' code fits the number of rounds to the
+    budget so that the first has 50 to 80 probes). Along a ray it looks first at the distance of the point before, then
+    doubles it (there: steps of a fixed length).
 
     Attributes:
         queries: at most.
@@ -68,7 +68,7 @@ class GeoDA(MinimalAttack):
     mu: Annotated[float, Field(gt=0, le=1)] = 0.6
     tolerance: Positive = 1e-4
     probes: Count = 65
-    directions: Count = 20
+    directions: Count = 50
     stop_at_eps: bool = False
 
     needs: ClassVar[Access] = "label"

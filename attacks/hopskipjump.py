@@ -51,7 +51,7 @@ class HopSkipJump(MinimalAttack):
     probes: Count = 100
     most_probes: Count = 10_000
     radius: Positive = 0.01
-    directions: Count = 20
+    directions: Count = 50
     stop_at_eps: bool = False
 
     needs: ClassVar[Access] = "label"

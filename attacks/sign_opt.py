@@ -34,10 +34,10 @@ class SignOPT(MinimalAttack):
     Random: the noise it starts from and the probes, for each sample on its own. A sample spends its whole budget:
     `queries`, or what the threat model leaves. The clean image is not queried.
 
-    Differs from the paper: it starts towards uniform noise, in larger cells where fine noise has the label of the
-    image. A step is looked at first at the best distance so far, one query, and its distance is searched only where it
-    is nearer (the authors' code follows every step to its boundary). beta is not divided below 1e-5, where float32
-    pixels would not show it.
+    Differs from the paper: it starts towards the best of 50 images of uniform noise (there: 100 directions), in larger
+    cells where fine noise has the label of the image. A step is looked at first at the best distance so far, one query,
+    and its distance is searched only where it is nearer (the authors' code follows every step to its boundary). beta is
+    not divided below 1e-5, where float32 pixels would not show it.
 
     Attributes:
         queries: at most.
@@ -53,7 +53,7 @@ class SignOPT(MinimalAttack):
     probes: Count = 200
     alpha: Positive = 0.2
     beta: Positive = 0.001
-    directions: Count = 100
+    directions: Count = 50
     stop_at_eps: bool = False
 
     needs: ClassVar[Access] = "label"

@@ -86,14 +86,14 @@ def asking(model: Classifier, x: Tensor, norm: Norm, queries: int) -> Queries:
 @pytest.mark.parametrize(
     ("attack", "norm", "queries", "factor"),
     [
-        (RayS(stop_at_eps=False), "linf", 2000, 1.3),
-        (SignFlip(stop_at_eps=False), "linf", 4000, 2.0),
+        (RayS(stop_at_eps=False), "linf", 2000, 1.1),
+        (SignFlip(stop_at_eps=False), "linf", 4000, 1.3),
         (HopSkipJump(), "l2", 2000, 1.15),
-        (HopSkipJump(), "linf", 2000, 1.3),
-        (Boundary(), "l2", 4000, 1.3),
-        (GeoDA(), "l2", 2000, 1.1),
-        (GeoDA(), "linf", 2000, 1.3),
-        (SignOPT(), "l2", 2000, 1.5),
+        (HopSkipJump(), "linf", 2000, 1.35),
+        (Boundary(), "l2", 4000, 1.1),
+        (GeoDA(), "l2", 2000, 1.2),
+        (GeoDA(), "linf", 2000, 1.2),
+        (SignOPT(), "l2", 2000, 1.2),
     ],
     ids=lambda value: type(value).__name__.lower() if isinstance(value, MinimalAttack) else str(value),
 )
