@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from siegebench.data import ImageSet
+from siegebench.data import ImageSet, stratified
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
 from siegebench.train import predict
@@ -20,6 +20,7 @@ from siegebench.types import Classifier, Defense, Granted, Positive, Share, Wrap
 Place = tuple[str, bool]  # (name of a module, noise behind it; else in front of it)
 BLOCKS = ("stages", "layers", "blocks")  # where timm keeps the parts of a network, in order
 PASSES, ROUNDS = 5, 12  # noisy looks behind one accuracy, and halvings of the interval, when nu is calibrated
+HELD_OUT = 1000  # images of each held-out part, at most, that the accuracies are measured on
 LEAST, MOST, CLOSE = 1e-4, 1e4, 1e-3  # the interval of nu, and the accuracy at which the search may end
 
 
@@ -111,7 +112,7 @@ class RandomizedFeatures(Defense):
     Meant against attackers who see answers only: noise in the features disturbs the differences between answers that
     they live on. An attacker with gradients averages the noise away and meets the bare network.
 
-    The noise is random. With nu left out, nu is searched on held-out images (means of 5 noisy looks) so that the clean
+    The noise is random. With nu left out, nu is searched on up to 2,000 held-out images (means of 5 noisy looks) so that the clean
     accuracy falls by `drop`; a network that was trained on these images too is given too large a nu.
 
     Attributes:
@@ -166,7 +167,7 @@ class RandomizedFeatures(Defense):
         assert isinstance(defended, NoisyFeatures)
         if self.nu is not None:
             return
-        held_out = (data.clean, data.val)
+        held_out = [part.select(stratified(part, min(len(part), HELD_OUT), 0)) for part in (data.clean, data.val)]
 
         def accuracy(nu: float, passes: int) -> float:
             defended.nu.fill_(nu)

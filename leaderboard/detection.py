@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from siegebench.cells import Result, canonical, eps_text
+from siegebench.cells import Result, ball_text, canonical
 
 from . import columns
 from .board import (
@@ -125,7 +125,7 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
     data, threat = str(cell.data["name"]), _threat(members[0])
     facts = {**slice_facts(members[0]), "model": model}
     if threat is not None:
-        facts["threat"] = f"{threat['norm']} {eps_text(float(threat['eps']))}"
+        facts["threat"] = ball_text(threat)
     each = columns.under("auroc", sorted({attack for attack, _ in asked}), "score", "AUROC under this attack.")
     return Board(
         id=slug(kind, data, model, key=[kind, slice_of(members[0]), trained_alike(cell.model), threat]),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from siegebench.cells import Result, canonical, eps_text, label
+from siegebench.cells import Result, ball_text, canonical, label
 
 from . import columns, flags
 from .board import (
@@ -48,12 +48,16 @@ ABOUT = {
     f"whole budget, the worst case of each image over the attacks. {SAME}",
     "transfer": "The attacker makes the images on networks of his own and never meets the model. Ranked by robust "
     f"accuracy, the worst case of each image over the attacks. {SAME}",
+    "patch": "The attacker sees the model and changes what a camera sees: a patch, a pattern, the light. l0 is the "
+    "share of pixels that differ. Places, poses and phases are drawn for each image and seed. Ranked by robust "
+    f"accuracy, the worst case of each image over the attacks. {SAME}",
 }
 TRACKS = tuple(ABOUT)
 NOTES = {
     "white_box": f"Ranked only with {REQUIRED}, and where there is a defense with an attack that knows it.",
     "query": "A black-box attacker meets the deployed pipeline as it is: no adaptive attack is required here.",
     "transfer": "Nobody adapts to a defense that he does not meet; passes are those of the surrogates.",
+    "patch": "Passes are those on the attacked images; what a pattern for all images cost to learn stands in its row.",
 }
 
 
@@ -140,13 +144,14 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
         return float(left.mean()) - float(right.mean()), mcnemar(left, right)
 
     placed = place(lines, lambda line: high_first(line.value("robust_acc")), compare)
-    data, ball = str(cell.data["name"]), f"{threat['norm']} {eps_text(threat['eps'])}"
+    data, ball = str(cell.data["name"]), ball_text(threat)
     limit = f", {threat['queries']} queries" if threat["queries"] else ""
     sources = " + ".join(label(s) for s in cell.surrogates or ())
     kind = {
         "white_box": "White box",
         "query": f"Query, {threat['access']} access",
-        "transfer": f"Transfer from {sources}",
+        "transfer": f"Transfer from {sources}" if sources else "No box",
+        "patch": "Patch",
     }[cell.track]
     each = _attack_columns([r for r in usual if r.cell.attack is not None], attacks)
     passes = replace(columns.PASSES, main=cell.track != "query")  # what a query costs stands in its own column

@@ -49,7 +49,7 @@ def figure(board: Board, link: Callable[[Line], str]) -> dict[str, Any] | None:
     lines = [line for line in board.lines if line.value(board.primary) is not None]
     if not lines:
         return None
-    if board.track in ("white_box", "transfer"):
+    if board.track in ("white_box", "transfer", "patch"):
         return scatter(lines, link)
     if board.track == "query":
         return curves(lines, link)

@@ -191,6 +191,8 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
 
     >>> x_adv = attack("pgd", steps=20)(model, x, y, norm="linf", eps="8/255")
 
+    One that learns before it attacks (see `siegebench list attacks`) also takes `data=`, the images it learns from.
+
     Raises:
         ConfigError: unknown name or parameter.
     """
@@ -207,8 +209,13 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
         queries: int | None = None,
         seed: int = 0,
         num_classes: int | None = None,
+        data: ImageSet | None = None,
     ) -> Tensor:
         _check_images(x, y)
+        if entry.learning() and data is None:
+            raise ConfigError(
+                f"attack {name!r} learns from training images: pass data=, as load_data(..., 'train') gives them"
+            )
         access: Access = entry.access()
         threat = ThreatModel.parse({"norm": norm, "eps": eps, "access": access, "queries": queries})
         if not isinstance(model, Classifier):
@@ -218,7 +225,11 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
             model = Network(model, num_classes=num_classes)
         draws = Draws(derive_seed(seed, "attack"), torch.arange(len(x), device=x.device))
         with _frozen(model):
-            return entry(Oracle(model, threat, draws), x, y, threat, draws)
+            ready = entry
+            if data is not None and entry.learning():
+                own = Draws(derive_seed(seed, "learn"), data.ids).to(x.device)
+                ready = entry.learn(Oracle(model, threat, own), data, threat, own)
+            return ready(Oracle(model, threat, draws), x, y, threat, draws)
 
     return call
 

@@ -17,7 +17,7 @@ from siegebench.errors import ConfigError
 SCHEMA = 1  # of a stored row
 PROTOCOL = 1  # of the evaluation; raised whenever the same cell could give another number
 
-Track = Literal["white_box", "query", "transfer", "backdoor", "input_detection", "model_detection"]
+Track = Literal["white_box", "query", "transfer", "patch", "backdoor", "input_detection", "model_detection"]
 Status = Literal["ok", "error", "not_applicable"]
 SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector")
 
@@ -40,7 +40,8 @@ class Cell:
         track: which kind of number.
         data: `{name, version, split, count, digest, classes, ...}` of the evaluated slice.
         threat: norm, eps, access, queries; None on backdoor tracks.
-        surrogates: the models that the attack sees in place of the victim; only on the transfer track.
+        surrogates: the models that the attack sees in place of the victim, none for a no-box attack; only on the
+            transfer track.
         adaptive: the attack knows the defense (it is one of those the defense declares).
         seed: of everything random.
     """
@@ -76,10 +77,10 @@ class Cell:
         """Short names for people: one for each slot, the data and the threat."""
         out = {slot: label(getattr(self, slot)) for slot in SLOTS if getattr(self, slot) is not None}
         if self.surrogates is not None:
-            out["surrogates"] = "+".join(map(label, self.surrogates))
+            out["surrogates"] = "+".join(map(label, self.surrogates)) or "nothing"
         out["data"] = str(self.data["name"])
         if self.threat is not None:
-            out["threat"] = f"{self.threat['norm']} {eps_text(self.threat['eps'])}"
+            out["threat"] = ball_text(self.threat)
         return out
 
     @property
@@ -93,9 +94,9 @@ class Cell:
         """Where the row lies below the store, readable in a diff."""
         parts = [self.data["name"], self.track]
         if self.threat is not None:
-            parts.append(f"{self.threat['norm']}-{eps_text(self.threat['eps']).replace('/', 'over')}")
+            parts.append(ball_text(self.threat).replace(" ", "-").replace("/", "over"))
         if self.surrogates is not None:
-            parts.append("from-" + "+".join(map(label, self.surrogates)))
+            parts.append("from-" + ("+".join(map(label, self.surrogates)) or "nothing"))
         parts.append(label(self.model))
         if self.backdoor is not None:
             parts.append(label(self.backdoor))
@@ -121,6 +122,12 @@ def eps_text(eps: float) -> str:
         grey = round(halves) / 2
         return f"{grey:g}/255"
     return f"{eps:g}"
+
+
+def ball_text(threat: Mapping[str, Any]) -> str:
+    """`linf 8/255`, `l2 0.5`; `l0 6.25%` of the pixels."""
+    eps = threat["eps"]
+    return f"l0 {100 * eps:g}%" if threat["norm"] == "l0" else f"{threat['norm']} {eps_text(eps)}"
 
 
 def label(description: Mapping[str, Any] | None) -> str:

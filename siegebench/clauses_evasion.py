@@ -10,7 +10,7 @@ import copy
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,19 +30,24 @@ from siegebench.specimens import (
     network,
     one_draw,
     other_global_numbers,
+    planted_set,
     require,
     state_of,
     victim,
 )
 from siegebench.threat import ACCESSES, NORMS, TOLERANCE, Norm, ThreatModel
-from siegebench.types import Classifier
+from siegebench.types import Classifier, Probe
 from siegebench.weights import load_weights, save_weights
 
-EPS: dict[Norm, float] = {"linf": 2.5 / 255, "l2": 0.12, "l1": 1.5}  # some images of the victim fall, some hold
-WITHIN = {"gradient": 1.5, "score": 4.0, "label": 4.0}  # times the nearest distance: there an attack must succeed
-ROOT: dict[Norm, float] = {"linf": 0.0, "l2": 0.5, "l1": 1.0}  # half the cube: eps = d^root / 2
+P = TypeVar("P", bound=Probe)
+
+# some images of the victim fall, some hold
+EPS: dict[Norm, float] = {"linf": 2.5 / 255, "l2": 0.12, "l1": 1.5, "l0": 0.1}
+# times the nearest distance: there an attack must succeed
+WITHIN = {"gradient": 1.5, "score": 4.0, "label": 4.0, "none": 4.0}
+ROOT: dict[Norm, float] = {"linf": 0.0, "l2": 0.5, "l1": 1.0, "l0": 0.0}  # half the cube: eps = d^root / 2
 QUERIES = 37  # a budget that no attack is tuned to
-RANKED_BY_ATTACKS = {"white_box", "query", "transfer"}
+RANKED_BY_ATTACKS = {"white_box", "query", "transfer", "patch"}
 
 
 # -------------------------------------------------------------------------------------------------------------- attacks
@@ -58,7 +63,16 @@ def _attack(
 ) -> tuple[Tensor, Oracle]:
     draws = Draws(0, torch.arange(len(x)) if ids is None else ids)
     oracle = Oracle(model, threat, draws)
-    return attack(oracle, x, y, threat, draws), oracle
+    return _learnt(attack, model, threat, x.shape[-1])(oracle, x, y, threat, draws), oracle
+
+
+def _learnt(probe: P, model: Classifier, threat: ThreatModel, size: int) -> P:
+    """The entry, having learnt from the planted training set where it learns."""
+    if not probe.learning():
+        return probe
+    data = planted_set(size=size)
+    draws = Draws(0, data.ids)
+    return probe.learn(Oracle(model, threat, draws), data, threat, draws)
 
 
 def _norms(case: Case) -> tuple[Norm, ...]:
@@ -137,11 +151,18 @@ def keeps_the_query_budget(case: Case) -> None:
 
 
 def books_its_passes(case: Case) -> None:
-    if case.control:
-        return  # a planted no-op asks nothing
+    if case.control or case.entry.access() == "none":
+        return  # a planted no-op asks nothing, and an attack without a box has nobody to ask
     for norm in _norms(case):
         model, x, y = halfspace(norm)
-        ledger = _attack(case.quick, model, x, y, _threat(case, norm, 0.9 * NEAREST[norm]))[1].ledger
+        threat = _threat(case, norm, 0.9 * NEAREST[norm])
+        if case.entry.learning():  # it may ask while it learns and never again
+            data = planted_set(size=x.shape[-1])
+            oracle = Oracle(model, threat, Draws(0, data.ids))
+            case.quick.learn(oracle, data, threat, Draws(0, data.ids))
+            require(oracle.ledger.forwards.sum() > 0, f"{norm}: no forward pass was booked while it learnt")
+            continue
+        ledger = _attack(case.quick, model, x, y, threat)[1].ledger
         require(ledger.forwards.min() > 0, f"{norm}: no forward pass was booked for some samples")
         if case.entry.access() == "gradient":
             require(ledger.backwards.min() > 0, f"{norm}: no backward pass was booked for some samples")
@@ -151,6 +172,10 @@ def breaks_a_half_space_near_its_closed_form(case: Case) -> None:
     if case.control:
         return  # a planted control may be broken
     for norm in _norms(case):
+        if case.entry.narrow:
+            far = float(ops.size(case.kept[norm] - victim()[1], norm).amin())
+            require(far > 0, f"{norm}: left an image of the victim as it was")
+            continue
         model, x, y = halfspace(norm)
         for share, attack in ((0.9, case.quick), (WITHIN[case.entry.access()], case.entry)):
             eps = share * NEAREST[norm]
@@ -168,7 +193,8 @@ def breaks_a_half_space_near_its_closed_form(case: Case) -> None:
 def _measured(case: Case, model: Classifier, x: Tensor, y: Tensor) -> dict[str, Any]:
     norm: Norm = case.entry.norms[0]
     threat, draws = ThreatModel(norm=norm, eps=EPS[norm]), Draws(0, torch.arange(len(x)))
-    found: dict[str, Any] = case.quick.run(Oracle(model, threat, draws), x, y, threat, draws)
+    measure = _learnt(case.quick, model, threat, x.shape[-1])
+    found: dict[str, Any] = measure.run(Oracle(model, threat, draws), x, y, threat, draws)
     return found
 
 

@@ -91,8 +91,14 @@ class TransferBoard(AttackBoard):
     """Robust accuracy under images made on other models: the attacker trains surrogates and never meets the victim."""
 
     track: Literal["transfer"]
-    surrogates: Specs
+    surrogates: list[Spec]  # none: the attacker has no network at all (no box)
     slots: ClassVar[dict[str, registry.Kind]] = {**AttackBoard.slots, "surrogates": "model"}
+
+
+class PatchBoard(AttackBoard):
+    """Accuracy under patches, patterns and light: few pixels change, or many by what physics allows, but visibly."""
+
+    track: Literal["patch"]
 
 
 class BackdoorBoard(_Board):
@@ -123,11 +129,14 @@ class ModelDetectionBoard(_Board):
     slots: ClassVar[dict[str, registry.Kind]] = InputDetectionBoard.slots
 
 
-Board = WhiteBoxBoard | QueryBoard | TransferBoard | BackdoorBoard | InputDetectionBoard | ModelDetectionBoard
+Board = (
+    WhiteBoxBoard | QueryBoard | TransferBoard | PatchBoard | BackdoorBoard | InputDetectionBoard | ModelDetectionBoard
+)
 TRACKS: dict[str, type[_Board]] = {
     "white_box": WhiteBoxBoard,
     "query": QueryBoard,
     "transfer": TransferBoard,
+    "patch": PatchBoard,
     "backdoor": BackdoorBoard,
     "input_detection": InputDetectionBoard,
     "model_detection": ModelDetectionBoard,
@@ -305,8 +314,15 @@ def _check_board(document: Document, suite: Suite, board: Board, loc: tuple[Any,
                 )
 
 
+def granted(board: AttackBoard) -> Access:
+    """What an attack of this board may ask of the model it sees."""
+    if isinstance(board, QueryBoard):
+        return board.access
+    return "none" if isinstance(board, TransferBoard) and not board.surrogates else "gradient"
+
+
 def _check_attacks(document: Document, board: AttackBoard, built: dict[str, list[Any]], loc: tuple[Any, ...]) -> None:
-    access: Access = board.access if isinstance(board, QueryBoard) else "gradient"
+    access = granted(board)
     balls: list[tuple[str, float]] = []
     for j, threat in enumerate(board.threats):
         try:
@@ -321,7 +337,7 @@ def _check_attacks(document: Document, board: AttackBoard, built: dict[str, list
         at = (*loc, "attacks", i)
         if not ThreatModel(access=access).grants(attack.access()):
             needs = f"attack {attack._name!r} needs {attack.access()} access"
-            raise document.error(at, f"{needs}; this query board grants {access}")
+            raise document.error(at, f"{needs}; this {board.track} board grants {access}")
         usable = norms & set(attack.handles())
         if not usable:
             handles, asked = ", ".join(attack.handles()), ", ".join(sorted(norms))

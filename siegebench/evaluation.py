@@ -17,6 +17,7 @@ MEASURES: dict[str, Callable[[Cell, Workspace], Result]] = {
     "white_box": measure_attack,
     "query": measure_attack,
     "transfer": measure_attack,
+    "patch": measure_attack,
     "backdoor": measure_backdoor,
     "input_detection": measure_input_detection,
     "model_detection": measure_model_detection,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from siegebench.errors import ContractError
 from siegebench.oracle import Ledger, Oracle
 from siegebench.prepare import in_batches
 from siegebench.threat import TOLERANCE, ThreatModel
-from siegebench.types import Attack, Classifier, Measure
-from siegebench.workspace import Workspace, fingerprint
+from siegebench.types import Attack, Classifier, Measure, Probe
+from siegebench.workspace import Workspace, data_key, fingerprint
+
+P = TypeVar("P", bound=Probe)
 
 LOOKS = 9  # fresh passes that judge an image against a randomised model; the majority decides
 QUERY_MARKS = (100, 1000, 10_000)
@@ -60,7 +63,7 @@ def clean_outcome(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet)
 
 
 def measure_attack(cell: Cell, ws: Workspace) -> Result:
-    """One row of the white_box, query or transfer track."""
+    """One row of the white_box, query, transfer or patch track."""
     assert cell.threat is not None
     data, victim = ws.evaluated(cell.data), ws.victim(cell)
     threat = ThreatModel(**cell.threat)
@@ -90,6 +93,7 @@ def _attack(
 ) -> Result:
     attack = ws.entry("attack", cell.attack or {})
     assert isinstance(attack, Attack)
+    attack, spent = _learnt(attack, cell, ws, seen, threat)
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids)
 
     def found(at: slice, x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Ledger]:
@@ -129,7 +133,32 @@ def _attack(
 
     parts = in_batches(part, len(places), ws.settings.batch)
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
-    return _row(cell, data, places, threat, clean, victim, attack, got)
+    row = _row(cell, data, places, threat, clean, victim, attack, got)
+    row.counts.update(spent)
+    return row
+
+
+def _learnt(probe: P, cell: Cell, ws: Workspace, seen: Classifier, threat: ThreatModel) -> tuple[P, dict[str, float]]:
+    """(the entry, having learnt from the training images where it does so; what that has cost)"""
+    if not probe.learning():
+        return probe, {}
+
+    def make() -> tuple[P, dict[str, float]]:
+        own = ws.splits(cell.data)[0]
+        draws = Draws(derive_seed(cell.seed, "learn"), own.ids).to(ws.device)
+        oracle = Oracle(seen, replace(threat, queries=None), draws)
+        learnt = probe.learn(oracle, own, threat, draws)
+        ledger = oracle.ledger
+        return learnt, {
+            "learning_forwards": int(ledger.forwards.sum()),
+            "learning_backwards": int(ledger.backwards.sum()),
+        }
+
+    what: list[Any] = [cell.attack, cell.measure, data_key(cell.data), cell.seed]
+    if threat.access != "none":  # else neither the victim nor the budget matters
+        what += [cell.model, cell.defense, cell.surrogates, cell.threat]
+    learnt: tuple[P, dict[str, float]] = ws.remember(("learnt", digest(what)), make)
+    return learnt
 
 
 def _row(
@@ -168,7 +197,7 @@ def _row(
             metrics["any_hit_acc"] = rate(float(over_all("never").sum()), n)
         if attack.minimises() and bool(got["wrong"].any()):
             metrics["median_distance"] = {"value": float(got["distance"][got["wrong"].bool()].median())}
-        if threat.access != "gradient":
+        if threat.access in ("score", "label"):
             asked = got["queries"]
             if bool(broken.any()):
                 metrics["median_queries"] = {"value": float(asked[broken].double().median())}
@@ -221,6 +250,7 @@ def _diagnose(
     rows = places[:DIAGNOSED]  # not the batch size: that must not decide a number
     x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
     draws = Draws(derive_seed(cell.seed, "measure"), data.ids[rows]).to(ws.device)
+    measure, spent = _learnt(measure, cell, ws, victim, threat)
     oracle = Oracle(victim, threat, draws)
     found = measure.run(oracle, x, y, threat, draws)
     return Result(
@@ -231,5 +261,6 @@ def _diagnose(
             "forwards": int(oracle.ledger.forwards.sum()),
             "backwards": int(oracle.ledger.backwards.sum()),
             "queries": int(oracle.ledger.queries.sum()),
+            **spent,
         },
     )

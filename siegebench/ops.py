@@ -20,8 +20,10 @@ def over(v: Tensor, like: Tensor) -> Tensor:
 
 
 def size(delta: Tensor, norm: str) -> Tensor:
-    """Norm of each row: linf, l2 or l1; shape [n]."""
+    """Norm of each row: linf, l2, l1, or l0, the share of pixels [n, C, H, W] that are not zero; shape [n]."""
     rows = flat(delta)
+    if norm == "l0":
+        return (delta != 0).any(dim=1).flatten(1).to(delta.dtype).mean(dim=1)
     if norm == "linf":
         return rows.abs().amax(dim=1)
     return rows.norm(p=2 if norm == "l2" else 1, dim=1)
@@ -35,6 +37,11 @@ def project_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
         return torch.minimum(torch.maximum(delta, -limit), limit)
     if norm == "l2":
         return delta * over((bound / size(delta, "l2").clamp(min=1e-12)).clamp(max=1), delta)
+    if norm == "l0":  # the pixels that change most are kept
+        pixels = delta.square().sum(dim=1).flatten(1)
+        kept = (bound * pixels.shape[1] + 1e-6).floor()  # 1e-6: a share such as 1/9 of 9 pixels is one pixel
+        rank = pixels.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return delta * (rank < kept[:, None]).view(len(delta), 1, *delta.shape[2:])
     # L1: soft-threshold at the theta that makes the norm eps (Duchi et al. 2008)
     rows = flat(delta).abs()
     sorted_rows = rows.sort(dim=1, descending=True).values

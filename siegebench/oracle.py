@@ -226,6 +226,8 @@ class Oracle(nn.Module):
         return total / self.mean_of if self.mean_of > 1 else total
 
     def _pass(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.threat.access == "none":
+            raise ContractError("the threat model grants no access; this attack asked the model")
         rows, copies = self.rows, self.copies
         if len(x) != len(rows):
             if len(rows) != 1:

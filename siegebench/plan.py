@@ -20,10 +20,11 @@ from siegebench.config import (
     Suite,
     TransferBoard,
     WhiteBoxBoard,
+    granted,
 )
 from siegebench.data import ImageSet, split_clean, stratified
 from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
-from siegebench.types import Attack, BackdoorAttack, DataSource, Defense, ModelSource
+from siegebench.types import Attack, BackdoorAttack, DataSource, Defense, Measure, ModelSource
 
 SURROGATE_SEED = 1  # the attacker trains networks of his own, also of the victim's architecture
 SUBSET_SEED = 0  # the evaluated slice of a dataset is the same in every suite
@@ -252,13 +253,13 @@ def _attack_cells(
     untrained: bool,
     sources: dict[str, Any],
 ) -> Iterator[Cell]:
-    access = board.access if isinstance(board, QueryBoard) else "gradient"
+    access = granted(board)
     queries = board.queries if isinstance(board, QueryBoard) else None
     for defense_spec in board.defenses:
         defense = registry.build("defense", defense_spec)
         assert isinstance(defense, Defense)
         described = _describe("defense", defense_spec, sources)
-        data = with_training(untrained or defense.trains)
+        trains = untrained or defense.trains
         # the attacks that know this defense run beside the suite's own; a row without them is not ranked
         known = () if surrogates is not None else defense.adaptive
         adaptive = [registry.describe("attack", spec) for spec in known]
@@ -268,7 +269,6 @@ def _attack_cells(
             for seed in suite.of(board, "seeds"):
                 common: dict[str, Any] = {
                     "track": board.track,
-                    "data": data,
                     "model": model,
                     "defense": described,
                     "threat": threat.describe(),
@@ -282,7 +282,11 @@ def _attack_cells(
                     if not isinstance(entry, Attack):
                         raise ConfigError(f"{attack['name']!r} is not an attack")
                     if threat.norm in entry.handles() and threat.grants(entry.access()):
-                        yield Cell(**common, attack=attack, adaptive=attack in adaptive)
+                        data = with_training(trains or entry.learning())
+                        yield Cell(**common, data=data, attack=attack, adaptive=attack in adaptive)
                 if isinstance(board, WhiteBoxBoard):
                     for check in board.checks:
-                        yield Cell(**common, measure=_describe("measure", check, sources))
+                        measure = registry.build("measure", check)
+                        assert isinstance(measure, Measure)
+                        data = with_training(trains or measure.learning())
+                        yield Cell(**common, data=data, measure=_describe("measure", check, sources))

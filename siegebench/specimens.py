@@ -24,7 +24,7 @@ from siegebench.weights import weights_hash
 T = TypeVar("T")
 CLASSES, SIZE = 10, 16
 QUICK = {"steps": 6, "queries": 50, "searches": 2, "restarts": 2, "targets": 3, "epochs": 1, "overlays": 8}
-NEAREST: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 0.2}  # how far the half-space is from every image
+NEAREST: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 0.2, "l0": 0.25}  # from every image to the half-space
 
 
 class NotChecked(Exception):
@@ -93,12 +93,12 @@ def images(n: int = 6, size: int = SIZE) -> Tensor:
     return x
 
 
-def planted_set(n: int = 80) -> ImageSet:
+def planted_set(n: int = 80, size: int = SIZE) -> ImageSet:
     """A tiny training set: each class has a colour and a brighter row."""
     labels, places = torch.arange(n) % CLASSES, torch.arange(n)
     colour = Draws(3, torch.arange(CLASSES)).uniform((3, 1, 1))[labels]
-    x = 0.4 * colour + 0.4 * Draws(2, places).uniform((3, SIZE, SIZE))
-    x[places, :, labels] += 0.2
+    x = 0.4 * colour + 0.4 * Draws(2, places).uniform((3, size, size))
+    x[places, :, labels % size] += 0.2
     return ImageSet((x * 255).round().to(torch.uint8), labels, places, CLASSES, "planted")
 
 
@@ -147,12 +147,18 @@ class _Halfspace(nn.Module):
 def halfspace(norm: Norm, n: int = 4, size: int = 8) -> tuple[Classifier, Tensor, Tensor]:
     """(linear model, images well inside the box, labels); every image is NEAREST[norm] away from the other class."""
     w = Draws(4, torch.zeros(1, dtype=torch.long)).normal((3 * size * size,))[0].double()
-    dual = {"linf": w.abs().sum(), "l2": w.norm(), "l1": w.abs().max()}[norm]
-    w = w / (dual * NEAREST[norm])
-    b = -(w * 0.5).sum()
-    x = 0.35 + 0.3 * Draws(5, torch.arange(n)).uniform((3 * size * size,)).double()
     wanted = 1.0 - 2.0 * (torch.arange(n) % 2).double()
-    x = x + (wanted - x @ w - b)[:, None] * w / w.square().sum()
+    if norm == "l0":  # every pixel is worth the same, wherever it lies; one less than the nearest share is not enough
+        d, k = len(w), NEAREST[norm] * size * size - 0.5
+        w = w.sign() * (1 - 3 * k / d) / (1.5 * k)
+        x = torch.full((n, d), 0.5).double()
+    else:
+        dual = {"linf": w.abs().sum(), "l2": w.norm(), "l1": w.abs().max()}[norm]
+        w = w / (dual * NEAREST[norm])
+        x = 0.35 + 0.3 * Draws(5, torch.arange(n)).uniform((3 * size * size,)).double()
+    b = -(w * 0.5).sum()
+    direction = w / w.square().sum()  # the shortest way in L2; with equal weights the same step for every pixel
+    x = x + (wanted - x @ w - b)[:, None] * direction
     model = Network(_Halfspace(w, b), num_classes=4).double().eval().requires_grad_(False)
     return model, x.view(n, 3, size, size), torch.arange(n) % 2
 

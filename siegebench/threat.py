@@ -11,11 +11,12 @@ from siegebench.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Norm = Literal["linf", "l2", "l1"]
-Access = Literal["gradient", "score", "label"]
-NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
-ACCESSES: tuple[Access, ...] = ("gradient", "score", "label")  # from most to least
-MAX_EPS = {"linf": 1.0, "l2": 1000.0, "l1": 1000000.0}
+Norm = Literal["linf", "l2", "l1", "l0"]
+Access = Literal["gradient", "score", "label", "none"]
+BALLS: tuple[Norm, ...] = ("linf", "l2", "l1")  # convex; what a patch may cover is not
+NORMS: tuple[Norm, ...] = (*BALLS, "l0")
+ACCESSES: tuple[Access, ...] = ("gradient", "score", "label", "none")  # from most to least
+MAX_EPS = {"linf": 1.0, "l2": 1000.0, "l1": 1000000.0, "l0": 1.0}
 TOLERANCE = 1e-6  # rounding of float32 at the boundary of the ball
 
 
@@ -38,9 +39,9 @@ class ThreatModel:
     """An Lp ball around each image, the access to the model, and the queries allowed.
 
     Attributes:
-        norm: `linf`, `l2` or `l1`, in pixel units of [0, 1].
+        norm: `linf`, `l2` or `l1`, in pixel units of [0, 1]; `l0` is the share of pixels that differ, in any channel.
         eps: radius of the ball.
-        access: `gradient` (white box), `score` (logits) or `label` (top-1 only).
+        access: `gradient` (white box), `score` (logits), `label` (top-1 only) or `none` (no box).
         queries: images that may be sent through the model per sample; None is no limit.
         text: eps as the user wrote it (`8/255`); shown, never computed with.
     """

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, final
 
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, NotApplicable
-from siegebench.threat import NORMS, TOLERANCE, Access, Norm, ThreatModel, parse_number
+from siegebench.threat import BALLS, NORMS, TOLERANCE, Access, Norm, ThreatModel, parse_number
 
 if TYPE_CHECKING:
     from siegebench.oracle import Oracle
@@ -206,7 +206,32 @@ def _plain(value: Any) -> Any:
 # --------------------------------------------------------------------------------------------------------- attacks
 
 
-class Attack(Entry):
+class Probe(Entry):
+    """What is run on a victim through an Oracle: an Attack or a Measure.
+
+    Class attributes:
+        learns: it looks at training images of its own before it runs, once for all the images of a cell.
+    """
+
+    learns: ClassVar[bool] = False
+
+    def learning(self) -> bool:
+        """Whether this instance learns (wrappers ask the attack inside)."""
+        return self.learns
+
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Self:
+        """The same entry with what it has learnt; only for `learns = True`.
+
+        Args:
+            oracle: the model, as far as the threat model grants it; it speaks for the images of `data`.
+            data: the training split.
+            threat: the budget.
+            draws: the only source of randomness, one stream for each image of `data`.
+        """
+        raise ContractError(f"{self!r} declares learns = True and does not define learn")
+
+
+class Attack(Probe):
     """Finds images within a budget that the model gets wrong.
 
     Class attributes:
@@ -214,12 +239,15 @@ class Attack(Entry):
         norms: the constraints it handles.
         minimal: it returns the smallest perturbation it finds, whatever eps is; the harness reads off all budgets.
         for_others: made for transfer, at the price of strength on the network attacked, which is then not asked for.
+        narrow: it reaches a part of the ball only (light, one pattern for all images), so that what holds for the whole
+            ball is not asked of it.
     """
 
     needs: ClassVar[Access] = "gradient"
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
     minimal: ClassVar[bool] = False
     for_others: ClassVar[bool] = False
+    narrow: ClassVar[bool] = False
 
     def access(self) -> Access:
         """The least access this instance works with (wrappers ask the attack inside)."""
@@ -305,11 +333,17 @@ class WrappingAttack(Attack):
     def minimises(self) -> bool:
         return self.attack.minimises()
 
+    def learning(self) -> bool:
+        return self.attack.learning()
 
-class Measure(Entry):
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Self:
+        return replace(self, attack=self.attack.learn(oracle, data, threat, draws))
+
+
+class Measure(Probe):
     """A diagnosis of a victim that is stored beside its robustness: metrics and flags, never a rank."""
 
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+    norms: ClassVar[tuple[Norm, ...]] = BALLS
 
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
@@ -370,7 +404,7 @@ class Defense(Entry):
     randomized: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = ()
-    tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer")
+    tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer", "patch")
 
     @abstractmethod
     def wrap(self, model: Classifier) -> Classifier:

@@ -294,6 +294,8 @@ class Workspace:
 
         def make() -> Classifier:
             members = [self.model(replace(cell, model=description)) for description in cell.surrogates or []]
+            if not members:
+                return self.victim(cell)  # a no-box attack is granted nothing of it
             whole = members[0] if len(members) == 1 else Ensemble(members)
             return prepare(whole, self.evaluated(cell.data).pixels(slice(0, 32), self.dtype).to(self.device))
 

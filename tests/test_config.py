@@ -119,7 +119,7 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "eps negative": ("8/255", "-0.1", "out of range for linf (0 to 1)"),
     "eps of 0..255": ("8/255", "8", "out of range for linf (0 to 1)"),
     "eps not a number": ("8/255", ".nan", "eps nan"),
-    "unknown norm": ("norm: linf", "norm: l3", "'linf', 'l2' or 'l1', found 'l3'"),
+    "unknown norm": ("norm: linf", "norm: l3", "'linf', 'l2', 'l1' or 'l0', found 'l3'"),
     "unknown track": ("track: query", "track: qurey", "unknown track 'qurey'. Did you mean query?"),
     "missing track": ("- track: query\n    attacks", "- attacks", "unknown track None"),
     "missing boards": (GOOD[GOOD.index("boards:") :], "", "boards is missing", 1),

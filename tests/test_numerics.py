@@ -21,11 +21,11 @@ from siegebench.cells import Cell, canonical, eps_text, pack, rate, unpack
 from siegebench.data import ImageSet, split_clean, stratified
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError, DataError
-from siegebench.threat import NORMS, TOLERANCE, ThreatModel, parse_number
+from siegebench.threat import BALLS, TOLERANCE, ThreatModel, parse_number
 from siegebench.train import augmented
 
 quick = settings(max_examples=25, deadline=None)
-norms = st.sampled_from(NORMS)
+norms = st.sampled_from(BALLS)
 seeds = st.integers(0, 2**31)
 SHAPE = (3, 4, 4)
 
@@ -79,6 +79,21 @@ def test_l1_projection_against_hand_computed_points() -> None:
 
 
 @quick
+@given(seed=seeds, count=st.integers(0, 16))
+def test_l0_keeps_the_pixels_that_change_most(seed: int, count: int) -> None:
+    delta = normal(seed, 3, *SHAPE)
+    delta[0, 1:] = 0  # a pixel counts once, in however many channels it changes
+    out = ops.project_ball(delta, "l0", count / 16)
+    assert ops.size(out, "l0").tolist() == [count / 16] * 3
+    assert torch.equal(ops.project_ball(out, "l0", count / 16), out)
+    kept = (out != 0).any(dim=1)
+    length = delta.square().sum(dim=1)
+    assert torch.equal(out, delta * kept[:, None])
+    for i in range(3 if 0 < count < 16 else 0):
+        assert length[i][kept[i]].min() >= length[i][~kept[i]].max()
+
+
+@quick
 @given(seed=seeds, norm=norms, eps=st.floats(1e-3, 5), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_projected_images_are_feasible(seed: int, norm: str, eps: float, dtype: torch.dtype) -> None:
     x = normal(seed, 4, *SHAPE).sigmoid().to(dtype)
@@ -114,7 +129,7 @@ def test_normalise_is_the_steepest_ascent_in_the_unit_ball(seed: int, norm: str)
     torch.testing.assert_close(ops.normalise(7 * g, norm), d)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 def test_normalise_leaves_a_zero_gradient_zero(norm: str) -> None:
     assert torch.equal(ops.normalise(torch.zeros(2, *SHAPE), norm), torch.zeros(2, *SHAPE))
 

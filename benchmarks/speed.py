@@ -1,0 +1,92 @@
+"""How fast: the share of the time that is spent in the victim, and how many times as long the other libraries take.
+
+    SIEGEBENCH_DATA=FOLDER python benchmarks/speed.py [--images 200] [--only efficiency pgd square]
+
+`efficiency` is (counted forwards and backwards x the best measured time of such a pass) / the time taken: what is left
+to 1 is the attack's own work, and small batches. The ratios are those of conformance.py, in CPU seconds, a run of ours
+and then one of theirs; `a pass` divides both by the passes they took. Rows are kept in benchmarks/results/speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import torch
+from bench import Scene, number, pass_times, run_ours
+from conformance import HERE, Table, contests, hold
+from peers import load
+
+from siegebench.threat import ThreatModel
+
+ROWS = HERE / "results" / "speed.json"
+EFFICIENCY = {
+    "pgd 8/255": ({"name": "pgd", "steps": 20, "step": "2/255"}, {"eps": "8/255"}),
+    "pgd 0.5/255": ({"name": "pgd", "steps": 20}, {"eps": "0.5/255"}),
+    "apgd 0.5/255": ("apgd", {"eps": "0.5/255"}),
+    "cw l2": ({"name": "cw", "searches": 3}, {"norm": "l2", "eps": "0.1"}),
+    "square 1/255": ({"name": "square", "queries": 500}, {"eps": "1/255", "access": "score", "queries": 500}),
+    "nes 1/255": ({"name": "nes", "queries": 500}, {"eps": "1/255", "access": "score", "queries": 500}),
+    "signhunter 1/255": ({"name": "signhunter", "queries": 500}, {"eps": "1/255", "access": "score", "queries": 500}),
+    "rays 1/255": ({"name": "rays", "queries": 500}, {"eps": "1/255", "access": "label", "queries": 500}),
+    "hopskipjump l2": ({"name": "hopskipjump", "queries": 500}, {"norm": "l2", "eps": "0.1", "access": "label"}),
+}
+RATIOS = ("pgd", "autoattack", "square linf", "hopskipjump", "boundary", "sign_opt", "simba")
+
+
+def efficiency(scene: Scene) -> dict[str, dict[str, float]]:
+    """The table of shares."""
+    out = {}
+    for name, (spec, given) in EFFICIENCY.items():
+        threat = ThreatModel(**{**given, "eps": number(given["eps"]), "queries": given.get("queries")})  # type: ignore[arg-type]
+        forward, backward = pass_times(scene.ready, scene.x)
+        _, cost = run_ours(spec, scene, threat)
+        n = len(scene.x)
+        ideal = n * (cost.forwards * forward + cost.backwards * backward)
+        out[name] = {
+            "efficiency": ideal / cost.cpu, "cpu": cost.cpu, "forwards": cost.forwards, "backwards": cost.backwards,
+            "forward_us": 1e6 * forward, "backward_us": 1e6 * backward,
+        }  # fmt: skip
+        print(
+            f"  {name:18} efficiency {ideal / cost.cpu:5.2f}   CPU {cost.cpu:7.2f} s   forwards {cost.forwards:6.1f}, "
+            f"backwards {cost.backwards:6.1f} an image; best pass {1e6 * forward:.0f} + {1e6 * backward:.0f} us",
+            flush=True,
+        )
+    return out
+
+
+def ratios(table: Table) -> dict[str, dict[str, float]]:
+    """Times ours, for each peer that ran."""
+    mine, out = table.rows[0], {}
+    for row in table.rows[1:]:
+        if row.error:
+            continue
+        passes = (row.forwards + row.backwards) / (mine.forwards + mine.backwards)
+        out[row.who] = {"time": row.cpu / mine.cpu, "a pass": row.cpu / mine.cpu / passes}
+        print(f"  {row.who:34} {row.cpu / mine.cpu:7.2f} times ours, {out[row.who]['a pass']:.2f} a pass", flush=True)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=220, help="of the test set; 200 of the first 220 are right")
+    parser.add_argument("--only", nargs="+", help="`efficiency`, or contests whose name begins with one of these")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    load()
+    stored = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+    scene = Scene.load("cifar_resnet20", "cifar10_jpeg", args.images)
+    print(f"cifar_resnet20, {len(scene.x)} rightly classified images of cifar10_jpeg, one thread", flush=True)
+    wanted = tuple(args.only or ("efficiency", *RATIOS))
+    if "efficiency" in wanted:
+        stored["efficiency"] = efficiency(scene)
+    for contest in contests():
+        if contest.name.startswith(wanted) and not contest.transfer:
+            print(f"{contest.name}: {contest.threat.label}", flush=True)
+            stored[contest.name] = ratios(hold(contest, scene))
+        ROWS.parent.mkdir(exist_ok=True)
+        ROWS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
