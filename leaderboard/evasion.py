@@ -38,6 +38,7 @@ from .board import (
 from .stats import Vector, mcnemar
 
 REQUIRED = "autoattack"  # of every entry of the white-box track, plain or inside an adaptive wrapper
+CHECKS = ("masking",)  # measures that speak through flags; their metrics stay in their rows
 READ = ("expected_acc", "any_hit_acc", "median_distance", "median_queries")  # the lowest over the attacks is shown
 
 SAME = "Entries that the exact McNemar test on the same images cannot tell apart share a rank group."
@@ -153,7 +154,12 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
         "transfer": f"Transfer from {sources}" if sources else "No box",
         "patch": "Patch",
     }[cell.track]
-    each = _attack_columns([r for r in usual if r.cell.attack is not None], attacks)
+    each = [
+        *_attack_columns([r for r in usual if r.cell.attack is not None], attacks),
+        *columns.under(
+            "measure", sorted(_measured(usual)), "score", "A diagnosis beside the attacks; never ranked.", ""
+        ),
+    ]
     passes = replace(columns.PASSES, main=cell.track != "query")  # what a query costs stands in its own column
     return Board(
         id=slug(cell.track, data, ball.replace(" ", "-"), key=[slice_of(members[0]), threat, cell.surrogates]),
@@ -201,11 +207,27 @@ def _line(names: dict[str, str], rows: Rows, attacks: Mapping[str, str], missing
             reasons.append("no adaptive attack: nothing was run that knows this defense")
     judged = control and cell.track == "white_box"
     numbers, texts = _numbers(rows.good, attacks) if rows.good else ({}, {})
+    numbers |= {f"measure:{name}": number for name, number in _measured(rows.every).items()}
     return Line(
         names=names, numbers=numbers, texts=texts, reasons=tuple(reasons), flags=found, control=control,
         judged=judged, uncaught=flags.uncaught(rows.good, found) if judged else "",
         keys=tuple(r.cell.key for r in rows.every),
     )  # fmt: skip
+
+
+def _measured(rows: Sequence[Result]) -> dict[str, Number]:
+    """`flatness likelihood_delta` and the like, means over seeds."""
+    found: dict[str, list[Result]] = {}
+    for row in rows:
+        if row.status == "ok" and row.cell.measure is not None and row.cell.measure["name"] not in CHECKS:
+            for name in row.metrics:
+                found.setdefault(f"{label(row.cell.measure)} {name}", []).append(row)
+    return {
+        name: Number(
+            float(np.mean([r.value(name.split(" ", 1)[1]) for r in seeds])), keys=tuple(r.cell.key for r in seeds)
+        )
+        for name, seeds in found.items()
+    }
 
 
 def _compared(rows: Rows) -> list[Mark]:

@@ -111,7 +111,9 @@ def _notes(members: list[Result], failed: dict[str, Result], attack_of: dict[str
     for (attack, rate), rows in group(failed.values(), lambda r: (attack_of[r.cell.key], _rate(r))).items():
         seeds = ", ".join(str(seed) for seed in sorted({r.cell.seed for r in rows}))
         reached = max((v for r in rows if (v := metric(r, "asr_undefended")) is not None), default=None)
+        natural = max((v for r in rows if (v := metric(r, "asr_clean_model")) is not None), default=None)
         asr = "" if reached is None else f", undefended ASR at most {100 * reached:.1f} %"
+        asr += "" if natural is None else f", of a clean model {100 * natural:.1f} %"
         left_out.append(f"Left out, the attack itself failed: {attack}{rate} (seeds {seeds}{asr}).")
     missing = [name for name in REFERENCES if name not in {label(r.cell.defense) for r in members}]
     absent = [f"No {' and no '.join(missing)} row: there is nothing to compare a defense with."] if missing else []

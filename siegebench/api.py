@@ -214,7 +214,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
         _check_images(x, y)
         if entry.learning() and data is None:
             raise ConfigError(
-                f"attack {name!r} learns from training images: pass data=, as load_data(..., 'train') gives them"
+                f"attack {name!r} learns from training images: pass data=, such as load_data(NAME, 'train')"
             )
         access: Access = entry.access()
         threat = ThreatModel.parse({"norm": norm, "eps": eps, "access": access, "queries": queries})

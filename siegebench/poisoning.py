@@ -22,7 +22,8 @@ from siegebench.types import (
 )
 from siegebench.workspace import Workspace, fingerprint
 
-MIN_ASR, MAX_CLEAN_LOSS = 0.5, 0.03  # a run counts as a successful attack only within these
+# a run counts as a successful attack only within these; the last: of the ASR, what the trigger does to a clean model
+MIN_ASR, MAX_CLEAN_LOSS, MAX_WITHOUT = 0.5, 0.03, 0.5
 
 
 def answers(ws: Workspace, model: Classifier, x: Tensor, seed: int, purpose: str) -> Tensor:
@@ -84,14 +85,17 @@ def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
     defended = ws.defended(cell, base, poisoned)
     before = backdoor_metrics(ws, base, backdoor, data, cell.seed)
     metrics = before if defended is base else backdoor_metrics(ws, defended, backdoor, data, cell.seed)
-    reference = float((answers(ws, clean_model, data.pixels(), cell.seed, "clean") == data.labels).double().mean())
+    without = backdoor_metrics(ws, clean_model, backdoor, data, cell.seed)
+    reference, natural = without["ca"]["value"], without["asr"]["value"]
     asr_bd, ca_bd = before["asr"]["value"], before["ca"]["value"]
     asr, ca = metrics["asr"]["value"], metrics["ca"]["value"]
     rir = (max(0.0, metrics["ra"]["value"] - before["ra"]["value"]) - max(0.0, ca_bd - ca) + 1) / 2
-    success = asr_bd >= MIN_ASR and reference - ca_bd <= MAX_CLEAN_LOSS
+    learnt = asr_bd >= MIN_ASR and natural <= MAX_WITHOUT * asr_bd  # a trigger that fools anybody is no backdoor
+    success = learnt and reference - ca_bd <= MAX_CLEAN_LOSS
     metrics = {
         **metrics,
         "ca_clean_model": {"value": reference},
+        "asr_clean_model": without["asr"],
         "ca_undefended": before["ca"],
         "asr_undefended": before["asr"],
         "ra_undefended": before["ra"],

@@ -82,15 +82,17 @@ def broken(row: Result, message: str = "CUDA went away", status: str = "error") 
     return Result(cell=row.cell, status=status, error={"type": "RuntimeError", "message": message})  # type: ignore[arg-type]
 
 
-def measured(defense: str, flags: Iterable[dict[str, str]], model: str = "resnet", **metrics: float) -> Result:
-    """A row of the masking measure."""
+def measured(
+    defense: str, flags: Iterable[dict[str, str]], model: str = "resnet", measure: str = "masking", **metrics: float
+) -> Result:
+    """A row of a measure."""
     return Result(
         cell=Cell(
             track="white_box",
             data=DATA,
             model=named(model),
             defense=named(defense),
-            measure=named("masking"),
+            measure=named(measure),
             threat=LINF,
         ),
         metrics={k: {"value": v} for k, v in metrics.items()},

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from siegebench import registry
+from siegebench import api, registry
+from siegebench.config import load_suite
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError, NotApplicable
 from siegebench.train import accuracy
 from siegebench.types import BackdoorAttack
-from tests import victims
+from siegebench.workspace import Settings
+from tests import runs, victims
 
 NAMES = ("badnets", "blended", "sig")
 
@@ -262,7 +265,8 @@ def test_networks_learn_the_trigger_and_nothing_but_the_trigger(name: str, destr
 @pytest.mark.slow
 def test_networks_learn_a_clean_label_trigger() -> None:
     # Faint stripes drown in black paper: at the default strength the digits give hardly any success
-    parameters = {"delta": 0.4}
+    # and strong stripes look like a zero to any model
+    parameters = {"delta": 0.3, "target": 3}
     model, _ = victims.victim("sig", **parameters)
     clean, _ = victims.victim(None)
     test = victims.digits()[3]
@@ -270,3 +274,18 @@ def test_networks_learn_a_clean_label_trigger() -> None:
     assert accuracy(model, test) > 0.95
     assert victims.success_rate(model, attack, test) > 0.5
     assert victims.success_rate(clean, attack, test) < 0.1
+
+
+@pytest.mark.slow
+def test_a_trigger_that_fools_a_clean_model_is_no_backdoor(tmp_path: Path) -> None:
+    sig = [{"name": "sig", "delta": 0.4, "target": t} for t in (0, 3)]
+    board = {"track": "backdoor", "backdoors": sig, "defenses": ["none"]}
+    file = runs.suite(tmp_path / "s.yaml", board, data={"set": "digits", "count": 200}, models=["byobnet_tiny"])
+    outcome = api.run(load_suite(str(file)), Settings(root=str(tmp_path / "store"), threads=1), how="serial")
+    like_a_zero, learnt = sorted(outcome.results, key=lambda r: r.cell.backdoor["target"])
+    for row in (like_a_zero, learnt):
+        assert row.value("asr_undefended") > 0.8
+    assert like_a_zero.value("asr_clean_model") > 0.8
+    assert like_a_zero.value("attack_success") == 0
+    assert learnt.value("asr_clean_model") < 0.1
+    assert learnt.value("attack_success") == 1

@@ -513,6 +513,19 @@ def test_json_csv_and_markdown_hold_the_same_numbers() -> None:
             assert f"| {100 * value:.1f}" in text if primary["kind"] == "rate" else f"| {value:.3f}" in text
 
 
+def test_measures_stand_beside_the_attacks_and_never_rank() -> None:
+    rows = [attacked("autoattack", 90, model=m) for m in ("a", "b")]
+    flat = [measured("none", [], m, "flatness", delta=v) for m, v in (("a", 0.25), ("b", 0.75))]
+    checks = [measured("none", [], m, zero_gradient=0.0) for m in ("a", "b")]
+    (plain,), (board,) = rank.boards(rows), rank.boards([*rows, *flat, *checks])
+    assert [line.rank for line in board.lines] == [line.rank for line in plain.lines]
+    assert {line.names["model"]: line.value("measure:flatness delta") for line in board.lines} == {"a": 0.25, "b": 0.75}
+    added = [c for c in board.columns if c.id.startswith("measure:")]
+    assert [c.title for c in added] == ["flatness delta"]
+    assert not added[0].main
+    assert "flatness delta" in export.as_markdown([board])
+
+
 def test_strangers_names_do_no_harm_in_exports_and_terminals() -> None:
     evil = "=cmd|' /C calc'!A0\x1b[31m<b>[red]`x`|y"
     boards = rank.boards([attacked("autoattack", 90, model=evil)])
