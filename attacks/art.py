@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from siegebench.oracle import Oracle
-from siegebench.threat import NORMS, Norm, ThreatModel
+from siegebench.threat import BALLS, Norm, ThreatModel
 
 from .foreign import Foreign, Known
 
@@ -19,7 +19,7 @@ ANY_NORM = (
     "ProjectedGradientDescentPyTorch AutoProjectedGradientDescent AutoConjugateGradient RescalingAutoConjugateGradient"
 )
 KNOWN = {
-    **{name: Known("gradient", NORMS) for name in ANY_NORM.split()},
+    **{name: Known("gradient", BALLS) for name in ANY_NORM.split()},
     **{name: Known("gradient", ("linf",)) for name in ("BasicIterativeMethod", "CarliniLInfMethod")},
     **{name: Known("gradient", ("l2",)) for name in ("CarliniL2Method", "DeepFool", "NewtonFool")},
     **{name: Known("gradient", ("l1",)) for name in ("ElasticNet", "CarliniL0Method")},
@@ -69,7 +69,7 @@ class ART(Foreign):
         batched: the whole batch in one call; only for attacks that send whole batches to the model.
     """
 
-    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    norms: ClassVar[tuple[Norm, ...]] = BALLS
     library: ClassVar[str] = "art"
     module: ClassVar[str] = "art.attacks.evasion"
     known: ClassVar[dict[str, Known]] = KNOWN

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from siegebench.oracle import Oracle
-from siegebench.threat import NORMS, Norm, ThreatModel
+from siegebench.threat import BALLS, Norm, ThreatModel
 
 from .foreign import Foreign, Known
 
@@ -25,8 +25,8 @@ KNOWN = {
     "FAB": Known("gradient", ("linf", "l2")),  # its L1 form raises in version 3.5.1
     "Square": Known("score", ("linf", "l2")),
     "SPSA": Known("score", ("linf",)),
-    "GN": Known("label", NORMS),
-    "VANILA": Known("label", NORMS),
+    "GN": Known("label", BALLS),
+    "VANILA": Known("label", BALLS),
 }
 NORM_NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
@@ -54,7 +54,7 @@ class Torchattacks(Foreign):
         batched: the whole batch in one call: faster, but samples may influence one another (CW stops them together).
     """
 
-    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    norms: ClassVar[tuple[Norm, ...]] = BALLS
     library: ClassVar[str] = "torchattacks"
     module: ClassVar[str] = "torchattacks"
     known: ClassVar[dict[str, Known]] = KNOWN

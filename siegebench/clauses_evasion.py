@@ -187,6 +187,18 @@ def breaks_a_half_space_near_its_closed_form(case: Case) -> None:
             require(broken.all() if share > 1 else not broken.any(), found)
 
 
+def breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind(case: Case) -> None:
+    if case.control or case.entry.narrow or case.entry.access() != "gradient":
+        return
+    for norm in _norms(case):
+        model, x, y = halfspace(norm, scale=2.0**20)  # the cross-entropy has no gradient left
+        out, oracle = _attack(case.entry, model, x, y, _threat(case, norm, 2 * NEAREST[norm]))
+        broken = ops.margin(model(out), y) > (ops.margin(model(x), y) if case.entry.for_others else 0)
+        blind = 2 * int(oracle.ledger.blind.sum()) > int(oracle.ledger.backwards.sum())
+        found = f"{norm}: {int(broken.sum())} of {len(x)} broken behind scaled logits"
+        require(broken.all() or blind, f"{found}, and fewer than half of the gradients were zero")
+
+
 # ------------------------------------------------------------------------------------------------------------- measures
 
 
@@ -325,6 +337,7 @@ ATTACK = (
     keeps_the_query_budget,
     books_its_passes,
     breaks_a_half_space_near_its_closed_form,
+    breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind,
 )
 MEASURE = (returns_finite_metrics_and_well_formed_flags, measures_the_same_for_the_same_draws)
 DEFENSE = (

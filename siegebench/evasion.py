@@ -25,6 +25,7 @@ P = TypeVar("P", bound=Probe)
 
 LOOKS = 9  # fresh passes that judge an image against a randomised model; the majority decides
 QUERY_MARKS = (100, 1000, 10_000)
+BLIND = 0.5  # share of an attack's gradients that are exactly zero, above which it is flagged
 DIAGNOSED = 128  # images that a measure looks at, at most
 
 
@@ -129,6 +130,7 @@ def _attack(
             "forwards": ledger.forwards,
             "backwards": ledger.backwards,
             "queries": ledger.queries,
+            "blind": ledger.blind,
         }
 
     parts = in_batches(part, len(places), ws.settings.batch)
@@ -228,6 +230,10 @@ def _flags(threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
     moved = int(got["moved"].sum())
     if moved == 0 and threat.eps > 0:
         out.append(Flag("noop_attack", "flag", f"the attack changed none of {n} images"))
+    blind, backwards = int(got["blind"].sum()), int(got["backwards"].sum())
+    if blind > BLIND * backwards:
+        evidence = f"{blind} of {backwards} gradients were exactly zero: what holds may hold because nothing was seen"
+        out.append(Flag("blind_attack", "flag", evidence))
     bad = n - int(got["finite"].sum())
     if bad:
         out.append(Flag("nan", "fail", f"{bad} of {n} adversarial images have logits that are not finite"))

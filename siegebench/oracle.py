@@ -30,6 +30,7 @@ class Ledger:
         self.forwards = torch.zeros(n, dtype=torch.long, device=device)
         self.backwards = torch.zeros(n, dtype=torch.long, device=device)
         self.queries = torch.zeros(n, dtype=torch.long, device=device)
+        self.blind = torch.zeros(n, dtype=torch.long, device=device)  # backwards that brought nothing but zeros
         self.spent = 0  # an upper bound of max(queries), kept on the host so that no loop waits for the device
 
 
@@ -37,13 +38,13 @@ class _CountBackward(torch.autograd.Function):
     """Identity that books a backward pass when a gradient comes through."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, book: Callable[[], None]) -> Tensor:
+    def forward(ctx: Any, z: Tensor, book: Callable[[Tensor], None]) -> Tensor:
         ctx.book = book
         return z.view_as(z)
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
-        ctx.book()
+        ctx.book(grad[0])
         return grad[0], None
 
 
@@ -170,6 +171,7 @@ class Oracle(nn.Module):
                     (got,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
                     g = torch.zeros_like(x) if got is None else got.contiguous()
             self.ledger.backwards.index_add_(0, rows, torch.ones_like(rows))
+            self.ledger.blind.index_add_(0, rows, (ops.size(g, "linf") == 0).long())
             part = (g, z.detach(), value.detach())
             total = part if total is None else (total[0] + part[0], total[1] + part[1], total[2] + part[2])
         assert total is not None
@@ -214,7 +216,12 @@ class Oracle(nn.Module):
                 return nn.functional.one_hot(z.argmax(dim=1), self.num_classes).to(z.dtype)
             if wants_gradient and z.requires_grad:
                 passes = torch.full_like(rows, self.mean_of)
-                z = _CountBackward.apply(z, lambda: self.ledger.backwards.index_add_(0, rows, passes))
+
+                def book(g: Tensor) -> None:
+                    self.ledger.backwards.index_add_(0, rows, passes)
+                    self.ledger.blind.index_add_(0, rows, passes * (g == 0).all(dim=1))
+
+                z = _CountBackward.apply(z, book)
         return z
 
     # -------------------------------------------------------------------------------------------------------- inner

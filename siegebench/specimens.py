@@ -144,8 +144,11 @@ class _Halfspace(nn.Module):
         return torch.stack([s, -s, torch.full_like(s, -20), torch.full_like(s, -21)], dim=1)
 
 
-def halfspace(norm: Norm, n: int = 4, size: int = 8) -> tuple[Classifier, Tensor, Tensor]:
-    """(linear model, images well inside the box, labels); every image is NEAREST[norm] away from the other class."""
+def halfspace(norm: Norm, n: int = 4, size: int = 8, scale: float = 1.0) -> tuple[Classifier, Tensor, Tensor]:
+    """(linear model, images well inside the box, labels); every image is NEAREST[norm] away from the other class.
+
+    The logits are multiplied by `scale`, which moves no boundary and saturates the softmax.
+    """
     w = Draws(4, torch.zeros(1, dtype=torch.long)).normal((3 * size * size,))[0].double()
     wanted = 1.0 - 2.0 * (torch.arange(n) % 2).double()
     if norm == "l0":  # every pixel is worth the same, wherever it lies; one less than the nearest share is not enough
@@ -159,7 +162,7 @@ def halfspace(norm: Norm, n: int = 4, size: int = 8) -> tuple[Classifier, Tensor
     b = -(w * 0.5).sum()
     direction = w / w.square().sum()  # the shortest way in L2; with equal weights the same step for every pixel
     x = x + (wanted - x @ w - b)[:, None] * direction
-    model = Network(_Halfspace(w, b), num_classes=4).double().eval().requires_grad_(False)
+    model = Network(_Halfspace(scale * w, scale * b), num_classes=4).double().eval().requires_grad_(False)
     return model, x.view(n, 3, size, size), torch.arange(n) % 2
 
 

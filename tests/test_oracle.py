@@ -323,3 +323,21 @@ def test_watch_sees_behind_label_access(linear: Classifier) -> None:
     watching = oracle_of(linear, 2, "label").watching(x, y)
     watching((x + 0.2 * g.sign()).clamp(0, 1))
     assert bool(watching.best()[1].isfinite().all())
+
+
+def test_gradients_that_are_zero_are_counted() -> None:
+    cnn = kit.cnn_model()
+    x = kit.grey_images(3, 16)
+    y = cnn(x).argmax(1)
+    scale = torch.tensor([1.0, 1e7, 1e7]).view(3, 1)  # saturates the softmax of two of them
+
+    def loss(z: Tensor) -> Tensor:
+        return ops.cross_entropy(z * scale, y)
+
+    oracle = Oracle(cnn, ThreatModel(), Draws(0, torch.arange(3)))
+    oracle.gradient(x, loss)
+    assert oracle.ledger.blind.tolist() == [0, 1, 1]
+    leaf = x.clone().requires_grad_(True)
+    loss(oracle(leaf)).sum().backward()  # the way of a foreign attack
+    assert oracle.ledger.backwards.tolist() == [2, 2, 2]
+    assert oracle.ledger.blind.tolist() == [0, 2, 2]

@@ -93,6 +93,15 @@ def test_only_what_is_new_is_computed(store: Path, tmp_path: Path, counted: list
     assert len(counted) == done + 4
 
 
+def test_an_attack_that_sees_nothing_is_flagged(store: Path, tmp_path: Path) -> None:
+    scaled = {"name": "logit_scaling", "factor": 1e7}
+    board = runs.board(defenses=["none", scaled], attacks=[{"name": "pgd", "steps": 3}])
+    rows = [r for r in go(runs.suite(tmp_path / "s.yaml", board), store, how="serial").results if r.cell.attack]
+    blind = {(r.cell.defense or {})["name"] for r in rows if any(f["id"] == "blind_attack" for f in r.flags)
+             and (r.cell.attack or {})["name"] == "pgd" and not r.cell.adaptive}  # fmt: skip
+    assert blind == {"logit_scaling"}
+
+
 def test_two_boards_with_the_same_cell_share_it(store: Path, tmp_path: Path, counted: list[Cell]) -> None:
     go(runs.suite(tmp_path / "s.yaml", runs.board(), runs.board(attacks=["fgsm", "pgd"])), store)
     assert len(counted) == 3
