@@ -89,7 +89,7 @@ class Table:
     rows: list[Row] = field(default_factory=list)
 
     def verdict(self) -> tuple[bool, str]:
-        """(as strong as the strongest: within one point, or 1 % of the median; in words)"""
+        """(as strong as the strongest: within one point or one image, or 1 % of the median; in words)"""
         mine, others = self.rows[0], [row for row in self.rows[1:] if not row.error]
         if not others:
             return True, "no other implementation that runs"
@@ -98,7 +98,8 @@ class Table:
             return row.robust if self.by == "robust" else math.inf if row.median is None else row.median
 
         best = min(others, key=value)
-        fair = value(mine) <= value(best) + 1 if self.by == "robust" else value(mine) <= 1.01 * value(best)
+        slack = max(1.0, 100 / self.images) + 1e-6
+        fair = value(mine) <= value(best) + slack if self.by == "robust" else value(mine) <= 1.01 * value(best)
         word = "as strong as the strongest" if fair else "weaker than"
         return fair, f"{word} ({best.who})"
 
@@ -202,7 +203,7 @@ def minimal_contests() -> list[Contest]:
                 "foolbox L2CarliniWagner": foolbox("L2CarliniWagnerAttack", binary_search_steps=9, steps=100),
                 "adv-lib carlini_wagner_l2": adv_lib("carlini_wagner_l2", max_iterations=100),
             },
-            norm="l2", by="median", images=30,
+            norm="l2", by="median", images=12,
             note="Nine searches of 100 steps; torchattacks searches no constant and takes 900 steps at c = 1.",
         ),
         Contest(
@@ -430,7 +431,7 @@ def page(tables: list[Table]) -> str:
         "# Conformance",
         "",
         "Written by `python benchmarks/conformance.py` (which says how it was measured) from its stored rows: the",
-        "published CIFAR ResNet-20 on `cifar10_jpeg`, the rightly classified of the first test images, one thread.",
+        "published CIFAR ResNet-20 on `cifar10_jpeg`, the rightly classified of the first 200 test images, one thread.",
         "Smaller is stronger in both columns: robust accuracy counts an image as broken within eps only; the median",
         "distance counts an image that was not broken as infinitely far. `differ`: images with another outcome than",
         "ours. Passes are those an image, forwards and backwards.",
