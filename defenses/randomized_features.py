@@ -112,8 +112,8 @@ class RandomizedFeatures(Defense):
     Meant against attackers who see answers only: noise in the features disturbs the differences between answers that
     they live on. An attacker with gradients averages the noise away and meets the bare network.
 
-    The noise is random. With nu left out, nu is searched on up to 2,000 held-out images (means of 5 noisy looks) so that
-    the clean accuracy falls by `drop`; a network that was trained on these images too is given too large a nu.
+    The noise is random. With nu left out, nu is searched on up to 2,000 held-out images (means of 5 noisy looks) so
+    that the clean accuracy falls by `drop`; a network that was trained on these images too is given too large a nu.
 
     Attributes:
         nu: standard deviation of the noise, the same at all layers.

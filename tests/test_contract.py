@@ -218,6 +218,14 @@ class GoesAroundTheOracle(FGSM):
         return threat.project(x + threat.eps * g.sign(), x)
 
 
+class FollowsWhatIsLeft(FGSM):
+    """Its loss has a remainder that points the wrong way once the cross-entropy is flat."""
+
+    def run(self, oracle, x, y, threat, draws):
+        g, _, _ = oracle.gradient(x, lambda z: ops.cross_entropy(z, y) - 1e-9 * ops.margin(z, y))
+        return threat.project(x + threat.eps * g.sign(), x)
+
+
 class Descends(FGSM):
     def run(self, oracle, x, y, threat, draws):
         return threat.project(2 * x - super().run(oracle, x, y, threat, draws), x)
@@ -635,6 +643,12 @@ BROKEN = [
     ("attack", AsksTooOften(), "keeps the query budget", "37 queries granted"),
     ("attack", GoesAroundTheOracle(), "books its passes", "no forward pass"),
     ("attack", Descends(), "breaks a half space near its closed form", "0 of 4 broken at 1.5"),
+    (
+        "attack",
+        FollowsWhatIsLeft(),
+        "breaks the same half space behind scaled logits or shows that it is blind",
+        "0 of 4 broken behind scaled logits",
+    ),
     ("measure", Measures(value=float("nan")), "returns finite metrics and well formed flags", "one"),
     ("measure", Measures(severity="fatal"), "returns finite metrics and well formed flags", "fatal"),
     ("measure", MeasuresByChance(), "measures the same for the same draws", "torch"),

@@ -1,0 +1,99 @@
+"""BoundaryTilting: the angle to the nearest-centroid classifier, and how much nearer it brings the boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.data import ImageSet
+from siegebench.draws import Draws
+from siegebench.errors import ContractError
+from siegebench.oracle import Oracle
+from siegebench.threat import NORMS, Norm, ThreatModel
+from siegebench.types import Attack, Count, Measure
+
+from .distances import nearest, refuse_what_does_not_minimise
+from .fmn import FMN
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundaryTilting(Measure):
+    """theta = angle(grad_x(z_b - z_a), mu_b - mu_a), and the strength (||mu_b - mu_a|| / 2) / distance, always in L2.
+
+    Tanay & Griffin, "A Boundary Tilting Perspective on the Phenomenon of Adversarial Examples", 2016, arXiv 1608.07690:
+    adversarial examples are strong where the boundary is tilted towards the data. For two classes with means mu_a, mu_b
+    and a linear classifier through their midpoint, the strength is 1 / cos(theta). For a network, a is the class of the
+    image, b the class that the nearest misclassified image has, and theta is taken at the image.
+
+    The means are those of the training images, in pixels. Random: only what the attack draws. A randomised model is
+    asked for means over `averaged` looks.
+
+    Differs from the paper: it treats the linear case; the reading for networks is ours, and so is the strength at
+    single images (its exact definition was not available). Where the attack finds nothing, b is the class that comes
+    second, and the image is in no strength; images without a gradient, or whose classes lack training images, are in no
+    angle.
+
+    Attributes:
+        attack: one that looks for the smallest perturbation, in L2.
+        averaged: looks behind each gradient of a randomised model.
+    """
+
+    learns: ClassVar[bool] = True
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+
+    attack: Attack = field(default_factory=FMN)
+    averaged: Count = 9
+
+    def __post_init__(self) -> None:
+        refuse_what_does_not_minimise(self.attack, "boundary_tilting")
+
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Tilting:
+        total = torch.zeros(data.num_classes, *data.images.shape[1:], dtype=torch.float64)
+        for at in torch.arange(len(data)).split(1000):
+            total.index_add_(0, data.labels[at], data.pixels(at, torch.float64))
+        count = data.labels.bincount(minlength=data.num_classes)
+        means = (total / ops.over(count, total)).to(oracle.rows.device)  # NaN for a class without images
+        return _Tilting(attack=self.attack, averaged=self.averaged, means=means)
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
+        raise ContractError("boundary_tilting compares with the means of training images; call learn first")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tilting(BoundaryTilting):
+    """What has seen the means of the classes, float64 [classes, 3, H, W]."""
+
+    learns: ClassVar[bool] = False
+
+    means: Tensor = field(repr=False)
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
+        in_l2 = replace(threat, norm="l2", eps=1.0)  # an attack that minimises asks for no eps
+        label, distance = nearest(self.attack, oracle, x, y, in_l2, draws, self.averaged)
+        asked = oracle.surrogate()
+        asked = asked.averaged(self.averaged) if oracle.model.randomized else asked
+        second = asked.logits(x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)
+        b = torch.where(distance.isfinite(), label, second)
+        g = asked.gradient(x, _difference(y, b))[0].double()
+        way = self.means[b] - self.means[y]
+
+        length = ops.size(way, "l2")
+        cosine = ops.flat(g * way).sum(dim=1) / (ops.size(g, "l2") * length)
+        angle = cosine[cosine.isfinite()].clamp(-1, 1).acos().rad2deg()
+        strength = length / 2 / distance.double()
+        strength = strength[distance.isfinite() & strength.isfinite()]
+        metrics = {"not_found": float(distance.isinf().double().mean())}
+        for name, value in (("angle", angle), ("strength", strength)):
+            if len(value):
+                metrics |= {f"{name}_mean": float(value.mean()), f"{name}_median": float(value.quantile(0.5))}
+        return {"metrics": metrics, "flags": []}
+
+
+def _difference(a: Tensor, b: Tensor) -> Callable[[Tensor], Tensor]:
+    """z_b - z_a as a loss."""
+    return lambda z: (z.gather(1, b[:, None]) - z.gather(1, a[:, None])).squeeze(1)

@@ -1,0 +1,149 @@
+"""Fooling images: pictures of nothing that the victim is sure about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import ThreatModel
+from siegebench.types import Count, Measure, Positive, Share
+
+EARLY, LATE = 0.03, 0.1  # wished rise of the probability: at most, and as a share of what is missing to 1
+LONGEST = 1e12 / 255**2  # largest learning rate; the authors' 1e12 is for pixels in 0..255
+DONE = 0.9999  # no image climbs beyond
+HALVED = 1000  # generations after which the mutation rate is halved
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoolingImages(Measure):
+    """Makes images from noise that the victim takes for a given class with high confidence.
+
+    Nguyen, Yosinski, Clune, "Deep Neural Networks are Easily Fooled: High Confidence Predictions for Unrecognizable
+    Images", CVPR 2015, arXiv 1412.1897.
+        gradient    from the mean image plus N(0, 1 / 255): X += lr g, X -= decay (X - mean), clip; g is the gradient of
+                    the probability p of the class, lr = min(0.03, 0.1 (1 - p)) / |g|^2. For `classes` drawn classes,
+                    `seeds` images each. The best point of a climb counts; it ends at p > 0.9999, or without gradient.
+        evolution   MAP-Elites, direct encoding: from uniform pixels, one elite for each class of the victim. A
+                    generation takes `population` parents at random from the elites and changes each pixel with chance
+                    `rate` (halved every 1,000 generations) by polynomial mutation; a child replaces the elite of every
+                    class for which it is surer.
+    On fresh passes: median_confidence (p of the wanted class) and share_above_99 over the images; share_classes_found,
+    classes with an image that the victim labels so; detection_auroc, how well the largest softmax alone tells the given
+    clean images (higher) from these, 0.5 where not at all, less where the fooling images are the surer ones.
+
+    Random: classes and starts, or starts, parents and mutations; none depends on the given images, of which only the
+    mean image and the confidences are used. Cost: at most classes x seeds x steps forwards and backwards, or population
+    x (steps + 1) forwards, all booked on the first image.
+
+    Differs from the paper: the mean image is that of the given clean images, not of a training set; a climb ends at
+    0.9999, theirs goes on; no blur and no pruning of small pixels; no indirect (CPPN) encoding. The detector is ours.
+
+    Attributes:
+        method: `gradient` or `evolution`.
+        steps: of each climb, or generations.
+        classes: climbed for at most.
+        seeds: images for each class climbed for.
+        decay: of the way from the mean image, a step.
+        population: children a generation.
+        rate: chance of a pixel to change.
+        eta_m: of the polynomial mutation; larger, smaller changes.
+        averaged: looks behind each answer of a randomised model.
+    """
+
+    method: Literal["gradient", "evolution"] = "gradient"
+    steps: Count = 300
+    classes: Count = 20
+    seeds: Count = 3
+    decay: Share = 0.01
+    population: Count = 400
+    rate: Share = 0.1
+    eta_m: Positive = 15.0
+    averaged: Count = 4
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
+        asked = oracle.surrogate()
+        asked = asked.averaged(self.averaged) if oracle.model.randomized else asked
+        clean = asked.logits(x).softmax(dim=1).amax(dim=1)
+        alone = asked[:1]  # the images belong to no sample; their cost is the first one's
+        images, wanted = (self._climb if self.method == "gradient" else self._evolve)(alone, x.mean(dim=0), draws)
+
+        p = alone.logits(images).softmax(dim=1).double()
+        confidence = p.gather(1, wanted[:, None]).squeeze(1)
+        classes = wanted.unique()
+        hit = wanted[p.argmax(dim=1) == wanted].unique()
+        metrics = {
+            "images": float(len(images)),
+            "median_confidence": float(confidence.quantile(0.5)),
+            "share_above_99": float((confidence > 0.99).double().mean()),
+            "share_classes_found": len(hit) / len(classes),
+            "detection_auroc": _auroc(clean.double(), p.amax(dim=1)),
+        }
+        return {"metrics": metrics, "flags": []}
+
+    def _climb(self, oracle: Oracle, mean: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(the surest image of each climb, its class)"""
+        one = Draws(draws.seed, torch.zeros(1, dtype=torch.long, device=mean.device))
+        classes = one.uniform((oracle.num_classes,), purpose="classes")[0].argsort()[: self.classes].sort().values
+        wanted = classes.repeat_interleave(self.seeds)
+        number = wanted * self.seeds + torch.arange(self.seeds, device=mean.device).repeat(len(classes))
+        noise = Draws(draws.seed, number).normal(tuple(mean.shape), purpose="start").to(mean)
+        image = mean + noise / 255
+        best, top = image.clamp(0, 1), torch.full_like(image[:, 0, 0, 0], -1.0)
+        live = torch.arange(len(wanted), device=mean.device)
+        for _ in range(self.steps):
+            image = image.clamp(0, 1)
+            g, _, p = oracle.gradient(image, partial(_probability, k=wanted[live]))
+            surer = p > top[live]
+            best[live] = torch.where(ops.over(surer, image), image, best[live])
+            top[live] = torch.where(surer, p, top[live])
+
+            length = ops.size(g.double(), "l2")  # squares of small gradients vanish in float32
+            on = ((p <= DONE) & (length > 0)).nonzero().squeeze(1)
+            if not len(on):
+                break
+            live, image, g, p, length = live[on], image[on], g[on], p[on], length[on]
+            lr = ((LATE * (1 - p)).clamp(max=EARLY) / length**2).clamp(max=LONGEST)
+            image = mean + (1 - self.decay) * (image + ops.over(lr, g).to(g) * g - mean)
+        return best, wanted
+
+    def _evolve(self, oracle: Oracle, mean: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(the elite of each class, its class)"""
+        count, shape = oracle.num_classes, tuple(mean.shape)
+        streams = Draws(draws.seed, torch.arange(self.population, device=mean.device)).child("evolution")
+        elite, fitness = mean.new_zeros(count, *shape), mean.new_full((count,), -1.0)
+        child = streams.uniform(shape, 0, "start").to(mean)
+        for t in range(self.steps + 1):
+            p, place = oracle.logits(child).softmax(dim=1).max(dim=0)
+            better = p > fitness
+            elite = torch.where(ops.over(better, elite), child[place], elite)
+            fitness = torch.where(better, p, fitness)
+            if t == self.steps:
+                break
+            parent = elite[streams.integers(count, (), t, "parent")]
+            changed = streams.uniform(shape, t, "pixels") < self.rate * 0.5 ** (t // HALVED)
+            child = (parent + torch.where(changed, self._mutation(streams, shape, t).to(mean), 0)).clamp(0, 1)
+        return elite, torch.arange(count, device=mean.device)
+
+    def _mutation(self, streams: Draws, shape: tuple[int, ...], t: int) -> Tensor:
+        """Polynomial mutation: changes in [-1, 1], mostly small."""
+        u = streams.uniform(shape, t, "mutation")
+        power = 1 / (self.eta_m + 1)
+        return torch.where(u < 0.5, (2 * u) ** power - 1, 1 - (2 * (1 - u)) ** power)
+
+
+def _probability(z: Tensor, k: Tensor) -> Tensor:
+    """Softmax of the class k, [n]."""
+    return z.softmax(dim=1).gather(1, k[:, None]).squeeze(1)
+
+
+def _auroc(high: Tensor, low: Tensor) -> float:
+    """Chance that one of `high` exceeds one of `low`; ties count half."""
+    above, same = high[:, None] > low, high[:, None] == low
+    return float((above.double() + 0.5 * same.double()).mean())

@@ -1,0 +1,209 @@
+"""LOAP: one square patch an image, its content and its place optimised together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.draws import Draws
+from siegebench.errors import NotApplicable
+from siegebench.oracle import Oracle
+from siegebench.threat import Norm, ThreatModel
+from siegebench.types import Attack, Count, Positive
+
+Offset = Annotated[int, Field(ge=0, strict=True)]
+MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
+
+
+def largest_square(share: float, height: int, width: int) -> int:
+    """Side of the largest square that covers at most this share of an image and fits into it."""
+    return min(math.isqrt(math.floor(share * height * width + 1e-6)), height, width)
+
+
+def cut(image: Tensor, place: Tensor, side: int) -> Tensor:
+    """The squares [n, C, side, side] of images [n, C, H, W] at their places [n, 2], (row, column) of the corner."""
+    return image.flatten(2).gather(2, _pixels(image, place, side)).view(*image.shape[:2], side, side)
+
+
+def paste(x: Tensor, patch: Tensor, place: Tensor) -> Tensor:
+    """The images with their squares in place."""
+    return x.flatten(2).scatter(2, _pixels(x, place, patch.shape[-1]), patch.flatten(2)).view_as(x)
+
+
+def _pixels(image: Tensor, place: Tensor, side: int) -> Tensor:
+    along = torch.arange(side, device=image.device)
+    row, column = place[:, 0, None] + along, place[:, 1, None] + along
+    index = (row[:, :, None] * image.shape[3] + column[:, None, :]).flatten(1)
+    return index[:, None].expand(-1, image.shape[1], -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LOAP(Attack):
+    """P <- clip(P + step sign(grad loss)), and after each step the square moves where its new content does more.
+
+    Rao, Stutz, Schiele, "Adversarial training against location-optimized adversarial patches", 2020, arXiv 2005.02313.
+    The largest square that covers eps of the pixels is replaced, any colours, one content and one place an image.
+
+    Random: content and place at the start of each attempt, and the direction tried by `random_search`. Cost of a sample
+    that is never broken: steps + 1 forwards and steps backwards an attempt; a search adds 5 forwards a step
+    (`full_search`) or 2 (`random_search`), `greedy` one forward and one backward in all.
+
+    Differs from the paper: a broken sample leaves at once. The new content is compared with itself at the present place
+    (the authors' code compares with the loss before the step), it moves along with the square (there it is lost), every
+    place up to the last row and column is reached, and the last step is looked at as well. One attempt instead of 30.
+    `greedy` is our own: no search, but a place chosen by the gradient on the clean image, where a square could raise
+    the loss most to first order; each further attempt takes the best place that overlaps the earlier ones least.
+
+    Attributes:
+        location: `fixed` at `place`, `random`, `random_search` (one direction a step), `full_search` (all four), or
+            `greedy`.
+        steps: gradient steps of one attempt.
+        step: their length in each channel.
+        attempts: runs from fresh contents and places, for samples that are not broken yet.
+        stride: pixels that a square moves at a time.
+        place: row and column of the corner for `fixed`; nearer to the origin where the square does not fit.
+        forbidden: row, column, height, width of a box that no square may touch; (11, 11, 10, 10) in the paper.
+        loss: what is climbed, cross-entropy or margin of the logits.
+        early_stop: a broken sample leaves at once. Without it every attempt goes to its end and the misclassified point
+            of highest loss is returned: for randomised models, where one lucky look is no success.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("l0",)
+
+    location: Literal["fixed", "random", "random_search", "full_search", "greedy"] = "full_search"
+    steps: Count = 100
+    step: Positive = 0.05
+    attempts: Count = 1
+    stride: Count = 2
+    place: tuple[Offset, Offset] = (3, 3)
+    forbidden: tuple[Offset, Offset, Count, Count] | None = None
+    loss: Literal["ce", "margin"] = "ce"
+    early_stop: bool = True
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        x_adv, highest = x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        side = largest_square(threat.eps, *x.shape[2:])
+        if side == 0 or not len(x):
+            return x_adv
+        free = self._free(side, x)
+        promise = self._promise(oracle, x, y, side, free) if self.location == "greedy" else None
+        left = torch.arange(len(x), device=x.device)
+        for attempt in range(self.attempts):
+            if not len(left):
+                break
+            streams = draws[left].child("loap", attempt)
+            if promise is None:
+                place = self._start(free, streams)
+            else:
+                place, promise[left] = _best(promise[left], side)
+            patch = streams.uniform((x.shape[1], side, side), purpose="patch").to(x.dtype)
+            point, value, broken = self._climb(oracle[left], x[left], y[left], patch, place, free, streams)
+            better = broken | (value > highest[left])
+            x_adv[left] = torch.where(ops.over(better, point), point, x_adv[left])
+            highest[left] = torch.where(better, value, highest[left])
+            left = left[~broken]
+        return x_adv
+
+    def _climb(
+        self, oracle: Oracle, x: Tensor, y: Tensor, patch: Tensor, place: Tensor, free: Tensor, draws: Draws
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One attempt: the points, their losses, and which of them are misclassified."""
+        best, highest = x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        hit = torch.zeros_like(y, dtype=torch.bool)
+        live, side = torch.arange(len(x), device=x.device), patch.shape[-1]
+        searches = self.location in ("random_search", "full_search")
+        for t in range(self.steps + 1):
+            x_t, loss = paste(x[live], patch, place), partial(ops.LOSSES[self.loss], y=y[live])
+            if t < self.steps:
+                g, z, value = oracle[live].gradient(x_t, loss)
+            else:  # the last iterate needs no gradient
+                z = oracle[live].logits(x_t)
+                value = loss(z)
+            broken = z.argmax(dim=1) != y[live]
+            # a misclassified point beats any other; among equals the higher loss does
+            better = (broken & ~hit[live]) | ((broken | ~hit[live]) & (value > highest[live]))
+            best[live] = torch.where(ops.over(better, x_t), x_t, best[live])
+            highest[live] = torch.where(better, value, highest[live])
+            hit[live] = hit[live] | broken
+            if t == self.steps:
+                break
+            slope = cut(g, place, side)
+            leaving = broken & self.early_stop
+            if not searches:  # elsewhere there may be a gradient
+                leaving = leaving | oracle[live].stuck(slope)
+            rest = (~leaving).nonzero().squeeze(1)
+            if not len(rest):
+                break
+            live, place = live[rest], place[rest]
+            patch = (patch[rest] + self.step * slope[rest].sign()).clamp(0, 1)
+            if searches:
+                place = self._move(oracle[live], x[live], y[live], patch, place, free, draws[live], t)
+        return best, highest, hit
+
+    def _move(
+        self, oracle: Oracle, x: Tensor, y: Tensor, patch: Tensor, place: Tensor, free: Tensor, draws: Draws, t: int
+    ) -> Tensor:
+        """The best place for the content as it is now: the present one, or one of those beside it that are free."""
+        moves = self.stride * torch.tensor(MOVES, device=x.device)
+        if self.location == "random_search":
+            moves = moves[draws.integers(len(MOVES), (1,), t, "direction")]
+        else:
+            moves = moves.expand(len(x), -1, -1)
+        stay, there = place[:, None], place[:, None] + moves
+        inside = there.clamp(min=0).minimum(torch.tensor(free.shape, device=x.device) - 1)
+        allowed = (inside == there).all(dim=2) & free[inside[..., 0], inside[..., 1]]
+        tried = torch.cat([stay, torch.where(allowed[..., None], there, stay)], dim=1)
+        k = tried.shape[1]
+        images = paste(x.repeat_interleave(k, 0), patch.repeat_interleave(k, 0), tried.flatten(0, 1))
+        z = oracle.repeat(k).logits(images)
+        value = ops.LOSSES[self.loss](z, y.repeat_interleave(k)).view(-1, k)
+        return tried[torch.arange(len(x), device=x.device), value.argmax(dim=1)]  # of equals the first: it stays
+
+    def _free(self, side: int, x: Tensor) -> Tensor:
+        """Which corners a square may have, bool [H - side + 1, W - side + 1]."""
+        rows, columns = (torch.arange(d - side + 1, device=x.device) for d in x.shape[2:])
+        if self.forbidden is None:
+            return torch.ones(len(rows), len(columns), dtype=torch.bool, device=x.device)
+        top, first, height, width = self.forbidden
+        above_or_below = (rows + side <= top) | (rows >= top + height)
+        beside = (columns + side <= first) | (columns >= first + width)
+        free = above_or_below[:, None] | beside[None, :]
+        if not bool(free.any()):
+            raise NotApplicable(f"no square of {side} x {side} pixels fits beside the forbidden box {self.forbidden}")
+        return free
+
+    def _start(self, free: Tensor, draws: Draws) -> Tensor:
+        """The place of the first square of each sample, int64 [n, 2]."""
+        if self.location != "fixed":
+            places = free.nonzero()
+            return places[draws.integers(len(places), purpose="place")]
+        place = [min(at, most - 1) for at, most in zip(self.place, free.shape, strict=True)]
+        if not bool(free[place[0], place[1]]):
+            raise NotApplicable(f"a square at {tuple(place)} touches the forbidden box {self.forbidden}")
+        return torch.tensor(place, device=free.device).expand(len(draws), 2)
+
+    def _promise(self, oracle: Oracle, x: Tensor, y: Tensor, side: int, free: Tensor) -> Tensor:
+        """How much a square at each place could raise the loss to first order; -inf where it may not lie."""
+        g, _, _ = oracle.gradient(x, partial(ops.LOSSES[self.loss], y=y))
+        rise = torch.maximum(g * (1 - x), -g * x).sum(dim=1, keepdim=True)
+        total = F.avg_pool2d(rise, side, stride=1, divisor_override=1).squeeze(1)
+        return total.masked_fill(~free, -torch.inf)
+
+
+def _best(promise: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """The places of highest promise, int64 [n, 2], and the promise with those that overlap them put last."""
+    width = promise.shape[2]
+    at = promise.flatten(1).argmax(dim=1)
+    place = torch.stack([at.div(width, rounding_mode="floor"), at % width], dim=1)
+    row, column = (torch.arange(d, device=at.device) for d in promise.shape[1:])
+    near = (row - place[:, :1]).abs()[:, :, None].maximum((column - place[:, 1:]).abs()[:, None, :]) < side
+    finite = promise.masked_fill(promise.isinf(), 0)
+    return place, promise - near * ops.over(finite.flatten(1).abs().amax(dim=1) + 1, promise)

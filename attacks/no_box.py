@@ -1,0 +1,198 @@
+"""NoBox: auto-encoders of a few images stand in for a classifier that nobody may ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.data import ImageSet
+from siegebench.draws import Draws, derive_seed
+from siegebench.errors import ContractError, NotApplicable
+from siegebench.oracle import Oracle
+from siegebench.threat import Access, ThreatModel
+from siegebench.train import Augment, augmented
+from siegebench.types import Attack, Count, Positive
+
+from .autoencoder import AutoEncoder, arranged, fresh, slope
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBox(Attack):
+    """No query, no network, no training set: a few images, and an auto-encoder g = d_k(e(x)) trained on them.
+
+    Li, Guo, Chen, "Practical no-box adversarial attacks against DNNs", NeurIPS 2020, arXiv 2012.02525.
+        train        min ||d_k(e(x)) - t||^2; t is, for each decoder k, one image p_kc of the class c of x
+                     (`prototypical`), or x itself, of which e sees a turned (`rotation`) or rearranged (`jigsaw`) copy
+        CE stage     x_ce climbs the cross-entropy of the logits -||d_k(e(x')) - p_kc||^2 over the classes c, averaged
+                     over k, within ce_eps; without prototypes p_c is an image of class c, and p_y = x
+        ILA stage    x' climbs <e(x') - e(x), v> within eps, v the unit vector of e(x_ce) - e(x)
+    Distances are means over pixels, steps go along the sign.
+
+    Random: which images the attacker owns, prototypes, weights, order and augmentation; for each sample the images of
+    other classes. Nothing is asked of the oracle.
+
+    Differs from the paper: its attacker owns the 20 images that are attacked; here he owns others, from the training
+    split, so that no image's outcome depends on the rest. Its sets hold two classes; here one auto-encoder may serve
+    more (`together`). Its unsupervised methods pair each image with one of the other class, here with a random one of
+    each. Images are cropped at random instead of mirrored, shown in turn instead of drawn (there the unsupervised
+    methods see all of them at each step), and turned or rearranged afresh in each epoch (in the authors' code the
+    changes add up). Prototypes are shrunk by averaging. Width and steps are for small images; `paper` has the authors'
+    numbers for `prototypical` (rotation: 2000 steps, jigsaw: 5000).
+
+    Attributes:
+        method: what the auto-encoder learns.
+        per_class: images that the attacker owns of each class; a class with fewer shows them more than once.
+        together: classes that share one auto-encoder.
+        decoders: of the prototypical one; the others have one.
+        width: channels of the first convolution, a quarter of those of the features.
+        epochs: passes over the images; a step takes one image of each class.
+        lr: of Adam.
+        augment: of the images in training.
+        ce_eps, steps: budget and length of the CE stage.
+        ila_steps: length of the ILA stage.
+        step: their size, in pixels of [0, 1].
+    """
+
+    needs: ClassVar[Access] = "none"
+    narrow: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
+
+    method: Literal["prototypical", "rotation", "jigsaw"] = "prototypical"
+    per_class: Count = 10
+    together: Count = 10
+    decoders: Count = 10
+    width: Count = 16
+    epochs: Count = 50
+    lr: Positive = 1e-3
+    augment: Augment = "crop"
+    ce_eps: Positive = 0.3
+    steps: Count = 100
+    ila_steps: Count = 50
+    step: Positive = 1 / 255
+
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Trained:
+        own = self._owned(data, draws)
+        sets = torch.arange(data.num_classes).tensor_split(max(1, data.num_classes // self.together))
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _Trained(**settings, surrogates=tuple(self._trained(data, own[c], int(c[0]), draws) for c in sets))
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        raise ContractError("no_box needs auto-encoders trained on the attacker's images; call learn first")
+
+    def _owned(self, data: ImageSet, draws: Draws) -> Tensor:
+        """Places in the data of the images that the attacker owns, int64 [classes, per_class]."""
+        order = draws.order("the attacker's images").cpu()
+        own = []
+        for c in range(data.num_classes):
+            members = order[data.labels[order] == c]
+            if not len(members):
+                raise NotApplicable(f"no_box: {data.name} has no image of class {c}")
+            own.append(members[torch.arange(self.per_class) % len(members)])
+        return torch.stack(own)
+
+    def _trained(self, data: ImageSet, own: Tensor, first: int, draws: Draws) -> _Surrogate:
+        classes, m = own.shape
+        draws = draws[own.flatten().to(draws.ids.device)]
+        x = data.pixels(own.flatten()).to(draws.ids.device)
+        label = torch.arange(classes, device=x.device)
+        decoders = self.decoders if self.method == "prototypical" else 1
+        net = fresh(lambda: AutoEncoder(self.width, decoders), derive_seed(draws.seed, "no_box", first)).to(x.device)
+        shape = net.eval()(x[:1]).shape[-2:]
+
+        # the first decoders have one image of each class in turn, the rest any mix
+        k = torch.arange(decoders, device=x.device)
+        which = torch.where(k < m, k, draws[::m].integers(m, (decoders,), purpose="prototype"))
+        p = F.adaptive_avg_pool2d(x[label[:, None] * m + which].flatten(0, 1), shape).unflatten(0, (classes, decoders))
+
+        adam = torch.optim.Adam(net.train().parameters(), self.lr)
+        for epoch in range(self.epochs):
+            target = seen = augmented(x, self.augment, draws, epoch)
+            if self.method != "prototypical":
+                seen = arranged(seen, self.method, draws.integers(4, (), epoch, "arrangement"))
+                target = F.adaptive_avg_pool2d(target, shape)[:, None]
+            order = draws.uniform((), epoch, "order").view(classes, m).argsort(dim=1)
+            for batch in (order + label[:, None] * m).T:
+                t = p if self.method == "prototypical" else target[batch]
+                loss = F.mse_loss(net(seen[batch]), t)
+                adam.zero_grad(set_to_none=True)
+                loss.backward()
+                adam.step()
+        return _Surrogate(net.eval().requires_grad_(False), p, x.unflatten(0, (classes, m)), first)
+
+
+@dataclass(frozen=True, eq=False)
+class _Surrogate:
+    """An auto-encoder of some classes.
+
+    Attributes:
+        net: trained.
+        prototypes: p_kc, [classes, decoders, 3, h, w].
+        images: the attacker's, [classes, per_class, 3, H, W].
+        first: of the classes, which are consecutive.
+    """
+
+    net: AutoEncoder
+    prototypes: Tensor
+    images: Tensor
+    first: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Trained(NoBox):
+    """What has trained its auto-encoders."""
+
+    learns: ClassVar[bool] = False
+
+    surrogates: tuple[_Surrogate, ...] = field(repr=False)
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        x_adv = x.clone()
+        for one in self.surrogates:
+            known = (y >= one.first) & (y < one.first + len(one.images))
+            mine = known.nonzero().squeeze(1)
+            if len(mine):
+                x_adv[mine] = self._attack(one, x[mine], y[mine] - one.first, threat, draws[mine])
+        return x_adv
+
+    def _attack(self, one: _Surrogate, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        return self.along(one.net.to(x), x, self.guide(one, x, y, draws), threat)
+
+    def guide(self, one: _Surrogate, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """The CE stage: x_ce, which decoders take for images of other classes; y counts from the surrogate's first."""
+        net, p = one.net.to(x), self._references(one, x, y, draws)
+
+        def confusion(x_ce: Tensor) -> Tensor:
+            distance = (net(x_ce)[:, None] - p).square().mean(dim=(3, 4, 5))  # [n, classes, decoders]
+            label = y[:, None].expand(-1, distance.shape[2])
+            return F.cross_entropy(-distance, label, reduction="none").mean(dim=1)
+
+        x_ce = x
+        for _ in range(self.steps):
+            x_ce = ops.project(x_ce + self.step * slope(confusion, x_ce).sign(), x, "linf", self.ce_eps)
+        return x_ce
+
+    def along(self, net: AutoEncoder, x: Tensor, x_ce: Tensor, threat: ThreatModel) -> Tensor:
+        """The ILA stage: as far as possible from e(x) in the direction of e(x_ce)."""
+        with torch.no_grad():
+            v = ops.normalise(net.encode(x_ce) - net.encode(x), "l2")
+        x_adv = x
+        for _ in range(self.ila_steps):
+            g = slope(lambda leaf: ops.flat(net.encode(leaf) * v).sum(dim=1), x_adv)
+            x_adv = threat.project(x_adv + self.step * g.sign(), x)
+        return x_adv
+
+    def _references(self, one: _Surrogate, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """What decoders of each class should return, [1 or n, classes, decoders, 3, h, w]."""
+        if self.method == "prototypical":
+            return one.prototypes.to(x)[None]
+        classes, m = one.images.shape[:2]
+        which = draws.integers(m, (classes,), purpose="rival")
+        p = one.images.to(x)[torch.arange(classes, device=x.device), which]
+        p[torch.arange(len(x), device=x.device), y] = x
+        height, width = one.prototypes.shape[-2:]
+        return F.adaptive_avg_pool2d(p.flatten(0, 1), (height, width)).unflatten(0, (-1, classes))[:, :, None]

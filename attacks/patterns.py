@@ -1,0 +1,121 @@
+"""What patterns for all images share: where pixels lie under a pose, how a pattern is worn, and how it is learnt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.data import ImageSet
+from siegebench.draws import Draws
+from siegebench.errors import NotApplicable
+from siegebench.oracle import Oracle
+from siegebench.threat import parse_number
+
+Degrees = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=180)]
+Wear = Callable[[Tensor, Tensor, Draws, int], Tensor]  # (pattern, images, draws, step) to images that wear it
+
+
+def pixels_in(share: float, x: Tensor) -> int:
+    """How many pixels this share of an image is."""
+    return math.floor(share * x.shape[2] * x.shape[3] + 1e-6)
+
+
+def spread(low: float, high: float, x: Tensor, draws: Draws, step: int, purpose: str) -> Tensor:
+    """One number a sample, uniform between two bounds, [n]."""
+    return low + (high - low) * draws.uniform((), step, purpose).to(x.dtype)
+
+
+def around(x: Tensor, reach: Tensor, draws: Draws, step: int) -> tuple[Tensor, Tensor]:
+    """(down, right), [n, H, W]: where pixels lie as seen from a random centre that is `reach` [n] from the edges.
+
+    Where there is no such centre, it is the middle of the image.
+    """
+    out = []
+    for d, name in zip(x.shape[2:], ("row", "column"), strict=True):
+        centre = d / 2 + (d - 2 * reach).clamp(min=0) * (draws.uniform((), step, name).to(x.dtype) - 0.5)
+        out.append(torch.arange(d, device=x.device) + 0.5 - centre[:, None])
+    down, right = out
+    return down[:, :, None].expand(-1, -1, x.shape[3]), right[:, None, :].expand(-1, x.shape[2], -1)
+
+
+def turned(down: Tensor, right: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """The same points as seen by an observer who is turned by an angle [n] in degrees."""
+    cos, sin = (ops.over(f(angle.deg2rad()), down) for f in (torch.cos, torch.sin))
+    return cos * down - sin * right, sin * down + cos * right
+
+
+def nearest(distance: Tensor, count: int | Tensor) -> Tensor:
+    """The `count` pixels of smallest distance [n, H, W], bool [n, 1, H, W]; count may differ by sample, [n]."""
+    rank = distance.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
+    count = torch.as_tensor(count, device=rank.device).expand(len(rank))
+    return (rank < count[:, None]).view(len(rank), 1, *distance.shape[1:])
+
+
+def worn(x: Tensor, mask: Tensor, texture: Tensor, light: Tensor) -> Tensor:
+    """The images with a texture [n, C, H, W] under a light [n] where the mask says so."""
+    return torch.where(mask, (ops.over(light, texture) * texture).clamp(0, 1), x)
+
+
+def climbed(loss: str, y: Tensor, target: int | None, classes: int) -> Callable[[Tensor], Tensor]:
+    """What is climbed, of logits: away from the labels y, or towards a target.
+
+    Raises:
+        NotApplicable: when the model has no such class.
+    """
+    if target is None:
+        return partial(ops.LOSSES[loss], y=y)
+    if target >= classes:
+        raise NotApplicable(f"target {target} is no class of this model, which has {classes}")
+    goal = torch.full_like(y, target)
+    return lambda z: -ops.LOSSES[loss](z, goal)
+
+
+def learn_pattern(
+    start: Tensor,
+    wear: Wear,
+    oracle: Oracle,
+    data: ImageSet,
+    draws: Draws,
+    *,
+    images: int,
+    batch: int,
+    steps: int,
+    lr: float,
+    loss: str,
+    target: int | None,
+) -> Tensor:
+    """Adam on a pattern in [0, 1]: expectation over training images and poses, one batch of both a step.
+
+    Untargeted, the loss of the labels that the model itself gives to the clean images is climbed; with a target, the
+    loss of that class is descended. Cost: one forward an image, then a forward and a backward an image of each batch.
+    """
+    order = draws.order("images").cpu()
+    if target is not None:
+        order = order[data.labels[order] != target]
+    order = order[:images]
+
+    def shown(rows: Tensor) -> Tensor:
+        return data.pixels(rows, oracle.dtype).to(draws.ids.device)
+
+    own = torch.cat([oracle[rows].labels(shown(rows)) for rows in order.split(batch)])
+    pattern = start.to(oracle.dtype).requires_grad_(True)
+    adam = torch.optim.Adam([pattern], lr=lr)
+    for step in range(steps):
+        at = (torch.arange(batch) + step * batch) % len(order)
+        rows = order[at]
+        with torch.enable_grad():
+            x = wear(pattern, shown(rows), draws[rows], step)
+        g, _, _ = oracle[rows].gradient(x.detach(), climbed(loss, own[at], target, oracle.num_classes))
+        (slope,) = torch.autograd.grad(x, pattern, g)
+        pattern.grad = -slope / batch
+        adam.step()
+        with torch.no_grad():
+            pattern.clamp_(0, 1)
+    return pattern.detach()

@@ -1,0 +1,101 @@
+"""Rolling shutter: light that flickers faster than the eye sees becomes stripes in a camera that reads row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import Norm, ThreatModel
+from siegebench.types import Attack, Class, Count, Positive, Share
+
+from .patterns import climbed, pixels_in
+
+GAMMA = 2.2
+DARK = 1e-6  # keeps the root away from zero, where its slope is infinite
+
+
+def exposed(signal: Tensor, phase: Tensor, rows: int, exposure: int) -> Tensor:
+    """Light that each row gets: the mean of `exposure` neighbours of a signal [n, c, L] that began `phase` [n] late.
+
+    Returns [n, c, rows].
+    """
+    n, c, period = signal.shape
+    device = signal.device
+    moments = torch.arange(rows, device=device)[:, None] + torch.arange(exposure, device=device)
+    at = ((moments.flatten() - phase[:, None]) % period)[:, None].expand(n, c, -1)
+    return signal.gather(2, at).view(n, c, rows, exposure).mean(dim=3)
+
+
+def render(x: Tensor, signal: Tensor, phase: Tensor, light: float, exposure: int) -> Tensor:
+    """What the camera sees of a scene x: in linear light 1 - light of it always, `light` of it as the signal says."""
+    gain = (1 - light) + light * exposed(signal, phase, x.shape[2], exposure)[..., None]
+    return (x**GAMMA * gain * (1 - DARK) + DARK) ** (1 / GAMMA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollingShutter(Attack):
+    """f <- clip(f + step sign(sum over phases of grad loss(render(x, f, phase)))), stripes from a flickering lamp.
+
+    Sayles, Hooda, Gupta, Chatterjee, Fernandes, "Invisible perturbations: physical adversarial examples exploiting the
+    rolling shutter effect", CVPR 2021, arXiv 2011.13375. Lamp and camera are not synchronised: the image that comes
+    back is one at a phase that was drawn afresh.
+
+    Random: the signal at the start, the phases of each step and the last one, for each image. Cost of a sample: steps x
+    phases forwards and backwards; none leaves early, as one phase that breaks it says nothing about the next.
+
+    Differs from the paper: made for one image, untargeted by default, instead of for pairs of photographs with and
+    without the lamp, with rotations and crops; x is the scene under full light. The signal ends with the last step.
+    All rows change, which takes eps = 1. With less the lamp lights a band of whole rows at a height drawn for each
+    image, and the other rows stay as they are.
+
+    Attributes:
+        light: share of the light that is the attacker's, in linear light (a of the specification).
+        exposure: rows that pass while one row is exposed; 4 of 252 in the authors' code. More blur the stripes.
+        colour: one signal for each channel, else one for all.
+        steps: gradient steps.
+        step: their length.
+        phases: of the signal at each step.
+        target: the class that is wanted; any wrong one when left out.
+        loss: cross-entropy or margin of the logits.
+    """
+
+    narrow: ClassVar[bool] = True
+    norms: ClassVar[tuple[Norm, ...]] = ("l0",)
+
+    light: Share = 0.7
+    exposure: Count = 4
+    colour: bool = True
+    steps: Count = 40
+    step: Positive = 0.05
+    phases: Count = 4
+    target: Class | None = None
+    loss: Literal["ce", "margin"] = "ce"
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        n, channels, rows, columns = x.shape
+        period, k = rows + self.exposure - 1, self.phases
+        lit = pixels_in(threat.eps, x) // columns
+        if lit == 0 or n == 0:
+            return x.clone()
+        first = draws.integers(rows - lit + 1, purpose="band")
+        row = torch.arange(rows, device=x.device) - first[:, None]
+        band = ((row >= 0) & (row < lit))[:, None, :, None]
+        f = draws.uniform((channels if self.colour else 1, period), purpose="signal").to(x.dtype)
+        x_k, band_k, y_k = (v.repeat_interleave(k, 0) for v in (x, band, y))
+        loss = climbed(self.loss, y_k, self.target, oracle.num_classes)
+        for t in range(self.steps):
+            phase = draws.integers(period, (k,), t, "phase").flatten()
+            leaf = f.clone().requires_grad_(True)
+            with torch.enable_grad():
+                seen = render(x_k, leaf.repeat_interleave(k, 0), phase, self.light, self.exposure)
+                seen = torch.where(band_k, seen, x_k)
+            g, _, _ = oracle.repeat(k).gradient(seen.detach(), loss)
+            (slope,) = torch.autograd.grad(seen, leaf, g)
+            f = (f + self.step * slope.sign()).clamp(0, 1)
+        phase = draws.integers(period, step=self.steps, purpose="phase")
+        return torch.where(band, render(x, f, phase, self.light, self.exposure).clamp(max=1), x)

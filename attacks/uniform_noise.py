@@ -1,0 +1,28 @@
+"""UniformNoise: what chance does, the floor for attacks that ask nobody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.threat import Access, ThreatModel
+from siegebench.types import Attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformNoise(Attack):
+    """x' = clip(x + u), u uniform in [-eps, eps]: no model, no label, no data.
+
+    An attack without a box says little unless it beats this. Random: u. Costs nothing.
+    """
+
+    needs: ClassVar[Access] = "none"
+    narrow: ClassVar[bool] = True
+
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        u = 2 * draws.uniform(tuple(x.shape[1:]), purpose="noise").to(x.dtype) - 1
+        return threat.project(x + threat.eps * u, x)
