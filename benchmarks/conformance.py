@@ -282,7 +282,7 @@ def transfer_contests() -> list[Contest]:
 def query_contests() -> list[Contest]:
     """Attacks that ask; every budget is enforced by our Oracle, which keeps the best point that was shown."""
     score: dict[str, Any] = {"access": "score", "queries": 1000}
-    label: dict[str, Any] = {"access": "label", "queries": 1000, "norm": "l2", "by": "median", "images": 20}
+    label: dict[str, Any] = {"access": "label", "queries": 1000, "norm": "l2", "by": "median", "images": 12}
     jump = art("HopSkipJump", eps=False, max_iter=64)
     boundary = art("BoundaryAttack", norm=False, eps=False, targeted=False, max_iter=5000)
     sign_opt = art("SignOPTAttack", norm=False, eps=False, targeted=False)

@@ -22,7 +22,13 @@ from siegebench.cells import PROTOCOL, Result, canonical
 from . import export, plots
 from .board import SHORT, Board, Column, Line, interval, metric, shown, unique, what, why
 
-GROUPS = {"attack": "Under each attack", "fidelity": "Fidelity under", "asr": "ASR under", "auroc": "AUROC under"}
+GROUPS = {
+    "attack": "Under each attack",
+    "fidelity": "Fidelity under",
+    "asr": "ASR under",
+    "auroc": "AUROC under",
+    "measure": "Diagnoses",
+}
 SHOWN_ENV = ("siegebench", "torch", "python", "device", "gpu", "commit")  # the rest may name a person or a machine
 
 

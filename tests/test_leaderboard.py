@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy.stats import binomtest
-from siegebench.leaderboard import export, rank, stats, tables
+from siegebench.leaderboard import export, page, rank, stats, tables
 from siegebench.leaderboard.board import Board, Line, display
 from sklearn.metrics import roc_auc_score
 
@@ -524,6 +524,9 @@ def test_measures_stand_beside_the_attacks_and_never_rank() -> None:
     assert [c.title for c in added] == ["flatness delta"]
     assert not added[0].main
     assert "flatness delta" in export.as_markdown([board])
+    html = page.render([board], [*rows, *flat, *checks])
+    assert "Diagnoses" in html
+    assert "flatness delta" in html
 
 
 def test_strangers_names_do_no_harm_in_exports_and_terminals() -> None:
