@@ -7,7 +7,7 @@
 Needs the extra `dev`; adversarial-library (`pip install adv-lib`) joins when it is there. All attack the images that
 the network gets right. Ours runs on the network as the suite prepares it (batch norms folded), the others on the
 network as it is loaded (`--prepared`: on ours); what comes back is scored by a fresh pass of the latter and counts only
-within eps. Seconds are CPU seconds of one thread. Rows are kept in benchmarks/results/conformance.json.
+within eps. Seconds are CPU seconds of one thread. Rows are kept in benchmarks/conformance.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from peers import Peer, adv_lib, art, budgeted, foolbox, load, pyautoattack, tor
 from siegebench.threat import Access, Norm, ThreatModel
 
 HERE = Path(__file__).resolve().parent
-ROWS = HERE / "results" / "conformance.json"
+ROWS = HERE / "conformance.json"
 PAGE = HERE.parent / "docs" / "conformance.md"
 
 
@@ -418,7 +418,6 @@ def main() -> None:
                 continue
             print(f"{contest.name}: {contest.threat.label}", flush=True)
             stored[contest.name] = asdict(hold(contest, scene, victim, args.prepared))
-            ROWS.parent.mkdir(exist_ok=True)
             ROWS.write_text(json.dumps(stored, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     tables = [Table(**{**stored[c.name], "rows": [Row(**r) for r in stored[c.name]["rows"]]})
               for c in contests() if c.name in stored]  # fmt: skip

@@ -4,7 +4,7 @@
 
 `efficiency` is (counted forwards and backwards x the best measured time of such a pass) / the time taken: what is left
 to 1 is the attack's own work, and small batches. The ratios are those of conformance.py, in CPU seconds, a run of ours
-and then one of theirs; `a pass` divides both by the passes they took. Rows are kept in benchmarks/results/speed.json.
+and then one of theirs; `a pass` divides both by the passes they took. Rows are kept in benchmarks/speed.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from peers import load
 
 from siegebench.threat import ThreatModel
 
-ROWS = HERE / "results" / "speed.json"
+ROWS = HERE / "speed.json"
 EFFICIENCY = {
     "pgd 8/255": ({"name": "pgd", "steps": 20, "step": "2/255"}, {"eps": "8/255"}),
     "pgd 0.5/255": ({"name": "pgd", "steps": 20}, {"eps": "0.5/255"}),
@@ -84,7 +84,6 @@ def main() -> None:
         if contest.name.startswith(wanted) and not contest.transfer:
             print(f"{contest.name}: {contest.threat.label}", flush=True)
             stored[contest.name] = ratios(hold(contest, scene))
-        ROWS.parent.mkdir(exist_ok=True)
         ROWS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
 
 
