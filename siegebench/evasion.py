@@ -158,7 +158,7 @@ def _learnt(probe: P, cell: Cell, ws: Workspace, seen: Classifier, threat: Threa
 
     what: list[Any] = [cell.attack, cell.measure, data_key(cell.data), cell.seed]
     if threat.access != "none":  # else neither the victim nor the budget matters
-        what += [cell.surrogates or [cell.model, cell.defense], cell.threat]
+        what += [cell.threat, cell.surrogates or {"model": cell.model, "defense": cell.defense}]
     learnt: tuple[P, dict[str, float]] = ws.remember(("learnt", digest(what)), make)
     return learnt
 
