@@ -15,7 +15,7 @@ from siegebench.oracle import Oracle
 from siegebench.prepare import prepare
 from siegebench.registry import build
 from siegebench.threat import TOLERANCE, ThreatModel
-from siegebench.types import Attack, Classifier
+from siegebench.types import Attack, Classifier, Wrapped
 
 
 def number(text: str) -> float:
@@ -40,6 +40,29 @@ class Counted(nn.Module):
 
     def _book(self, grad: Tensor) -> None:
         self.backwards += len(grad)
+
+
+class Clocked(Wrapped):
+    """Adds up the CPU seconds inside the network, forwards and backwards; what a run takes beyond is the attack's."""
+
+    def __init__(self, inner: Classifier) -> None:
+        super().__init__(inner)
+        self.inside = 0.0
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        self._begin()
+        z: Tensor = self.inner(x, draws)
+        self._end()
+        if z.requires_grad:
+            z.register_hook(self._begin)  # type: ignore[no-untyped-call]
+            x.register_hook(self._end)  # type: ignore[no-untyped-call]
+        return z
+
+    def _begin(self, _grad: Tensor | None = None) -> None:
+        self.inside -= time.process_time()
+
+    def _end(self, _grad: Tensor | None = None) -> None:
+        self.inside += time.process_time()
 
 
 @dataclass
