@@ -6,7 +6,7 @@
 the share of that time that was seen to pass inside the network: what inside leaves to 1 is the attack's own work, and
 what lies between the two are passes that took longer than the best one did (small batches, other work on the machine).
 The ratios are those of conformance.py, in CPU seconds, a run of ours and then one of theirs; `a pass` divides both by
-the passes they took. Rows are kept in benchmarks/speed.json.
+the passes they took, and `at most` is what the ratio would be if ours took nothing but its passes, the best ones. Rows are kept in benchmarks/speed.json.
 """
 
 from __future__ import annotations
@@ -49,25 +49,33 @@ def efficiency(scene: Scene) -> dict[str, dict[str, float]]:
         ideal = n * (cost.forwards * forward + cost.backwards * backward)
         out[name] = {
             "efficiency": ideal / cost.cpu, "inside": clocked.inside / cost.cpu, "cpu": cost.cpu,
-            "forwards": cost.forwards, "backwards": cost.backwards, "forward_us": 1e6 * forward, "backward_us": 1e6 * backward,
+            "forwards": cost.forwards, "backwards": cost.backwards,
+            "forward_us": 1e6 * forward, "backward_us": 1e6 * backward,
         }  # fmt: skip
         print(
             f"  {name:18} efficiency {ideal / cost.cpu:5.2f}   inside {clocked.inside / cost.cpu:5.3f}   "
-            f"CPU {cost.cpu:7.2f} s   forwards {cost.forwards:6.1f}, backwards {cost.backwards:6.1f} an image; best pass {1e6 * forward:.0f} + {1e6 * backward:.0f} us",
+            f"CPU {cost.cpu:7.2f} s   forwards {cost.forwards:6.1f}, backwards {cost.backwards:6.1f} an image; "
+            f"best pass {1e6 * forward:.0f} + {1e6 * backward:.0f} us",
             flush=True,
         )
     return out
 
 
-def ratios(table: Table) -> dict[str, dict[str, float]]:
-    """Times ours, for each peer that ran."""
+def ratios(table: Table, scene: Scene) -> dict[str, dict[str, float]]:
+    """Times ours, for each peer that ran, and how many times it could be at most."""
     mine, out = table.rows[0], {}
+    forward, backward = pass_times(scene.ready, scene.x)
+    least = table.images * (mine.forwards * forward + mine.backwards * backward)
     for row in table.rows[1:]:
         if row.error:
             continue
         passes = (row.forwards + row.backwards) / (mine.forwards + mine.backwards)
-        out[row.who] = {"time": row.cpu / mine.cpu, "a pass": row.cpu / mine.cpu / passes}
-        print(f"  {row.who:34} {row.cpu / mine.cpu:7.2f} times ours, {out[row.who]['a pass']:.2f} a pass", flush=True)
+        out[row.who] = {"time": row.cpu / mine.cpu, "a pass": row.cpu / mine.cpu / passes, "at most": row.cpu / least}
+        print(
+            f"  {row.who:34} {row.cpu / mine.cpu:7.2f} times ours, {out[row.who]['a pass']:.2f} a pass; with no work but "
+            f"the passes it would be {row.cpu / least:.2f}",
+            flush=True,
+        )
     return out
 
 
@@ -87,7 +95,7 @@ def main() -> None:
     for contest in contests():
         if contest.name.startswith(wanted) and not contest.transfer:
             print(f"{contest.name}: {contest.threat.label}", flush=True)
-            stored[contest.name] = ratios(hold(contest, scene))
+            stored[contest.name] = ratios(hold(contest, scene), scene)
         ROWS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
 
 
