@@ -6,7 +6,8 @@
 the share of that time that was seen to pass inside the network: what inside leaves to 1 is the attack's own work, and
 what lies between the two are passes that took longer than the best one did (small batches, other work on the machine).
 The ratios are those of conformance.py, in CPU seconds, a run of ours and then one of theirs; `a pass` divides both by
-the passes they took, and `at most` is what the ratio would be if ours took nothing but its passes, the best ones. Rows are kept in benchmarks/speed.json.
+the passes they took, and `at most` is what the ratio would be if ours took nothing but its passes, the best ones. Rows
+are kept in benchmarks/speed.json.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def ratios(table: Table, scene: Scene) -> dict[str, dict[str, float]]:
         passes = (row.forwards + row.backwards) / (mine.forwards + mine.backwards)
         out[row.who] = {"time": row.cpu / mine.cpu, "a pass": row.cpu / mine.cpu / passes, "at most": row.cpu / least}
         print(
-            f"  {row.who:34} {row.cpu / mine.cpu:7.2f} times ours, {out[row.who]['a pass']:.2f} a pass; with no work but "
-            f"the passes it would be {row.cpu / least:.2f}",
+            f"  {row.who:34} {row.cpu / mine.cpu:7.2f} times ours, {out[row.who]['a pass']:.2f} a pass; "
+            f"{row.cpu / least:.2f} if ours did nothing but its passes",
             flush=True,
         )
     return out
