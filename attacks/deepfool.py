@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -16,7 +15,6 @@ from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
 from .apgd import hardest
-from .fab import gap
 
 DUAL: dict[Norm, str] = {"linf": "l1", "l2": "l2"}
 SHORTEST = 1e-6  # a step that ends on the boundary itself could otherwise never leave it
@@ -32,8 +30,8 @@ class DeepFool(MinimalAttack):
     fast, and some way beyond the smallest perturbation where boundaries are curved. Nothing depends on the scale of the
     logits.
 
-    Nothing is random. Cost of a step: 1 + targets forwards and `targets` backwards; a sample broken by its i-th step
-    takes one forward more.
+    Nothing is random. Cost of a step: two forwards and `targets` backwards; a sample broken by its i-th step takes one
+    forward more.
 
     Differs from the paper: iterates are clipped to [0, 1]; only the wrong classes with the largest logits on the clean
     image are candidates; a sample that the last step leaves unbroken comes back clean.
@@ -74,13 +72,11 @@ class DeepFool(MinimalAttack):
 
     def _nearest(self, oracle: Oracle, x: Tensor, y: Tensor, goals: Tensor, norm: Norm) -> Tensor:
         """The step to the nearest hyperplane of the candidate classes; zero where no class has a gradient."""
-        n, k = goals.shape
-        loss = partial(gap, y=y.repeat_interleave(k), target=goals.flatten())
-        w, _, f = oracle.repeat(k).gradient(x.repeat_interleave(k, dim=0), loss)
-        steepness = ops.size(w, DUAL[norm])
+        w, _, f = oracle.gradients(x, lambda z: z.gather(1, goals) - z.gather(1, y[:, None]))
+        steepness = ops.size(w.flatten(0, 1), DUAL[norm]).view_as(f)
         flat = steepness == 0
-        far = (f.abs() / torch.where(flat, torch.ones_like(f), steepness)).masked_fill(flat, torch.inf).view(n, k)
+        far = (f.abs() / torch.where(flat, torch.ones_like(f), steepness)).masked_fill(flat, torch.inf)
         nearest, which = far.min(dim=1)
-        w = w.view(n, k, *x.shape[1:])[torch.arange(n, device=x.device), which]
+        w = w[torch.arange(len(x), device=x.device), which]
         length = nearest.nan_to_num(posinf=0.0).clamp(min=SHORTEST)
         return ops.over(length, x) * ops.normalise(w, norm)

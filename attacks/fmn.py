@@ -30,15 +30,16 @@ def soft_margin(z: Tensor, y: Tensor, share: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class FMN(MinimalAttack):
-    """delta <- proj_eps(delta + alpha g / ||g||_2) with g the gradient of a smooth margin, and eps adapted in every step.
+    """delta <- proj_eps(delta + alpha g / ||g||_2), g the gradient of a smooth margin, with eps adapted in every step.
 
     Pintor, Roli, Brendel, Biggio, "Fast minimum-norm adversarial attacks through adaptive norm constraints",
     NeurIPS 2021, arXiv 2102.12827. The radius eps of a sample
       - is ||delta|| + |margin| / ||g||_*, its way to the linearised boundary, while nothing has succeeded,
       - falls to the smaller of (1 - gamma) eps and the smallest norm found after a misclassified iterate,
       - and rises to (1 + gamma) eps after any other.
-    alpha and gamma fall with a cosine from their first to their last value, and the temperature T of the margin
-    to 0 halfway. The nearest misclassified iterate is returned. Only directions and ratios of the logits matter, not their scale.
+    alpha and gamma fall with a cosine from their first to their last value, and the temperature T of the margin to 0
+    halfway. The nearest misclassified iterate is returned. Only directions and ratios of the logits matter, not their
+    scale.
 
     Nothing is random. Cost of a sample: `steps` forwards and backwards.
 

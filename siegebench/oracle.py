@@ -20,7 +20,7 @@ from siegebench.errors import BudgetExhausted, ContractError, NotApplicable
 from siegebench.threat import TOLERANCE, ThreatModel
 from siegebench.types import Classifier
 
-Loss = Callable[[Tensor], Tensor]  # logits [n, classes] to one number a sample, [n]
+Loss = Callable[[Tensor], Tensor]  # logits [n, classes] to one number a sample, [n], or several, [n, k]
 
 
 class Ledger:
@@ -151,6 +151,14 @@ class Oracle(nn.Module):
 
     def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """(gradient of the loss with respect to x, logits, loss [n]), all detached; means over looks when averaged."""
+        g, z, value = self.gradients(x, lambda z: loss(z)[:, None])
+        return g[:, 0], z, value[:, 0]
+
+    def gradients(self, x: Tensor, losses: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """Of k losses a sample, [n, k], at the same look: (gradients [n, k, ...], logits, losses), as in `gradient`.
+
+        Booked as one forward and k backwards.
+        """
         if self.threat.access != "gradient":
             raise ContractError(
                 f"the threat model grants {self.threat.access} access; this attack asked for a gradient"
@@ -163,23 +171,32 @@ class Oracle(nn.Module):
                 for change in self.before:
                     image = change(image, self._looks())
                 z, rows = self._pass(image)
-                value = loss(z)
-                if not value.requires_grad:  # the defense cut the graph
-                    g = torch.zeros_like(x)
-                else:
-                    # the sum keeps samples independent and does not underflow with the batch size
-                    (got,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
-                    g = torch.zeros_like(x) if got is None else got.contiguous()
-            self.ledger.backwards.index_add_(0, rows, torch.ones_like(rows))
-            self.ledger.blind.index_add_(0, rows, (ops.size(g, "linf") == 0).long())
-            part = (g, z.detach(), value.detach())
+                values = losses(z)
+                g = self._backwards(values, leaf)
+            self.ledger.backwards.index_add_(0, rows, torch.full_like(rows, g.shape[1]))
+            self.ledger.blind.index_add_(0, rows, (g.flatten(2).abs().amax(dim=2) == 0).sum(dim=1))
+            part = (g, z.detach(), values.detach())
             total = part if total is None else (total[0] + part[0], total[1] + part[1], total[2] + part[2])
         assert total is not None
         k = self.mean_of
-        g, z, value = (total[0] / k, total[1] / k, total[2] / k) if k > 1 else total
+        g, z, values = (total[0] / k, total[1] / k, total[2] / k) if k > 1 else total
         for filter_ in self.after:
-            g = filter_(g)
-        return g, z, value
+            g = filter_(g.flatten(0, 1)).unflatten(0, g.shape[:2])
+        return g, z, values
+
+    @staticmethod
+    def _backwards(values: Tensor, leaf: Tensor) -> Tensor:
+        """Gradients of each column of values [n, k], zero where the defense cut the graph: [n, k, ...]."""
+        out = []
+        for j in range(values.shape[1]):
+            got: Tensor | None = None
+            if values.requires_grad:
+                # the sum keeps samples independent and does not underflow with the batch size
+                (got,) = torch.autograd.grad(
+                    values[:, j].sum(), leaf, allow_unused=True, retain_graph=j + 1 < values.shape[1]
+                )
+            out.append(torch.zeros_like(leaf) if got is None else got.contiguous())
+        return out[0][:, None] if len(out) == 1 else torch.stack(out, dim=1)
 
     def stuck(self, g: Tensor) -> Tensor:
         """Samples whose gradient is exactly zero and will stay so, bool [n]: no step along it moves them.

@@ -160,7 +160,7 @@ def test_deepfool_goes_straight_to_the_nearest_hyperplane(linear: Classifier, no
     x_adv, oracle = run(DeepFool(), model, x, y, norm)
     assert bool(wrong(model, x_adv, y).all())
     torch.testing.assert_close(ops.size(x_adv - x, norm), 1.02 * nearest(model, x, y, norm), rtol=1e-9, atol=0)
-    assert oracle.ledger.forwards.tolist() == [1 + 9 + 1] * 16
+    assert oracle.ledger.forwards.tolist() == [1 + 1 + 1] * 16
     assert oracle.ledger.backwards.tolist() == [9] * 16
 
 
@@ -185,7 +185,7 @@ def test_deepfool_curves_towards_a_bent_boundary() -> None:
     model, x, y = convolutional(8)
     x_adv, oracle = run(DeepFool(), model, x, y)
     assert bool(wrong(model, x_adv, y).all())
-    assert int(oracle.ledger.forwards.max()) > 11  # some take several steps
+    assert int(oracle.ledger.forwards.max()) > 3  # some take several steps
     again, _ = run(FMN(), model, x, y)
     assert float((ops.size(x_adv - x, "l2") / ops.size(again - x, "l2")).median()) < 1.5
 
@@ -202,7 +202,7 @@ def test_pixels_at_the_edge_of_the_box_move_and_stay_inside(linear: Classifier, 
 
 
 @pytest.mark.parametrize(
-    ("attack", "passes"), [(DeepFool(), (10, 9)), (FMN(), (1, 1)), (NRF(noise_steps=2, steps=3), (6, 5))]
+    ("attack", "passes"), [(DeepFool(), (2, 9)), (FMN(), (1, 1)), (NRF(noise_steps=2, steps=3), (6, 5))]
 )
 def test_the_clean_image_comes_back_where_there_is_no_gradient(attack: Attack, passes: tuple[int, int]) -> None:
     model, x = constant(), kit.grey_images(3)
