@@ -237,6 +237,10 @@ def minimal_contests() -> list[Contest]:
             by="median", images=200,
             note="100 steps.",
         ),
+        Contest(
+            "nrf l2", "nrf", "0.1", {}, norm="l2", by="median", images=30,
+            note="200 steps to find the channels, 200 to attack. Nobody else has it on PyPI.",
+        ),
     ]  # fmt: skip
 
 
