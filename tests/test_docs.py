@@ -37,3 +37,9 @@ def test_the_suite_in_the_readme_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(block, encoding="utf-8")
     assert load_suite(str(file)).suite == "mine"
+
+
+def test_every_replication_page_is_on_the_index() -> None:
+    folder = ROOT / "docs" / "replications"
+    pages = {page.name for page in folder.glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"\]\((\w+\.md)\)", (folder / "README.md").read_text())) == pages
