@@ -277,6 +277,28 @@ def test_gradient_does_not_depend_on_the_rest_of_the_batch(cnn: Classifier) -> N
     assert not value.requires_grad
 
 
+@pytest.mark.parametrize("looks", [1, 2])
+def test_gradients_of_several_losses_share_a_forward_and_a_look(cnn: Classifier, looks: int) -> None:
+    x, y = kit.grey_images(3), torch.zeros(3, dtype=torch.long)
+    model = Noisy(cnn, 3.0)
+
+    def losses(z: Tensor) -> Tensor:
+        return torch.stack([ops.margin(z, y), z[:, 1] * 0, ops.cross_entropy(z, y)], dim=1)
+
+    oracle = oracle_of(model, 3).averaged(looks).filtered(torch.sign)
+    g, z, values = oracle.gradients(x, losses)
+    assert g.shape == (3, 3, *x.shape[1:])
+    for j in range(3):
+        alone = oracle_of(model, 3).averaged(looks).filtered(torch.sign)
+        for got, expected in zip(
+            (g[:, j], z, values[:, j]), alone.gradient(x, lambda z, j=j: losses(z)[:, j]), strict=True
+        ):
+            torch.testing.assert_close(got, expected)
+    assert oracle.ledger.forwards.tolist() == [looks] * 3
+    assert oracle.ledger.backwards.tolist() == [3 * looks] * 3
+    assert oracle.ledger.blind.tolist() == [looks] * 3  # one of the losses is flat
+
+
 # ------------------------------------------------------------------------------------------------------------ watch
 
 
