@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from siegebench import ops
+from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError, ContractError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.train import Recipe, train
-from siegebench.types import Attack, Classifier, Count, Measure, Network, Number, Positive, Wrapped
+from siegebench.types import Attack, Count, Measure, Number, Positive
 
 from .hopskipjump import HopSkipJump
 

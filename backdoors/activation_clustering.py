@@ -9,9 +9,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from siegebench.data import ImageSet
+from siegebench.classifier import Classifier
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.types import Classifier, Count, DatasetDetector, Granted, Share
+from siegebench.types import Count, DatasetDetector, Share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from siegebench.data import ImageSet
+from siegebench.classifier import Classifier
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import NotApplicable
-from siegebench.types import Classifier, Count, Granted, ModelDetector, Positive, Share, Verdict
+from siegebench.types import Count, ModelDetector, Positive, Share, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from siegebench.classifier import Classifier
+from siegebench.data import Granted
 from siegebench.draws import Draws
-from siegebench.types import Classifier, Count, Granted, InputDetector, Positive
+from siegebench.types import Count, InputDetector, Positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from siegebench.classifier import Classifier, Wrapped
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.prepare import prepare
 from siegebench.registry import build
 from siegebench.threat import TOLERANCE, ThreatModel
-from siegebench.types import Attack, Classifier, Wrapped
+from siegebench.types import Attack
 
 
 def number(text: str) -> float:

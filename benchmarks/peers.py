@@ -17,11 +17,11 @@ import torch
 from bench import Counted
 from torch import Tensor, nn
 
+from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.errors import BudgetExhausted
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
-from siegebench.types import Classifier
 
 Peer = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 LIBRARIES = (

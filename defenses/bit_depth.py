@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from siegebench.classifier import Classifier, Wrapped
 from siegebench.draws import Draws
-from siegebench.types import Classifier, Count, Defense, Wrapped
+from siegebench.types import Count, Defense
 
 
 class Preprocessed(Wrapped):

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from siegebench.classifier import Classifier
+from siegebench.data import Granted
 from siegebench.draws import Draws, derive_seed
 from siegebench.train import Recipe, train
-from siegebench.types import Classifier, Defense, Granted, Positive
+from siegebench.types import Defense, Positive
 
 from .logit_scaling import Scaled
 

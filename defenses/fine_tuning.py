@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from siegebench.classifier import Classifier
+from siegebench.data import Granted
 from siegebench.draws import Draws, derive_seed
 from siegebench.train import Augment, Recipe, train
-from siegebench.types import Classifier, Count, Defense, Granted, Positive, Share
+from siegebench.types import Count, Defense, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)

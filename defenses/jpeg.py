@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from siegebench.types import Classifier, Count, Defense
+from siegebench.classifier import Classifier
+from siegebench.types import Count, Defense
 
 from .bit_depth import Preprocessed
 

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siegebench.data import ImageSet
+from siegebench.classifier import Classifier, Wrapped
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.train import Recipe, predict, train
-from siegebench.types import Classifier, Count, Defense, Granted, Positive, Share, Wrapped
+from siegebench.types import Count, Defense, Positive, Share
 
 ISOLATION = Recipe(epochs=20, batch=64, optimiser="sgd", lr=0.1, weight_decay=1e-4, augment="none")
 VERIFIER = Recipe(epochs=100, batch=32)

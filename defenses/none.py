@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from siegebench.types import Classifier, Defense
+from siegebench.classifier import Classifier
+from siegebench.types import Defense
 
 
 @dataclass(frozen=True, kw_only=True)

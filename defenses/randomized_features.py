@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from siegebench.data import ImageSet, stratified
+from siegebench.classifier import Classifier, Wrapped
+from siegebench.data import Granted, ImageSet, stratified
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
 from siegebench.train import predict
-from siegebench.types import Classifier, Defense, Granted, Positive, Share, Wrapped
+from siegebench.types import Defense, Positive, Share
 
 Place = tuple[str, bool]  # (name of a module, noise behind it; else in front of it)
 BLOCKS = ("stages", "layers", "blocks")  # where timm keeps the parts of a network, in order

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from siegebench.classifier import Classifier, Wrapped
 from siegebench.draws import Draws
-from siegebench.types import Classifier, Defense, Positive, Wrapped
+from siegebench.types import Defense, Positive
 
 
 class NoisyInput(Wrapped):

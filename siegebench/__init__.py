@@ -25,12 +25,12 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "attacks").is_dir()
 
 if TYPE_CHECKING:
     from siegebench.api import attack, evaluate, load_data, load_model, run
+    from siegebench.classifier import Classifier, Network
     from siegebench.reporting import report
-    from siegebench.types import Classifier, Network
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'siegebench' has no attribute {name!r}")
-    home = "types" if name in ("Classifier", "Network") else "reporting" if name == "report" else "api"
+    home = "classifier" if name in ("Classifier", "Network") else "reporting" if name == "report" else "api"
     return getattr(importlib.import_module(f"siegebench.{home}"), name)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from siegebench import registry
 from siegebench.cells import Cell, Result, digest
+from siegebench.classifier import Classifier, ModelCard, Network
 from siegebench.config import Suite, load_suite
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
@@ -23,7 +24,7 @@ from siegebench.oracle import Oracle
 from siegebench.plan import Plan, plan, subset
 from siegebench.store import Store
 from siegebench.threat import Access, Norm, ThreatModel
-from siegebench.types import Attack, Classifier, DataSource, ModelCard, ModelSource, Network
+from siegebench.types import Attack, DataSource, ModelSource
 from siegebench.workspace import Settings, Workspace, fingerprint
 
 

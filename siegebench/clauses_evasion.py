@@ -17,6 +17,7 @@ from torch import Tensor
 
 from siegebench import ops, registry
 from siegebench.cells import canonical
+from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
@@ -36,7 +37,7 @@ from siegebench.specimens import (
     victim,
 )
 from siegebench.threat import ACCESSES, NORMS, TOLERANCE, Norm, ThreatModel
-from siegebench.types import Classifier, Probe
+from siegebench.types import Probe
 from siegebench.weights import load_weights, save_weights
 
 P = TypeVar("P", bound=Probe)

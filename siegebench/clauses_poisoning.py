@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, NotApplicable
 from siegebench.specimens import (
@@ -21,7 +22,7 @@ from siegebench.specimens import (
     require,
     state_of,
 )
-from siegebench.types import Classifier, DatasetDetector, InputDetector, Verdict
+from siegebench.types import DatasetDetector, InputDetector, Verdict
 
 # ------------------------------------------------------------------------------------------------------------ backdoors
 

@@ -1,8 +1,9 @@
-"""ImageSet: labelled images in memory, and the splits that every track draws from them."""
+"""ImageSet: labelled images in memory, the splits that every track draws from them, and what of it an entry may see."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from siegebench.draws import Draws
-from siegebench.errors import DataError
+from siegebench.errors import ContractError, DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,3 +121,38 @@ def split_clean(data: ImageSet, share: float = 0.05, seed: int = 0) -> tuple[Ima
         budget.select((~val).nonzero().squeeze(1), f"{data.name}/clean-fit"),
         budget.select(val.nonzero().squeeze(1), f"{data.name}/clean-val"),
     )
+
+
+class Granted:
+    """The data an entry may see: exactly what its card lists under `sees`.
+
+    `train` is the (possibly poisoned) training set with the labels as given, `clean` and `val` the small verified
+    budget for optimisation and for stopping or threshold decisions.
+    """
+
+    FIELDS = ("train", "clean", "val")
+
+    def __init__(self, owner: str, sees: tuple[str, ...], **sources: Callable[[], ImageSet]) -> None:
+        self._owner, self._sees = owner, sees
+        # what is not granted is not even held
+        self._sources = {k: v for k, v in sources.items() if k in sees}
+
+    def _get(self, name: str) -> ImageSet:
+        if name not in self._sources:
+            raise ContractError(
+                f"{self._owner} reads '{name}', which its card does not declare "
+                f"(sees: {', '.join(self._sees) or 'nothing'})"
+            )
+        return self._sources[name]()
+
+    @property
+    def train(self) -> ImageSet:
+        return self._get("train")
+
+    @property
+    def clean(self) -> ImageSet:
+        return self._get("clean")
+
+    @property
+    def val(self) -> ImageSet:
+        return self._get("val")

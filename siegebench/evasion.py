@@ -12,13 +12,14 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.cells import Cell, Flag, Result, digest, rate
 from siegebench.cells import pack as pack_bits
+from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ContractError
 from siegebench.oracle import Ledger, Oracle
 from siegebench.prepare import in_batches
 from siegebench.threat import TOLERANCE, ThreatModel
-from siegebench.types import Attack, Classifier, Measure, Probe
+from siegebench.types import Attack, Measure, Probe
 from siegebench.workspace import Workspace, data_key, fingerprint
 
 P = TypeVar("P", bound=Probe)

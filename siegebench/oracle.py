@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from siegebench import ops
+from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.errors import BudgetExhausted, ContractError, NotApplicable
 from siegebench.threat import TOLERANCE, ThreatModel
-from siegebench.types import Classifier
 
 Loss = Callable[[Tensor], Tensor]  # logits [n, classes] to one number a sample, [n], or several, [n, k]
 

@@ -7,19 +7,13 @@ import torch
 from torch import Tensor
 
 from siegebench.cells import Cell, Result, rate
+from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ContractError
 from siegebench.evasion import looks
 from siegebench.prepare import in_batches
-from siegebench.types import (
-    BackdoorAttack,
-    Classifier,
-    DatasetDetector,
-    InputDetector,
-    ModelDetector,
-    Poisoned,
-)
+from siegebench.types import BackdoorAttack, DatasetDetector, InputDetector, ModelDetector, Poisoned
 from siegebench.workspace import Workspace, fingerprint
 
 # a run counts as a successful attack only within these; the last: of the ASR, what the trigger does to a clean model

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from siegebench.classifier import Classifier
 from siegebench.draws import Draws
-from siegebench.types import Classifier
 
 T = TypeVar("T")
 CLOSE = 1e-4  # largest change of a logit that folding may cause, relative to the largest logit

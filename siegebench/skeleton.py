@@ -68,8 +68,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from siegebench.classifier import Classifier, Wrapped
 from siegebench.draws import Draws
-from siegebench.types import Classifier, Defense, Share, Wrapped
+from siegebench.types import Defense, Share
 
 
 class ${cls}Model(Wrapped):
@@ -153,8 +154,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from siegebench.classifier import Classifier
+from siegebench.data import Granted
 from siegebench.draws import Draws
-from siegebench.types import Classifier, Granted, InputDetector, Positive
+from siegebench.types import InputDetector, Positive
 
 
 @dataclass(frozen=True, kw_only=True)

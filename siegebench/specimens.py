@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from siegebench import ops
-from siegebench.data import ImageSet
+from siegebench.classifier import Classifier, Network
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ContractError
 from siegebench.threat import Norm
-from siegebench.types import Classifier, Granted, Network
 from siegebench.weights import weights_hash
 
 T = TypeVar("T")

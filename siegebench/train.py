@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from pydantic import ConfigDict
 from torch import Tensor
 
+from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ModelError
-from siegebench.types import Classifier, Count, Positive, Share
+from siegebench.types import Count, Positive, Share
 
 Augment = Literal["none", "crop", "crop_flip"]
 BatchLoss = Callable[

@@ -1,4 +1,4 @@
-"""The types that cross every border: Classifier, and one base class for each kind of entry.
+"""The base class of each kind of entry.
 
 Images are float32 NCHW RGB in [0, 1]; labels are int64. Entries are frozen keyword-only dataclasses whose fields are
 their parameters. Authors write `run`, `wrap` and `fit`, `trigger`, `score`; the final methods enforce the contract.
@@ -9,21 +9,20 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, final
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self, final
 
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from siegebench.data import ImageSet
+from siegebench.classifier import Classifier
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, NotApplicable
+from siegebench.oracle import Oracle
 from siegebench.threat import BALLS, NORMS, TOLERANCE, Access, Norm, ThreatModel, parse_number
-
-if TYPE_CHECKING:
-    from siegebench.oracle import Oracle
 
 # Types for the fields of entries: checked when an entry is built from a suite, a card or the command line.
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -31,146 +30,6 @@ Class = Annotated[int, Field(ge=0, strict=True)]  # a label
 Number = Annotated[float, BeforeValidator(parse_number)]  # also text such as 2/255
 Positive = Annotated[float, BeforeValidator(parse_number), Field(gt=0)]
 Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1)]
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """Where a network comes from: enough to rebuild it and to read its number."""
-
-    name: str
-    architecture: str = ""
-    source: str = ""
-    weights: str = ""  # hash of the parameters, whatever the container
-    preprocessing: dict[str, Any] = field(default_factory=dict)
-    dataset: str = ""
-    licence: str = ""
-
-
-class Classifier(nn.Module):
-    """Pixels in [0, 1] to logits. Normalisation and resizing live inside.
-
-    `forward(x, draws)` is the real, deployed computation. A randomised classifier takes its noise from `draws`, and
-    from fresh entropy when it is given none.
-    """
-
-    num_classes: int
-    card: ModelCard
-    randomized: bool = False
-
-    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """Logits [n, num_classes] of images [n, 3, H, W]."""
-        raise NotImplementedError
-
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """The same values with gradients that reach the image (BPDA); the forward itself where it is differentiable."""
-        logits: Tensor = self(x, draws)
-        return logits
-
-    def features(self, x: Tensor) -> Tensor:
-        """Input of the last linear layer, [n, d]."""
-        raise NotImplementedError
-
-    def fresh(self, seed: int) -> Classifier:
-        """The same architecture with new weights."""
-        raise NotImplementedError
-
-
-class Network(Classifier):
-    """An `nn.Module` on normalised images, brought to the contract.
-
-    Args:
-        net: maps normalised images to logits.
-        num_classes: of the logits.
-        mean, std: per channel, subtracted and divided inside.
-        size: the images are resized to this inside when they come in another size; None takes them as they are.
-        rebuild: makes an untrained net of the same architecture; needed by defenses that train anew.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        num_classes: int,
-        mean: tuple[float, ...] = (0.0, 0.0, 0.0),
-        std: tuple[float, ...] = (1.0, 1.0, 1.0),
-        size: tuple[int, int] | None = None,
-        card: ModelCard | None = None,
-        rebuild: Callable[[], nn.Module] | None = None,
-    ) -> None:
-        super().__init__()
-        self.net, self.num_classes, self.size, self.rebuild = net, num_classes, size, rebuild
-        self.card = card or ModelCard(name=type(net).__name__)
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        if self.size is not None and x.shape[-2:] != self.size:
-            x = nn.functional.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
-        return (x - self.mean) / self.std
-
-    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        logits: Tensor = self.net(self._normalised(x))
-        return logits
-
-    def features(self, x: Tensor) -> Tensor:
-        last = [m for m in self.net.modules() if isinstance(m, nn.Linear)]
-        if not last:
-            raise NotApplicable(f"{self.card.name} has no linear layer to read features from")
-        seen: list[Tensor] = []
-        handle = last[-1].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-        try:
-            self(x)
-        finally:
-            handle.remove()
-        return seen[-1].flatten(1)
-
-    def fresh(self, seed: int) -> Network:
-        if self.rebuild is None:
-            raise NotApplicable(f"{self.card.name} does not say how to build it anew; pass rebuild= to Network")
-        with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
-            torch.manual_seed(seed)
-            net = self.rebuild()
-        twin = copy.copy(self)
-        twin._modules, twin._buffers = {"net": net}, dict(self._buffers)
-        return twin.to(self.mean.device)
-
-
-class Wrapped(Classifier):
-    """A Classifier around another one; override what the defense changes."""
-
-    def __init__(self, inner: Classifier) -> None:
-        super().__init__()
-        self.inner, self.num_classes, self.card = inner, inner.num_classes, inner.card
-        self.randomized = inner.randomized
-
-    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        logits: Tensor = self.inner(x, draws)
-        return logits
-
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.inner.surrogate(x, draws)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.inner.features(x)
-
-    def fresh(self, seed: int) -> Classifier:
-        return self.inner.fresh(seed)
-
-
-class Ensemble(Classifier):
-    """The mean of the logits of several networks: what an attacker climbs who has more than one."""
-
-    def __init__(self, members: Sequence[Classifier]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self.num_classes, self.card = members[0].num_classes, members[0].card
-        self.randomized = any(member.randomized for member in members)
-
-    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return torch.stack([member(x, draws) for member in self.members]).mean(dim=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,41 +210,6 @@ class Measure(Probe):
 
 
 # -------------------------------------------------------------------------------------------------------- defenses
-
-
-class Granted:
-    """The data an entry may see: exactly what its card lists under `sees`.
-
-    `train` is the (possibly poisoned) training set with the labels as given, `clean` and `val` the small verified
-    budget for optimisation and for stopping or threshold decisions.
-    """
-
-    FIELDS = ("train", "clean", "val")
-
-    def __init__(self, owner: str, sees: tuple[str, ...], **sources: Callable[[], ImageSet]) -> None:
-        self._owner, self._sees = owner, sees
-        # what is not granted is not even held
-        self._sources = {k: v for k, v in sources.items() if k in sees}
-
-    def _get(self, name: str) -> ImageSet:
-        if name not in self._sources:
-            raise ContractError(
-                f"{self._owner} reads '{name}', which its card does not declare "
-                f"(sees: {', '.join(self._sees) or 'nothing'})"
-            )
-        return self._sources[name]()
-
-    @property
-    def train(self) -> ImageSet:
-        return self._get("train")
-
-    @property
-    def clean(self) -> ImageSet:
-        return self._get("clean")
-
-    @property
-    def val(self) -> ImageSet:
-        return self._get("val")
 
 
 class Defense(Entry):

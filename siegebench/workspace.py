@@ -18,24 +18,15 @@ from torch import Tensor
 
 from siegebench import __version__, registry
 from siegebench.cells import Cell, digest
-from siegebench.data import ImageSet, split_clean
+from siegebench.classifier import Classifier, Ensemble
+from siegebench.data import Granted, ImageSet, split_clean
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError, DataError, ModelError
 from siegebench.plan import subset
 from siegebench.prepare import prepare
 from siegebench.store import Store, write_atomic
 from siegebench.train import Recipe, train
-from siegebench.types import (
-    BackdoorAttack,
-    Classifier,
-    DataSource,
-    Defense,
-    Ensemble,
-    Entry,
-    Granted,
-    ModelSource,
-    Poisoned,
-)
+from siegebench.types import BackdoorAttack, DataSource, Defense, Entry, ModelSource, Poisoned
 from siegebench.weights import load_weights, save_weights, weights_hash
 
 ARTIFACT_VERSION = 1  # raised when training the same description would give other weights

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from siegebench.types import Classifier
+from siegebench.classifier import Classifier
 from tests import kit
 
 torch.set_num_threads(1)

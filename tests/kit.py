@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from siegebench.classifier import Classifier, Network
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
-from siegebench.types import Attack, Classifier, Network
+from siegebench.types import Attack
 
 
 class Linear(nn.Module):

@@ -16,11 +16,11 @@ from siegebench.attacks.torchattacks import KNOWN, Torchattacks
 from torch import Tensor
 
 from siegebench import ops, registry
+from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError, MissingExtra
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
-from siegebench.types import Classifier
 from tests import kit
 
 torchattacks = pytest.importorskip("torchattacks")

@@ -17,11 +17,12 @@ from siegebench.attacks.pgd import PGD
 from torch import Tensor, nn
 
 from siegebench import ops, registry
+from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
-from siegebench.types import Attack, Classifier, Network, Wrapped
+from siegebench.types import Attack
 from tests import kit
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

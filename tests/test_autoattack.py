@@ -17,12 +17,12 @@ from siegebench.attacks.square import Square
 from torch import Tensor, nn
 
 from siegebench import ops
+from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.registry import build
 from siegebench.threat import ThreatModel
-from siegebench.types import Classifier, Network, Wrapped
 from tests import kit
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from siegebench import registry
-from siegebench.data import ImageSet
+from siegebench.classifier import Classifier, Network
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.train import Recipe, accuracy, predict, train
-from siegebench.types import Classifier, Granted, Network, Poisoned
+from siegebench.types import Poisoned
 from tests import victims
 
 NAB: Any = registry.entry_class("defense", "nab")

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from siegebench import ops, registry
+from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, DataError
@@ -25,16 +26,13 @@ from siegebench.threat import ThreatModel
 from siegebench.types import (
     Attack,
     BackdoorAttack,
-    Classifier,
     DataSource,
     Defense,
     InputDetector,
     Measure,
     ModelDetector,
     ModelSource,
-    Network,
     Verdict,
-    Wrapped,
 )
 
 REGISTERED = [(kind, name) for kind, name in registry.cards() if "/" not in name]

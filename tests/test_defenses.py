@@ -15,13 +15,14 @@ from PIL import Image, features
 from torch import Tensor, nn
 
 from siegebench import ops, registry
-from siegebench.data import ImageSet
+from siegebench.classifier import Classifier, Network
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
 from siegebench.train import Recipe, accuracy, predict, train
-from siegebench.types import Classifier, Defense, Granted, Network
+from siegebench.types import Defense
 from tests import kit
 
 ONE = Draws(0, torch.zeros(1, dtype=torch.long))

@@ -11,11 +11,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from siegebench import registry
-from siegebench.data import ImageSet
+from siegebench.classifier import Network
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
 from siegebench.train import Recipe, accuracy, train
-from siegebench.types import Granted, Network, Verdict
+from siegebench.types import Verdict
 from tests import victims
 
 

@@ -11,6 +11,7 @@ from siegebench.attacks.conditional_generator import ConditionalGenerator, Gener
 from torch import Tensor
 
 from siegebench import ops
+from siegebench.classifier import Classifier, Network
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ContractError
@@ -18,7 +19,6 @@ from siegebench.oracle import Oracle
 from siegebench.specimens import planted_set
 from siegebench.threat import ThreatModel
 from siegebench.train import Recipe, train
-from siegebench.types import Classifier, Network
 from tests import kit
 
 THREAT = ThreatModel(norm="linf", eps=0.3)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from siegebench import registry
+from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.train import Recipe, train
-from siegebench.types import Classifier, Measure, Network, Wrapped
+from siegebench.types import Measure
 from tests import kit
 
 EPS: dict[Norm, float] = {"linf": 32 / 255, "l2": 1.0, "l1": 10.0}

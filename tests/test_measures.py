@@ -19,6 +19,7 @@ from siegebench.attacks.separate_and_trace import SeparateAndTrace, _Copies, _To
 from torch import Tensor, nn
 
 from siegebench import ops, registry
+from siegebench.classifier import Classifier, Network
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError, NotApplicable
@@ -27,7 +28,7 @@ from siegebench.prepare import prepare
 from siegebench.specimens import planted_set
 from siegebench.threat import Norm, ThreatModel
 from siegebench.train import Recipe, predict, train
-from siegebench.types import Classifier, Measure, Network
+from siegebench.types import Measure
 from tests import kit, victims
 
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}

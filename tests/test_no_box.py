@@ -14,6 +14,7 @@ from siegebench.attacks.uniform_noise import UniformNoise
 from torch import Tensor, nn
 
 from siegebench import ops
+from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, NotApplicable
@@ -21,7 +22,7 @@ from siegebench.oracle import Oracle
 from siegebench.testing import check_entry
 from siegebench.threat import ThreatModel
 from siegebench.train import Recipe, accuracy, train
-from siegebench.types import Attack, Classifier
+from siegebench.types import Attack
 from tests import kit, victims
 
 THREAT = ThreatModel(norm="linf", eps=0.3, access="none")

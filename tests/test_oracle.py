@@ -8,11 +8,11 @@ from siegebench.attacks.torchattacks import Torchattacks
 from torch import Tensor
 
 from siegebench import ops
+from siegebench.classifier import Classifier, Wrapped
 from siegebench.draws import Draws
 from siegebench.errors import BudgetExhausted, ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import Access, ThreatModel
-from siegebench.types import Classifier, Wrapped
 from tests import kit
 
 

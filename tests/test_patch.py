@@ -17,6 +17,7 @@ from siegebench.attacks.rolling_shutter import DARK, GAMMA, RollingShutter, expo
 from torch import Tensor, nn
 
 from siegebench import ops, registry
+from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.config import load_suite
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
@@ -24,7 +25,7 @@ from siegebench.errors import ContractError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.specimens import planted_set, victim
 from siegebench.threat import ThreatModel
-from siegebench.types import Attack, Classifier, Network, Wrapped
+from siegebench.types import Attack
 from tests import kit
 
 SIZE = 12

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.draws import Draws
 from siegebench.errors import ModelError
 from siegebench.prepare import fold, in_batches, prepare
-from siegebench.types import Classifier, Network, Wrapped
 from siegebench.weights import check_fit, load_weights, save_weights, weights_hash
 
 

@@ -16,11 +16,12 @@ from siegebench.attacks.signflip import SignFlip
 from torch import Tensor, nn
 
 from siegebench import ops
+from siegebench.classifier import Classifier, Network
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.specimens import network
 from siegebench.threat import Norm, ThreatModel
-from siegebench.types import Classifier, MinimalAttack, Network
+from siegebench.types import MinimalAttack
 from tests import kit
 from tests.test_autoattack import in_the_gap, nearest_boundary
 

@@ -15,10 +15,11 @@ from siegebench.attacks.simba import SimBA, cosines
 from torch import Tensor, nn
 
 from siegebench import ops
+from siegebench.classifier import Classifier, Network
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
-from siegebench.types import Attack, Classifier, Network
+from siegebench.types import Attack
 from tests import kit
 from tests.test_autoattack import in_the_gap, nearest_boundary
 

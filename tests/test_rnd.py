@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from siegebench import ops, registry
+from siegebench.classifier import Classifier, Network
+from siegebench.data import Granted
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
-from siegebench.types import Attack, Classifier, Defense, Granted, Network
+from siegebench.types import Attack, Defense
 from tests import kit
 
 ONE = Draws(0, torch.zeros(1, dtype=torch.long))

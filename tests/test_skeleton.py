@@ -15,11 +15,12 @@ import torch
 import yaml
 
 from siegebench import ops, registry, skeleton
+from siegebench.classifier import Classifier
 from siegebench.errors import ConfigError
 from siegebench.registry import Card
 from siegebench.testing import CLAUSES, check_instance
 from siegebench.threat import ThreatModel
-from siegebench.types import Classifier, Entry
+from siegebench.types import Entry
 from tests import kit
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,10 +8,10 @@ from siegebench.attacks.square import Square, bump, window
 from torch import Tensor
 
 from siegebench import ops
+from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
-from siegebench.types import Classifier
 from tests import kit
 from tests.test_autoattack import nearest_boundary
 

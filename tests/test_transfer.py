@@ -15,6 +15,7 @@ from siegebench.attacks.vmi import VMI
 from siegebench.leaderboard import rank
 
 from siegebench import api
+from siegebench.classifier import Classifier, Ensemble
 from siegebench.config import load_suite
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError
@@ -22,7 +23,6 @@ from siegebench.oracle import Oracle
 from siegebench.plan import plan
 from siegebench.store import Store
 from siegebench.threat import ThreatModel
-from siegebench.types import Classifier, Ensemble
 from siegebench.workspace import Settings, Workspace
 from tests import kit, runs
 

@@ -11,13 +11,14 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from siegebench import ops, registry
+from siegebench.classifier import Classifier, Network
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
 from siegebench.train import Recipe, train
-from siegebench.types import Classifier, Measure, Network
+from siegebench.types import Measure
 from tests import kit, victims
 
 

@@ -17,12 +17,13 @@ from siegebench.attacks.nrf import NRF
 from torch import Tensor, nn
 
 from siegebench import ops, registry
+from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.specimens import victim
 from siegebench.threat import Norm, ThreatModel
-from siegebench.types import Attack, Classifier, Network, Wrapped
+from siegebench.types import Attack
 from tests import kit
 
 EPS: dict[Norm, float] = {"linf": 0.1, "l2": 2.0, "l1": 20.0}

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from siegebench import registry
+from siegebench.classifier import Network
 from siegebench.data import ImageSet, stratified
 from siegebench.draws import derive_seed
 from siegebench.errors import ConfigError, ModelError
 from siegebench.train import Recipe, accuracy, train
-from siegebench.types import ModelSource, Network
+from siegebench.types import ModelSource
 from siegebench.weights import load_weights, save_weights, weights_hash
 from tests.kit import data_folder
 

@@ -11,10 +11,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from siegebench import registry
-from siegebench.data import ImageSet, split_clean
+from siegebench.classifier import Classifier, Network
+from siegebench.data import Granted, ImageSet, split_clean
 from siegebench.draws import Draws
 from siegebench.train import Recipe, train
-from siegebench.types import BackdoorAttack, Classifier, Granted, Network, Poisoned
+from siegebench.types import BackdoorAttack, Poisoned
 
 RECIPE = Recipe(epochs=8, batch=64, augment="none")
 ONE = Draws(0, torch.zeros(1, dtype=torch.long))  # what model-level and training entries are given

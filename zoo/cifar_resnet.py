@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from siegebench.classifier import ModelCard, Network
 from siegebench.errors import ModelError
 from siegebench.train import Recipe
-from siegebench.types import ModelCard, ModelSource, Network
+from siegebench.types import ModelSource
 from siegebench.weights import check_fit, load_weights, save_weights, weights_hash
 
 from .files import find_weights, sha256

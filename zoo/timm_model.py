@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from siegebench.classifier import ModelCard, Network
 from siegebench.errors import ModelError, did_you_mean
 from siegebench.train import Recipe
-from siegebench.types import Count, ModelCard, ModelSource, Network
+from siegebench.types import Count, ModelSource
 from siegebench.weights import check_finite, check_fit, load_weights, weights_hash
 
 from .files import find_weights, hub_file, sha256

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from siegebench.classifier import Classifier, Wrapped
 from siegebench.draws import Draws
-from siegebench.types import Classifier, Defense, Positive, Wrapped
+from siegebench.types import Defense, Positive
 
 
 class Noisy(Wrapped):

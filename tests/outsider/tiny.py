@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from siegebench.classifier import Network
 from siegebench.train import Recipe
-from siegebench.types import ModelSource, Network
+from siegebench.types import ModelSource
 from siegebench.weights import check_fit, load_weights, weights_hash
 
 RECIPE = Recipe(epochs=2, lr=1e-2, augment="none")
