@@ -1,6 +1,6 @@
 """Every attack against the other implementations of it on PyPI: same network, images and budget, in one run.
 
-    SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py                  all contests; half an hour on one core
+    SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py                  all contests; an hour or more on one core
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --only pgd cw    some of them; the others keep their rows
     python benchmarks/conformance.py --page                                  docs/conformance.md from the stored rows
 
