@@ -20,6 +20,8 @@ from siegebench.draws import Draws
 from siegebench.errors import BudgetExhausted, ContractError, NotApplicable
 from siegebench.threat import TOLERANCE, ThreatModel
 
+CPU_NUMBERS = 3 * 2**18  # pixel values that pass a network at once on a CPU, where no gradient is wanted
+
 Loss = Callable[[Tensor], Tensor]  # logits [n, classes] to one number a sample, [n], or several, [n, k]
 
 
@@ -270,11 +272,20 @@ class Oracle(nn.Module):
         one = torch.ones_like(rows)
         draws = self._looks(rows, copies) if self.model.randomized else None
         call = self.model.surrogate if self.through_surrogate else self.model
-        z = call(x, draws) if self.tap is None else self._through(self.tap, call, x, draws)
+        z = self._in_parts(call, x, draws) if self.tap is None else self._through(self.tap, call, x, draws)
         ledger.forwards.index_add_(0, rows, one)
         ledger.queries.index_add_(0, rows, one)
         ledger.spent += copies
         return z, rows
+
+    @staticmethod
+    def _in_parts(call: Callable[..., Tensor], x: Tensor, draws: Draws | None) -> Tensor:
+        """On a CPU, in parts that its caches bear: 2,000 images of 32 pixels at once take twice as long as 256 each."""
+        part = max(1, CPU_NUMBERS // max(1, x.shape[1:].numel()))
+        if x.device.type != "cpu" or torch.is_grad_enabled() or len(x) <= part:
+            return call(x, draws)
+        parts = [slice(i, i + part) for i in range(0, len(x), part)]
+        return torch.cat([call(x[p], None if draws is None else draws[p]) for p in parts])
 
     def _looks(self, rows: Tensor | None = None, copies: int | None = None) -> Draws:
         """Streams of the next look at each image."""

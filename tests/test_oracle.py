@@ -299,6 +299,19 @@ def test_gradients_of_several_losses_share_a_forward_and_a_look(cnn: Classifier,
     assert oracle.ledger.blind.tolist() == [looks] * 3  # one of the losses is flat
 
 
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_many_images_pass_in_parts(cnn: Classifier, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Noisy(cnn, scale) if scale else cnn
+    x, seen = kit.grey_images(7), []
+    whole = oracle_of(model, 7).logits(x)
+    monkeypatch.setattr("siegebench.oracle.CPU_NUMBERS", 3 * x[0].numel())
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    oracle = oracle_of(model, 7)
+    torch.testing.assert_close(oracle.logits(x), whole)
+    assert seen == [3, 3, 1]
+    assert oracle.ledger.forwards.tolist() == [1] * 7
+
+
 # ------------------------------------------------------------------------------------------------------------ watch
 
 
