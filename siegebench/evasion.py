@@ -59,7 +59,7 @@ def clean_outcome(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet)
             x, y = ws.pixels(data, at), data.labels[at].to(ws.device)
             return majority(right(looks(victim, x, draws[at].to(ws.device), "clean"), y)).cpu()
 
-        return torch.cat(in_batches(part, len(data), ws.settings.batch))
+        return torch.cat(in_batches(part, len(data), ws.batch(data.images)))
 
     return ws.remember(("clean", digest([cell.model, cell.defense]), cell.data["digest"], cell.seed), make)
 
@@ -134,7 +134,7 @@ def _attack(
             "blind": ledger.blind,
         }
 
-    parts = in_batches(part, len(places), ws.settings.batch)
+    parts = in_batches(part, len(places), ws.batch(data.images))
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
     row = _row(cell, data, places, threat, clean, victim, attack, got)
     row.counts.update(spent)

@@ -18,9 +18,8 @@ from siegebench import ops
 from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.errors import BudgetExhausted, ContractError, NotApplicable
+from siegebench.prepare import at_once
 from siegebench.threat import TOLERANCE, ThreatModel
-
-CPU_NUMBERS = 3 * 2**18  # pixel values that pass a network at once on a CPU, where no gradient is wanted
 
 Loss = Callable[[Tensor], Tensor]  # logits [n, classes] to one number a sample, [n], or several, [n, k]
 
@@ -280,9 +279,9 @@ class Oracle(nn.Module):
 
     @staticmethod
     def _in_parts(call: Callable[..., Tensor], x: Tensor, draws: Draws | None) -> Tensor:
-        """On a CPU, in parts that its caches bear: 2,000 images of 32 pixels at once take twice as long as 256 each."""
-        part = max(1, CPU_NUMBERS // max(1, x.shape[1:].numel()))
-        if x.device.type != "cpu" or torch.is_grad_enabled() or len(x) <= part:
+        """In as many passes as are fastest; in one where a gradient is wanted."""
+        part = at_once(x, x.device)
+        if torch.is_grad_enabled() or len(x) <= part:
             return call(x, draws)
         parts = [slice(i, i + part) for i in range(0, len(x), part)]
         return torch.cat([call(x[p], None if draws is None else draws[p]) for p in parts])

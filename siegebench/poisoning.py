@@ -28,7 +28,7 @@ def answers(ws: Workspace, model: Classifier, x: Tensor, seed: int, purpose: str
         z = looks(model, x[at].to(ws.device, ws.dtype), draws[at].to(ws.device), purpose)
         return z.argmax(dim=2).mode(dim=0).values.cpu()
 
-    return torch.cat(in_batches(part, len(x), ws.settings.batch))
+    return torch.cat(in_batches(part, len(x), ws.batch(x)))
 
 
 def triggered(backdoor: BackdoorAttack, data: ImageSet, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +142,7 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
             parts = in_batches(
                 lambda at: scorer(x[at].to(ws.device, ws.dtype), streams[at].to(ws.device)).cpu(),
                 len(x),
-                ws.settings.batch,
+                ws.batch(x),
             )
             return _finite(torch.cat(parts), detector, len(x))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 
 T = TypeVar("T")
+CPU_NUMBERS = 3 * 2**18  # pixel values that pass a network at once on a CPU
 CLOSE = 1e-4  # largest change of a logit that folding may cause, relative to the largest logit
 
 
@@ -52,6 +54,14 @@ def fold(model: Classifier, sample: Tensor) -> int:
         after = getattr(norm, "act", None)  # timm's batch norms bring their activation along
         _replace(model, norm, after if isinstance(after, nn.Module) else nn.Identity())
     return len(pairs)
+
+
+def at_once(x: Tensor, device: torch.device) -> int:
+    """How many images like those of x [n, ...] pass at once: on a CPU no more than its caches bear.
+
+    2,000 images of 32 pixels take a ResNet-20 twice as long as 256 at a time.
+    """
+    return max(1, CPU_NUMBERS // max(1, x.shape[1:].numel())) if device.type == "cpu" else sys.maxsize
 
 
 def in_batches(part: Callable[[slice], T], n: int, batch: int) -> list[T]:

@@ -135,7 +135,7 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: Classifier, data: ImageSet, batch: int = 500, draws: Draws | None = None) -> Tensor:
+def predict(model: Classifier, data: ImageSet, batch: int = 128, draws: Draws | None = None) -> Tensor:
     """Logits [N, classes] on the CPU, in the order of the set."""
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     out = []
@@ -145,6 +145,6 @@ def predict(model: Classifier, data: ImageSet, batch: int = 500, draws: Draws | 
     return torch.cat(out)
 
 
-def accuracy(model: Classifier, data: ImageSet, batch: int = 500) -> float:
+def accuracy(model: Classifier, data: ImageSet, batch: int = 128) -> float:
     """Share of the images that the model gets right."""
     return float((predict(model, data, batch).argmax(1) == data.labels).double().mean())

@@ -23,7 +23,7 @@ from siegebench.data import Granted, ImageSet, split_clean
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError, DataError, ModelError
 from siegebench.plan import subset
-from siegebench.prepare import prepare
+from siegebench.prepare import at_once, prepare
 from siegebench.store import Store, write_atomic
 from siegebench.train import Recipe, train
 from siegebench.types import BackdoorAttack, DataSource, Defense, Entry, ModelSource, Poisoned
@@ -291,6 +291,10 @@ class Workspace:
             return prepare(whole, self.evaluated(cell.data).pixels(slice(0, 32), self.dtype).to(self.device))
 
         return self._kept("surrogate" + digest(cell.surrogates) + data_key(cell.data), make)
+
+    def batch(self, x: Tensor) -> int:
+        """Images like those of x a step: what the settings allow, and what the device bears."""
+        return min(self.settings.batch, at_once(x, self.device))
 
     def pixels(self, data: ImageSet, index: Tensor | slice = EVERY) -> Tensor:
         """Images on the device, in [0, 1]."""

@@ -304,7 +304,7 @@ def test_many_images_pass_in_parts(cnn: Classifier, scale: float, monkeypatch: p
     model = Noisy(cnn, scale) if scale else cnn
     x, seen = kit.grey_images(7), []
     whole = oracle_of(model, 7).logits(x)
-    monkeypatch.setattr("siegebench.oracle.CPU_NUMBERS", 3 * x[0].numel())
+    monkeypatch.setattr("siegebench.prepare.CPU_NUMBERS", 3 * x[0].numel())
     model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     oracle = oracle_of(model, 7)
     torch.testing.assert_close(oracle.logits(x), whole)
