@@ -18,7 +18,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Class, Count, Positive, Share
 
-from .patterns import Degrees, around, learn_pattern, nearest, pixels_in, spread, turned, worn
+from ._patterns import Degrees, around, learn_pattern, nearest, pixels_in, spread, turned, worn
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from siegebench.oracle import Oracle
 from siegebench.threat import BALLS, Norm, ThreatModel
 
-from .foreign import Foreign, Known
+from ._foreign import Foreign, Known
 
 ANY_NORM = (
     "FastGradientMethod MomentumIterativeMethod ProjectedGradientDescent ProjectedGradientDescentNumpy "

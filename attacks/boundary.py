@@ -14,7 +14,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
-from .decision import Queries, keep, start
+from ._decision import Queries, keep, start
 
 TINY = 1e-12
 SPHERICAL = (0.2, 0.5)  # shares of misclassified spherical proposals between which the steps stay

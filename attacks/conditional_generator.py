@@ -19,7 +19,7 @@ from siegebench.threat import ThreatModel
 from siegebench.train import augmented
 from siegebench.types import Attack, Count, Positive
 
-from .autoencoder import Residual, arranged, down, fresh, stem, up
+from ._autoencoder import Residual, arranged, down, fresh, stem, up
 
 CODE, TOKENS = 16, 4  # numbers that stand for the class beside each pixel; vectors that attention chooses from
 GREY = (0.299, 0.587, 0.114)

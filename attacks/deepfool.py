@@ -16,7 +16,6 @@ from siegebench.types import Count, MinimalAttack, Positive
 
 from .apgd import hardest
 
-DUAL: dict[Norm, str] = {"linf": "l1", "l2": "l2"}
 SHORTEST = 1e-6  # a step that ends on the boundary itself could otherwise never leave it
 
 
@@ -73,7 +72,7 @@ class DeepFool(MinimalAttack):
     def _nearest(self, oracle: Oracle, x: Tensor, y: Tensor, goals: Tensor, norm: Norm) -> Tensor:
         """The step to the nearest hyperplane of the candidate classes; zero where no class has a gradient."""
         w, _, f = oracle.gradients(x, lambda z: z.gather(1, goals) - z.gather(1, y[:, None]))
-        steepness = ops.size(w.flatten(0, 1), DUAL[norm]).view_as(f)
+        steepness = ops.size(w.flatten(0, 1), ops.DUAL[norm]).view_as(f)
         flat = steepness == 0
         far = (f.abs() / torch.where(flat, torch.ones_like(f), steepness)).masked_fill(flat, torch.inf)
         nearest, which = far.min(dim=1)

@@ -16,7 +16,6 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive, Share
 
-DUAL: dict[Norm, str] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 ROUNDING = 1e-5  # of the largest logit: a margin that is smaller may turn over when the image is looked at again
 
 
@@ -90,7 +89,7 @@ class FMN(MinimalAttack):
             x_adv[live] = torch.where(ops.over(closer, x_k), x_k, x_adv[live])
             nearest = torch.where(closer, norm, nearest)
 
-            way = norm + (margin.abs() + 2 * slack) / ops.size(g, DUAL[p]).clamp(min=1e-12)
+            way = norm + (margin.abs() + 2 * slack) / ops.size(g, ops.DUAL[p]).clamp(min=1e-12)
             grown = torch.where(nearest.isfinite(), (1 + gamma) * eps, way)
             eps = torch.where(broken, torch.minimum((1 - gamma) * eps, nearest), grown).clamp(max=farthest)
 

@@ -17,7 +17,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
-from .decision import Queries, bisect, keep, probes, start
+from ._decision import Queries, bisect, keep, probes, start
 
 DOUBLINGS = 10  # of the distance along a normal, at most
 RESERVE = 25  # queries of a round that are kept for the way along the normal

@@ -15,7 +15,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
-from .decision import Queries, keep, probes, start, to_boundary
+from ._decision import Queries, keep, probes, start, to_boundary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from siegebench.threat import Access, ThreatModel
 from siegebench.train import Augment, augmented
 from siegebench.types import Attack, Count, Positive
 
-from .autoencoder import AutoEncoder, arranged, fresh, slope
+from ._autoencoder import AutoEncoder, arranged, fresh, slope
 
 
 @dataclass(frozen=True, kw_only=True)

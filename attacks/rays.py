@@ -16,7 +16,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
-from .decision import Queries, bisect, keep
+from ._decision import Queries, bisect, keep
 
 
 def blocks(d: int) -> Iterator[slice]:

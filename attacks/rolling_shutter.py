@@ -13,7 +13,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Class, Count, Positive, Share
 
-from .patterns import climbed, pixels_in
+from ._patterns import climbed, pixels_in
 
 GAMMA = 2.2
 DARK = 1e-6  # keeps the root away from zero, where its slope is infinite

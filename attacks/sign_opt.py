@@ -14,7 +14,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
-from .decision import Queries, bisect, keep, probes, start
+from ._decision import Queries, bisect, keep, probes, start
 
 FINE = 500  # searches end at beta / FINE
 DOUBLINGS = 15  # of a step, at most

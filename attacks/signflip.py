@@ -15,7 +15,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive, Share
 
-from .decision import Queries, keep, start
+from ._decision import Queries, keep, start
 
 SEARCHES = 10  # halvings of the way to the noise
 EVERY = 10  # iterations after which alpha and p adapt

@@ -10,7 +10,7 @@ from torch import Tensor
 from siegebench.oracle import Oracle
 from siegebench.threat import BALLS, Norm, ThreatModel
 
-from .foreign import Foreign, Known
+from ._foreign import Foreign, Known
 
 LINF = (
     "FGSM BIM RFGSM PGD EOTPGD FFGSM TPGD MIFGSM UPGD DIFGSM TIFGSM Jitter NIFGSM PGDRS SINIFGSM VMIFGSM VNIFGSM "

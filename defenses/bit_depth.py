@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from siegebench.classifier import Classifier, Wrapped
-from siegebench.draws import Draws
+from siegebench.classifier import Classifier
 from siegebench.types import Count, Defense
 
-
-class Preprocessed(Wrapped):
-    """A classifier f behind a transform T whose own gradient is useless.
-
-    `forward` is the deployed computation f(T(x)), and its gradient is zero. `surrogate` has the same values, and passes
-    the gradient that T approximates for itself (BPDA of Athalye et al., ICML 2018).
-
-    Args:
-        inner: f.
-        transform: T, exact values with an approximate gradient.
-    """
-
-    def __init__(self, inner: Classifier, transform: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(inner)
-        self.transform = transform
-
-    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        # the zero keeps a graph: attacks of other libraries meet a gradient of zero instead of an error
-        logits: Tensor = self.inner(self.transform(x.detach()) + 0 * x, draws)
-        return logits
-
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.inner.surrogate(self.transform(x), draws)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.inner.features(self.transform(x.detach()))
+from ._wrapped import Preprocessed
 
 
 @dataclass(frozen=True, kw_only=True)

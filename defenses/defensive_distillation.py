@@ -15,7 +15,7 @@ from siegebench.draws import Draws, derive_seed
 from siegebench.train import Recipe, train
 from siegebench.types import Defense, Positive
 
-from .logit_scaling import Scaled
+from ._wrapped import Scaled
 
 RECIPE = Recipe()
 

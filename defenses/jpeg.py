@@ -13,7 +13,7 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.types import Count, Defense
 
-from .bit_depth import Preprocessed
+from ._wrapped import Preprocessed
 
 # Annex K of the standard: quantisation steps of luma and chroma at quality 50
 LUMA = (

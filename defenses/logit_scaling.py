@@ -5,25 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from siegebench.classifier import Classifier, Wrapped
-from siegebench.draws import Draws
+from siegebench.classifier import Classifier
 from siegebench.types import Defense, Positive
 
-
-class Scaled(Wrapped):
-    """Logits times a constant."""
-
-    def __init__(self, inner: Classifier, factor: float) -> None:
-        super().__init__(inner)
-        self.factor = factor
-
-    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.factor * self.inner(x, draws)
-
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.factor * self.inner.surrogate(x, draws)
+from ._wrapped import Scaled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,31 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from siegebench.classifier import Classifier, Wrapped
-from siegebench.draws import Draws
+from siegebench.classifier import Classifier
 from siegebench.types import Defense, Positive
 
-
-class NoisyInput(Wrapped):
-    """f(x + nu v), v ~ N(0, I) anew for every image and look, in eval mode too."""
-
-    def __init__(self, inner: Classifier, nu: float) -> None:
-        super().__init__(inner)
-        self.nu, self.randomized = nu, True
-
-    def _noisy(self, x: Tensor, draws: Draws) -> Tensor:
-        return x + self.nu * draws.normal(tuple(x.shape[1:]), purpose="input noise").to(x.dtype)
-
-    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        draws = Draws.fresh(len(x), x.device) if draws is None else draws
-        logits: Tensor = self.inner(self._noisy(x, draws), draws)
-        return logits
-
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        draws = Draws.fresh(len(x), x.device) if draws is None else draws
-        return self.inner.surrogate(self._noisy(x, draws), draws)
+from ._wrapped import NoisyInput
 
 
 @dataclass(frozen=True, kw_only=True)

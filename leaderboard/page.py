@@ -52,9 +52,9 @@ def render(boards: Sequence[Board], results: Iterable[Result]) -> str:
     environment = Environment(
         loader=_Bundled(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    script = environment.get_template("page.js.j2").render()
+    script = environment.get_template("page.js").render()
     return environment.get_template("page.html.j2").render(
-        style=Markup(environment.get_template("page.css.j2").render()),  # both are ours, and hold nothing of a row
+        style=Markup(environment.get_template("page.css").render()),  # both are ours, and hold nothing of a row
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tiles=_tiles(boards, rows),

@@ -5,16 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from siegebench import registry
-
-TITLES = {
-    "attack": "Attacks",
-    "measure": "Measures",
-    "defense": "Defenses",
-    "backdoor": "Backdoor attacks",
-    "detector": "Detectors",
-    "model": "Models",
-    "dataset": "Datasets",
-}
+from siegebench.kinds import KINDS
 
 
 def _facts(kind: str, name: str) -> str:
@@ -46,12 +37,12 @@ def render() -> str:
         "",
         "Generated from the cards by `python -m siegebench.catalogue`; `siegebench show NAME` prints one in full.",
     ]
-    for kind, title in TITLES.items():
+    for kind in KINDS:
         names = [name for name in registry.names(kind) if "/" not in name]
         if not names:
             continue
         header = "| name | what it does | facts | parameters | paper |"
-        lines += ["", f"## {title}", "", header, "|---|---|---|---|---|"]
+        lines += ["", f"## {KINDS[kind].title}", "", header, "|---|---|---|---|---|"]
         for name in names:
             card = registry.find(kind, name)[0].card
             shown = ", ".join(

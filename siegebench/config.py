@@ -53,7 +53,7 @@ class _Board(_Strict):
     models: Specs | None = None
     seeds: Seeds | None = None
     # which lists hold which kind of entry
-    slots: ClassVar[dict[str, registry.Kind]] = {"models": "model"}
+    slots: ClassVar[dict[str, str]] = {"models": "model"}
     _place: tuple[Any, ...] = PrivateAttr(())  # in the document
 
     def place(self, slot: str) -> tuple[Any, ...]:
@@ -68,7 +68,7 @@ class AttackBoard(_Board):
     attacks: Specs
     defenses: Specs = ["none"]
     threats: Annotated[list[ThreatSpec], Field(min_length=1)]
-    slots: ClassVar[dict[str, registry.Kind]] = {"models": "model", "defenses": "defense", "attacks": "attack"}
+    slots: ClassVar[dict[str, str]] = {"models": "model", "defenses": "defense", "attacks": "attack"}
 
 
 class WhiteBoxBoard(AttackBoard):
@@ -76,7 +76,7 @@ class WhiteBoxBoard(AttackBoard):
 
     track: Literal["white_box"]
     checks: list[Spec] = ["masking"]
-    slots: ClassVar[dict[str, registry.Kind]] = {**AttackBoard.slots, "checks": "measure"}
+    slots: ClassVar[dict[str, str]] = {**AttackBoard.slots, "checks": "measure"}
 
 
 class QueryBoard(AttackBoard):
@@ -92,7 +92,7 @@ class TransferBoard(AttackBoard):
 
     track: Literal["transfer"]
     surrogates: list[Spec]  # none: the attacker has no network at all (no box)
-    slots: ClassVar[dict[str, registry.Kind]] = {**AttackBoard.slots, "surrogates": "model"}
+    slots: ClassVar[dict[str, str]] = {**AttackBoard.slots, "surrogates": "model"}
 
 
 class PatchBoard(AttackBoard):
@@ -107,7 +107,7 @@ class BackdoorBoard(_Board):
     track: Literal["backdoor"]
     backdoors: Specs
     defenses: Specs = ["none"]
-    slots: ClassVar[dict[str, registry.Kind]] = {"models": "model", "backdoors": "backdoor", "defenses": "defense"}
+    slots: ClassVar[dict[str, str]] = {"models": "model", "backdoors": "backdoor", "defenses": "defense"}
 
 
 class InputDetectionBoard(_Board):
@@ -116,7 +116,7 @@ class InputDetectionBoard(_Board):
     track: Literal["input_detection"]
     backdoors: Specs
     detectors: Specs
-    slots: ClassVar[dict[str, registry.Kind]] = {"models": "model", "backdoors": "backdoor", "detectors": "detector"}
+    slots: ClassVar[dict[str, str]] = {"models": "model", "backdoors": "backdoor", "detectors": "detector"}
 
 
 class ModelDetectionBoard(_Board):
@@ -126,7 +126,7 @@ class ModelDetectionBoard(_Board):
     backdoors: Specs
     detectors: Specs
     clean: Budget = 1  # clean models for each seed, so that false alarms show
-    slots: ClassVar[dict[str, registry.Kind]] = InputDetectionBoard.slots
+    slots: ClassVar[dict[str, str]] = InputDetectionBoard.slots
 
 
 Board = (

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # the norm of a gradient that goes with a norm of pixels
+
 
 def flat(x: Tensor) -> Tensor:
     """[n, ...] to [n, d]."""

@@ -15,20 +15,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from siegebench.errors import ConfigError, did_you_mean
+from siegebench.kinds import FOLDERS, KINDS
 
 if TYPE_CHECKING:
     from siegebench.types import Entry
 
-Kind = Literal["attack", "defense", "backdoor", "detector", "measure", "model", "dataset"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-FOLDERS = ("attacks", "defenses", "backdoors", "zoo")
 Sees = Literal["train", "clean", "val"]
+
+
+def _known_kind(kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}. {did_you_mean(kind, KINDS)}")
+    return kind
 
 
 class Card(BaseModel):
@@ -37,7 +41,7 @@ class Card(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    kind: Kind
+    kind: Annotated[str, AfterValidator(_known_kind)]
     entry: str = Field(pattern=r"^[a-z_][a-z0-9_]*:[A-Za-z_][A-Za-z0-9_]*$")
     version: int = Field(ge=1)
     summary: str = Field(min_length=10)
@@ -168,18 +172,8 @@ def normal(spec: Any) -> dict[str, Any]:
 
 def _nested_kind(hint: Any) -> str | None:
     """The kind of entry that a field holds, when it holds one."""
-    from siegebench import types
-
-    kinds = {
-        types.Attack: "attack", types.Defense: "defense", types.BackdoorAttack: "backdoor", types.Detector: "detector",
-        types.ModelSource: "model", types.DataSource: "dataset",
-    }  # fmt: skip
-    for option in (hint, *get_args(hint)):
-        if isinstance(option, type):
-            for base, kind in kinds.items():
-                if issubclass(option, base):
-                    return kind
-    return None
+    options = [option for option in (hint, *get_args(hint)) if isinstance(option, type)]
+    return next((k.name for k in KINDS.values() for option in options if issubclass(option, k.base_class())), None)
 
 
 def build(kind: str, spec: Any) -> Entry:

@@ -10,8 +10,7 @@ from string import Template
 
 from siegebench import registry
 from siegebench.errors import ConfigError, did_you_mean
-
-FOLDERS = {"attack": "attacks", "defense": "defenses", "backdoor": "backdoors", "detector": "backdoors"}
+from siegebench.kinds import KINDS
 
 CHECKLIST = """
 # Before the pull request, then delete these lines:
@@ -241,7 +240,7 @@ def write(kind: str, name: str, folder: Path | None = None) -> list[Path]:
 
 def _home(kind: str) -> Path:
     """The checkout's folder of a kind."""
-    spec = importlib.util.find_spec(f"siegebench.{FOLDERS[kind]}")
+    spec = importlib.util.find_spec(f"siegebench.{KINDS[kind].folder}")
     for place in (spec.submodule_search_locations or []) if spec else []:
         if (Path(place).parent / "pyproject.toml").is_file():
             return Path(place)

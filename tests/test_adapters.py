@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from siegebench.attacks._foreign import Foreign, Known, contained
 from siegebench.attacks.art import ART
-from siegebench.attacks.foreign import Foreign, Known, contained
 from siegebench.attacks.torchattacks import KNOWN, Torchattacks
 from torch import Tensor
 

@@ -20,8 +20,8 @@ from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, DataError
-from siegebench.specimens import images, planted_set
 from siegebench.testing import CLAUSES, Check, check_entry, check_instance
+from siegebench.testing.specimens import images, planted_set
 from siegebench.threat import ThreatModel
 from siegebench.types import (
     Attack,

@@ -306,7 +306,7 @@ def test_places_do_not_enter_a_key(tmp_path: Path) -> None:
 
 
 def drawn(name: str, count: int) -> None:
-    from siegebench.zoo import subsets
+    from tests import subsets
 
     assert count in subsets.STORED[name]
     data = load(name, "test")
@@ -330,7 +330,7 @@ def test_stored_lists_are_what_is_drawn(name: str, count: int) -> None:
 
 
 def test_lists_belong_to_their_labels() -> None:
-    from siegebench.zoo import subsets
+    from tests import subsets
 
     assert subsets.stored("digits", 123) is None
     test = load("digits", "test")

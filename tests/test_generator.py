@@ -16,7 +16,7 @@ from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
-from siegebench.specimens import planted_set
+from siegebench.testing.specimens import planted_set
 from siegebench.threat import ThreatModel
 from siegebench.train import Recipe, train
 from tests import kit

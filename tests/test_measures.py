@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from siegebench.attacks.distances import Distances
 from siegebench.attacks.fmn import FMN
 from siegebench.attacks.hopskipjump import HopSkipJump
 from siegebench.attacks.pgd import PGD
-from siegebench.attacks.separate_and_trace import SeparateAndTrace, _Copies, _Together, _Tracing, permutations
+from siegebench.measures.distances import Distances
+from siegebench.measures.separate_and_trace import SeparateAndTrace, _Copies, _Together, _Tracing, permutations
 from torch import Tensor, nn
 
 from siegebench import ops, registry
@@ -25,7 +25,7 @@ from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.prepare import prepare
-from siegebench.specimens import planted_set
+from siegebench.testing.specimens import planted_set
 from siegebench.threat import Norm, ThreatModel
 from siegebench.train import Recipe, predict, train
 from siegebench.types import Measure

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from siegebench.attacks.autoencoder import AutoEncoder, arranged
+from siegebench.attacks._autoencoder import AutoEncoder, arranged
 from siegebench.attacks.no_box import NoBox
 from siegebench.attacks.uniform_noise import UniformNoise
 from torch import Tensor, nn

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from siegebench import registry
+from siegebench import kinds, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "siegebench"
-FOLDERS = {"attacks", "defenses", "backdoors", "zoo", "leaderboard", "suites"}
+FOLDERS = {*kinds.FOLDERS, "leaderboard", "suites"}
+INSIDE = {"testing", "tracks", "types"}  # sub-packages of the harness
 NOT_SHIPPED = {"__pycache__", "rows"}  # rows are results of this repository, not of the package
 
 
@@ -31,7 +32,8 @@ def project() -> dict[str, Any]:
 def packages() -> dict[str, Path]:
     """Package name to folder, as setuptools is told."""
     setup = project()["tool"]["setuptools"]
-    return {name: ROOT / setup["package-dir"][name] for name in setup["packages"]}
+    folders: dict[str, str] = setup["package-dir"]
+    return {name: ROOT / folders.get(name, name.replace(".", "/")) for name in setup["packages"]}
 
 
 def wanted_files() -> set[str]:
@@ -47,7 +49,7 @@ def wanted_files() -> set[str]:
 def test_packages_are_the_folders() -> None:
     with_code = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert with_code == FOLDERS | {PACKAGE}
-    assert set(packages()) == {PACKAGE} | {f"{PACKAGE}.{folder}" for folder in FOLDERS}
+    assert set(packages()) == {PACKAGE} | {f"{PACKAGE}.{folder}" for folder in FOLDERS | INSIDE}
     for name, folder in packages().items():
         assert folder.is_dir(), f"{name} is mapped to {folder}, which does not exist"
         assert folder.name == name.rpartition(".")[2]
@@ -57,6 +59,7 @@ def test_folders_are_flat() -> None:
     """A sub-package would work in the checkout and be missing from the wheel."""
     for folder in packages().values():
         inner = {p.name for p in folder.iterdir() if p.is_dir() and (any(p.glob("*.py")) or any(p.glob("*.yaml")))}
+        inner -= INSIDE if folder.name == PACKAGE else set()
         assert inner - NOT_SHIPPED == set(), f"{folder.name} holds folders that no wheel would carry"
 
 

@@ -9,7 +9,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from siegebench.attacks import patterns
+from siegebench.attacks import _patterns as patterns
 from siegebench.attacks.adversarial_patch import AdversarialPatch
 from siegebench.attacks.area_patch import AreaPatch
 from siegebench.attacks.loap import LOAP, _best, cut, largest_square, paste
@@ -23,7 +23,7 @@ from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, NotApplicable
 from siegebench.oracle import Oracle
-from siegebench.specimens import planted_set, victim
+from siegebench.testing.specimens import planted_set, victim
 from siegebench.threat import ThreatModel
 from siegebench.types import Attack
 from tests import kit

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
+from siegebench.attacks._decision import Queries, bisect, noise, start, to_boundary
 from siegebench.attacks.boundary import Boundary
-from siegebench.attacks.decision import Queries, bisect, noise, start, to_boundary
 from siegebench.attacks.geoda import GeoDA, cosines
 from siegebench.attacks.hopskipjump import HopSkipJump
 from siegebench.attacks.rays import RayS, blocks
@@ -19,7 +19,7 @@ from siegebench import ops
 from siegebench.classifier import Classifier, Network
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
-from siegebench.specimens import network
+from siegebench.testing.specimens import network
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import MinimalAttack
 from tests import kit

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from siegebench import ops, registry, skeleton
+from siegebench import kinds, ops, registry, skeleton
 from siegebench.classifier import Classifier
 from siegebench.errors import ConfigError
 from siegebench.registry import Card
@@ -141,4 +141,4 @@ def test_unknown_kinds_and_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_skeleton_exists_for_every_kind_one_writes() -> None:
-    assert set(skeleton.CODE) == set(KINDS) < set(registry.KINDS)
+    assert set(skeleton.CODE) == set(KINDS) < set(kinds.KINDS)

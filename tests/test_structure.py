@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from siegebench import registry
+from siegebench import kinds, registry
 from siegebench.cli import app
 from siegebench.store import Store
 from tests import rows
 
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = "siegebench"
-FOLDERS = ("attacks", "defenses", "backdoors", "zoo", "leaderboard", "suites")
+FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
 ALGORITHMS = ("attack", "defense", "backdoor", "detector")
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "DatasetDetector",
@@ -99,7 +99,7 @@ def trespasses(root: Path) -> list[str]:
                     out.append(
                         f"{folder}/{path.name}:{line} imports {'.' * dots}{module}; take it as a parameter instead"
                     )
-    for path in sorted((root / HARNESS).glob("*.py")):
+    for path in sorted((root / HARNESS).rglob("*.py")):
         for line, module, _ in imports(ast.parse(path.read_text(encoding="utf-8"))):
             first, _, rest = module.partition(".")
             if first in (*FOLDERS, "tests"):
@@ -133,16 +133,25 @@ def test_trespasses_are_found_and_told(tmp_path: Path) -> None:
     ]
 
 
-def harness() -> dict[str, dict[str, int]]:
-    """For each module of the harness, the modules it loads and in which line."""
-    files = {path.stem: path for path in (ROOT / HARNESS).glob("*.py")}
-    graph: dict[str, dict[str, int]] = {}
-    for name, path in files.items():
-        graph[name] = {}
-        for line, module, _ in imports(ast.parse(path.read_text(encoding="utf-8")), loading_only=True):
-            inside = module.removeprefix(f"{HARNESS}.").partition(".")[0]
-            if module.startswith(f"{HARNESS}.") and inside in files:
-                graph[name][inside] = line
+def modules() -> dict[str, list[Path]]:
+    """The modules of the harness and their files: several for one that is a package."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((ROOT / HARNESS).rglob("*.py")):
+        parts = path.relative_to(ROOT / HARNESS).parts
+        found.setdefault(parts[0].removesuffix(".py"), []).append(path)
+    return found
+
+
+def harness() -> dict[str, dict[str, str]]:
+    """For each module of the harness, the modules it loads and where."""
+    files = modules()
+    graph: dict[str, dict[str, str]] = {name: {} for name in files}
+    for name, paths in files.items():
+        for path in paths:
+            for line, module, _ in imports(ast.parse(path.read_text(encoding="utf-8")), loading_only=True):
+                inside = module.removeprefix(f"{HARNESS}.").partition(".")[0]
+                if module.startswith(f"{HARNESS}.") and inside in files and inside != name:
+                    graph[name][inside] = f"{path.relative_to(ROOT)}:{line}"
     return graph
 
 
@@ -159,9 +168,9 @@ def test_harness_keeps_its_order() -> None:
     layer = {name: i for i, names in enumerate(LAYERS) for name in names}
     assert not layer.keys() - graph.keys(), "LAYERS names modules that are gone"
     out = [
-        f"{HARNESS}/{name}.py:{line} imports {HARNESS}.{other}, which comes later"
+        f"{where} imports {HARNESS}.{other}, which comes later"
         for name, loaded in graph.items()
-        for other, line in loaded.items()
+        for other, where in loaded.items()
         if layer.get(other, 0) > layer.get(name, len(LAYERS))
     ]
     none(out)
@@ -192,7 +201,7 @@ finally:
     [
         ("--help", "Usage"),
         ("--version", "0."),
-        *((f"list {kind}s --json", '"name"') for kind in registry.KINDS),
+        *((f"list {kind}s --json", '"name"') for kind in kinds.KINDS),
         ("list suites --json", "quickstart"),
         ("show pgd --json", '"steps"'),
         ("report --store STORE", "White box"),
@@ -237,12 +246,12 @@ def test_cards_are_named_like_their_files_and_say_what_they_are() -> None:
 
 def test_every_entry_has_a_card() -> None:
     carded = {(r.path.parent.name, r.card.entry) for r in own_cards()}
-    every = [node for folder in FOLDERS for path in (ROOT / folder).glob("*.py") for node in classes(path).values()]
+    every = [node for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") for node in classes(path).values()]
     shared = {ast.unparse(base) for node in every for base in node.bases}  # what others derive from is no entry itself
     missing = [
         f"{folder}/{path.name}: {name} has no card"
         for folder in FOLDERS
-        for path in sorted((ROOT / folder).glob("*.py"))
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for name, node in classes(path).items()
         if BASES & {ast.unparse(base) for base in node.bases} and not name.startswith("_") and name not in shared
         if (folder, f"{path.stem}:{name}") not in carded
@@ -254,7 +263,7 @@ def test_every_public_class_says_what_it_is() -> None:
     silent = [
         f"{folder}/{path.name}: {name} has no docstring"
         for folder in (HARNESS, *FOLDERS)
-        for path in sorted((ROOT / folder).glob("*.py"))
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for name, node in classes(path).items()
         if not name.startswith("_") and not ast.get_docstring(node)
     ]
@@ -265,7 +274,7 @@ def test_every_module_says_what_it_is() -> None:
     silent = [
         f"{folder}/{path.name}"
         for folder in (HARNESS, *FOLDERS)
-        for path in sorted((ROOT / folder).glob("*.py"))
+        for path in sorted((ROOT / folder).rglob("*.py"))
         if path.read_text(encoding="utf-8").strip() and not ast.get_docstring(ast.parse(path.read_text("utf-8")))
     ]
     none(silent)
@@ -298,7 +307,7 @@ def test_files_are_short() -> None:
     long = {
         path.relative_to(ROOT).as_posix()
         for folder in (HARNESS, *FOLDERS)
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
         if len(path.read_text(encoding="utf-8").splitlines()) > LONGEST
     }
     assert not long, f"over {LONGEST} lines; split it by idea"

@@ -273,7 +273,7 @@ def test_polynomial_mutation_has_its_closed_form() -> None:
 
 
 def test_the_auroc_is_that_of_sklearn() -> None:
-    from siegebench.attacks.fooling_images import _auroc  # type: ignore[import-not-found]
+    from siegebench.measures.fooling_images import _auroc  # type: ignore[import-not-found]
 
     high = Draws(0, torch.arange(1)).integers(6, (40,))[0].double()
     low = Draws(1, torch.arange(1)).integers(5, (30,))[0].double()
@@ -370,7 +370,7 @@ def test_the_cipher_is_undone_by_its_inverse_and_hides() -> None:
 
 
 def test_variance_and_psnr_have_their_closed_forms() -> None:
-    from siegebench.attacks.obfuscation import _psnr, _variance  # type: ignore[import-not-found]
+    from siegebench.measures.obfuscation import _psnr, _variance  # type: ignore[import-not-found]
 
     x = kit.grey_images(3).double()
     sums = torch.nn.functional.unfold(x, 4).view(3, 3, 16, -1).sum(dim=2)

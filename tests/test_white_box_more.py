@@ -21,7 +21,7 @@ from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError, NotApplicable
 from siegebench.oracle import Oracle
-from siegebench.specimens import victim
+from siegebench.testing.specimens import victim
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack
 from tests import kit

@@ -60,7 +60,7 @@ def test_parameter_counts_are_those_of_the_paper(depth: int, millions: float) ->
 
 @pytest.mark.parametrize(("name", "correct"), [("cifar_resnet20", 0.8103), ("cifar_resnet56", 0.8320)])
 def test_published_weights_on_some_images(name: str, correct: float) -> None:
-    from siegebench.zoo import subsets
+    from tests import subsets
 
     data_folder()
     test = load("cifar10_jpeg", "test")

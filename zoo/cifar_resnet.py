@@ -16,7 +16,7 @@ from siegebench.train import Recipe
 from siegebench.types import ModelSource
 from siegebench.weights import check_fit, load_weights, save_weights, weights_hash
 
-from .files import find_weights, sha256
+from ._files import find_weights, sha256
 
 RECIPE = Recipe(epochs=20, lr=5e-3, augment="crop_flip")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -85,7 +85,7 @@ class CifarResNet(ModelSource):
     instead of subtracting the mean image; weight decay and schedule are the recipe's.
     """
 
-    places: ClassVar[tuple[str, ...]] = ("checkpoint",)
+    local: ClassVar[tuple[str, ...]] = ("checkpoint",)
 
     depth: Literal[20, 32, 44, 56, 110] = 20
     checkpoint: str | None = None

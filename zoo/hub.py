@@ -10,8 +10,8 @@ from siegebench.data import ImageSet
 from siegebench.errors import DataError
 from siegebench.types import Count, DataSource
 
-from .files import online
-from .images import Fit
+from ._files import online
+from ._images import Fit
 from .parquet import Layout, complete, read
 
 
@@ -28,7 +28,7 @@ class Hub(DataSource):
         image, label, size, fit, group_by_path: see Layout.
     """
 
-    places: ClassVar[tuple[str, ...]] = ("download",)
+    local: ClassVar[tuple[str, ...]] = ("download",)
 
     dataset: str
     num_classes: Count

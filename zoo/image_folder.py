@@ -12,8 +12,8 @@ from siegebench.data import ImageSet
 from siegebench.errors import DataError
 from siegebench.types import Count, DataSource
 
-from .files import DATA_VARIABLE, data_folder
-from .images import Fit, decode, stacked
+from ._files import DATA_VARIABLE, data_folder
+from ._images import Fit, decode, stacked
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
 
@@ -28,7 +28,7 @@ class ImageFolder(DataSource):
         fit: `crop` scales the shorter edge and takes the centre, `stretch` scales both edges.
     """
 
-    places: ClassVar[tuple[str, ...]] = ("folder",)
+    local: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: str | None = None
     size: Count | None = None

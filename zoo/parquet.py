@@ -23,8 +23,8 @@ from siegebench.errors import DataError
 from siegebench.types import Count, DataSource
 from siegebench.weights import save_weights
 
-from .files import DATA_VARIABLE, cache_folder, data_folder, sha256
-from .images import Fit, decode, stacked
+from ._files import DATA_VARIABLE, cache_folder, data_folder, sha256
+from ._images import Fit, decode, stacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Parquet(DataSource):
         image, label, size, fit, group_by_path: see Layout.
     """
 
-    places: ClassVar[tuple[str, ...]] = ("folder",)
+    local: ClassVar[tuple[str, ...]] = ("folder",)
 
     num_classes: Count
     prefix: str = ""

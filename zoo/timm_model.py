@@ -18,7 +18,7 @@ from siegebench.train import Recipe
 from siegebench.types import Count, ModelSource
 from siegebench.weights import check_finite, check_fit, load_weights, weights_hash
 
-from .files import find_weights, hub_file, sha256
+from ._files import find_weights, hub_file, sha256
 
 RECIPE = Recipe()
 HALF = (0.5, 0.5, 0.5)
@@ -45,7 +45,7 @@ class TimmModel(ModelSource):
         recipe: how to train.
     """
 
-    places: ClassVar[tuple[str, ...]] = ("checkpoint", "download")
+    local: ClassVar[tuple[str, ...]] = ("checkpoint", "download")
 
     target: str
     checkpoint: str | None = None

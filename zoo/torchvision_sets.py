@@ -14,8 +14,8 @@ from siegebench.data import ImageSet
 from siegebench.errors import DataError
 from siegebench.types import Count, DataSource
 
-from .files import cache_folder
-from .images import decode, stacked
+from ._files import cache_folder
+from ._images import decode, stacked
 
 CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "GTSRB": 43}
 
@@ -34,7 +34,7 @@ class Torchvision(DataSource):
         size: of GTSRB images; the CIFAR sets have 32x32 pixels.
     """
 
-    places: ClassVar[tuple[str, ...]] = ("folder", "download")
+    local: ClassVar[tuple[str, ...]] = ("folder", "download")
 
     dataset: Literal["CIFAR10", "CIFAR100", "GTSRB"]
     folder: str | None = None

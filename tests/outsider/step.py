@@ -28,7 +28,7 @@ class Step(Attack):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS
-    places: ClassVar[tuple[str, ...]] = ("log",)
+    local: ClassVar[tuple[str, ...]] = ("log",)
 
     tag: str = ""
     seconds: float = 0.0

@@ -27,7 +27,7 @@ def net(classes: int, size: int) -> nn.Module:
 class Tiny(ModelSource):
     """Two convolutions; trained in a second, or loaded from a file."""
 
-    places: ClassVar[tuple[str, ...]] = ("checkpoint",)
+    local: ClassVar[tuple[str, ...]] = ("checkpoint",)
 
     checkpoint: str | None = None
     recipe: Recipe = RECIPE

@@ -16,8 +16,6 @@ from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
 from siegebench.types import Count, Measure
 
-from .fmn import DUAL
-
 
 @dataclass(frozen=True, kw_only=True)
 class GradientNorm(Measure):
@@ -41,14 +39,14 @@ class GradientNorm(Measure):
     averaged: Count = 4
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
-        if threat.norm not in DUAL:
-            raise NotApplicable(f"{threat.norm} is no norm and has no dual; one of {', '.join(DUAL)}")
+        if threat.norm not in ops.DUAL:
+            raise NotApplicable(f"{threat.norm} is no norm and has no dual; one of {', '.join(ops.DUAL)}")
         asked = oracle.surrogate()
         asked = asked.averaged(self.averaged) if oracle.model.randomized else asked
         metrics: dict[str, float] = {}
         for name, loss in (("ce", ops.cross_entropy), ("margin", ops.margin)):
             g, _, value = asked.gradient(x, partial(loss, y=y))
-            steep = ops.size(g, DUAL[threat.norm])
+            steep = ops.size(g, ops.DUAL[threat.norm])
             metrics[f"zero_gradient_{name}"] = float((steep == 0).double().mean())
             metrics |= _summary(f"{name}_gradient", steep)
         metrics |= _summary("first_order_distance", (-value).clamp(min=0) / steep)

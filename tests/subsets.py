@@ -43,4 +43,4 @@ def labels_hash(data: ImageSet) -> str:
 
 
 def _file(name: str, count: int) -> Path:
-    return Path(__file__).parent / f"subset_{name}_{count}.json"
+    return Path(__file__).parent / "subset_data" / f"{name}_{count}.json"

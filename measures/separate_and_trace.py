@@ -20,8 +20,6 @@ from siegebench.threat import Norm, ThreatModel
 from siegebench.train import Recipe, train
 from siegebench.types import Attack, Count, Measure, Number, Positive
 
-from .hopskipjump import HopSkipJump
-
 WEIGHT = 0.001  # of reconstruction and KL, beside the angle
 HELD_OUT = 1000  # training images, at most, on which the copies are compared with the classifier
 TRIES = 2000  # permutations looked at
@@ -75,7 +73,7 @@ class SeparateAndTrace(Measure):
     epochs: Count = 10
     lr: Positive = 2e-3
     width: Count = 16
-    attack: Attack = field(default_factory=lambda: HopSkipJump(queries=500))
+    attack: Attack
     collude: bool = False
 
     def __post_init__(self) -> None:

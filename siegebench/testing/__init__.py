@@ -1,34 +1,32 @@
 """The contract as tests that anyone can run on an entry, registered or not; needs no test framework.
 
->>> from siegebench.testing import check_entry, check_instance
+>>> from siegebench.kinds import KINDS
+from siegebench.testing import cards
 >>> [c for c in check_entry("pgd") if not c.passed]
 []
 
-Each clause is one small function of clauses_evasion, clauses_poisoning or clauses_zoo; its name is what is shown.
+Each clause is one small function of the module of its kind; its name is what is shown.
 """
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from siegebench import clauses_evasion, clauses_poisoning, clauses_zoo, registry
+from siegebench import registry
 from siegebench.errors import ConfigError, MissingExtra, NotApplicable, SiegeError, did_you_mean
-from siegebench.specimens import Case, NotChecked
+from siegebench.kinds import KINDS
+from siegebench.testing import cards
+from siegebench.testing.specimens import Case, NotChecked
 from siegebench.types import Entry
 
 Clause = Callable[[Case], None]
 CLAUSES: dict[str, tuple[Clause, ...]] = {
-    "attack": clauses_evasion.ATTACK,
-    "measure": clauses_evasion.MEASURE,
-    "defense": clauses_evasion.DEFENSE,
-    "backdoor": clauses_poisoning.BACKDOOR,
-    "detector": clauses_poisoning.DETECTOR,
-    "model": clauses_zoo.MODEL,
-    "dataset": clauses_zoo.DATASET,
+    kind.name: importlib.import_module(f"siegebench.testing.{kind.plural}").CLAUSES for kind in KINDS.values()
 }
 
 # what stands in for a required parameter that holds an entry, and a member of each family
@@ -66,7 +64,7 @@ def check_entry(name: str | Mapping[str, Any], kind: str | None = None) -> list[
         ConfigError: unknown name or parameter.
     """
     spec = registry.normal(name)
-    kinds = [kind] if kind is not None else [k for k in registry.KINDS if _known(k, spec["name"])]
+    kinds = [kind] if kind is not None else [k for k in KINDS if _known(k, spec["name"])]
     if not kinds:
         known = {n for _, n in registry.cards()}
         raise ConfigError(f"no entry is called {spec['name']!r}. {did_you_mean(spec['name'], known)}")
@@ -123,7 +121,7 @@ def _complete(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 def _check(case: Case) -> list[Check]:
     """All clauses of the kind; only the first where that one fails, because the others build on it."""
-    clauses = [*CLAUSES[case.kind], *(clauses_zoo.REGISTERED if case.spec is not None else ())]
+    clauses = [*CLAUSES[case.kind], *(cards.CLAUSES if case.spec is not None else ())]
     first = _try(clauses[0], case)
     if not first.passed or "not checked" in first.name:
         return [first]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +14,6 @@ from siegebench.errors import ConfigError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import NORMS, TOLERANCE, Norm, ThreatModel
 from siegebench.types import Attack, Count, Measure, Positive
-
-from .fmn import FMN
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)  # the eps of the threat, where no list is given
@@ -43,7 +41,7 @@ class Distances(Measure):
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS
 
-    attack: Attack = field(default_factory=FMN)
+    attack: Attack
     eps: tuple[Positive, ...] = ()
     averaged: Count = 9
 

@@ -18,7 +18,6 @@ from siegebench.threat import NORMS, Norm, ThreatModel
 from siegebench.types import Attack, Count, Measure
 
 from .distances import nearest, refuse_what_does_not_minimise
-from .fmn import FMN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class BoundaryTilting(Measure):
     learns: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = NORMS
 
-    attack: Attack = field(default_factory=FMN)
+    attack: Attack
     averaged: Count = 9
 
     def __post_init__(self) -> None:

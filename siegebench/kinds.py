@@ -1,0 +1,49 @@
+"""The kinds of entries, said once: names, folders, titles and base classes. Needs no torch."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EntryKind:
+    """One kind of entry.
+
+    Attributes:
+        name: as cards and cells say it, such as `defense`.
+        folder: where its files lie, imported as `siegebench.FOLDER`.
+        title: of its section in the catalogue.
+        base: `module:Class` of the class that its entries derive from.
+    """
+
+    name: str
+    folder: str
+    title: str
+    base: str
+
+    @property
+    def plural(self) -> str:
+        """As `siegebench list` names it, and the module of its contract tests in `siegebench.testing`."""
+        return f"{self.name}s"
+
+    def base_class(self) -> type:
+        """The base class; imports torch."""
+        module, _, name = self.base.partition(":")
+        found: type = getattr(importlib.import_module(module), name)
+        return found
+
+
+KINDS: dict[str, EntryKind] = {
+    kind.name: kind
+    for kind in (
+        EntryKind("attack", "attacks", "Attacks", "siegebench.types:Attack"),
+        EntryKind("measure", "measures", "Measures", "siegebench.types:Measure"),
+        EntryKind("defense", "defenses", "Defenses", "siegebench.types:Defense"),
+        EntryKind("backdoor", "backdoors", "Backdoor attacks", "siegebench.types:BackdoorAttack"),
+        EntryKind("detector", "detectors", "Detectors", "siegebench.types:Detector"),
+        EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
+        EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),
+    )
+}
+FOLDERS: tuple[str, ...] = tuple(dict.fromkeys(kind.folder for kind in KINDS.values()))

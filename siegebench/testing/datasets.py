@@ -1,0 +1,54 @@
+"""What datasets owe, one function a clause."""
+
+from __future__ import annotations
+
+import torch
+
+from siegebench.errors import ContractError, DataError
+from siegebench.testing.specimens import (
+    Case,
+    NotChecked,
+    require,
+)
+
+
+def loads_both_splits(case: Case) -> None:
+    for split in ("train", "test"):
+        try:
+            data = case.kept[split] = case.entry.load(split)
+        except DataError as error:
+            raise NotChecked(f"images not at hand: {error}") from None
+        require(data.images.dtype == torch.uint8, f"{split}: images are {data.images.dtype}")  # the rest by ImageSet
+        require(len(data.ids.unique()) == len(data), f"{split}: ids are not unique")
+        counts = data.labels.bincount(minlength=data.num_classes)
+        require(counts.min() > 0, f"{split}: class {int(counts.argmin())} has no image")
+    require(case.kept["train"].num_classes == case.kept["test"].num_classes, "the splits differ in num_classes")
+
+
+def loads_the_same_images_again(case: Case) -> None:
+    for split in ("train", "test"):
+        again = case.entry.load(split)
+        require(again.digest == case.kept[split].digest, f"{split}: a second load has another digest")
+
+
+def keeps_test_images_out_of_the_training_set(case: Case) -> None:
+    seen = {row.tobytes() for row in case.kept["train"].images.numpy()}
+    shared = sum(row.tobytes() in seen for row in case.kept["test"].images.numpy())
+    most = len(case.kept["test"]) // 1000  # published sets are not free of duplicates
+    require(shared <= most, f"{shared} of {len(case.kept['test'])} test images are in the training set bit by bit")
+
+
+def refuses_an_unknown_split(case: Case) -> None:
+    try:
+        case.entry.load("no_such_split")
+    except DataError:
+        return
+    raise ContractError("load('no_such_split') must raise DataError")
+
+
+CLAUSES = (
+    loads_both_splits,
+    loads_the_same_images_again,
+    keeps_test_images_out_of_the_training_set,
+    refuses_an_unknown_split,
+)

@@ -1,0 +1,55 @@
+"""What measures owe, one function a clause."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from siegebench.cells import canonical
+from siegebench.classifier import Classifier
+from siegebench.draws import Draws
+from siegebench.oracle import Oracle
+from siegebench.testing.specimens import (
+    EPS,
+    Case,
+    learnt,
+    other_global_numbers,
+    require,
+    state_of,
+    victim,
+)
+from siegebench.threat import Norm, ThreatModel
+
+
+def _measured(case: Case, model: Classifier, x: Tensor, y: Tensor) -> dict[str, Any]:
+    norm: Norm = case.entry.norms[0]
+    threat, draws = ThreatModel(norm=norm, eps=EPS[norm]), Draws(0, torch.arange(len(x)))
+    measure = learnt(case.quick, model, threat, x.shape[-1])
+    found: dict[str, Any] = measure.run(Oracle(model, threat, draws), x, y, threat, draws)
+    return found
+
+
+def returns_finite_metrics_and_well_formed_flags(case: Case) -> None:
+    found = case.kept["found"] = _measured(case, *victim())
+    require(set(found) == {"metrics", "flags"}, f"returned {sorted(found)}, expected flags and metrics")
+    bad = [k for k, v in found["metrics"].items() if not math.isfinite(float(v))]
+    require(not bad, f"metric {bad[:1]} is not finite")
+    for flag in found["flags"]:
+        require(set(flag) == {"id", "severity", "evidence"}, f"flag {flag} needs id, severity, evidence")
+        require(flag["severity"] in ("info", "flag", "fail"), f"flag severity {flag['severity']!r}")
+    canonical(found)
+
+
+def measures_the_same_for_the_same_draws(case: Case) -> None:
+    model, x, y = victim()
+    before = state_of(model)
+    with other_global_numbers(99):
+        again = _measured(case, model, x, y)
+    require(canonical(again) == canonical(case.kept["found"]), "a second run gave other numbers")
+    require(state_of(model) == before, "changed weights, modes, gradient flags or hooks of the model")
+
+
+CLAUSES = (returns_finite_metrics_and_well_formed_flags, measures_the_same_for_the_same_draws)

@@ -1,0 +1,18 @@
+"""The base class of each kind of entry.
+
+Images are float32 NCHW RGB in [0, 1]; labels are int64. Entries are frozen keyword-only dataclasses whose fields are
+their parameters. Authors write `run`, `wrap` and `fit`, `trigger`, `score`; the final methods enforce the contract.
+"""
+
+from siegebench.types.attacks import Attack, Measure, MinimalAttack, Probe, WrappingAttack
+from siegebench.types.backdoors import BackdoorAttack, Poisoned
+from siegebench.types.base import Class, Count, Entry, Number, Positive, Share
+from siegebench.types.defenses import Defense
+from siegebench.types.detectors import DatasetDetector, Detector, InputDetector, ModelDetector, Verdict
+from siegebench.types.zoo import DataSource, ModelSource
+
+__all__ = [
+    "Attack", "BackdoorAttack", "Class", "Count", "DataSource", "DatasetDetector", "Defense", "Detector", "Entry",
+    "InputDetector", "Measure", "MinimalAttack", "ModelDetector", "ModelSource", "Number", "Poisoned", "Positive",
+    "Probe", "Share", "Verdict", "WrappingAttack",
+]  # fmt: skip

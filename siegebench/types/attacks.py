@@ -1,0 +1,161 @@
+"""Attacks and measures: what is run on a victim through an Oracle."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, final
+
+import torch
+from torch import Tensor
+
+from siegebench.data import ImageSet
+from siegebench.draws import Draws
+from siegebench.errors import ContractError
+from siegebench.oracle import Oracle
+from siegebench.threat import BALLS, NORMS, TOLERANCE, Access, Norm, ThreatModel
+from siegebench.types.base import Entry
+
+
+class Probe(Entry):
+    """What is run on a victim through an Oracle: an Attack or a Measure.
+
+    Class attributes:
+        learns: it looks at training images of its own before it runs, once for all the images of a cell.
+    """
+
+    learns: ClassVar[bool] = False
+
+    def learning(self) -> bool:
+        """Whether this instance learns (wrappers ask the attack inside)."""
+        return self.learns
+
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Self:
+        """The same entry with what it has learnt; only for `learns = True`.
+
+        Args:
+            oracle: the model, as far as the threat model grants it; it speaks for the images of `data`.
+            data: the training split.
+            threat: the budget.
+            draws: the only source of randomness, one stream for each image of `data`.
+        """
+        raise ContractError(f"{self!r} declares learns = True and does not define learn")
+
+
+class Attack(Probe):
+    """Finds images within a budget that the model gets wrong.
+
+    Class attributes:
+        needs: the least access it works with.
+        norms: the constraints it handles.
+        minimal: it returns the smallest perturbation it finds, whatever eps is; the harness reads off all budgets.
+        for_others: made for transfer, at the price of strength on the network attacked, which is then not asked for.
+        narrow: it reaches a part of the ball only (light, one pattern for all images), so that what holds for the whole
+            ball is not asked of it.
+    """
+
+    needs: ClassVar[Access] = "gradient"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf",)
+    minimal: ClassVar[bool] = False
+    for_others: ClassVar[bool] = False
+    narrow: ClassVar[bool] = False
+
+    def access(self) -> Access:
+        """The least access this instance works with (wrappers ask the attack inside)."""
+        return self.needs
+
+    def handles(self) -> tuple[Norm, ...]:
+        """The norms this instance handles."""
+        return self.norms
+
+    def minimises(self) -> bool:
+        """Whether this instance looks for the smallest perturbation instead of keeping to eps."""
+        return self.minimal
+
+    @abstractmethod
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        """Adversarial images for a batch; the clean image where none was found (or the best attempt).
+
+        Args:
+            oracle: the model, as far as the threat model grants it; `oracle[index]` speaks for some of the samples.
+            x: [n, 3, H, W] in [0, 1], correctly classified.
+            y: int64 [n], true labels.
+            threat: the budget.
+            draws: the only source of randomness.
+        """
+
+    @final
+    def __call__(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        """Run, then check the contract: shape, type, finite, in [0, 1], within eps.
+
+        Raises:
+            ContractError: naming the attack, the sample and the size of the violation.
+        """
+        if not threat.grants(self.access()):
+            raise ContractError(f"{self!r} needs {self.access()} access; the threat model grants {threat.access}")
+        if threat.norm not in self.handles():
+            raise ContractError(
+                f"{self!r} handles {', '.join(self.handles())}; the threat model asks for {threat.norm}"
+            )
+        x_adv = self.run(oracle, x, y, threat, draws)
+        if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+            raise ContractError(f"{self!r} returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}")
+        x_adv = x_adv.detach()
+        if not bool(torch.isfinite(x_adv).all()):
+            raise ContractError(f"{self!r} returned NaN or infinite pixels")
+        if bool((x_adv.amin() < -TOLERANCE) | (x_adv.amax() > 1 + TOLERANCE)):
+            raise ContractError(f"{self!r} returned pixels in [{x_adv.amin():.4f}, {x_adv.amax():.4f}], not in [0, 1]")
+        if not self.minimises():
+            far = threat.size(x_adv, x)
+            slack = TOLERANCE * max(1.0, threat.eps)
+            if bool((far > threat.eps + slack).any()):
+                worst = int(far.argmax())
+                raise ContractError(
+                    f"{self!r}: sample {worst} is {far[worst]:.6g} from its original in {threat.norm}, "
+                    f"budget {threat.eps:.6g}"
+                )
+        return x_adv
+
+
+class MinimalAttack(Attack):
+    """Finds the smallest perturbation that the model gets wrong; returns the clean image where it finds none."""
+
+    minimal: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappingAttack(Attack):
+    """Changes what another attack is shown; access, norms and aim are those of the attack inside.
+
+    Attributes:
+        attack: what runs inside.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+
+    attack: Attack
+
+    def access(self) -> Access:
+        return self.attack.access()
+
+    def handles(self) -> tuple[Norm, ...]:
+        return self.attack.handles()
+
+    def minimises(self) -> bool:
+        return self.attack.minimises()
+
+    def learning(self) -> bool:
+        return self.attack.learning()
+
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Self:
+        return replace(self, attack=self.attack.learn(oracle, data, threat, draws))
+
+
+class Measure(Probe):
+    """A diagnosis of a victim that is stored beside its robustness: metrics and flags, never a rank."""
+
+    norms: ClassVar[tuple[Norm, ...]] = BALLS
+
+    @abstractmethod
+    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
+        """`{"metrics": {name: number}, "flags": [Flag.as_dict(), ...]}` for correctly classified images."""

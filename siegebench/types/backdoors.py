@@ -1,0 +1,119 @@
+"""Backdoor attacks: what poisons a training set."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from siegebench.data import ImageSet
+from siegebench.draws import Draws
+from siegebench.errors import ContractError, NotApplicable
+from siegebench.types.base import Class, Entry, Share
+
+
+@dataclass(frozen=True, eq=False)
+class Poisoned:
+    """A poisoned training set and, for the evaluator's eyes only, which images were touched."""
+
+    data: ImageSet
+    index: Tensor  # places of the poisoned images, sorted
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackdoorAttack(Entry):
+    """Poisons a share of the training set so that a trigger controls the model.
+
+    Attributes:
+        rate: share of the whole training set that is poisoned (also for clean-label attacks).
+        target: label map. A class for all-to-one, `next` for all-to-all (y + 1), or `{source: target}` pairs.
+    """
+
+    clean_label: ClassVar[bool] = False  # poisons images of the target class only and keeps their labels
+
+    rate: Share = 0.1
+    target: Class | Literal["next"] | dict[Class, Class] = 0
+
+    @abstractmethod
+    def trigger(self, x: Tensor, draws: Draws) -> Tensor:
+        """Images with the trigger, [n, 3, H, W] in [0, 1]. Must not change x."""
+
+    def wanted(self, y: Tensor, num_classes: int) -> Tensor:
+        """The label the attacker wants for each true label; -1 where the map leaves a class alone."""
+        if self.target == "next":
+            return (y + 1) % num_classes
+        if isinstance(self.target, int):
+            return torch.full_like(y, self.target)
+        table = torch.full((num_classes,), -1, dtype=torch.long, device=y.device)
+        for source, target in self.target.items():
+            table[source] = target
+        return table[y]
+
+    @final
+    def eligible(self, data: ImageSet) -> Tensor:
+        """Places of the images that may be poisoned, at least as many as `rate` asks for.
+
+        Raises:
+            ContractError: when a target is not one of the classes.
+            NotApplicable: when fewer images are eligible than the rate asks for.
+        """
+        self.check(data.num_classes)
+        wanted = self.wanted(data.labels, data.num_classes)
+        fits = (wanted == data.labels) if self.clean_label else torch.ones_like(wanted, dtype=torch.bool)
+        pool = ((wanted >= 0) & fits).nonzero().squeeze(1)
+        count = round(self.rate * len(data))
+        if count > len(pool):
+            raise NotApplicable(
+                f"{self!r}: {count} of {len(data)} images to poison, {len(pool)} eligible; "
+                f"at most rate {math.floor(1000 * len(pool) / len(data)) / 1000:.3f}"
+            )
+        return pool
+
+    @final
+    def poison(self, data: ImageSet, seed: int) -> Poisoned:
+        """Replace `rate` of the images by triggered ones, with the labels of the map. The source stays unchanged.
+
+        Raises:
+            ContractError, NotApplicable: as `eligible` does.
+        """
+        pool = self.eligible(data)
+        wanted = self.wanted(data.labels, data.num_classes)
+        count = round(self.rate * len(data))
+        draws = Draws(seed, data.ids)
+        order = Draws(seed, data.ids[pool]).order("poison")
+        index = pool[order[:count]].sort().values
+        images, labels = data.images.clone(), data.labels.clone()
+        if count:
+            stamped = self.stamp(data.pixels(index), draws[index])
+            images[index] = (stamped * 255).round().to(torch.uint8)
+            labels[index] = wanted[index]
+        return Poisoned(replace(data, images=images, labels=labels, name=f"{data.name} poisoned"), index)
+
+    @final
+    def stamp(self, x: Tensor, draws: Draws) -> Tensor:
+        """`trigger`, with its contract checked."""
+        before = x.clone()
+        out = self.trigger(x, draws)
+        if not torch.equal(before, x):
+            raise ContractError(f"{self!r}: trigger changed its input in place")
+        if out.shape != x.shape or out.dtype != x.dtype or not bool(((out >= 0) & (out <= 1)).all()):
+            raise ContractError(f"{self!r}: trigger must return {x.dtype} {tuple(x.shape)} in [0, 1]")
+        return out
+
+    def check(self, num_classes: int) -> None:
+        """Refuse targets outside the classes.
+
+        Raises:
+            ContractError: naming the class.
+        """
+        if self.target == "next":
+            used: set[int] = set()
+        else:
+            used = {self.target} if isinstance(self.target, int) else {*self.target.keys(), *self.target.values()}
+        bad = [c for c in used if not 0 <= c < num_classes]
+        if bad:
+            raise ContractError(f"{self!r}: class {bad[0]} does not exist, the dataset has 0..{num_classes - 1}")

@@ -1,0 +1,66 @@
+"""Defenses: what turns a classifier into a defended one."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from typing import Any, ClassVar, final
+
+import torch
+
+from siegebench.classifier import Classifier
+from siegebench.data import Granted
+from siegebench.draws import Draws
+from siegebench.errors import ContractError
+from siegebench.types.base import Entry
+
+
+class Defense(Entry):
+    """Turns a classifier into a defended one.
+
+    Class attributes:
+        trains: `fit` changes weights; the result is stored as an artifact.
+        randomized: two looks at one image may differ; success is then judged by a majority of fresh passes.
+        differentiable: useful gradients pass through `forward`; otherwise the wrapped classifier has a `surrogate`.
+        adaptive: attacks (specs as in a suite) that know the defense; a row without them is not ranked. The wrappers
+            eot and bpda compose with any attack.
+        tracks: where it may be ranked.
+    """
+
+    trains: ClassVar[bool] = False
+    randomized: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ()
+    tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer", "patch")
+
+    @abstractmethod
+    def wrap(self, model: Classifier) -> Classifier:
+        """The defended structure around (or instead of) the model. May hold the given model, must not change it."""
+
+    def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
+        """Train the defended classifier in place; only for `trains = True`. It is a copy: nothing else sees it."""
+        raise ContractError(f"{self!r} declares trains = True and does not define fit")
+
+    @final
+    def structure(self, model: Classifier) -> Classifier:
+        """The defended classifier before training, around a copy where it trains; takes weights trained before."""
+        defended = self.wrap(copy.deepcopy(model) if self.trains else model)
+        defended.randomized = defended.randomized or self.randomized
+        return defended.eval()
+
+    @final
+    def apply(self, model: Classifier, data: Granted, draws: Draws) -> Classifier:
+        """Wrap, and train where the defense trains. The given model is never changed.
+
+        Raises:
+            ContractError: when the entry changed the model it was given.
+        """
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        defended = self.structure(model)
+        if self.trains:
+            self.fit(defended, data, draws)
+        after = model.state_dict()
+        changed = [k for k, v in before.items() if not torch.equal(v, after[k])]
+        if changed:
+            raise ContractError(f"{self!r} changed the model it was given ({changed[0]})")
+        return defended.eval()
