@@ -12,5 +12,8 @@ from siegebench.types import Defense
 class NoDefense(Defense):
     """The reference that every defense is compared with. Nothing is random, nothing is changed."""
 
+    def ranked_in(self, track: str) -> bool:
+        return True
+
     def wrap(self, model: Classifier) -> Classifier:
         return model

@@ -30,6 +30,7 @@ from .board import (
     stored,
     trained_alike,
 )
+from .figures import Bars
 from .stats import Estimate, difference_of_means, mean_interval, standard_error
 
 GATE = 0.10  # mean loss of clean accuracy above which a defense is listed and not ranked
@@ -96,6 +97,8 @@ def _board(members: list[Result], model: str) -> Board:
         facts={**slice_facts(members[0]), "model": model},
         columns=_columns(sorted(set(asked.values())), placed),
         primary="fidelity",
+        row_metric="fidelity",
+        figure=Bars(("ca", "clean accuracy"), ("asr", "attack success")),
         lines=placed,
         notes=_notes(members, failed, attack_of),
     )
@@ -228,7 +231,7 @@ def _error(row: Result) -> float | None:
 
 def _columns(attacks: Sequence[str], lines: Sequence[Line]) -> tuple[Column, ...]:
     each = [
-        *columns.under("fidelity", attacks, "score", "Fidelity under this attack."),
-        *columns.under("asr", attacks, "rate", "Success rate of this attack after the defense.", "low"),
+        *columns.under("fidelity", attacks, "score", "Fidelity under this attack.", heading="Fidelity under"),
+        *columns.under("asr", attacks, "rate", "ASR of this attack after the defense.", "low", heading="ASR under"),
     ]
-    return columns.filled([*columns.REPAIR, *each, *columns.REPAIR_MORE], lines)
+    return columns.filled([*columns.BACKDOOR, *each, *columns.BACKDOOR_MORE], lines)

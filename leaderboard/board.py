@@ -14,10 +14,11 @@ from typing import Any, Literal, TypeVar
 from siegebench import registry
 from siegebench.cells import Result, canonical, digest, label, rate
 
+from .figures import Figure
 from .stats import rank_groups
 
 T = TypeVar("T")
-Kind = Literal["rate", "score", "count", "text"]  # shown as per cent, with three digits, as a plain number
+Unit = Literal["rate", "score", "count", "text"]  # shown as per cent, with three digits, as a plain number
 SEVERITIES = ("fail", "flag", "info")
 SHORT = 16  # digits of a key that people see: those in the names of the row's files
 
@@ -46,18 +47,21 @@ class Column:
 
     Attributes:
         id: the same in every export.
+        unit: how it is shown.
         better: which way is good, where one is.
         main: shown in the terminal too; the others only on the page and in the exports.
         group: columns of one group are comparable with each other (one for each attack).
+        heading: above the columns of the group.
     """
 
     id: str
     title: str
-    kind: Kind = "rate"
+    unit: Unit = "rate"
     help: str = ""
     better: Literal["high", "low", ""] = "high"
     main: bool = True
     group: str = ""
+    heading: str = ""
 
 
 @dataclass(frozen=True, order=True)
@@ -130,6 +134,8 @@ class Board:
         about: one sentence on how the order comes about.
         facts: what all lines share, for people.
         primary: the column that ranks.
+        row_metric: what a single row adds to it.
+        figure: what to draw.
         notes: what a reader must know.
     """
 
@@ -140,8 +146,20 @@ class Board:
     facts: dict[str, str]
     columns: tuple[Column, ...]
     primary: str
+    row_metric: str
+    figure: Figure
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def entry(self) -> str:
+        """What its lines are, such as `Defense`."""
+        return next((list(line.names)[-1].capitalize() for line in self.lines), "Entry")
+
+    @property
+    def unit(self) -> Unit:
+        """Of the column that ranks."""
+        return next((column.unit for column in self.columns if column.id == self.primary), "score")
 
     @property
     def ranked(self) -> tuple[Line, ...]:
@@ -252,9 +270,7 @@ def problems(rows: Iterable[Result]) -> list[str]:
 def what(row: Result) -> str:
     """What a row adds to its line: the attack, the check, the backdoor or the detector."""
     cell = row.cell
-    if cell.track in ("backdoor", "input_detection") and cell.backdoor is not None:
-        return label(cell.backdoor)
-    if cell.track == "model_detection":
+    if "truth" in row.metrics:  # one model of a population
         return f"{label(cell.backdoor) if cell.backdoor else 'clean'} model, seed {cell.seed}"
     return label(cell.attack or cell.measure or cell.backdoor or {"name": "clean"})
 
@@ -325,19 +341,19 @@ def slug(*parts: str, key: Any) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in text)[:60] + "-" + digest(key)[:6]
 
 
-def shown(value: float | None, kind: Kind) -> str:
+def shown(value: float | None, unit: Unit) -> str:
     """A value as tables print it; an en dash where there is none."""
     if value is None:
         return "–"
-    if kind == "rate":
+    if unit == "rate":
         return f"{100 * value:.1f}"
-    if kind == "score":
+    if unit == "score":
         return f"{value:.3f}"
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:,.3g}"
 
 
-def interval(number: Number, kind: Kind) -> str:
+def interval(number: Number, unit: Unit) -> str:
     """`40.1–46.3`, or nothing."""
     if number.value is None or number.low is None or number.high is None:
         return ""
-    return f"{shown(number.low, kind)}–{shown(number.high, kind)}"
+    return f"{shown(number.low, unit)}–{shown(number.high, unit)}"

@@ -1,86 +1,83 @@
-"""What every figure of a board is called, how it is printed, and what it means."""
+"""What every figure of a board is called, how it is printed, and what it means.
+
+Figures that rows hold take all this from `siegebench.metrics`; those that a board computes say it here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from .board import Column, Kind, Line
+from siegebench.metrics import ALARM_MARKS, QUERY_MARKS, find
+
+from .board import Column, Line, Unit
 
 Way = Literal["high", "low", ""]
-BUDGETS = (100, 1000, 10000)  # at which the query track reads off robust accuracy
 
 
-def _budget(k: int) -> Column:
-    text = f"@{k}" if k < 1000 else f"@{k // 1000}k"
-    return Column(
-        f"robust_acc@{k}", text, help=f"Robust accuracy after {k} queries an image, under the strongest attack."
-    )
+def read(name: str, help: str = "", main: bool = True, title: str = "", better: Way | None = None) -> Column:
+    """The column of a figure that rows hold.
+
+    Args:
+        help, title, better: in place of what the vocabulary says.
+    """
+    metric = find(name)
+    if metric is None:
+        raise ValueError(f"no row holds a figure {name!r}")
+    unit: Unit = "rate" if metric.unit == "rate" else "count" if metric.unit in ("count", "seconds") else "score"
+    way = metric.better if better is None else better
+    return Column(name, title or metric.title, unit, help or metric.help, way, main)
 
 
-def _more(id: str, title: str, kind: Kind, help: str, better: Way = "high") -> Column:
-    """A column for the page and the exports; too much for a terminal."""
-    return Column(id, title, kind, help, better, main=False)
+def _more(id: str, title: str, unit: Unit, help: str, better: Way = "high") -> Column:
+    """A column that the board computes, for the page and the exports; too much for a terminal."""
+    return Column(id, title, unit, help, better, main=False)
 
 
 EVASION = (
-    Column("robust_acc", "Robust", help="Worst case of each image over all attacks and seeds; Wilson 95 % interval."),
-    Column("clean_acc", "Clean", help="Accuracy on the untouched images."),
-    *(_budget(k) for k in BUDGETS),
+    read("robust_acc", "Worst case of each image over all attacks and seeds; Wilson 95 % interval."),
+    read("clean_acc"),
+    *(read(f"robust_acc@{k}", f"Robust accuracy after {k} queries per image, strongest attack.") for k in QUERY_MARKS),
     Column("worst_attack", "Worst attack", "text", "The attack that leaves the lowest accuracy on its own.", ""),
-    Column("median_queries", "Queries", "count", "Median queries of a successful attack; the fewest over the attacks."),
+    read("median_queries", "Median queries of a successful attack; the fewest over the attacks."),
 )
 EVASION_MORE = (
-    _more(
-        "expected_acc",
-        "Expected",
-        "rate",
-        "Mean accuracy over the draws of a randomised defense, lowest of all attacks.",
-    ),
-    _more(
-        "any_hit_acc",
-        "Any hit",
-        "rate",
-        "Images that no draw of a randomised defense got wrong, worst attack.",
-    ),
-    _more("median_distance", "Median distance", "score", "Median size of the smallest perturbation found."),
+    read("expected_acc", "Mean accuracy over the draws of a randomised defense, lowest of all attacks.", main=False),
+    read("any_hit_acc", "Images that every draw of a randomised defense got right, worst attack.", main=False),
+    read("median_distance", main=False),
     _more("seeds", "Seeds", "count", "Seeds of the attacks.", ""),
 )
-PASSES = Column("passes", "Passes", "count", "Forward and backward passes an attacked image, all attacks together.", "")
-REPAIR = (
-    Column("fidelity", "Fidelity", "score", "Mean over the attacks; interval by bootstrap over them."),
-    Column("ca", "Clean", help="Clean accuracy after the defense, mean over attacks."),
-    Column("asr", "ASR", help="Attack success rate after the defense, mean over attacks.", better="low"),
+PASSES = Column(
+    "passes", "Passes", "count", "Forward and backward passes per attacked image, all attacks together.", ""
+)
+BACKDOOR = (
+    read("fidelity", "Mean over the attacks; interval by bootstrap over them."),
+    read("ca", "Clean accuracy after the defense, mean over attacks."),
+    read("asr", "Attack success rate after the defense, mean over attacks.", title="ASR"),
     Column("worst_asr", "Worst ASR", help="Success rate of the attack that survives the defense best.", better="low"),
     Column("ca_drop", "Clean loss", help="Clean accuracy lost to the defense, mean over attacks.", better="low"),
 )
-REPAIR_MORE = (
-    _more("ra", "RA", "rate", "Recovered accuracy: triggered images that get their true label."),
-    _more("rir", "RIR", "score", "Robustness improvement rate: recovered accuracy won against clean accuracy lost."),
-    _more(
-        "der",
-        "DER",
-        "score",
-        "Defense effectiveness rate, for comparison only: it rewards a destroyed model.",
-    ),
+BACKDOOR_MORE = (
+    read("ra", main=False),
+    read("rir", main=False),
+    read("der", main=False),
     _more("attacks", "Attacks", "count", "Backdoor attacks that the mean runs over.", ""),
     _more("seeds", "Seeds", "count", "Training seeds.", ""),
 )
 DETECTION = (
-    Column("auroc", "AUROC", "score", "Mean over the attacks; interval by bootstrap over them."),
+    read("auroc", "Mean over the attacks; interval by bootstrap over them."),
     Column("auroc_min", "Lowest", "score", "AUROC under the attack that hides best."),
-    Column("tpr@1", "TPR @1", help="Share of the attacks found where 1 % of clean validation inputs raise an alarm."),
-    Column("tpr@5", "TPR @5", help="Share of the attacks found where 5 % of clean validation inputs raise an alarm."),
+    *(read(f"tpr@{k}") for k in ALARM_MARKS),
 )
 DETECTION_MORE = (
-    _more("auroc_all", "AUROC all", "score", "AUROC with every triggered input as a positive, successful or not."),
+    read("auroc_all", "AUROC with every triggered input as a positive, successful or not.", main=False),
     _more("attacks", "Attacks", "count", "Attacks that the mean runs over.", ""),
 )
 MODELS = (
     Column(
-        "balanced_accuracy", "Balanced", help="Mean of the shares of clean and of backdoored models judged rightly."
+        "balanced_accuracy", "Balanced", help="Mean of the shares of clean and of backdoored models judged correctly."
     ),
-    Column("auroc", "AUROC", "score", "Of the scores over the population; interval by bootstrap over models."),
+    read("auroc", "Of the scores over the population; interval by bootstrap over models."),
     Column("false_alarms", "False alarms", help="Clean models called backdoored; Wilson 95 % interval.", better="low"),
     Column("found", "Found", help="Backdoored models called backdoored; Wilson 95 % interval."),
     Column("target_hit", "Target named", help="Of the backdoored models found: the target class was named."),
@@ -89,9 +86,11 @@ MODELS = (
 )
 
 
-def under(group: str, names: Iterable[str], kind: Kind, help: str, better: Way = "high") -> list[Column]:
+def under(
+    group: str, names: Iterable[str], unit: Unit, help: str, better: Way = "high", *, heading: str
+) -> list[Column]:
     """One column for each attack; all of a group are comparable."""
-    return [Column(f"{group}:{n}", n, kind, help, better, False, group) for n in names]
+    return [Column(f"{group}:{n}", n, unit, help, better, False, group, heading) for n in names]
 
 
 def filled(columns: Iterable[Column], lines: Sequence[Line]) -> tuple[Column, ...]:

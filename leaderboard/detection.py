@@ -31,6 +31,7 @@ from .board import (
     stored,
     trained_alike,
 )
+from .figures import Bars, Dots
 from .stats import (
     Estimate,
     Vector,
@@ -126,7 +127,9 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
     facts = {**slice_facts(members[0]), "model": model}
     if threat is not None:
         facts["threat"] = ball_text(threat)
-    each = columns.under("auroc", sorted({attack for attack, _ in asked}), "score", "AUROC under this attack.")
+    each = columns.under(
+        "auroc", sorted({attack for attack, _ in asked}), "score", "AUROC under this attack.", heading="AUROC under"
+    )
     return Board(
         id=slug(kind, data, model, key=[kind, slice_of(members[0]), trained_alike(cell.model), threat]),
         track="input_detection",
@@ -135,6 +138,8 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
         facts=facts,
         columns=columns.filled([*columns.DETECTION, *each, *columns.DETECTION_MORE], placed),
         primary="auroc",
+        row_metric="auroc",
+        figure=Dots("auroc", mean="auroc", title="AUROC", chance=0.5),
         lines=placed,
         notes=tuple(f"Left out, the attack itself failed: {attack}." for attack in sorted({a for a, _ in failed})),
     )
@@ -237,6 +242,8 @@ def _model_board(members: list[Result], model: str) -> Board:
         },
         columns=columns.filled(columns.MODELS, placed),
         primary="balanced_accuracy",
+        row_metric="score",
+        figure=Bars(("found", "backdoored models found"), ("false_alarms", "clean models called backdoored")),
         lines=placed,
         notes=("A false alarm is a clean model that somebody throws away: read that column first.",),
     )

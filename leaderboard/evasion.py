@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from siegebench.cells import Result, ball_text, canonical, label
+from siegebench.metrics import QUERY_MARKS
 
 from . import columns, flags
 from .board import (
@@ -35,6 +36,7 @@ from .board import (
     what,
     why,
 )
+from .figures import Curves, Scatter
 from .stats import Vector, mcnemar
 
 REQUIRED = "autoattack"  # of every entry of the white-box track, plain or inside an adaptive wrapper
@@ -54,6 +56,10 @@ ABOUT = {
     f"accuracy, the worst case of each image over the attacks. {SAME}",
 }
 TRACKS = tuple(ABOUT)
+HEADING = "Under each attack"
+QUERIES = Curves(
+    tuple((f"robust_acc@{k}", k) for k in QUERY_MARKS), start=("clean_acc", "clean"), title="queries per image"
+)
 NOTES = {
     "white_box": f"Ranked only with {REQUIRED}, and where there is a defense with an attack that knows it.",
     "query": "A black-box attacker meets the deployed pipeline as it is: no adaptive attack is required here.",
@@ -157,7 +163,12 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
     each = [
         *_attack_columns([r for r in usual if r.cell.attack is not None], attacks),
         *columns.under(
-            "measure", sorted(_measured(usual)), "score", "A diagnosis beside the attacks; never ranked.", ""
+            "measure",
+            sorted(_measured(usual)),
+            "score",
+            "A diagnosis beside the attacks; never ranked.",
+            "",
+            heading="Measures",
         ),
     ]
     passes = replace(columns.PASSES, main=cell.track != "query")  # what a query costs stands in its own column
@@ -169,6 +180,8 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
         facts={**slice_facts(members[0]), "threat": ball, "access": f"{threat['access']}{limit}"},
         columns=columns.filled([*columns.EVASION, *each, passes, *columns.EVASION_MORE], placed),
         primary="robust_acc",
+        row_metric="robust_acc",
+        figure=QUERIES if cell.track == "query" else Scatter("clean_acc", "robust_acc"),
         lines=placed,
         notes=(NOTES[cell.track],),
     )
@@ -179,8 +192,8 @@ def _attack_columns(rows: Sequence[Result], attacks: Mapping[str, str]) -> list[
     knowing = {attacks[canonical(r.cell.attack)] for r in rows} - plain
     text = "Robust accuracy under this attack alone, worst case over its seeds."
     return [
-        *columns.under("attack", sorted(plain), "rate", text),
-        *columns.under("attack", sorted(knowing), "rate", f"{text} It knows the defense."),
+        *columns.under("attack", sorted(plain), "rate", text, heading=HEADING),
+        *columns.under("attack", sorted(knowing), "rate", f"{text} It knows the defense.", heading=HEADING),
     ]
 
 
@@ -290,7 +303,7 @@ def _numbers(good: Sequence[Result], attacks: Mapping[str, str]) -> tuple[dict[s
     if all("clean" in r.samples for r in good):
         right = float(np.mean([r.outcome("clean").sum() for r in good]))  # may differ where the victim is randomised
         numbers["clean_acc"] = share(right, n, keys[:1])
-    for name in (*READ, *(f"robust_acc@{k}" for k in columns.BUDGETS)):
+    for name in (*READ, *(f"robust_acc@{k}" for k in QUERY_MARKS)):
         found = [stored(r, name) for r in good if metric(r, name) is not None]
         if found:
             numbers[name] = min(found, key=lambda number: (number.value, number.keys))

@@ -32,7 +32,7 @@ def _board(board: Board) -> dict[str, Any]:
         "facts": board.facts,
         "primary": board.primary,
         "columns": [
-            {"id": c.id, "title": c.title, "kind": c.kind, "help": c.help, "better": c.better} for c in board.columns
+            {"id": c.id, "title": c.title, "unit": c.unit, "help": c.help, "better": c.better} for c in board.columns
         ],
         "lines": [_line(line) for line in board.lines],
         "notes": list(board.notes),
@@ -69,8 +69,8 @@ def as_csv(boards: Sequence[Board]) -> str:
     """One table of all boards, a line an entry; columns that a board does not have stay empty. Rates lie in [0, 1]."""
     boards = list(boards)
     names = _seen(name for b in boards for line in b.lines for name in line.names)
-    texts = _seen(c.id for b in boards for c in b.columns if c.kind == "text")
-    figures = _seen(c.id for b in boards for c in b.columns if c.kind != "text")
+    texts = _seen(c.id for b in boards for c in b.columns if c.unit == "text")
+    figures = _seen(c.id for b in boards for c in b.columns if c.unit != "text")
     numbers = [(b, line, c) for b in boards for line in b.lines for c in figures]
     wide = {c for _, line, c in numbers if line.number(c).low is not None}
     heads = [h for c in figures for h in ((c, f"{c}.low", f"{c}.high") if c in wide else (c,))]
@@ -114,17 +114,17 @@ def _section(board: Board) -> list[str]:
     heads = ["#", *(n.capitalize() for n in names), *(c.title for c in board.columns), "Flags"]
     facts = ", ".join(f"{k} {v}" for k, v in board.facts.items())
     out = [f"## {_md(board.title)}", "", _md(board.about), "", _md(facts), "", _row(heads)]
-    sides = ["--:", *(":--" for _ in names), *(":--" if c.kind == "text" else "--:" for c in board.columns), ":--"]
+    sides = ["--:", *(":--" for _ in names), *(":--" if c.unit == "text" else "--:" for c in board.columns), ":--"]
     out.append(f"|{'|'.join(sides)}|")
     for line in board.lines:
         cells = []
         for column in board.columns:
-            if column.kind == "text":
+            if column.unit == "text":
                 cells.append(line.texts.get(column.id, "–"))
             else:
                 number = line.number(column.id)
-                around = interval(number, column.kind) if column.id == board.primary else ""
-                cells.append(shown(number.value, column.kind) + (f" [{around}]" if around else ""))
+                around = interval(number, column.unit) if column.id == board.primary else ""
+                cells.append(shown(number.value, column.unit) + (f" [{around}]" if around else ""))
         flags = ", ".join(sorted({f.id for f in line.flags if f.severity != "info"}))
         out.append(_row([line.place or ("control" if line.control else "–"), *line.names.values(), *cells, flags]))
     out.append("")

@@ -22,14 +22,7 @@ from siegebench.cells import PROTOCOL, Result, canonical
 from . import export, plots
 from .board import SHORT, Board, Column, Line, interval, metric, shown, unique, what, why
 
-GROUPS = {
-    "attack": "Under each attack",
-    "fidelity": "Fidelity under",
-    "asr": "ASR under",
-    "auroc": "AUROC under",
-    "measure": "Diagnoses",
-}
-SHOWN_ENV = ("siegebench", "torch", "python", "device", "gpu", "commit")  # the rest may name a person or a machine
+SHOWN_ENV = ("siegebench", "torch", "python", "device", "commit")  # the rest may name a person or a machine
 
 
 class _Bundled(BaseLoader):
@@ -47,7 +40,7 @@ def render(boards: Sequence[Board], results: Iterable[Result]) -> str:
         results: the rows that the boards were made of; each is shown at the bottom of the page.
     """
     rows = {row.cell.key: row for row in unique(results)}
-    shown_rows = {key for board in boards for line in board.lines for key in line.keys}
+    main = {key: board.row_metric for board in boards for line in board.lines for key in line.keys}
     # autoescape=True, never select_autoescape: that looks at the ending of the name and would leave .j2 unescaped
     environment = Environment(
         loader=_Bundled(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -59,7 +52,7 @@ def render(boards: Sequence[Board], results: Iterable[Result]) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tiles=_tiles(boards, rows),
         boards=[_board(board, rows) for board in boards],
-        others=[_row(rows[key]) for key in sorted(rows.keys() - shown_rows)],
+        others=[_row(rows[key], "") for key in sorted(rows.keys() - main.keys())],
         data=_embedded(export.as_dict(boards)),
         protocol=PROTOCOL,
     )
@@ -99,7 +92,7 @@ def _board(board: Board, rows: Mapping[str, Result]) -> dict[str, Any]:
     lines = [_line(board, line) for line in board.lines]
     first = next(iter(board.ranked), None)
     plain, each = _split(board)
-    spans = Counter(column.group for column in each)
+    spans = Counter((column.group, column.heading) for column in each)
     return {
         "id": board.id,
         "kind": board.title.partition(": ")[0],
@@ -110,18 +103,18 @@ def _board(board: Board, rows: Mapping[str, Result]) -> dict[str, Any]:
         "notes": board.notes,
         "plain": [_column(board, column) for column in plain],
         "each": [_column(board, column) for column in each],
-        "groups": [{"title": GROUPS[name], "span": span} for name, span in spans.items()],
-        "entry": "Detector" if "detection" in board.track else "Defense",
+        "groups": [{"title": heading, "span": span} for (_, heading), span in spans.items()],
+        "entry": board.entry,
         "ranked": [line for line in lines if line["place"]],
         "unranked": [line for line in lines if not line["place"]],
         "figure": plots.figure(board, lambda line: f"#{_anchor(board, line)}"),
         "lines": [
-            {**line, "rows": [_row(rows[key]) for key in raw.keys]}
+            {**line, "rows": [_row(rows[key], board.row_metric) for key in raw.keys]}
             for line, raw in zip(lines, board.lines, strict=True)
         ],
         "first": None if first is None else {"name": _headline(first)[0], "under": _headline(first)[1]},
-        "best": None if first is None else shown(first.value(board.primary), _kind(board)),
-        "unit": "%" if _kind(board) == "rate" else "",
+        "best": None if first is None else shown(first.value(board.primary), board.unit),
+        "unit": "%" if board.unit == "rate" else "",
         "measure": next(c.title for c in board.columns if c.id == board.primary) if board.columns else "",
     }
 
@@ -133,10 +126,6 @@ def _split(board: Board) -> tuple[list[Column], list[Column]]:
     return plain, [c for c in board.columns if c.group]
 
 
-def _kind(board: Board) -> Any:
-    return next((c.kind for c in board.columns if c.id == board.primary), "score")
-
-
 def _headline(line: Line) -> tuple[str, str]:
     """What is ranked in large letters, on which model in small ones."""
     names = dict(line.names)
@@ -145,9 +134,9 @@ def _headline(line: Line) -> tuple[str, str]:
 
 
 def _column(board: Board, column: Column) -> dict[str, Any]:
-    unit = "%" if column.kind == "rate" else ""
+    unit = "%" if column.unit == "rate" else ""
     primary = column.id == board.primary
-    return {"title": column.title, "help": column.help, "unit": unit, "kind": column.kind, "primary": primary}
+    return {"title": column.title, "help": column.help, "unit": unit, "kind": column.unit, "primary": primary}
 
 
 def _line(board: Board, line: Line) -> dict[str, Any]:
@@ -182,24 +171,24 @@ def _line(board: Board, line: Line) -> dict[str, Any]:
 
 def _cell(board: Board, column: Column, line: Line, anchor: str, lowest: Mapping[str, float]) -> dict[str, Any]:
     primary = column.id == board.primary
-    if column.kind == "text":
+    if column.unit == "text":
         text = line.texts.get(column.id, "–")
         return {"text": text, "sort": text, "href": "", "kind": "text", "primary": False, "tint": None}
     number = line.number(column.id)
     single = len(number.keys) == 1
     cell: dict[str, Any] = {
-        "text": shown(number.value, column.kind),
+        "text": shown(number.value, column.unit),
         "sort": "" if number.value is None else repr(float(number.value)),
         "href": "" if number.value is None else f"#row-{number.keys[0][:SHORT]}" if single else f"#{anchor}",
-        "kind": column.kind,
+        "kind": column.unit,
         "primary": primary,
         "tint": plots.tint(number.value, column),
         "low_is_good": column.better == "low",
         "worst": column.group == "attack" and number.value is not None and number.value == lowest.get(column.group),
-        "interval": interval(number, column.kind),
+        "interval": interval(number, column.unit),
         "n": number.n,
     }
-    if primary and number.value is not None and column.kind in ("rate", "score"):
+    if primary and number.value is not None and column.unit in ("rate", "score"):
         low = number.low if number.low is not None else number.value
         high = number.high if number.high is not None else number.value
         cell["bar"] = [round(100 * min(1.0, max(0.0, v)), 1) for v in (low, number.value, high)]
@@ -227,10 +216,13 @@ def _chips(line: Line, anchor: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------- rows
 
 
-def _row(row: Result) -> dict[str, Any]:
-    """A row for its own section: all that it says, and how to run it again."""
-    cell = row.cell
-    main = next((m for m in ("robust_acc", "fidelity", "auroc", "score") if metric(row, m) is not None), None)
+def _row(row: Result, main: str) -> dict[str, Any]:
+    """A row for its own section: all that it says, and how to run it again.
+
+    Args:
+        main: the metric that is shown before the row is opened.
+    """
+    cell, value = row.cell, metric(row, main)
     return {
         "key": cell.key,
         "short": cell.key[:SHORT],
@@ -238,14 +230,14 @@ def _row(row: Result) -> dict[str, Any]:
         "adaptive": cell.adaptive,
         "seed": cell.seed,
         "status": row.status,
-        "main": None if main is None else {"name": main, "text": f"{metric(row, main):.4g}"},
+        "main": None if value is None else {"name": main, "text": f"{value:.4g}"},
         "why": "" if row.status == "ok" else why(row),
         "metrics": [_metric(name, value) for name, value in sorted(row.metrics.items())],
         "counts": [{"name": name, "text": f"{value:,.6g}"} for name, value in sorted(row.counts.items())],
         "flags": row.flags,
         "cell": canonical(cell.as_dict()),
         "env": [(name, str(row.env[name])) for name in SHOWN_ENV if name in row.env],
-        "seconds": f"{row.timing['wall_s']:.1f}" if "wall_s" in row.timing else "",
+        "seconds": f"{row.timing['seconds']:.1f}" if "seconds" in row.timing else "",
         "weights": row.weights[:SHORT],
     }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .board import Board, Column, Line, shown
-from .columns import BUDGETS
+from .figures import Bars, Curves, Dots, Scatter
 
 WIDTH, HEIGHT = 680, 380
 LEFT, RIGHT, TOP, BOTTOM = 48, 18, 16, 44
@@ -49,16 +49,20 @@ def figure(board: Board, link: Callable[[Line], str]) -> dict[str, Any] | None:
     lines = [line for line in board.lines if line.value(board.primary) is not None]
     if not lines:
         return None
-    if board.track in ("white_box", "transfer", "patch"):
-        return scatter(lines, link)
-    if board.track == "query":
-        return curves(lines, link)
-    if board.track == "input_detection":
-        return dots(board, lines, link)
-    pair = (("ca", "clean accuracy", "good"), ("asr", "attack success", "bad"))
-    if board.track == "model_detection":
-        pair = (("found", "backdoored models found", "good"), ("false_alarms", "clean models called backdoored", "bad"))
-    return bars(lines, link, pair)
+    match board.figure:
+        case Scatter() as drawn:
+            return scatter(drawn, board, lines, link)
+        case Curves() as drawn:
+            return curves(drawn, board, lines, link)
+        case Dots() as drawn:
+            return dots(drawn, board, lines, link)
+        case Bars() as drawn:
+            return bars(drawn, lines, link)
+
+
+def _title(board: Board, column: str) -> str:
+    """What a column shows, in lower case."""
+    return next((c.title.lower() for c in board.columns if c.id == column), column)
 
 
 def _short(name: str, limit: int = 26) -> str:
@@ -74,30 +78,31 @@ def _names(lines: Sequence[Line]) -> dict[int, str]:
 # ------------------------------------------------------------------------------------------------- clean and robust
 
 
-def scatter(lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
-    """Clean against robust accuracy, the intervals of the latter, and the entries that nobody beats in both."""
-    lines = [line for line in lines if line.value("clean_acc") is not None]
+def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
+    """One rate against another, the intervals of the latter, and the entries that nobody beats in both."""
+    lines = [line for line in lines if line.value(drawn.x) is not None]
     if not lines:
         return None
-    cleans = [line.value("clean_acc") or 0.0 for line in lines]
-    tops = [max(line.value("robust_acc") or 0.0, line.number("robust_acc").high or 0.0) for line in lines]
-    x = Axis(max(0.0, math.floor(min(cleans) * 10 - 0.5) / 10), 1.0, LEFT, WIDTH - RIGHT)
+    across = [line.value(drawn.x) or 0.0 for line in lines]
+    tops = [max(line.value(drawn.y) or 0.0, line.number(drawn.y).high or 0.0) for line in lines]
+    x = Axis(max(0.0, math.floor(min(across) * 10 - 0.5) / 10), 1.0, LEFT, WIDTH - RIGHT)
     y = Axis(0.0, max(0.2, min(1.0, math.ceil(max(tops) * 10 + 0.2) / 10)), HEIGHT - BOTTOM, TOP)
     models = sorted({line.names["model"] for line in lines})
+    titles = [_title(board, column) for column in (drawn.x, drawn.y)]
     points: list[dict[str, Any]] = []
     for line in lines:
-        robust = line.number("robust_acc")
-        value, clean = robust.value or 0.0, line.value("clean_acc") or 0.0
+        number = line.number(drawn.y)
+        value, other = number.value or 0.0, line.value(drawn.x) or 0.0
         points.append(
             {
-                "x": x(clean),
+                "x": x(other),
                 "y": y(value),
-                "low": y(robust.low if robust.low is not None else value),
-                "high": y(robust.high if robust.high is not None else value),
+                "low": y(number.low if number.low is not None else value),
+                "high": y(number.high if number.high is not None else value),
                 "series": models.index(line.names["model"]) % SERIES,
                 "status": "control" if line.control else "ranked" if line.rank else "unranked",
                 "name": _short(line.names["defense"]),  # the colour names the model
-                "title": f"{line.title}: robust {shown(value, 'rate')} %, clean {shown(clean, 'rate')} %",
+                "title": f"{line.title}: {titles[1]} {shown(value, 'rate')} %, {titles[0]} {shown(other, 'rate')} %",
                 "href": link(line),
             }
         )
@@ -109,14 +114,14 @@ def scatter(lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any
     steps = [f"L{p['x']} {before['y']}L{p['x']} {p['y']}" for before, p in itertools.pairwise(front)]
     return {
         "kind": "scatter",
-        "label": "Clean accuracy against worst-case robust accuracy, one point an entry",
+        "label": f"{titles[1]} against {titles[0]}, one point for each entry".capitalize(),
         "width": WIDTH,
         "height": HEIGHT,
         "frame": (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
         "x_ticks": x.ticks(0.1 if x.high - x.low > 0.25 else 0.05),
         "y_ticks": y.ticks(0.1 if y.high <= 0.6 else 0.2),
-        "x_title": "clean accuracy, %",
-        "y_title": "robust accuracy, %",
+        "x_title": f"{titles[0]}, %",
+        "y_title": f"{titles[1]}, %",
         "points": points,
         "front": f"M{front[0]['x']} {front[0]['y']}{''.join(steps)}" if steps else "",
         "legend": [{"name": m, "series": i % SERIES} for i, m in enumerate(models)] if len(models) > 1 else [],
@@ -150,48 +155,50 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 # ---------------------------------------------------------------------------------------------------------- queries
 
 
-def curves(lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
-    """Robust accuracy against the queries spent, the strongest attack at each budget."""
+def curves(drawn: Curves, board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
+    """A rate against a number, one curve for each entry; every curve begins at the column `start`."""
     side = 216
-    x = Axis(10.0, float(BUDGETS[-1]), LEFT, WIDTH - side, log=True)
+    marks = [mark for _, mark in drawn.columns]
+    first = marks[0] / 10 if drawn.log else marks[0] - (marks[1] - marks[0])
+    x = Axis(float(first), float(marks[-1]), LEFT, WIDTH - side, log=drawn.log)
     y = Axis(0.0, 1.0, HEIGHT - BOTTOM, TOP)
     names = _names(lines)
     out: list[dict[str, Any]] = []
     for line in [line for line in lines if not line.control][:SERIES]:
-        budgets = [(k, v) for k in BUDGETS if (v := line.value(f"robust_acc@{k}")) is not None]
-        if not budgets:
+        found = [(k, v) for column, k in drawn.columns if (v := line.value(column)) is not None]
+        if not found:
             continue
-        clean = line.value("clean_acc")
-        start = [(10, clean)] if clean is not None else []
-        places = [(x(k), y(v)) for k, v in (*start, *budgets)]
-        told = ", ".join(f"{shown(v, 'rate')} % after {k}" for k, v in budgets)
+        origin = line.value(drawn.start[0])
+        start = [(first, origin)] if origin is not None else []
+        at = [(x(k), y(v)) for k, v in (*start, *found)]
+        told = ", ".join(f"{shown(v, 'rate')} % at {k}" for k, v in found)
         out.append(
             {
                 "series": len(out),
-                "places": places,
-                "path": " ".join(f"{a},{b}" for a, b in places),
+                "places": at,
+                "path": " ".join(f"{a},{b}" for a, b in at),
                 "name": _short(names[id(line)]),
-                "title": f"{line.title}: {told} queries",
+                "title": f"{line.title}: {told} {drawn.title}",
                 "href": link(line),
                 "ranked": line.rank is not None,
-                "x": places[-1][0],
-                "y": places[-1][1],
+                "x": at[-1][0],
+                "y": at[-1][1],
             }
         )
     if not out:
         return None
     _spread(out, 14.0, HEIGHT - BOTTOM)
-    ticks = [{"at": x(k), "text": f"{k:,}"} for k in BUDGETS]
+    ticks = [{"at": x(k), "text": f"{k:,}"} for k in marks]
     return {
         "kind": "curves",
-        "label": "Robust accuracy against queries spent, one line an entry",
+        "label": f"{_title(board, board.primary).capitalize()} against {drawn.title}, one curve for each entry",
         "width": WIDTH,
         "height": HEIGHT,
         "frame": (LEFT, TOP, WIDTH - side, HEIGHT - BOTTOM),
-        "x_ticks": [{"at": x(10), "text": "clean"}, *ticks],
+        "x_ticks": [{"at": x(first), "text": drawn.start[1]}, *ticks],
         "y_ticks": y.ticks(0.2),
-        "x_title": "queries an image",
-        "y_title": "robust accuracy, %",
+        "x_title": drawn.title,
+        "y_title": f"{_title(board, board.primary)}, %",
         "lines": out,
         "more": max(0, sum(not line.control for line in lines) - len(out)),
     }
@@ -219,8 +226,9 @@ def _side(lines: Sequence[Line]) -> int:
     return min(WIDEST, 14 + round(LETTER * max(len(_short(line.title)) for line in lines)))
 
 
-def bars(lines: Sequence[Line], link: Callable[[Line], str], pair: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
-    """Two bars an entry, one that should be long and one that should be short."""
+def bars(drawn: Bars, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any]:
+    """Two bars for each entry, one that should be long and one that should be short."""
+    pair = ((*drawn.good, "good"), (*drawn.bad, "bad"))
     side = _side(lines)
     x = Axis(0.0, 1.0, side, WIDTH - 60)
     rows = []
@@ -244,7 +252,7 @@ def bars(lines: Sequence[Line], link: Callable[[Line], str], pair: Sequence[tupl
     bottom = TOP + ROW * len(rows)
     return {
         "kind": "bars",
-        "label": " and ".join(text for _, text, _ in pair).capitalize() + ", two bars an entry",
+        "label": " and ".join(text for _, text, _ in pair).capitalize() + ", two bars for each entry",
         "width": WIDTH,
         "height": bottom + BOTTOM,
         "frame": (side, TOP, WIDTH - 60, bottom),
@@ -257,22 +265,22 @@ def bars(lines: Sequence[Line], link: Callable[[Line], str], pair: Sequence[tupl
     }
 
 
-def dots(board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any]:
-    """AUROC of each detector under each attack, and the mean."""
-    each = [c for c in board.columns if c.group == "auroc"]
+def dots(drawn: Dots, board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any]:
+    """A figure of each entry under each attack, and the mean."""
+    each = [c for c in board.columns if c.group == drawn.group]
     values = [v for line in lines for c in each if (v := line.value(c.id)) is not None]
     side = _side(lines)
     x = Axis(max(0.0, min(0.4, math.floor(min(values, default=0.4) * 10) / 10)), 1.0, side, WIDTH - 60)
     rows = []
     for i, line in enumerate(lines):
         found = sorted((v, c.title) for c in each if (v := line.value(c.id)) is not None)
-        mean = line.value(board.primary) or 0.0
+        mean = line.value(drawn.mean) or 0.0
         rows.append(
             {
                 "y": TOP + ROW * i,
                 "name": _short(line.title),
                 "href": link(line),
-                "title": f"{line.title}: mean AUROC {mean:.3f}",
+                "title": f"{line.title}: mean {drawn.title} {mean:.3f}",
                 "ranked": line.rank is not None,
                 "dots": [{"x": x(v), "title": f"{name}: {v:.3f}"} for v, name in found],
                 "mean": x(mean),
@@ -282,16 +290,16 @@ def dots(board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> di
     bottom = TOP + ROW * len(rows)
     return {
         "kind": "dots",
-        "label": "AUROC of each detector under each attack, and its mean",
+        "label": f"{drawn.title} of each entry under each attack, and its mean",
         "width": WIDTH,
         "height": bottom + BOTTOM,
         "frame": (side, TOP, WIDTH - 60, bottom),
         "x_ticks": [{"at": t["at"], "text": f"{int(t['text']) / 100:.1f}"} for t in x.ticks(0.1)],
         "y_ticks": [],
-        "x_title": "AUROC",
+        "x_title": drawn.title,
         "y_title": "",
         "rows": rows,
-        "chance": x(0.5),
+        "chance": None if drawn.chance is None else x(drawn.chance),
     }
 
 

@@ -53,7 +53,7 @@ def _table(board: Board) -> Table:
         table.add_column(name.capitalize(), overflow="fold", min_width=min(longest, 20))
     columns = [c for c in board.columns if c.main]
     for column in columns:
-        text = column.kind == "text"
+        text = column.unit == "text"
         table.add_column(column.title, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     table.add_column("Flags" if any(line.flags for line in board.lines) else "", overflow="fold")
     for line in board.lines:
@@ -66,12 +66,12 @@ def _table(board: Board) -> Table:
 
 
 def _cell(line: Line, column: Column, primary: bool) -> Text:
-    if column.kind == "text":
+    if column.unit == "text":
         return Text(plain(line.texts.get(column.id, "–")))
     number = line.number(column.id)
-    text = Text(shown(number.value, column.kind), style="bold" if primary and line.rank else "")
+    text = Text(shown(number.value, column.unit), style="bold" if primary and line.rank else "")
     if primary and number.value is not None and number.low is not None and number.high is not None:
-        low, high = (f"{100 * end:.0f}" if column.kind == "rate" else f"{end:.2f}" for end in (number.low, number.high))
+        low, high = (f"{100 * end:.0f}" if column.unit == "rate" else f"{end:.2f}" for end in (number.low, number.high))
         text.append(f" [{low}–{high}]", style="not bold dim")
     return text
 

@@ -20,14 +20,7 @@ from siegebench.errors import ConfigError, MissingExtra
 from .board import SHORT, metric, unique
 
 Mode = Literal["offline", "online", "disabled"]
-JOBS = {
-    "white_box": "attack",
-    "query": "attack",
-    "backdoor": "backdoor",
-    "input_detection": "detection",
-    "model_detection": "detection",
-}
-PUBLIC_ENV = ("siegebench", "torch", "python", "device", "gpu", "commit")  # the rest may name a person or a machine
+PUBLIC_ENV = ("siegebench", "torch", "python", "device", "commit")  # the rest may name a person or a machine
 # nothing about this machine is sent that is not in the row
 QUIET = {"WANDB_DISABLE_CODE": "true", "WANDB_DISABLE_GIT": "true", "WANDB_ERROR_REPORTING": "false"}
 
@@ -97,7 +90,7 @@ def _write(
         id=cell.key[:SHORT],
         name=name(row),
         group=group or cell.track,
-        job_type=JOBS.get(cell.track, cell.track),
+        job_type=cell.track,
         tags=[tag[:64] for tag in dict.fromkeys((*_tags(row), *tags)) if tag],
         config=config(row),
         mode=mode,
@@ -143,7 +136,7 @@ def config(row: Result) -> dict[str, Any]:
 
 
 def summary(row: Result) -> dict[str, Any]:
-    """Every number of the row under a flat name: `robust_acc`, `robust_acc/low`, `forwards_per_sample`, `wall_s`."""
+    """Every number of the row under a flat name: `robust_acc`, `robust_acc/low`, `forwards_per_sample`, `seconds`."""
     out: dict[str, Any] = {"status": row.status, "flags": ", ".join(sorted({f["id"] for f in row.flags}))}
     for key, found in row.metrics.items():
         value = metric(row, key)

@@ -7,25 +7,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from siegebench import registry
+from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Result, digest
 from siegebench.classifier import Classifier, ModelCard, Network
 from siegebench.config import Suite, load_suite
-from siegebench.data import ImageSet
+from siegebench.data import ImageSet, subset
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ConfigError, ModelError
+from siegebench.errors import ConfigError, ModelError, did_you_mean
 from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
 from siegebench.oracle import Oracle
-from siegebench.plan import Plan, plan, subset
+from siegebench.plan import Plan, plan
 from siegebench.store import Store
 from siegebench.threat import Access, Norm, ThreatModel
+from siegebench.tracks import TRACKS
 from siegebench.types import Attack, DataSource, ModelSource
-from siegebench.workspace import Settings, Workspace, fingerprint
+from siegebench.workspace import Settings, Workspace
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def run(
     if not isinstance(suite, Suite):
         suite = load_suite(suite, overrides)
     planned = planned or plan(suite)
-    settings = Settings(**{**vars(settings), "sources": {**settings.sources, **planned.sources}})
+    settings = replace(settings, specs={**settings.specs, **planned.specs})
     store = Store(settings.root)
     ended: Counter[str] = Counter()
 
@@ -100,7 +102,7 @@ def evaluate(
     name: str = "model",
     num_classes: int | None = None,
     settings: Settings | None = None,
-    tracks: Sequence[Literal["white_box", "query"]] = ("white_box", "query"),
+    tracks: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
     report: Report | None = None,
 ) -> Outcome:
@@ -109,6 +111,7 @@ def evaluate(
     Args:
         model: a Classifier, or any module that maps images in [0, 1] to logits (normalisation inside). It stays as it
             is: what is attacked is a copy.
+        tracks: whose boards are computed; every one on which a given model can stand when left out.
         name: shown in tables; two models of one name are kept apart by their weights and by what they answer.
         num_classes: checked against the data when given.
         report: called with each cell when it starts (`started`) and with how it ended.
@@ -119,9 +122,16 @@ def evaluate(
     """
     if not isinstance(suite, Suite):
         suite = load_suite(suite, overrides)
-    boards = [b for b in suite.boards if b.track in tracks]
+    fitting = [name for name, board in TRACKS.items() if board.takes_model]
+    wanted = fitting if tracks is None else list(tracks)
+    for track in wanted:
+        if track not in fitting:
+            raise ConfigError(
+                f"tracks: {track!r} is none on which a given model can stand. {did_you_mean(track, fitting)}"
+            )
+    boards = [b for b in suite.boards if b.track in wanted]
     if not boards:
-        raise ConfigError(f"suite {suite.suite!r} has no board of the tracks {', '.join(tracks)}")
+        raise ConfigError(f"suite {suite.suite!r} has no board of the tracks {', '.join(wanted)}")
     settings = settings or Settings()
     own = copy.deepcopy(model).cpu().float()  # the caller's stays as and where it is
     if not isinstance(own, Classifier):
@@ -129,7 +139,7 @@ def evaluate(
     own.eval().requires_grad_(False)
     described = {"name": name, "version": 1, "weights": fingerprint(own)}
     planned = plan(suite.model_copy(update={"boards": boards}), given=described)
-    settings = Settings(**{**vars(settings), "sources": {**settings.sources, **planned.sources}})
+    settings = replace(settings, specs={**settings.specs, **planned.specs})
     workspace = Workspace(settings)
     # weights alone do not tell two models apart whose code differs: what they answer goes into the key as well
     answers = {c.data["digest"]: _answers(own, workspace.evaluated(c.data)) for c in planned.cells}
@@ -171,8 +181,7 @@ def load_model(
     Raises:
         ConfigError, ModelError: unknown name or parameter; weights missing, corrupt or of another shape.
     """
-    source = registry.build("model", {**registry.normal(name), **parameters})
-    assert isinstance(source, ModelSource)
+    source = registry.build(ModelSource, {**registry.normal(name), **parameters})
     return source.build(num_classes=num_classes, size=size).eval()
 
 
@@ -182,8 +191,7 @@ def load_data(name: str | dict[str, Any], split: str = "test", count: int | None
     Raises:
         ConfigError, DataError: unknown name or parameter; images missing or corrupt.
     """
-    source = registry.build("dataset", {**registry.normal(name), **parameters})
-    assert isinstance(source, DataSource)
+    source = registry.build(DataSource, {**registry.normal(name), **parameters})
     return subset(source.load(split), count)
 
 
@@ -197,8 +205,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
     Raises:
         ConfigError: unknown name or parameter.
     """
-    entry = registry.build("attack", {"name": name, **parameters})
-    assert isinstance(entry, Attack)
+    entry = registry.build(Attack, {"name": name, **parameters})
 
     def call(
         model: nn.Module,

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from siegebench import metrics as vocabulary
 from siegebench.errors import ConfigError
 
 SCHEMA = 1  # of a stored row
 PROTOCOL = 1  # of the evaluation; raised whenever the same cell could give another number
 
-Track = Literal["white_box", "query", "transfer", "patch", "backdoor", "input_detection", "model_detection"]
 Status = Literal["ok", "error", "not_applicable"]
 SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector")
 
@@ -46,7 +46,7 @@ class Cell:
         seed: of everything random.
     """
 
-    track: Track
+    track: str
     data: dict[str, Any]
     model: dict[str, Any]
     defense: dict[str, Any] | None = None
@@ -187,6 +187,18 @@ class Result:
     env: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse figures that are not in the vocabulary: nobody would read them.
+
+        Raises:
+            ConfigError: naming the first one.
+        """
+        stranger = vocabulary.unknown([*self.metrics], of_measure=self.cell.measure is not None)
+        stranger = stranger or next((name for name in self.counts if name not in vocabulary.COUNTS), None)
+        stranger = stranger or next((s for s in self.samples if s != "n" and not vocabulary.is_sample(s)), None)
+        if stranger is not None:
+            raise ConfigError(f"{stranger!r} is no figure of a row of the {self.cell.track} track; see metrics.py")
 
     def as_dict(self) -> dict[str, Any]:
         """The row as stored: what explains the number first, what changes from run to run last."""

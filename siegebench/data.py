@@ -13,6 +13,8 @@ from torch import Tensor
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, DataError
 
+SUBSET_SEED = 0
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -92,6 +94,11 @@ def stratified(data: ImageSet, count: int, seed: int, purpose: str = "subset") -
         members = (labels == c).nonzero().squeeze(1)
         rank[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     return order[torch.argsort(rank, stable=True)[:count]].sort().values
+
+
+def subset(data: ImageSet, count: int | None) -> ImageSet:
+    """The fixed class-stratified slice that a suite names by its size, the same in every suite."""
+    return data if count is None or count == len(data) else data.select(stratified(data, count, SUBSET_SEED))
 
 
 def split_clean(data: ImageSet, share: float = 0.05, seed: int = 0) -> tuple[ImageSet, ImageSet, ImageSet]:

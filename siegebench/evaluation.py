@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from siegebench.cells import Cell, Flag, Result
+from siegebench.environment import environment
 from siegebench.errors import ContractError, NotApplicable
-from siegebench.evasion import measure_attack
-from siegebench.poisoning import measure_backdoor, measure_input_detection, measure_model_detection
-from siegebench.workspace import Workspace, environment
-
-MEASURES: dict[str, Callable[[Cell, Workspace], Result]] = {
-    "white_box": measure_attack,
-    "query": measure_attack,
-    "transfer": measure_attack,
-    "patch": measure_attack,
-    "backdoor": measure_backdoor,
-    "input_detection": measure_input_detection,
-    "model_detection": measure_model_detection,
-}
+from siegebench.tracks import TRACKS
+from siegebench.workspace import Workspace
 
 
 def evaluate(cell: Cell, ws: Workspace, attempts: int = 1) -> Result:
     """The row of a cell. Never raises for what an entry does; Ctrl-C and the end of the process pass through."""
     start = time.perf_counter()
     try:
-        result = MEASURES[cell.track](cell, ws)
+        result = TRACKS[cell.track].measure(cell, ws)
     except NotApplicable as error:
         result = Result(cell=cell, status="not_applicable", error={"message": str(error)})
     except (Exception, SystemExit) as error:  # foreign code may call sys.exit
         result = failed(cell, error)
     result.attempts = attempts
-    result.env = {**environment(), "dtype": ws.settings.dtype, "batch": ws.settings.batch}
+    result.env = {**environment(ws.device), "dtype": ws.settings.dtype, "batch": ws.settings.batch}
     result.timing = {"seconds": time.perf_counter() - start}
     return result
 

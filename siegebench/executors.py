@@ -34,7 +34,7 @@ class Executor(Protocol):
     def run(self, cells: list[Cell], settings: Settings, report: Report) -> None: ...
 
 
-_workspaces: dict[str, Workspace] = {}
+_workspaces: dict[str, Workspace] = {}  # by the key of their settings
 
 
 BUSY = "busy"  # another run is computing the cell
@@ -49,8 +49,8 @@ def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Works
     from siegebench.evaluation import evaluate, failed
 
     if workspace is None:
-        workspace = _workspaces.get(settings.root) or Workspace(settings)
-        _workspaces[settings.root] = workspace
+        workspace = _workspaces.get(settings.key) or Workspace(settings)
+        _workspaces[settings.key] = workspace
     store = workspace.store
     if store.finished(cell):
         return "cached"

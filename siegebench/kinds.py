@@ -46,4 +46,18 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),
     )
 }
+
+
+def kind_of(base: type) -> EntryKind:
+    """The kind whose entries derive from a class, such as `defense` for Defense; imports torch.
+
+    Raises:
+        TypeError: for a class that is none of them.
+    """
+    for kind in KINDS.values():
+        if issubclass(base, kind.base_class()):
+            return kind
+    raise TypeError(f"{base.__name__} is not the base class of a kind of entry")
+
+
 FOLDERS: tuple[str, ...] = tuple(dict.fromkeys(kind.folder for kind in KINDS.values()))

@@ -15,17 +15,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints, overload
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from siegebench.errors import ConfigError, did_you_mean
-from siegebench.kinds import FOLDERS, KINDS
+from siegebench.kinds import FOLDERS, KINDS, kind_of
 
 if TYPE_CHECKING:
     from siegebench.types import Entry
 
+E = TypeVar("E", bound="Entry")
 Sees = Literal["train", "clean", "val"]
 
 
@@ -176,13 +177,32 @@ def _nested_kind(hint: Any) -> str | None:
     return next((k.name for k in KINDS.values() for option in options if issubclass(option, k.base_class())), None)
 
 
-def build(kind: str, spec: Any) -> Entry:
+@overload
+def build(kind: type[E], spec: Any) -> E: ...
+@overload
+def build(kind: str, spec: Any) -> Entry: ...
+
+
+def build(kind: Any, spec: Any) -> Any:
     """An entry from its name and parameters; nested entries are built too.
+
+    Args:
+        kind: a base class (`build(Attack, "pgd")`), or the name of a kind.
+        spec: a name, or a mapping with `name` and parameters.
 
     Raises:
         ConfigError: unknown name, unknown parameter (with the nearest one) or a wrong value. Its attribute `loc` holds
             the path of the fault inside the spec, for the line number.
     """
+    if isinstance(kind, str):
+        return _build(kind, spec)
+    entry = _build(kind_of(kind).name, spec)
+    if not isinstance(entry, kind):
+        raise ConfigError(f"{normal(spec)['name']!r} is a {type(entry).__name__}, expected a {kind.__name__}")
+    return entry
+
+
+def _build(kind: str, spec: Any) -> Entry:
     given = normal(spec)
     found, params = find(kind, given["name"])
     cls = entry_class(kind, given["name"])
@@ -202,7 +222,7 @@ def build(kind: str, spec: Any) -> Entry:
         nested = _nested_kind(hints[key])
         if nested is not None and isinstance(value, (str, Mapping)):
             try:
-                values[key] = build(nested, value)
+                values[key] = _build(nested, value)
             except ConfigError as error:
                 raise _located(str(error), (key, *getattr(error, "loc", ()))) from None
     try:
@@ -229,11 +249,11 @@ def _located(message: str, loc: tuple[Any, ...]) -> ConfigError:
 
 def describe(kind: str, spec: Any) -> dict[str, Any]:
     """The spec with every parameter written out and the entry's version: what goes into a cell's key."""
-    entry = build(kind, spec)
-    return _describe(kind, entry)
+    return description_of(kind, _build(kind, spec))
 
 
-def _describe(kind: str, entry: Entry) -> dict[str, Any]:
+def description_of(kind: str, entry: Entry) -> dict[str, Any]:
+    """The description of an entry that was built by name."""
     name = entry._name  # type: ignore[attr-defined]
     found, _ = find(kind, name)
     out: dict[str, Any] = {"name": name, "version": found.card.version}
@@ -241,11 +261,17 @@ def _describe(kind: str, entry: Entry) -> dict[str, Any]:
     for key, value in entry.parameters().items():
         raw = getattr(entry, key)
         nested = _nested_kind(hints[key])
-        out[key] = _describe(nested, raw) if nested is not None and hasattr(raw, "_name") else value
+        out[key] = description_of(nested, raw) if nested is not None and hasattr(raw, "_name") else value
     return out
 
 
-def rebuild(kind: str, description: Mapping[str, Any]) -> Entry:
+@overload
+def rebuild(kind: type[E], description: Mapping[str, Any]) -> E: ...
+@overload
+def rebuild(kind: str, description: Mapping[str, Any]) -> Entry: ...
+
+
+def rebuild(kind: Any, description: Mapping[str, Any]) -> Any:
     """The entry that `describe` described.
 
     Raises:
@@ -257,10 +283,10 @@ def rebuild(kind: str, description: Mapping[str, Any]) -> Entry:
             return {k: strip(v) for k, v in value.items() if not (k == "version" and "name" in value)}
         return value
 
-    found, _ = find(kind, description["name"])
+    found, _ = find(kind if isinstance(kind, str) else kind_of(kind).name, description["name"])
     if found.card.version != description.get("version"):
         raise ConfigError(
-            f"{kind} {description['name']!r} is version {found.card.version} here, "
+            f"{found.card.kind} {description['name']!r} is version {found.card.version} here, "
             f"the cell asks for {description.get('version')}"
         )
     return build(kind, strip(description))

@@ -73,7 +73,7 @@ def attacked(
         },
         weights="w" * 64,
         env={"torch": "2.8", "device": "cpu", "host": "secret-host"},
-        timing={"wall_s": 1.5},
+        timing={"seconds": 1.5},
     )  # fmt: skip
 
 

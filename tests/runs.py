@@ -58,7 +58,7 @@ def board(**changes: Any) -> dict[str, Any]:
         "track": "white_box",
         "attacks": ["fgsm"],
         "threats": [{"norm": "linf", "eps": "16/255"}],
-        "checks": ["outsider/quiet"],
+        "measures": ["outsider/quiet"],
         **changes,
     }
 

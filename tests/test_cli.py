@@ -14,6 +14,7 @@ import pytest
 
 from siegebench import cli, registry
 from siegebench.cells import Result
+from siegebench.cli import listing
 from siegebench.store import Store
 from tests import runs
 
@@ -65,7 +66,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["run", "quickstart", "--executor", "loacl"], "'loacl' is not one of 'serial', 'local'"),
         (["run", "quickstart", "--slots", "0"], "greater than or equal to 1"),
         (["run", "quickstart", "--batch", "many"], "valid integer"),
-        (["list", "attack"], "'attack' is not one of 'attacks'"),
+        (["list", "attack"], "list attack: no such list. Did you mean attacks?"),
         (["show"], "Missing argument"),
         (["show", "pdg"], "'pdg' is neither an entry nor the key of a row in results. Did you mean pgd?"),
         (["show", "0123456789ab"], "neither an entry nor the key of a row"),
@@ -97,7 +98,7 @@ def test_help_is_there_for_every_command(call: Call) -> None:
 # -------------------------------------------------------------------------------------------------------- list and show
 
 
-@pytest.mark.parametrize("kind", [k.value for k in cli.Kinds])
+@pytest.mark.parametrize("kind", listing.LISTED)
 def test_list_names_every_entry(kind: str, call: Call) -> None:
     code, out, err = call("list", kind, "--json")
     assert (code, err) == (0, "")

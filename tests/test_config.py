@@ -28,7 +28,7 @@ boards:
   - track: white_box
     attacks: [fgsm, {name: pgd, steps: 5}]
     defenses: [none]
-    checks: [outsider/quiet]
+    measures: [outsider/quiet]
     threats:
       - {norm: linf, eps: 8/255}
   - track: query

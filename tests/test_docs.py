@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from siegebench import catalogue
+from siegebench.bundled import bundled_suites
 from siegebench.cli import app
-from siegebench.config import bundled_suites, load_suite
+from siegebench.config import load_suite
 
 ROOT = Path(__file__).resolve().parent.parent
 

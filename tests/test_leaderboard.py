@@ -510,7 +510,7 @@ def test_json_csv_and_markdown_hold_the_same_numbers() -> None:
                     assert [float(row[f"{name}.low"]), float(row[f"{name}.high"])] == [number["low"], number["high"]]
             primary = next(c for c in board["columns"] if c["id"] == board["primary"])
             value = entry["numbers"][board["primary"]]["value"]
-            assert f"| {100 * value:.1f}" in text if primary["kind"] == "rate" else f"| {value:.3f}" in text
+            assert f"| {100 * value:.1f}" in text if primary["unit"] == "rate" else f"| {value:.3f}" in text
 
 
 def test_measures_stand_beside_the_attacks_and_never_rank() -> None:
@@ -525,7 +525,7 @@ def test_measures_stand_beside_the_attacks_and_never_rank() -> None:
     assert not added[0].main
     assert "flatness delta" in export.as_markdown([board])
     html = page.render([board], [*rows, *flat, *checks])
-    assert "Diagnoses" in html
+    assert "Measures" in html
     assert "flatness delta" in html
 
 

@@ -34,7 +34,7 @@ def _outsider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def attacks(**changes: object) -> dict[str, object]:
     out = runs.board(attacks=[MEMORY], **changes)
-    del out["checks"]
+    del out["measures"]
     return out
 
 
@@ -87,7 +87,7 @@ def test_what_was_learnt_is_used_and_ranked_on_the_patch_track(tmp_path: Path) -
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, board: dict[str, object], said: str) -> None:
-    del board["checks"]
+    del board["measures"]
     with pytest.raises(ConfigError, match=said):
         load_suite(str(runs.suite(tmp_path / "s.yaml", board)))
 

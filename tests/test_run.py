@@ -142,7 +142,7 @@ def test_what_fails_fails_alone(how: str, store: Path, tmp_path: Path) -> None:
     step: Callable[..., dict[str, Any]] = lambda ends: {"name": "outsider/step", "ends": ends}  # noqa: E731
     attacks = ["fgsm", *map(step, ("raises", "exits", "too far")), "pgd"]
     checks = [{"name": "outsider/quiet", "odd": True}, "outsider/quiet"]
-    file = runs.suite(tmp_path / "s.yaml", runs.board(attacks=attacks, checks=checks))
+    file = runs.suite(tmp_path / "s.yaml", runs.board(attacks=attacks, measures=checks))
     outcome = go(file, store, how=how, slots=1)
     assert outcome.ended == {"ok": 3, "error": 4}
     assert outcome.failed == 4

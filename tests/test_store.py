@@ -179,13 +179,13 @@ def test_numbers_of_samples_lie_beside_the_row(tmp_path: Path) -> None:
 
 def test_numbers_that_are_none_become_null(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    path = store.put(result(metrics={"a": {"value": float("nan")}, "b": {"value": float("inf")}}))
+    path = store.put(result(metrics={"asr": {"value": float("nan")}, "lift": {"value": float("inf")}}))
     text = path.read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
     got = store.get(cell())
     assert got is not None
-    assert got.value("a") is None
+    assert got.value("asr") is None
 
 
 def test_cells_have_files_of_their_own(tmp_path: Path) -> None:

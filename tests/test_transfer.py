@@ -119,7 +119,7 @@ def test_vmi_without_variance_is_the_momentum_attack(cnn: Classifier) -> None:
 
 def transfer(**changes: object) -> dict[str, object]:
     out = runs.board(**{"track": "transfer", "surrogates": [runs.MODEL], "attacks": ["mifgsm"], **changes})
-    del out["checks"]
+    del out["measures"]
     return out
 
 
@@ -137,7 +137,7 @@ def test_images_are_made_on_the_surrogates_and_judged_by_the_victim(tmp_path: Pa
     assert made.counts["backwards_per_sample"] > 0
 
     # by hand: the attack on the surrogate alone, the victim's answers
-    ws = Workspace(Settings(root=str(tmp_path / "store"), threads=1, sources=plan(suite).sources))
+    ws = Workspace(Settings(root=str(tmp_path / "store"), threads=1, specs=plan(suite).specs))
     victim, surrogate = ws.victim(made.cell), ws.surrogate(made.cell)
     data = ws.evaluated(made.cell.data)
     x, y = data.pixels(), data.labels

@@ -67,7 +67,7 @@ def test_a_run_holds_every_number_of_its_row(tmp_path: Path) -> None:
         assert seen["summary"][f"{name}/low"] == value["low"]
         assert seen["summary"][f"{name}/n"] == value["n"]
     assert seen["summary"]["forwards_per_sample"] == 20
-    assert seen["summary"]["wall_s"] == 1.5
+    assert seen["summary"]["seconds"] == 1.5
     assert seen["summary"]["flags"] == "nan"
     assert seen["config"]["attack"] == row.cell.attack
     assert seen["config"]["threat"] == row.cell.threat

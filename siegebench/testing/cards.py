@@ -13,7 +13,7 @@ from siegebench.testing.specimens import (
 def is_rebuilt_from_its_description(case: Case) -> None:
     description = registry.describe(case.kind, case.spec)
     canonical(description)  # plain data, no NaN
-    again = registry._describe(case.kind, registry.rebuild(case.kind, description))
+    again = registry.description_of(case.kind, registry.rebuild(case.kind, description))
     require(again == description, f"describes itself as {description}, is rebuilt as {again}")
 
 

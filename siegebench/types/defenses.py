@@ -33,6 +33,10 @@ class Defense(Entry):
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = ()
     tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer", "patch")
 
+    def ranked_in(self, track: str) -> bool:
+        """Whether it may stand on the boards of a track."""
+        return track in self.tracks
+
     @abstractmethod
     def wrap(self, model: Classifier) -> Classifier:
         """The defended structure around (or instead of) the model. May hold the given model, must not change it."""

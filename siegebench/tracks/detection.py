@@ -1,109 +1,97 @@
-"""Measure backdoors: what a defense leaves of them, and who notices them in inputs, in training sets and in models."""
+"""The detection tracks: who notices a backdoor in inputs, in training images and in whole models."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Result, rate
 from siegebench.classifier import Classifier
-from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ContractError
-from siegebench.evasion import looks
+from siegebench.inventory import Inventory
 from siegebench.prepare import in_batches
-from siegebench.types import BackdoorAttack, DatasetDetector, InputDetector, ModelDetector, Poisoned
-from siegebench.workspace import Workspace, fingerprint
-
-# a run counts as a successful attack only within these; the last: of the ASR, what the trigger does to a clean model
-MIN_ASR, MAX_CLEAN_LOSS, MAX_WITHOUT = 0.5, 0.03, 0.5
-
-
-def answers(ws: Workspace, model: Classifier, x: Tensor, seed: int, purpose: str) -> Tensor:
-    """Predicted labels [n] on the CPU; the most frequent of nine for a randomised model."""
-    draws = Draws(derive_seed(seed, "answers"), torch.arange(len(x)))
-
-    def part(at: slice) -> Tensor:
-        z = looks(model, x[at].to(ws.device, ws.dtype), draws[at].to(ws.device), purpose)
-        return z.argmax(dim=2).mode(dim=0).values.cpu()
-
-    return torch.cat(in_batches(part, len(x), ws.batch(x)))
+from siegebench.tracks.backdoor import PoisonedBoard, answers, backdoor_metrics, succeeded, triggered
+from siegebench.tracks.base import BoardSpec, Budget, Specs
+from siegebench.types import BackdoorAttack, DatasetDetector, Detector, InputDetector, ModelDetector, Poisoned
+from siegebench.workspace import Workspace
 
 
-def triggered(backdoor: BackdoorAttack, data: ImageSet, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(stamped images rounded to 8 bits, true labels, wanted labels) where the attacker wants another label."""
-    wanted = backdoor.wanted(data.labels, data.num_classes)
-    places = ((wanted >= 0) & (wanted != data.labels)).nonzero().squeeze(1)
-    draws = Draws(derive_seed(seed, "trigger"), data.ids[places])
-    x = backdoor.stamp(data.pixels(places), draws)
-    return (x * 255).round() / 255, data.labels[places], wanted[places]
+class InputDetectionBoard(PoisonedBoard):
+    """How well detectors tell triggered inputs (or poisoned training images) from clean ones."""
+
+    track: Literal["input_detection"]
+    detectors: Specs
+    slots: ClassVar[dict[str, str]] = {"models": "model", "backdoors": "backdoor", "detectors": "detector"}
+    late: ClassVar[int] = 3
+
+    def check(self, inventory: Inventory) -> None:
+        super().check(inventory)
+        refuse_other_detectors(self, inventory, ModelDetector, False)
+
+    def cells(self, inventory: Inventory) -> Iterator[Cell]:
+        data = self.images(inventory)
+        self.check_poisons(inventory)
+        for model in self.networks(inventory, data):
+            for seed in self.seeds or ():
+                for backdoor in self.named(inventory, "backdoors"):
+                    for detector in self.named(inventory, "detectors"):
+                        yield Cell(
+                            track=self.track, data=self.used(inventory, data), model=model.seeded(seed),
+                            backdoor=backdoor.description, detector=detector.description, seed=seed,
+                        )  # fmt: skip
+
+    @staticmethod
+    def measure(cell: Cell, ws: Workspace) -> Result:
+        return measure_input_detection(cell, ws)
 
 
-def backdoor_metrics(
-    ws: Workspace, model: Classifier, backdoor: BackdoorAttack, data: ImageSet, seed: int
-) -> dict[str, dict[str, float]]:
-    """CA over all images; ASR, RA and the clean rate of wanted labels over those the attacker wants changed."""
-    x, y, wanted = triggered(backdoor, data, seed)
-    clean = answers(ws, model, data.pixels(), seed, "clean")
-    stamped = answers(ws, model, x, seed, "stamped")
-    eta = backdoor.wanted(data.labels, data.num_classes)
-    attacked = (eta >= 0) & (eta != data.labels)
-    without = clean[attacked]
-    n = len(y)
-    return {
-        "ca": rate(int((clean == data.labels).sum()), len(data)),
-        "asr": rate(int((stamped == wanted).sum()), n),
-        "ra": rate(int((stamped == y).sum()), n),
-        "clean_rate": rate(int((without == wanted).sum()), n),
-        "lift": {"value": float((stamped == wanted).double().mean() - (without == wanted).double().mean())},
-    }
+class ModelDetectionBoard(PoisonedBoard):
+    """How well detectors tell backdoored models from clean ones, over a population of both."""
+
+    track: Literal["model_detection"]
+    detectors: Specs
+    clean: Budget = 1  # clean models for each seed, so that false alarms show
+    slots: ClassVar[dict[str, str]] = InputDetectionBoard.slots
+    late: ClassVar[int] = 1
+
+    def check(self, inventory: Inventory) -> None:
+        super().check(inventory)
+        refuse_other_detectors(self, inventory, ModelDetector, True)
+
+    def cells(self, inventory: Inventory) -> Iterator[Cell]:
+        data = self.images(inventory)
+        self.check_poisons(inventory)
+        for model in self.networks(inventory, data):
+            for seed in self.seeds or ():
+                clean = [(model.seeded(seed + 1000 * i), None) for i in range(1, self.clean + 1)]
+                bad = [(model.seeded(seed), b.description) for b in self.named(inventory, "backdoors")]
+                for detector in self.named(inventory, "detectors"):
+                    for described, backdoor in (*clean, *bad):
+                        yield Cell(
+                            track=self.track, data=self.used(inventory, data), model=described, backdoor=backdoor,
+                            detector=detector.description, seed=seed,
+                        )  # fmt: skip
+
+    @staticmethod
+    def measure(cell: Cell, ws: Workspace) -> Result:
+        return measure_model_detection(cell, ws)
 
 
-def fidelity(asr_bd: float, asr: float, ca_bd: float, ca: float) -> float:
-    """Signed fidelity: share of the attack that is gone, times share of the clean accuracy that is left; in [-1, 1]."""
-    gone = min(1.0, max(-1.0, (asr_bd - asr) / asr_bd)) if asr_bd > 0 else 0.0
-    return gone * min(1.0, max(0.0, ca / ca_bd)) if ca_bd > 0 else 0.0
-
-
-def der(asr_bd: float, asr: float, ca_bd: float, ca: float) -> float:
-    """Defense effectiveness rating, printed for comparison only: a model at chance scores above 0.5."""
-    return (max(0.0, asr_bd - asr) - max(0.0, ca_bd - ca) + 1) / 2
-
-
-def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
-    """One row of the backdoor track: a defense against a backdoor attack."""
-    data, backdoor = ws.evaluated(cell.data), ws.backdoor(cell)
-    base, poisoned = ws.backdoored(cell)
-    clean_model = ws.model(cell)  # same recipe and seed, clean data: what the attack cost in clean accuracy
-    defended = ws.defended(cell, base, poisoned)
-    before = backdoor_metrics(ws, base, backdoor, data, cell.seed)
-    metrics = before if defended is base else backdoor_metrics(ws, defended, backdoor, data, cell.seed)
-    without = backdoor_metrics(ws, clean_model, backdoor, data, cell.seed)
-    reference, natural = without["ca"]["value"], without["asr"]["value"]
-    asr_bd, ca_bd = before["asr"]["value"], before["ca"]["value"]
-    asr, ca = metrics["asr"]["value"], metrics["ca"]["value"]
-    rir = (max(0.0, metrics["ra"]["value"] - before["ra"]["value"]) - max(0.0, ca_bd - ca) + 1) / 2
-    learnt = asr_bd >= MIN_ASR and natural <= MAX_WITHOUT * asr_bd  # a trigger that fools anybody is no backdoor
-    success = learnt and reference - ca_bd <= MAX_CLEAN_LOSS
-    metrics = {
-        **metrics,
-        "ca_clean_model": {"value": reference},
-        "asr_clean_model": without["asr"],
-        "ca_undefended": before["ca"],
-        "asr_undefended": before["asr"],
-        "ra_undefended": before["ra"],
-        "fidelity": {"value": fidelity(asr_bd, asr, ca_bd, ca)},
-        "der": {"value": der(asr_bd, asr, ca_bd, ca)},
-        "rir": {"value": rir},
-        "attack_success": {"value": float(success)},
-    }
-    return Result(
-        cell=cell,
-        metrics=metrics,
-        counts={"poisoned": len(poisoned.index), "train": len(poisoned.data)},
-        weights=fingerprint(defended),
-    )
+def refuse_other_detectors(board: BoardSpec, inventory: Inventory, of_models: type[Detector], wanted: bool) -> None:
+    """Refuse detectors of models on a board of inputs, and the other way round."""
+    for detector in board.named(inventory, "detectors"):
+        judges_models = isinstance(detector.entry, of_models)
+        if judges_models != wanted:
+            level = "models" if judges_models else "inputs"
+            raise inventory.document.error(
+                detector.where, f"detector {detector.name!r} judges {level}; it is not for {board.track}"
+            )
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
@@ -124,9 +112,9 @@ def _finite(scores: Tensor, detector: object, expected: int) -> Tensor:
 
 def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
     """One row of the input_detection track: a detector of triggered inputs or of poisoned training images."""
-    data, backdoor = ws.evaluated(cell.data), ws.backdoor(cell)
+    data, backdoor = ws.evaluated(cell.data), ws.entry(BackdoorAttack, cell.backdoor)
     base, poisoned = ws.backdoored(cell)
-    detector = ws.entry("detector", cell.detector or {})
+    detector = ws.entry(Detector, cell.detector)
     granted = ws.granted("detector", cell, poisoned)
     draws = Draws(derive_seed(cell.seed, "detector"), torch.zeros(1, dtype=torch.long))
     weights = fingerprint(base)
@@ -162,6 +150,8 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
         raise ContractError(f"{detector!r} judges models, not inputs")
     if fingerprint(base) != weights:
         raise ContractError(f"{detector!r} changed the model it was given")
+    found, without = (backdoor_metrics(ws, m, backdoor, data, cell.seed) for m in (base, ws.model(cell)))
+    metrics["attack_success"] = {"value": float(succeeded(found, without))}
     return Result(cell=cell, metrics=metrics, counts={"poisoned": len(poisoned.index)}, weights=weights)
 
 
@@ -180,13 +170,12 @@ def _dataset_level(
 
 def measure_model_detection(cell: Cell, ws: Workspace) -> Result:
     """One row of the model_detection track: a verdict on one member of the population."""
-    detector = ws.entry("detector", cell.detector or {})
-    assert isinstance(detector, ModelDetector)
+    detector = ws.entry(ModelDetector, cell.detector)
     if cell.backdoor is None:
         model, target = ws.model(cell), None
         extra: dict[str, dict[str, float]] = {}
     else:
-        backdoor = ws.backdoor(cell)
+        backdoor = ws.entry(BackdoorAttack, cell.backdoor)
         model, _ = ws.backdoored(cell)
         found = backdoor_metrics(ws, model, backdoor, ws.evaluated(cell.data), cell.seed)
         extra = {"asr": found["asr"], "ca": found["ca"]}

@@ -19,7 +19,9 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import __version__
-from siegebench.errors import ConfigError, MissingExtra, SiegeError, did_you_mean
+from siegebench.cli import listing
+from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
+from siegebench.errors import ConfigError, MissingExtra, SiegeError
 
 app = typer.Typer(
     name="siegebench",
@@ -29,9 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
-StorePath = Annotated[Path, typer.Option("--store", help="Folder of rows and trained artifacts.")]
-DEFAULT_STORE = Path("results")
+app.command("list")(listing.list_)
+app.command()(listing.show)
 INTERRUPTED = 130
 
 
@@ -40,19 +41,6 @@ class How(StrEnum):
 
     serial = "serial"
     local = "local"
-
-
-class Kinds(StrEnum):
-    """What can be listed."""
-
-    attacks = "attacks"
-    defenses = "defenses"
-    backdoors = "backdoors"
-    detectors = "detectors"
-    measures = "measures"
-    models = "models"
-    datasets = "datasets"
-    suites = "suites"
 
 
 def _say(text: str) -> None:
@@ -199,92 +187,6 @@ def _print_cells(cells: list[Any], store: Path, as_json: bool) -> None:
     for row in rows:
         print(f"{row['key'][:16]}  {'stored' if row['stored'] else 'to do ':6}  {row['title']}")
     print(f"{len(rows)} cells, {sum(not r['stored'] for r in rows)} to compute")
-
-
-@app.command("list")
-def list_(kind: Annotated[Kinds, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
-    """List the registered entries of a kind."""
-    if kind is Kinds.suites:
-        import yaml
-
-        from siegebench.config import bundled_suites
-
-        rows = [
-            {"name": p.stem, "summary": str((yaml.safe_load(p.read_text(encoding="utf-8")) or {}).get("summary", ""))}
-            for p in bundled_suites()
-        ]
-    else:
-        rows = [_entry(kind.value[:-1], name) for name in _names(kind.value[:-1])]
-    if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-        return
-    width = max((len(r["name"]) for r in rows), default=0)
-    for row in rows:
-        print(f"{row['name']:{width}}  {row['summary']}")
-
-
-def _names(kind: str) -> list[str]:
-    from siegebench import registry
-
-    return registry.names(kind)
-
-
-def _entry(kind: str, name: str) -> dict[str, Any]:
-    from siegebench import registry
-
-    found, _ = registry.find(kind, name)
-    card = found.card
-    return {
-        "name": found.name,
-        "kind": kind,
-        "summary": card.summary,
-        "paper": card.paper,
-        "version": card.version,
-        "parameters": registry.parameters(kind, name),
-        "declares": registry.declared(kind, name),
-        "presets": card.presets,
-        "sees": list(card.sees),
-        "control": card.control,
-        "family": card.family,
-    }
-
-
-@app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="An entry's name, or (the beginning of) a row's key.")],
-    store: StorePath = DEFAULT_STORE,
-    as_json: Json = False,
-) -> None:
-    """Show an entry's card and parameters, or a stored row."""
-    from siegebench import registry
-
-    entries = [_entry(kind, n) for kind, n in registry.cards() if n == name]
-    rows: list[dict[str, Any]] = []
-    if not entries:
-        from siegebench.store import Store
-
-        if len(name) >= 6 and all(c in "0123456789abcdef" for c in name):
-            rows = [r.as_dict() for r in Store(store).rows() if r.cell.key.startswith(name)]
-        if not rows:
-            known = [n for _, n in registry.cards()]
-            raise ConfigError(
-                f"{name!r} is neither an entry nor the key of a row in {store}. {did_you_mean(name, known)}"
-            )
-    found = entries or rows
-    if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-        return
-    for item in found:
-        if "kind" in item:
-            print(f"{item['kind']} {item['name']} (version {item['version']}): {item['summary']}")
-            if item["paper"]:
-                print(f"  {item['paper']}")
-            for key, value in item["parameters"].items():
-                print(f"  {key}: {value['type']} = {value['default']}")
-            for key, preset in item["presets"].items():
-                print(f"  {item['name']}.{key}: {preset}")
-        else:
-            print(json.dumps(item, indent=1, ensure_ascii=False))
 
 
 @app.command()

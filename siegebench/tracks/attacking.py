@@ -1,4 +1,7 @@
-"""Measure one attack on one victim: attack the images that are right, score what comes back with fresh passes."""
+"""Measure one attack, or one measure, on one victim.
+
+The images that are correctly classified are attacked; what comes back is scored with fresh passes.
+"""
 
 from __future__ import annotations
 
@@ -10,58 +13,25 @@ import torch
 from torch import Tensor
 
 from siegebench import ops
+from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Flag, Result, digest, rate
 from siegebench.cells import pack as pack_bits
 from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ContractError
+from siegebench.metrics import QUERY_MARKS
 from siegebench.oracle import Ledger, Oracle
 from siegebench.prepare import in_batches
 from siegebench.threat import TOLERANCE, ThreatModel
+from siegebench.tracks.judging import clean_outcome, fresh_passes, majority, right
 from siegebench.types import Attack, Measure, Probe
-from siegebench.workspace import Workspace, data_key, fingerprint
+from siegebench.workspace import Workspace, data_key
 
 P = TypeVar("P", bound=Probe)
 
-LOOKS = 9  # fresh passes that judge an image against a randomised model; the majority decides
-QUERY_MARKS = (100, 1000, 10_000)
 BLIND = 0.5  # share of an attack's gradients that are exactly zero, above which it is flagged
 DIAGNOSED = 128  # images that a measure looks at, at most
-
-
-@torch.no_grad()
-def looks(model: Classifier, x: Tensor, draws: Draws, purpose: str) -> Tensor:
-    """Logits of fresh passes, [k, n, classes]: k = 9 for a randomised model, 1 otherwise."""
-    if not model.randomized:
-        return model(x)[None]
-    fresh = draws.child("score", purpose)
-    return torch.stack([model(x, fresh.at(i)) for i in range(LOOKS)])
-
-
-def right(z: Tensor, y: Tensor) -> Tensor:
-    """Whether each of the passes is right, bool [k, n]. Logits that are not finite are wrong."""
-    return (z.argmax(dim=2) == y) & torch.isfinite(z).all(dim=2)
-
-
-def majority(hits: Tensor) -> Tensor:
-    """Right in more than half of the passes, bool [n]."""
-    return hits.double().mean(dim=0) > 0.5
-
-
-def clean_outcome(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet) -> Tensor:
-    """Which clean images the victim gets right, bool [N] on the CPU; computed once for each victim."""
-
-    def make() -> Tensor:
-        draws = Draws(derive_seed(cell.seed, "clean"), data.ids)
-
-        def part(at: slice) -> Tensor:
-            x, y = ws.pixels(data, at), data.labels[at].to(ws.device)
-            return majority(right(looks(victim, x, draws[at].to(ws.device), "clean"), y)).cpu()
-
-        return torch.cat(in_batches(part, len(data), ws.batch(data.images)))
-
-    return ws.remember(("clean", digest([cell.model, cell.defense]), cell.data["digest"], cell.seed), make)
 
 
 def measure_attack(cell: Cell, ws: Workspace) -> Result:
@@ -93,8 +63,7 @@ def _attack(
     threat: ThreatModel,
     clean: Tensor,
 ) -> Result:
-    attack = ws.entry("attack", cell.attack or {})
-    assert isinstance(attack, Attack)
+    attack = ws.entry(Attack, cell.attack)
     attack, spent = _learnt(attack, cell, ws, seen, threat)
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids)
 
@@ -114,7 +83,7 @@ def _attack(
         x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
         draws = streams[rows].to(ws.device)
         x_adv, ledger = found(at, x, y, draws)
-        z = looks(victim, x_adv, draws, "adversarial")
+        z = fresh_passes(victim, x_adv, draws, "adversarial")
         hits = right(z, y)
         far = threat.size(x_adv, x)
         inside = far <= threat.eps + TOLERANCE * max(1.0, threat.eps)  # attacks that minimise may end outside
@@ -123,7 +92,7 @@ def _attack(
             "held": majority(hits) | ~inside,
             "expected": torch.where(inside, hits.double().mean(dim=0), 1.0),
             "never": hits.all(dim=0) | ~inside,
-            "held_8bit": majority(right(looks(victim, rounded, draws, "8bit"), y)) | ~inside,
+            "held_8bit": majority(right(fresh_passes(victim, rounded, draws, "8bit"), y)) | ~inside,
             "finite": torch.isfinite(z).all(dim=2).all(dim=0),
             "wrong": ~majority(hits),
             "distance": far,
@@ -250,8 +219,7 @@ def _flags(threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
 def _diagnose(
     cell: Cell, ws: Workspace, victim: Classifier, data: ImageSet, places: Tensor, threat: ThreatModel
 ) -> Result:
-    measure = ws.entry("measure", cell.measure or {})
-    assert isinstance(measure, Measure)
+    measure = ws.entry(Measure, cell.measure)
     if len(places) == 0:
         return Result(cell=cell, status="not_applicable", error={"message": "no image is classified correctly"})
     rows = places[:DIAGNOSED]  # not the batch size: that must not decide a number

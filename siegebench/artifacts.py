@@ -1,0 +1,59 @@
+"""Artifacts: trained weights, a pure function of their description, made once and shared by every cell and process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from siegebench.cells import digest
+from siegebench.classifier import Classifier
+from siegebench.errors import ModelError
+from siegebench.store import Store, write_atomic
+from siegebench.weights import load_weights, save_weights, weights_hash
+
+VERSION = 1  # raised when training the same description would give other weights
+
+
+def trained(store: Store, description: dict[str, Any], model: Classifier, fit: Callable[[], Classifier]) -> Classifier:
+    """`model` with the weights that belong to a description.
+
+    Args:
+        model: of the right structure; its weights are replaced.
+        fit: returns the trained classifier; called only when the store does not hold its weights yet.
+    """
+    description = {"artifact": VERSION, **description}
+    key = digest(description)
+    path = store.artifact(key)
+    with store.lock(f"a{key}"):
+        state = _stored(path)
+        if state is None:
+            store.sweep(path)
+            made = fit().to("cpu", torch.float32)
+            text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
+            write_atomic(path.with_suffix(".json"), text.encode())
+            save_weights(path, made.state_dict())  # last: where the weights are, all is there
+            state = load_weights(path)
+    model.load_state_dict(state)
+    return model
+
+
+def fingerprint(model: Classifier) -> str:
+    """Hash of a model's weights, the same in float32 and float64."""
+    return weights_hash({k: v.float() if v.is_floating_point() else v for k, v in model.state_dict().items()})
+
+
+def _stored(path: Path) -> dict[str, Tensor] | None:
+    """The weights of an artifact, or None. A damaged file is set aside and made anew."""
+    if not path.exists():
+        return None
+    try:
+        return load_weights(path)
+    except ModelError:
+        os.replace(path, path.with_suffix(".corrupt"))
+        return None

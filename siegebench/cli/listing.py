@@ -1,0 +1,156 @@
+"""`siegebench list` and `siegebench show`: what is registered and what is stored. Loads no entry and no torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from siegebench import registry
+from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
+from siegebench.errors import ConfigError, did_you_mean
+from siegebench.kinds import KINDS
+from siegebench.threat import ACCESSES, NORMS
+
+LISTED = (*(kind.plural for kind in KINDS.values()), "suites")
+
+
+def list_(
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(LISTED)}.", autocompletion=lambda: LISTED)],
+    access: Annotated[str | None, typer.Option(help="Attacks that need this: gradient, score, label or none.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Attacks and measures that handle linf, l2, l1 or l0.")] = None,
+    track: Annotated[str | None, typer.Option(help="Attacks and defenses of a track, such as query.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the registered entries of a kind, all or those that declare what is asked for."""
+    if kind not in LISTED:
+        raise ConfigError(f"list {kind}: no such list. {did_you_mean(kind, LISTED)}")
+    wanted = {"access": access, "norm": norm, "track": track}
+    if kind == "suites":
+        refuse(kind, wanted, ())
+        rows = suites()
+    else:
+        of = next(k for k in KINDS.values() if k.plural == kind)
+        refuse(kind, wanted, FILTERS.get(of.name, ()))
+        rows = [entry(of.name, name) for name in registry.names(of.name)]
+        rows = [
+            row for row in rows if all(v is None or fits(of.name, row["declares"], k, v) for k, v in wanted.items())
+        ]
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    width = max((len(r["name"]) for r in rows), default=0)
+    for row in rows:
+        print(f"{row['name']:{width}}  {row['summary']}")
+
+
+FILTERS = {"attack": ("access", "norm", "track"), "measure": ("norm",), "defense": ("track",)}
+DEFAULT_TRACKS = ("white_box", "query", "transfer", "patch", "corruption")  # of a defense that names none
+# the tracks of an attack follow from what it needs and handles
+ATTACK_TRACKS = {
+    "white_box": lambda needs, norms: needs == "gradient",
+    "query": lambda needs, norms: needs in ("score", "label"),
+    "transfer": lambda needs, norms: needs in ("gradient", "none"),
+    "patch": lambda needs, norms: "l0" in norms,
+}
+VALUES = {"access": ACCESSES, "norm": NORMS, "track": (*ATTACK_TRACKS, "backdoor", "corruption")}
+
+
+def refuse(kind: str, wanted: dict[str, str | None], possible: tuple[str, ...]) -> None:
+    """Refuse filters that a kind does not have, and values that do not exist.
+
+    Raises:
+        ConfigError: with the nearest value.
+    """
+    for name, value in wanted.items():
+        if value is None:
+            continue
+        if name not in possible:
+            raise ConfigError(f"--{name}: {kind} do not declare it; it filters {_filtered(name)}")
+        if value not in VALUES[name]:
+            raise ConfigError(f"--{name} {value}: no such {name}. {did_you_mean(value, VALUES[name])}")
+
+
+def _filtered(name: str) -> str:
+    return ", ".join(f"{kind}s" for kind, filters in FILTERS.items() if name in filters)
+
+
+def fits(kind: str, declared: dict[str, Any], name: str, value: str) -> bool:
+    """Whether what a class declares of itself fits one filter."""
+    norms = declared.get("norms", ("linf", "l2", "l1") if kind == "measure" else ("linf",))
+    norms = norms if isinstance(norms, tuple) else NORMS  # a name such as NORMS: as the attack inside
+    needs = declared.get("needs", "gradient")
+    if name == "access":
+        return bool(needs == value)
+    if name == "norm":
+        return value in norms
+    if kind == "defense":
+        return value in declared.get("tracks", DEFAULT_TRACKS)
+    return value in ATTACK_TRACKS and bool(ATTACK_TRACKS[value](needs, norms))
+
+
+def suites() -> list[dict[str, Any]]:
+    """Names and summaries of the bundled suites."""
+    import yaml
+
+    from siegebench.bundled import bundled_suites
+
+    return [
+        {"name": p.stem, "summary": str((yaml.safe_load(p.read_text(encoding="utf-8")) or {}).get("summary", ""))}
+        for p in bundled_suites()
+    ]
+
+
+def entry(kind: str, name: str) -> dict[str, Any]:
+    """Everything that a card and the source of its class say."""
+    found, _ = registry.find(kind, name)
+    card = found.card
+    return {
+        "name": found.name,
+        "kind": kind,
+        "summary": card.summary,
+        "paper": card.paper,
+        "version": card.version,
+        "parameters": registry.parameters(kind, name),
+        "declares": registry.declared(kind, name),
+        "presets": card.presets,
+        "sees": list(card.sees),
+        "control": card.control,
+        "family": card.family,
+    }
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="An entry's name, or (the beginning of) a row's key.")],
+    store: StorePath = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Show an entry's card and parameters, or a stored row."""
+    entries = [entry(kind, n) for kind, n in registry.cards() if n == name]
+    rows: list[dict[str, Any]] = []
+    if not entries:
+        from siegebench.store import Store
+
+        if len(name) >= 6 and all(c in "0123456789abcdef" for c in name):
+            rows = [r.as_dict() for r in Store(store).rows() if r.cell.key.startswith(name)]
+        if not rows:
+            known = [n for _, n in registry.cards()]
+            raise ConfigError(
+                f"{name!r} is neither an entry nor the key of a row in {store}. {did_you_mean(name, known)}"
+            )
+    found = entries or rows
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for item in found:
+        if "kind" in item:
+            print(f"{item['kind']} {item['name']} (version {item['version']}): {item['summary']}")
+            if item["paper"]:
+                print(f"  {item['paper']}")
+            for key, value in item["parameters"].items():
+                print(f"  {key}: {value['type']} = {value['default']}")
+            for key, preset in item["presets"].items():
+                print(f"  {item['name']}.{key}: {preset}")
+        else:
+            print(json.dumps(item, indent=1, ensure_ascii=False))

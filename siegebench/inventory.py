@@ -1,0 +1,174 @@
+"""Inventory: everything that a suite names, each thing resolved, loaded or built once. What is broken is found here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
+
+from siegebench import registry
+from siegebench.cells import digest
+from siegebench.data import ImageSet, split_clean, subset
+from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
+from siegebench.kinds import kind_of
+from siegebench.types import BackdoorAttack, DataSource, Entry, ModelSource
+from siegebench.yamlmarks import Document, Loc
+
+E = TypeVar("E", bound=Entry)
+E_co = TypeVar("E_co", bound=Entry, covariant=True)
+
+
+@dataclass(frozen=True)
+class Named(Generic[E_co]):
+    """An entry that a suite names, resolved once.
+
+    Attributes:
+        spec: as the suite says it, a mapping with `name`.
+        description: with every parameter written out and the version; what goes into a key.
+        entry: built.
+        where: its position in the document.
+    """
+
+    spec: dict[str, Any]
+    description: dict[str, Any]
+    entry: E_co
+    where: Loc
+
+    @property
+    def name(self) -> str:
+        return str(self.description["name"])
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A network of a suite.
+
+    Attributes:
+        description: goes into a key; `identity` of its source included.
+        trained: whether it is trained here, so that its number depends on the training images.
+    """
+
+    description: dict[str, Any]
+    trained: bool
+
+    def seeded(self, seed: int) -> dict[str, Any]:
+        """Its description when its training has this seed."""
+        return {**self.description, "train_seed": seed}
+
+
+@dataclass(frozen=True)
+class NamedData:
+    """The evaluated slice of a data set: its images, and its description."""
+
+    images: ImageSet
+    description: dict[str, Any]
+
+
+@dataclass
+class Inventory:
+    """What a suite names.
+
+    Attributes:
+        document: gives the position of what is broken.
+        given: the description of a model handed over from Python, which takes the place of the suite's models.
+        specs: of each description, by digest: folders and files are part of a spec and not of a key.
+    """
+
+    document: Document
+    given: dict[str, Any] | None = None
+    specs: dict[str, Any] = field(default_factory=dict)
+    _known: dict[Any, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def blame(self, where: Loc) -> Iterator[None]:
+        """Put `file:line:col` in front of what goes wrong inside."""
+        try:
+            yield
+        except SiegeError as error:
+            if not getattr(error, "blamed", False):
+                position = self.document.where((*where, *getattr(error, "loc", ())))
+                error.args = (f"{position}: {' '.join(str(error).split())}",)
+                error.blamed = True  # type: ignore[attr-defined]
+            raise
+
+    def _once(self, key: Any, make: Any) -> Any:
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def resolve(self, kind: type[E], spec: Any, where: Loc) -> Named[E]:
+        """The entry of a name and its parameters.
+
+        Raises:
+            ConfigError: unknown name, parameter or value; begins with the position.
+        """
+
+        def make() -> Named[E]:
+            entry = registry.build(kind, spec)
+            description = registry.description_of(kind_of(kind).name, entry)
+            self.specs[digest(description)] = registry.normal(spec)
+            return Named(registry.normal(spec), description, entry, where)
+
+        with self.blame(where):
+            found = self._once((kind, digest(registry.normal(spec))), make)
+        return cast("Named[E]", found)
+
+    def load(self, source: Named[DataSource], split: str, count: int | None, where: Loc) -> ImageSet:
+        """Images of a data set; `count` of them, or all.
+
+        Raises:
+            DataError: when they are missing, corrupt or too few.
+        """
+
+        def make() -> ImageSet:
+            with _as(DataError, f"dataset {source.name!r} cannot be loaded"):
+                return source.entry.load(split)
+
+        with self.blame(where):
+            whole: ImageSet = self._once(("images", digest([source.spec, split])), make)
+        with self.blame((*where[:-1], "count")):
+            return subset(whole, count)
+
+    def network(self, model: Named[ModelSource], data: NamedData) -> NamedModel:
+        """A network that has been built once for this data: weights are there, whole, finite and fit.
+
+        Raises:
+            ModelError: when they are not.
+        """
+        size = int(data.images.images.shape[-1])
+
+        def make() -> NamedModel:
+            with _as(ModelError, f"model {model.name!r} cannot be built"):
+                model.entry.build(num_classes=data.images.num_classes, size=size)
+            described = {**model.description, **model.entry.identity()}
+            self.specs[digest(described)] = model.spec
+            return NamedModel(described, trained=not model.entry.pretrained())
+
+        with self.blame(model.where):
+            found = self._once(("network", digest([model.spec, data.images.num_classes, size])), make)
+        return cast("NamedModel", found)
+
+    def check_poison(self, backdoor: Named[BackdoorAttack], source: Named[DataSource], where: Loc) -> None:
+        """Refuse targets that are no classes, and rates that the training set cannot give."""
+
+        def make() -> None:
+            images = self.load(source, "train", None, where)
+            try:
+                backdoor.entry.eligible(split_clean(images)[0])
+            except SiegeError as error:
+                raise ConfigError(str(error)) from None
+
+        with self.blame(backdoor.where):
+            self._once(("poison", digest([backdoor.spec, source.spec])), make)
+
+
+@contextmanager
+def _as(kind: type[SiegeError], what: str) -> Iterator[None]:
+    """Whatever a loader raises becomes one of our errors; the original stays its cause."""
+    try:
+        yield
+    except SiegeError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error

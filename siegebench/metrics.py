@@ -1,0 +1,142 @@
+"""The vocabulary of rows: every figure that a row may hold, with its unit, its direction and its meaning.
+
+The tracks (`siegebench.tracks`) write these names and the leaderboard reads them; a Result refuses any other. Only rows
+of measures, which are diagnoses and never ranked, hold figures of their own. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["rate", "score", "count", "distance", "seconds"]  # a rate lies in [0, 1] and is counted on n things
+Better = Literal["high", "low", ""]
+
+QUERY_MARKS = (100, 1000, 10_000)  # queries at which robust accuracy is read off
+ALARM_MARKS = (1, 5)  # per cent of false alarms at which detectors are compared
+SEVERITIES = (1, 2, 3, 4, 5)  # of a corruption
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure.
+
+    Attributes:
+        name: as rows hold it. One that ends in `@` is a family: `robust_acc@1000`.
+        unit: what it counts; values of a `rate` lie in [0, 1].
+        better: which way is good, where one is.
+        title: above a column.
+        help: one sentence for readers of a table.
+        low: smallest value that it can take, when that is not 0 and the unit is no rate.
+    """
+
+    name: str
+    unit: Unit
+    better: Better
+    title: str
+    help: str
+    low: float | None = 0.0
+
+
+_ALL = (
+    # attacks on images
+    Metric("clean_acc", "rate", "high", "Clean", "Accuracy on the untouched images."),
+    Metric("robust_acc", "rate", "high", "Robust", "Images that stay correctly classified under the attack."),
+    Metric("robust_acc@", "rate", "high", "@{}", "Robust accuracy after {} queries per image."),
+    Metric("robust_acc_8bit", "rate", "high", "Robust, 8 bit", "The same after rounding the images to 8 bits."),
+    Metric("asr", "rate", "low", "ASR", "Attack success rate, of the images that could be attacked."),
+    Metric("expected_acc", "rate", "high", "Expected", "Mean accuracy over the draws of a randomised defense."),
+    Metric("any_hit_acc", "rate", "high", "Every draw", "Images that every draw of a randomised defense got right."),
+    Metric("median_distance", "distance", "high", "Median distance", "Median size of the smallest perturbation found."),
+    Metric("median_queries", "count", "high", "Queries", "Median number of queries of a successful attack."),
+    Metric("mean_queries", "count", "high", "Mean queries", "Mean number of queries of a successful attack."),
+    Metric("target_rate", "rate", "low", "Target reached", "Attacked images that became the target class."),
+    Metric("target_rate_clean", "rate", "", "Target, clean", "Clean images that are classified as the target class."),
+    Metric(
+        "target_rate_noise", "rate", "", "Target, noise", "The same images under random noise of the same size, "
+        "classified as the target class.",
+    ),
+    # backdoors
+    Metric("ca", "rate", "high", "Clean", "Clean accuracy."),
+    Metric("ra", "rate", "high", "RA", "Recovered accuracy: triggered images that get their true label."),
+    Metric("clean_rate", "rate", "", "Clean rate", "Images without the trigger that get the attacker's label."),
+    Metric("lift", "score", "low", "Lift", "Attack success rate minus the clean rate.", low=-1.0),
+    Metric("ca_clean_model", "rate", "", "Clean model", "Clean accuracy of the same network trained on clean data."),
+    Metric("asr_clean_model", "rate", "", "ASR, clean model", "Success rate of the trigger on that clean network."),
+    Metric("ca_undefended", "rate", "", "Clean before", "Clean accuracy before the defense."),
+    Metric("asr_undefended", "rate", "", "ASR before", "Attack success rate before the defense."),
+    Metric("ra_undefended", "rate", "", "RA before", "Recovered accuracy before the defense."),
+    Metric(
+        "fidelity", "score", "high", "Fidelity", "Share of the attack's success that is gone, times the share of clean "
+        "accuracy that is kept.", low=-1.0,
+    ),
+    Metric(
+        "der", "score", "high", "DER", "Defense effectiveness rate, for comparison only: it rewards a destroyed model.",
+    ),
+    Metric(
+        "rir", "score", "high", "RIR", "Robustness improvement rate: recovered accuracy won, clean accuracy lost.",
+    ),
+    Metric("attack_success", "score", "", "Attack succeeded", "1 where the attack on the undefended model succeeded."),
+    # detectors
+    Metric("auroc", "score", "high", "AUROC", "Area under the ROC curve."),
+    Metric("auroc_all", "score", "high", "AUROC all", "AUROC with every triggered input as a positive."),
+    Metric("tpr@", "rate", "high", "TPR @{}", "Share of the attacks found at {} % false alarms on held-out images."),
+    Metric("fpr@", "rate", "low", "FPR @{}", "False alarms on test images at the threshold for {} % on held-out ones."),
+    Metric("score", "score", "", "Score", "Of a model, the larger the more suspicious.", low=None),
+    Metric("flagged", "score", "", "Flagged", "1 where the detector calls the model backdoored."),
+    Metric("truth", "score", "", "Backdoored", "1 where the model is backdoored."),
+    Metric("target_hit", "score", "high", "Target named", "1 where the named target class is the right one."),
+    # corruptions
+    Metric("acc", "rate", "high", "Accuracy", "Accuracy on the corrupted images, mean over the severities."),
+    Metric("acc@", "rate", "high", "Severity {}", "Accuracy at severity {}."),
+)  # fmt: skip
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+COUNTS: dict[str, str] = {
+    "attacked": "images that the attack was run on",
+    "forwards": "forward passes in all",
+    "backwards": "backward passes in all",
+    "queries": "images sent through the victim in all",
+    "forwards_per_sample": "forward passes of an attacked image",
+    "backwards_per_sample": "backward passes of an attacked image",
+    "queries_per_sample": "queries of an attacked image",
+    "learning_forwards": "forward passes while the attack learnt",
+    "learning_backwards": "backward passes while the attack learnt",
+    "poisoned": "training images that were poisoned",
+    "train": "training images",
+}
+SAMPLES: dict[str, str] = {
+    "clean": "the clean image is correctly classified",
+    "robust": "the attacked image is correctly classified",
+    "target": "the attacked image became the target class",
+    "right@": "the image is correctly classified at this severity",
+}
+_OWN = re.compile(r"[a-z][a-z0-9_]*(@[0-9][0-9.e+-]*)?")  # a figure of a measure
+
+
+def find(name: str) -> Metric | None:
+    """The figure of a name, `robust_acc@1000` included; None where there is none."""
+    return METRICS.get(name) or _member(name, METRICS)
+
+
+def _member(name: str, known: dict[str, Metric]) -> Metric | None:
+    family, at, mark = name.partition("@")
+    found = known.get(f"{family}@") if at and mark.isascii() and mark.isdigit() and len(mark) <= 9 else None
+    return found and Metric(name, found.unit, found.better, found.title.format(_short(int(mark))),
+                            found.help.format(int(mark)), found.low)  # fmt: skip
+
+
+def _short(number: int) -> str:
+    return f"{number // 1000}k" if number >= 1000 and number % 1000 == 0 else f"{number}"
+
+
+def is_sample(name: str) -> bool:
+    """Whether a row may hold outcomes of this name, one for each image."""
+    family, at, mark = name.partition("@")
+    return name in SAMPLES if not at else f"{family}@" in SAMPLES and mark.isascii() and mark.isdigit()
+
+
+def unknown(names: list[str], *, of_measure: bool) -> str | None:
+    """The first name that is no figure of a row; any snake_case name is one in the row of a measure."""
+    return next((n for n in names if not (find(n) or (of_measure and _OWN.fullmatch(n)))), None)

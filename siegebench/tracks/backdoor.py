@@ -1,0 +1,155 @@
+"""The backdoor track: clean accuracy, attack success and recovered accuracy of each attack under each defense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from siegebench.artifacts import fingerprint
+from siegebench.cells import Cell, Result, rate
+from siegebench.classifier import Classifier
+from siegebench.data import ImageSet
+from siegebench.draws import Draws, derive_seed
+from siegebench.inventory import Inventory
+from siegebench.prepare import in_batches
+from siegebench.tracks.base import BoardSpec, Specs
+from siegebench.tracks.judging import fresh_passes
+from siegebench.types import BackdoorAttack
+from siegebench.workspace import Workspace
+
+# a run counts as a successful attack only within these; the last: of the ASR, what the trigger does to a clean model
+MIN_ASR, MAX_CLEAN_LOSS, MAX_WITHOUT = 0.5, 0.03, 0.5
+
+
+class PoisonedBoard(BoardSpec):
+    """What the tracks that poison training sets have in common."""
+
+    backdoors: Specs
+
+    def check_poisons(self, inventory: Inventory) -> None:
+        """Refuse backdoors that the training set cannot carry, before anything is trained."""
+        source = self.source(inventory)
+        for backdoor in self.named(inventory, "backdoors"):
+            inventory.check_poison(backdoor, source, self.where("data", "set"))
+
+
+class BackdoorBoard(PoisonedBoard):
+    """Clean accuracy, attack success and recovered accuracy of each backdoor attack under each defense."""
+
+    track: Literal["backdoor"]
+    defenses: Specs = Field(default=["none"])
+    slots: ClassVar[dict[str, str]] = {"models": "model", "backdoors": "backdoor", "defenses": "defense"}
+    late: ClassVar[int] = 2
+
+    def cells(self, inventory: Inventory) -> Iterator[Cell]:
+        data = self.images(inventory)
+        self.check_poisons(inventory)
+        for model in self.networks(inventory, data):
+            for seed in self.seeds or ():
+                for backdoor in self.named(inventory, "backdoors"):
+                    for defense in self.named(inventory, "defenses"):
+                        yield Cell(
+                            track=self.track, data=self.used(inventory, data), model=model.seeded(seed),
+                            backdoor=backdoor.description, defense=defense.description, seed=seed,
+                        )  # fmt: skip
+
+    @staticmethod
+    def measure(cell: Cell, ws: Workspace) -> Result:
+        return measure_backdoor(cell, ws)
+
+
+Figures = dict[str, dict[str, float]]  # metrics of a row
+
+
+def answers(ws: Workspace, model: Classifier, x: Tensor, seed: int, purpose: str) -> Tensor:
+    """Predicted labels [n] on the CPU; the most frequent of nine for a randomised model."""
+    draws = Draws(derive_seed(seed, "answers"), torch.arange(len(x)))
+
+    def part(at: slice) -> Tensor:
+        z = fresh_passes(model, x[at].to(ws.device, ws.dtype), draws[at].to(ws.device), purpose)
+        return z.argmax(dim=2).mode(dim=0).values.cpu()
+
+    return torch.cat(in_batches(part, len(x), ws.batch(x)))
+
+
+def triggered(backdoor: BackdoorAttack, data: ImageSet, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(stamped images rounded to 8 bits, true labels, wanted labels) where the attacker wants another label."""
+    wanted = backdoor.wanted(data.labels, data.num_classes)
+    places = ((wanted >= 0) & (wanted != data.labels)).nonzero().squeeze(1)
+    draws = Draws(derive_seed(seed, "trigger"), data.ids[places])
+    x = backdoor.stamp(data.pixels(places), draws)
+    return (x * 255).round() / 255, data.labels[places], wanted[places]
+
+
+def backdoor_metrics(
+    ws: Workspace, model: Classifier, backdoor: BackdoorAttack, data: ImageSet, seed: int
+) -> dict[str, dict[str, float]]:
+    """CA over all images; ASR, RA and the clean rate of wanted labels over those the attacker wants changed."""
+    x, y, wanted = triggered(backdoor, data, seed)
+    clean = answers(ws, model, data.pixels(), seed, "clean")
+    stamped = answers(ws, model, x, seed, "stamped")
+    eta = backdoor.wanted(data.labels, data.num_classes)
+    attacked = (eta >= 0) & (eta != data.labels)
+    without = clean[attacked]
+    n = len(y)
+    return {
+        "ca": rate(int((clean == data.labels).sum()), len(data)),
+        "asr": rate(int((stamped == wanted).sum()), n),
+        "ra": rate(int((stamped == y).sum()), n),
+        "clean_rate": rate(int((without == wanted).sum()), n),
+        "lift": {"value": float((stamped == wanted).double().mean() - (without == wanted).double().mean())},
+    }
+
+
+def fidelity(asr_bd: float, asr: float, ca_bd: float, ca: float) -> float:
+    """Signed fidelity: share of the attack that is gone, times share of the clean accuracy that is left; in [-1, 1]."""
+    gone = min(1.0, max(-1.0, (asr_bd - asr) / asr_bd)) if asr_bd > 0 else 0.0
+    return gone * min(1.0, max(0.0, ca / ca_bd)) if ca_bd > 0 else 0.0
+
+
+def der(asr_bd: float, asr: float, ca_bd: float, ca: float) -> float:
+    """Defense effectiveness rating, printed for comparison only: a model at chance scores above 0.5."""
+    return (max(0.0, asr_bd - asr) - max(0.0, ca_bd - ca) + 1) / 2
+
+
+def succeeded(undefended: Figures, clean_model: Figures) -> bool:
+    """Whether a run of an attack was one: it works, costs little clean accuracy, and its trigger needs the backdoor."""
+    asr, natural = undefended["asr"]["value"], clean_model["asr"]["value"]
+    learnt = asr >= MIN_ASR and natural <= MAX_WITHOUT * asr
+    return learnt and clean_model["ca"]["value"] - undefended["ca"]["value"] <= MAX_CLEAN_LOSS
+
+
+def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
+    """One row of the backdoor track: a defense against a backdoor attack."""
+    data, backdoor = ws.evaluated(cell.data), ws.entry(BackdoorAttack, cell.backdoor)
+    base, poisoned = ws.backdoored(cell)
+    clean_model = ws.model(cell)  # same recipe and seed, clean data: what the attack cost in clean accuracy
+    defended = ws.defended(cell, base, poisoned)
+    before = backdoor_metrics(ws, base, backdoor, data, cell.seed)
+    metrics = before if defended is base else backdoor_metrics(ws, defended, backdoor, data, cell.seed)
+    without = backdoor_metrics(ws, clean_model, backdoor, data, cell.seed)
+    asr_bd, ca_bd = before["asr"]["value"], before["ca"]["value"]
+    asr, ca = metrics["asr"]["value"], metrics["ca"]["value"]
+    rir = (max(0.0, metrics["ra"]["value"] - before["ra"]["value"]) - max(0.0, ca_bd - ca) + 1) / 2
+    metrics = {
+        **metrics,
+        "ca_clean_model": {"value": without["ca"]["value"]},
+        "asr_clean_model": without["asr"],
+        "ca_undefended": before["ca"],
+        "asr_undefended": before["asr"],
+        "ra_undefended": before["ra"],
+        "fidelity": {"value": fidelity(asr_bd, asr, ca_bd, ca)},
+        "der": {"value": der(asr_bd, asr, ca_bd, ca)},
+        "rir": {"value": rir},
+        "attack_success": {"value": float(succeeded(before, without))},
+    }
+    return Result(
+        cell=cell,
+        metrics=metrics,
+        counts={"poisoned": len(poisoned.index), "train": len(poisoned.data)},
+        weights=fingerprint(defended),
+    )

@@ -1,0 +1,188 @@
+"""BoardSpec: what a suite says of one board. Each track derives from it and adds its cells and its measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+
+from siegebench import registry
+from siegebench.inventory import Inventory, Named, NamedData, NamedModel
+from siegebench.kinds import KINDS
+from siegebench.threat import Access, Norm, ThreatModel, parse_number
+from siegebench.types import DataSource, Defense, ModelSource
+from siegebench.yamlmarks import Loc
+
+if TYPE_CHECKING:
+    from siegebench.cells import Cell, Result
+    from siegebench.workspace import Workspace
+
+Spec = str | dict[str, Any]
+Specs = Annotated[list[Spec], Field(min_length=1)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
+Budget = Annotated[int, Field(ge=1, strict=True)]
+INHERITED = ("data", "models", "seeds")  # a suite may say them once for all its boards
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys, and never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(Strict):
+    """Which images: a dataset, a split, and how many (class-stratified, fixed by their ids; all when left out)."""
+
+    set: Spec
+    split: Literal["test", "train"] = "test"
+    count: Budget | None = None
+
+
+def _text_and_number(value: Any) -> Any:
+    parse_number(value)
+    return value if isinstance(value, str) else float(value)
+
+
+class ThreatSpec(Strict):
+    """An Lp ball; eps is a number or a fraction such as 8/255."""
+
+    norm: Norm
+    eps: Annotated[str | float, BeforeValidator(_text_and_number)]
+
+    def model(self, access: Access, queries: int | None) -> ThreatModel:
+        return ThreatModel.parse({"norm": self.norm, "eps": self.eps, "access": access, "queries": queries})
+
+
+class BoardSpec(Strict):
+    """One board of a suite.
+
+    Class attributes:
+        slots: which lists hold which kind of entry.
+        late: boards with a larger number are computed later.
+        takes_model: a model handed over from Python may stand on it.
+    """
+
+    track: str
+    data: DataSpec | None = None
+    models: Specs | None = None
+    seeds: Seeds | None = None
+    slots: ClassVar[dict[str, str]] = {"models": "model"}
+    late: ClassVar[int] = 0
+    takes_model: ClassVar[bool] = False
+    _where: Loc = PrivateAttr(())  # in the document
+    _from_suite: frozenset[str] = PrivateAttr(frozenset())
+
+    def filled(self, suite: Any, where: Loc) -> Self:
+        """The board with what it leaves to its suite.
+
+        Args:
+            suite: has `data`, `models` and `seeds`.
+            where: the board stands in the document.
+        """
+        missing = {name: getattr(suite, name) for name in INHERITED if getattr(self, name) is None}
+        board = self.model_copy(update=missing)
+        board._where, board._from_suite = where, frozenset(missing)
+        return board
+
+    def where(self, slot: str, *rest: Any) -> Loc:
+        """Where the document says it: on the board, or at the top for what the board leaves to the suite."""
+        return (*(() if slot in self._from_suite else self._where), slot, *rest)
+
+    def named(self, inventory: Inventory, slot: str) -> list[Named[Any]]:
+        """The entries of a list."""
+        kind = KINDS[self.slots[slot]].base_class()
+        specs = getattr(self, slot) or ()
+        return [inventory.resolve(kind, spec, self.where(slot, i)) for i, spec in enumerate(specs)]
+
+    def check(self, inventory: Inventory) -> None:
+        """Refuse what cannot be planned: names, parameters, and what does not go together.
+
+        Raises:
+            ConfigError: begins with the position.
+        """
+        for name in ("data", "models"):
+            if getattr(self, name) is None:
+                raise inventory.document.error(
+                    self._where, f"this {self.track} board has no {name}, and neither has the suite"
+                )
+        self.source(inventory)
+        for slot in self.slots:
+            self.named(inventory, slot)
+            specs = getattr(self, slot) or ()
+            refuse_repeats(inventory, specs, self.where(slot), map(registry.normal, specs))
+        refuse_repeats(inventory, self.seeds or (), self.where("seeds"))
+        for defense in self.named(inventory, "defenses") if "defenses" in self.slots else ():
+            entry: Defense = defense.entry
+            if not entry.ranked_in(self.track):
+                raise inventory.document.error(
+                    defense.where,
+                    f"defense {defense.name!r} is for {', '.join(entry.tracks)}, not for the {self.track} track",
+                )
+
+    def cells(self, inventory: Inventory) -> Iterator[Cell]:
+        """Every number of the board."""
+        raise NotImplementedError
+
+    @staticmethod
+    def measure(cell: Cell, ws: Workspace) -> Result:
+        """The row of a cell of this track."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------------------------- what the cells of tracks share
+
+    def source(self, inventory: Inventory) -> Named[DataSource]:
+        """The data set."""
+        assert self.data is not None
+        return inventory.resolve(DataSource, self.data.set, self.where("data", "set"))
+
+    def images(self, inventory: Inventory) -> NamedData:
+        """The evaluated slice."""
+        assert self.data is not None
+        source, spec = self.source(inventory), self.data
+        images = inventory.load(source, spec.split, spec.count, self.where("data", "set"))
+        description = {
+            "name": source.name,
+            "source": source.description,
+            "split": spec.split,
+            "count": len(images),
+            "digest": images.digest,
+            "classes": images.num_classes,
+        }
+        return NamedData(images, description)
+
+    def used(self, inventory: Inventory, data: NamedData, trains: bool = True) -> dict[str, Any]:
+        """The data that a number depends on: the training images too where something is trained on them."""
+        if not trains:
+            return data.description
+        train = inventory.load(self.source(inventory), "train", None, self.where("data", "set"))
+        return {**data.description, "train_digest": train.digest}
+
+    def networks(self, inventory: Inventory, data: NamedData, slot: str = "models") -> list[NamedModel]:
+        """The networks of a list; the one that was handed over from Python where there is one."""
+        if inventory.given is not None and slot == "models":
+            return [NamedModel(inventory.given, trained=False)]
+        models: list[Named[ModelSource]] = self.named(inventory, slot)
+        return [inventory.network(model, data) for model in models]
+
+
+def refuse_repeats(inventory: Inventory, items: Sequence[Any], where: Loc, values: Iterable[Any] | None = None) -> None:
+    """Refuse a list that says the same thing twice.
+
+    Args:
+        values: what is compared, when it is not the items themselves.
+
+    Raises:
+        ConfigError: begins with the position.
+    """
+    seen: list[Any] = []
+    for i, (item, value) in enumerate(zip(items, items if values is None else values, strict=True)):
+        if value in seen:
+            raise inventory.document.error((*where, i), f"{shortened(item)} stands twice")
+        seen.append(value)
+
+
+def shortened(value: Any) -> str:
+    """For a message: at most 80 letters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

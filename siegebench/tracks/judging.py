@@ -1,0 +1,59 @@
+"""How answers are judged: fresh passes, majorities of randomised models, 8-bit rounding, clean predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from siegebench.cells import Cell, digest
+from siegebench.classifier import Classifier
+from siegebench.data import ImageSet
+from siegebench.draws import Draws, derive_seed
+from siegebench.prepare import in_batches
+from siegebench.workspace import Workspace
+
+PASSES = 9  # fresh passes that judge an image against a randomised model; the majority decides
+
+
+@torch.no_grad()
+def fresh_passes(model: Classifier, x: Tensor, draws: Draws, purpose: str) -> Tensor:
+    """Logits of fresh passes, [k, n, classes]: k = 9 for a randomised model, 1 otherwise."""
+    if not model.randomized:
+        return model(x)[None]
+    fresh = draws.child("score", purpose)
+    return torch.stack([model(x, fresh.at(i)) for i in range(PASSES)])
+
+
+def right(z: Tensor, y: Tensor) -> Tensor:
+    """Whether each of the passes is right, bool [k, n]. Logits that are not finite are wrong."""
+    return (z.argmax(dim=2) == y) & torch.isfinite(z).all(dim=2)
+
+
+def majority(hits: Tensor) -> Tensor:
+    """Right in more than half of the passes, bool [n]."""
+    return hits.double().mean(dim=0) > 0.5
+
+
+def correct(ws: Workspace, model: Classifier, x: Tensor, y: Tensor, draws: Draws, purpose: str) -> Tensor:
+    """Which images the model gets right, bool [n] on the CPU; in batches that the device can take."""
+
+    def part(at: slice) -> Tensor:
+        seen, own = x[at].to(ws.device, ws.dtype), y[at].to(ws.device)
+        return majority(right(fresh_passes(model, seen, draws[at].to(ws.device), purpose), own)).cpu()
+
+    return torch.cat(in_batches(part, len(x), ws.batch(x))) if len(x) else torch.zeros(0, dtype=torch.bool)
+
+
+def clean_outcome(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet) -> Tensor:
+    """Which clean images the victim gets right, bool [N] on the CPU; computed once for each victim."""
+
+    def make() -> Tensor:
+        draws = Draws(derive_seed(cell.seed, "clean"), data.ids)
+
+        def part(at: slice) -> Tensor:
+            x, y = ws.pixels(data, at), data.labels[at].to(ws.device)
+            return majority(right(fresh_passes(victim, x, draws[at].to(ws.device), "clean"), y)).cpu()
+
+        return torch.cat(in_batches(part, len(data), ws.batch(data.images)))
+
+    return ws.remember(("clean", digest([cell.model, cell.defense]), cell.data["digest"], cell.seed), make)
