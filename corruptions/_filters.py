@@ -17,9 +17,9 @@ def beyond(index: Tensor, n: int, border: Border) -> Tensor:
     """The pixel in 0..n-1 that stands for each index, however far outside it lies."""
     if border == "nearest" or n == 1:
         return index.clamp(0, n - 1)
-    period = 2 * n if border == "reflect" else 2 * n - 2
-    index = index % period
-    return torch.minimum(index, period - index - (border == "reflect"))
+    last = 2 * n - 1 if border == "reflect" else 2 * n - 2  # what the first pixel's mirror image is called
+    index = index % (2 * n if border == "reflect" else last)
+    return torch.minimum(index, last - index)
 
 
 @lru_cache(maxsize=64)

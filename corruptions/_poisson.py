@@ -11,26 +11,31 @@ from torch import Tensor
 from siegebench.draws import Draws
 
 LEVELS = 255  # of the table: 8-bit pixels lie on it
+NEAR = 1e-4  # of a level; float32 pixels of 8 bits are nearer to theirs
 
 
 def poisson(x: Tensor, c: int, draws: Draws) -> Tensor:
     """k ~ Poisson(c x) for each value of x in [0, 1]: float64 of the same shape.
 
-    Sums of Poisson counts are Poisson, so k = k1 + k2 with means c i/255, i = floor(255 x), and the rest, at most c/255.
-    k1 is read from a table of distribution functions, k2 (0 for nearly all values of 8-bit images) found by counting up.
+    Sums of Poisson counts are Poisson, so k = k1 + k2 with means c i/255, i = floor(255 x), and the rest, below c/255.
+    k1 is read from a table of distribution functions, k2 found by counting up. k2 is 0 for 8-bit images: what is nearer
+    to a level than NEAR is taken for it.
     """
-    i = (x.double() * LEVELS).floor().clamp(0, LEVELS)
-    rest = (x.double() * c - i * c / LEVELS).clamp(min=0)
+    level = x.double() * LEVELS
+    i = (level + NEAR).floor_()
+    rest = level - i
+    rest = torch.where(rest < NEAR, 0, rest * (c / LEVELS))
     table = _table(c).to(x.device)
     row = table.shape[1]
     # row i of the table holds i + P(k1 <= 0), i + P(k1 <= 1), ...: one sorted list, searched at i + u
-    k = torch.searchsorted(table.view(-1), i + _uniform(x, draws, "photons"), right=True) - i.long() * row
-    return k.clamp(max=row - 1).double() + _counted(rest, _uniform(x, draws, "photons between levels"))
+    k = torch.searchsorted(table.view(-1), _uniform(x, draws, "photons").add_(i), right=True) - i.long() * row
+    k = k.clamp_(max=row - 1).double()
+    return k + _counted(rest, _uniform(x, draws, "photons between levels")) if bool(rest.any()) else k
 
 
 def _uniform(x: Tensor, draws: Draws, purpose: str) -> Tensor:
     """U[0, 1) with 43 random bits, as many as are left when a row's number is added; float64, one for each value."""
-    return ((draws.bits(tuple(x.shape[1:]), purpose=purpose) >> 21) & ((1 << 43) - 1)).double() * 2.0**-43
+    return ((draws.bits(tuple(x.shape[1:]), purpose=purpose) >> 21) & ((1 << 43) - 1)).double().mul_(2.0**-43)
 
 
 @lru_cache(maxsize=16)

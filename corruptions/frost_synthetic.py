@@ -39,7 +39,7 @@ class FrostSynthetic(Corruption):
 
     group: ClassVar[str] = "weather"
 
-    feathers: Count = 24
+    feathers: Count = 16
 
     def run(self, x: Tensor, severity: int, draws: Draws) -> Tensor:
         (a, b), _ = constants(x, severity, LARGE, SMALL)
