@@ -32,7 +32,7 @@ def sampled(x: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor:
 def affine_through(moved: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Where each pixel comes from when three corners of a square in the centre move: rows and columns [n, H, W].
 
-    The corners (x, y) are (c + q, d + q), (c + q, d - q), (c - q, d - q) with c = W // 2, d = H // 2, q = min(H, W) // 3.
+    The corners (x, y) are (c + q, d + q), (c + q, d - q), (c - q, d - q); c = W // 2, d = H // 2, q = min(H, W) // 3.
 
     Args:
         moved: [n, 3, 2] by how much, as (x, y), in pixels; float64.

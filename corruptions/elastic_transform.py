@@ -30,9 +30,9 @@ class ElasticTransform(Corruption):
     """A random affine map, then a displacement of each pixel by a smooth random field; bilinear, borders mirrored.
 
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019,
-    after Simard, Steinkraus, Platt, "Best practices for convolutional neural networks", ICDAR 2003. The affine map moves
-    three corners of a square around the centre, of side 2/3, by U(-j, j) pixels each way. Fields: alpha G_sigma * U(-1,
-    1), the Gaussian cut at 3 sigma. Constants: (alpha, sigma, j), in pixels; scaled above 64 pixels.
+    after Simard, Steinkraus, Platt, "Best practices for convolutional neural networks", ICDAR 2003. The affine map
+    moves three corners of a square around the centre, of side 2/3, by U(-j, j) pixels each way. Fields: alpha G_sigma *
+    U(-1, 1), the Gaussian cut at 3 sigma. Constants: (alpha, sigma, j), in pixels; scaled above 64 pixels.
 
     Random: the corners and the fields. Cost: two resamplings, and two matrix products for each field.
 

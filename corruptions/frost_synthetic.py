@@ -25,8 +25,8 @@ class FrostSynthetic(Corruption):
     """A stand-in for `frost` without photographs: x' = clip(a x + b f), f drawn frost, (a, b) as in `frost`.
 
     f is a ground of grey U(0.35, 0.7) with a plasma fractal (see `_plasma`) and feathers of ice on it: each a stem of
-    length U(0.2, 0.6) times the smaller side, at a random place and angle, with barbs at 60 degrees that shorten towards
-    the tip; bluish. Its mean and spread are near those of the photographs, its shapes are ours.
+    length U(0.2, 0.6) times the smaller side, at a random place and angle, with barbs at 60 degrees that shorten
+    towards the tip; bluish. Its mean and spread are near those of the photographs, its shapes are ours.
 
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
     Random: all of f. Cost: about 15 passes over one channel for each feather.

@@ -33,6 +33,7 @@ class ZoomBlur(Corruption):
             ((7, 0.01), (12, 0.01), (16, 0.01), (21, 0.01), (26, 0.01)),
         )  # fmt: skip
         out = 2 * x
+        step = (1 + s) - 1  # as numpy's arange counts: where sizes are halved exactly, the last bit decides
         for k in range(1, K):
-            out += zoomed(x, 1 + k * s)
+            out += zoomed(x, 1 + k * step)
         return (out / (K + 1)).clamp(0, 1)
