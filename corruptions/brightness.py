@@ -25,7 +25,7 @@ class Brightness(Corruption):
     Differs from the paper: the result is not rounded to 8 bits.
     """
 
-    group: ClassVar[str] = "digital"
+    group: ClassVar[str] = "weather"
 
     def run(self, x: Tensor, severity: int, draws: Draws) -> Tensor:
         c, _ = constants(x, severity, (0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3))

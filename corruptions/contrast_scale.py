@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from siegebench.corruption import Corruption
@@ -32,6 +33,8 @@ class ContrastScale(Corruption):
     direction: Literal["either", "lower", "higher"] = "either"
 
     def run(self, x: Tensor, severity: int, draws: Draws) -> Tensor:
-        sign = over(draws.sign(purpose="direction").to(x.dtype), x)
-        c = 1 + 0.16 * severity * {"either": sign, "higher": 1.0, "lower": -1.0}[self.direction]
+        sign = draws.sign(purpose="direction").to(x.dtype)
+        if self.direction != "either":
+            sign = torch.full_like(sign, 1 if self.direction == "higher" else -1)
+        c = 1 + 0.16 * severity * over(sign, x)
         return (c * (x - 0.5) + 0.5).clamp(0, 1)

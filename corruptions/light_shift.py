@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from siegebench.corruption import Corruption
@@ -31,6 +32,7 @@ class LightShift(Corruption):
     direction: Literal["either", "brighter", "darker"] = "either"
 
     def run(self, x: Tensor, severity: int, draws: Draws) -> Tensor:
-        sign = over(draws.sign(purpose="direction").to(x.dtype), x)
-        b = severity / 10 * {"either": sign, "brighter": 1.0, "darker": -1.0}[self.direction]
-        return (x + b).clamp(0, 1)
+        sign = draws.sign(purpose="direction").to(x.dtype)
+        if self.direction != "either":
+            sign = torch.full_like(sign, 1 if self.direction == "brighter" else -1)
+        return (x + severity / 10 * over(sign, x)).clamp(0, 1)

@@ -68,7 +68,7 @@ def test_all_fifteen_are_there_with_their_groups() -> None:
         groups.setdefault(type(made(name)).group, set()).add(name)  # type: ignore[attr-defined]
     assert set(groups) == {"noise", "blur", "weather", "digital", "light"}
     assert groups["noise"] == {"gaussian_noise", "shot_noise", "impulse_noise"}
-    assert groups["weather"] == {"snow", "frost", "frost_synthetic", "fog"}
+    assert groups["weather"] == {"snow", "frost", "frost_synthetic", "fog", "brightness"}
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
