@@ -22,8 +22,8 @@ class DefocusBlur(Corruption):
     Constants: (r, s). Above 64 pixels r is scaled; s, which smooths the edge of the disk on the pixel grid, is not.
     Nothing is random. Cost: a convolution with (2r + 3)^2 weights.
 
-    Differs from the paper: every kernel has sum 1. At 224 pixels the published code mirrors the kernels for r = 8 and 10
-    where they touch the edge of their square, which makes the image 1.3 % and 1.1 % brighter.
+    Differs from the paper: every kernel has sum 1. At 224 pixels the published code mirrors the kernels for r = 8 and
+    10 where they touch the edge of their square, which makes the image 1.3 % and 1.1 % brighter.
     """
 
     group: ClassVar[str] = "blur"

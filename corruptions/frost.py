@@ -32,7 +32,7 @@ class Frost(Corruption):
 
     Random: photograph and crop, for each image. Cost: one look-up for each pixel.
 
-    Differs from the paper: the result is not rounded to 8 bits.
+    Differs from the paper: values are not cut to 8 bits, which darkens by half a grey level on average.
 
     Attributes:
         folder: holds frost1.png, frost2.png, frost3.png, frost4.jpg and frost5.jpg; `frost` in the folder named by

@@ -13,7 +13,7 @@ def planted(n: int, height: int, width: int, dtype: torch.dtype = torch.float32,
     g = torch.Generator().manual_seed(seed)
     f = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.rfftfreq(width) ** 2).sqrt().clamp(min=1 / 64)
     x = torch.fft.irfft2(torch.fft.rfft2(torch.randn(n, 3, height, width, generator=g)) / f, s=(height, width))
-    x = 0.5 + 0.2 * x / x.flatten(1).std(dim=1, correction=0).view(-1, 1, 1, 1)
+    x = 0.5 + 0.2 * x / x.square().flatten(1).mean(dim=1).sqrt().view(-1, 1, 1, 1)
     h, w = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
     centre = torch.rand(n, 2, 1, 1, generator=g) - 0.5
     inside = (h - centre[:, :1]) ** 2 + (w - centre[:, 1:]) ** 2 < 0.2

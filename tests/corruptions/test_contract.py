@@ -33,7 +33,7 @@ NOT_RISING = {
     "elastic_transform": "large parts move at the lower severities, small ones at the higher",
     "frost": "the image itself gets less weight, the frost hardly more",
     "frost_synthetic": "mixed as frost",
-    "glass_blur": "32 pixels: from the third to the fourth severity sigma falls",
+    "glass_blur": "32 pixels: the first three differ in the blur, which smooths what was scattered",
     "motion_blur": "32 pixels: the third and fourth severity differ in weights of exp(-18) only",
     "snow": "a higher threshold from the second to the third severity",
 }
@@ -77,7 +77,7 @@ def test_keeps_the_contract_and_a_sample_alone_is_as_in_a_batch(
     name: str, size: tuple[int, int], photographs: Path
 ) -> None:
     entry, x = made(name, photographs), planted(3, *size)
-    for severity in (2, 5):
+    for severity in (2, 5) if size[0] < 100 else (5,):
         out = entry(x, severity, draws(3))  # checks shape, type, range and that x is as it was
         assert torch.equal(out, entry(x, severity, draws(3)))
         assert not torch.equal(out, x)
