@@ -17,7 +17,7 @@ def beyond(index: Tensor, n: int, border: Border) -> Tensor:
     """The pixel in 0..n-1 that stands for each index, however far outside it lies."""
     if border == "nearest" or n == 1:
         return index.clamp(0, n - 1)
-    last = 2 * n - 1 if border == "reflect" else 2 * n - 2  # what the first pixel's mirror image is called
+    last = 2 * n - 1 if border == "reflect" else 2 * n - 2  # i and last - i are the same pixel
     index = index % (2 * n if border == "reflect" else last)
     return torch.minimum(index, last - index)
 

@@ -12,9 +12,9 @@ def scattered(size: tuple[int, int], d: int, rounds: int, swap: bool, draws: Dra
     """Where the value of each pixel comes from: int64 [n, H W], flat indices.
 
     Each round visits the pixels (h, w), h = H-d .. d+1 and in each row w = W-d .. d+1, and copies from (or swaps with)
-    the pixel at h + dy, w + dx, with dy, dx uniform in {-d .. d-1}. Visits of pixels that are 2d rows or 2d columns
-    apart touch different pixels, and so may trade places. Hence all visits with the same 2d (H-d-h) + (W-d-w) can be
-    made at once: neighbours of theirs in the order that share a pixel have another such number, and keep their order.
+    the pixel at h + dy, w + dx, with dy, dx uniform in {-d .. d-1}. Two visits can touch the same pixel only when they
+    are less than 2d rows and less than 2d columns apart, and then the earlier one has the smaller number
+    t = 2d (H-d-h) + (W-d-w). So visits of equal t are made at once, in the order of t, with the result of the loop.
     """
     height, width = size
     source = torch.arange(height * width, device=draws.ids.device).repeat(len(draws), 1)
@@ -23,9 +23,9 @@ def scattered(size: tuple[int, int], d: int, rounds: int, swap: bool, draws: Dra
         return source
     h = height - d - torch.arange(above, device=source.device)
     w = width - d - torch.arange(left, device=source.device)
-    time = (2 * d * torch.arange(above)[:, None] + torch.arange(left)).flatten()
-    order = time.argsort(stable=True)
-    lengths = time.bincount().tolist()
+    t = (2 * d * torch.arange(above)[:, None] + torch.arange(left)).flatten()
+    order = t.argsort(stable=True)
+    lengths = t.bincount().tolist()
     visited = (h[:, None] * width + w).flatten()[order.to(source.device)]
     for k in range(rounds):
         dy, dx = (draws.integers(2 * d, (above * left,), step=k, purpose=p) - d for p in ("down", "right"))

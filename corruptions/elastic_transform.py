@@ -36,8 +36,8 @@ class ElasticTransform(Corruption):
 
     Random: the corners and the fields. Cost: two resamplings, and two matrix products for each field.
 
-    As published, the severities differ in kind: at 224 pixels the first two move large parts, the others ripple. The
-    distance from the clean image does not grow from 2 to 3 (nor at 32 pixels between neighbours).
+    As published, the severities differ in kind: the lower ones move large parts, the higher ones ripple. The mean
+    distance from the clean image falls from severity 2 to 3, at 32 pixels from each to the next.
 
     Differs from the paper: exact positions, where OpenCV rounds those of the affine map to 1/32 pixel.
     """
