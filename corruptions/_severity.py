@@ -1,0 +1,26 @@
+"""Which published constants an image gets, by its size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+SMALL, LARGE = 64, 224  # pixels: up to SMALL the constants for CIFAR-10 hold; those for ImageNet are made for LARGE
+
+
+def constants(x: Tensor, severity: int, large: Sequence[T], small: Sequence[T]) -> tuple[T, float]:
+    """The constants of a severity, and the factor for those among them that are lengths in pixels.
+
+    The factor is 1 for images whose smaller side is at most 64 pixels, else that side / 224.
+
+    Args:
+        x: images [n, 3, H, W].
+        severity: 1 to 5.
+        large: one value a severity, published for 224 pixels (ImageNet-C).
+        small: one value a severity, published for 32 pixels (CIFAR-10-C).
+    """
+    side = min(x.shape[-2:])
+    return (small[severity - 1], 1.0) if side <= SMALL else (large[severity - 1], side / LARGE)
