@@ -16,12 +16,12 @@ from siegebench import registry
 from siegebench.cells import Cell, Result, digest
 from siegebench.classifier import Classifier, ModelCard, Network
 from siegebench.config import Suite, load_suite
-from siegebench.data import ImageSet
+from siegebench.data import IMAGE, ImageSet, Kind, Size, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError, ModelError
 from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
 from siegebench.oracle import Oracle
-from siegebench.plan import Plan, plan, subset
+from siegebench.plan import Plan, plan
 from siegebench.store import Store
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, DataSource, ModelSource
@@ -150,6 +150,8 @@ def _answers(model: Classifier, data: ImageSet) -> str:
         z = model(x, Draws(0, data.ids[:16])) if model.randomized else model(x)
     except Exception as error:
         raise ModelError(f"the model fails on images {tuple(x.shape)} of {data.name}: {error}") from error
+    if model.kind != data.kind:
+        raise ModelError(f"the model takes {model.kind.name}, {data.name} is {data.kind.name}")
     expected = (len(x), data.num_classes)
     model.num_classes = model.num_classes or data.num_classes  # a bare network learns it here
     if z.shape != expected or model.num_classes != data.num_classes:
@@ -164,7 +166,7 @@ def _answers(model: Classifier, data: ImageSet) -> str:
 
 
 def load_model(
-    name: str | dict[str, Any], *, num_classes: int = 1000, size: int = 224, **parameters: Any
+    name: str | dict[str, Any], *, num_classes: int = 1000, size: Size = 224, **parameters: Any
 ) -> Classifier:
     """A classifier of the zoo, with its published weights: `timm/resnet18.a1_in1k`, `cifar_resnet20`, ...
 
@@ -184,7 +186,7 @@ def load_data(name: str | dict[str, Any], split: str = "test", count: int | None
     """
     source = registry.build("dataset", {**registry.normal(name), **parameters})
     assert isinstance(source, DataSource)
-    return subset(source.load(split), count)
+    return subset(source.scan(split), count)
 
 
 def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
@@ -212,7 +214,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
         num_classes: int | None = None,
         data: ImageSet | None = None,
     ) -> Tensor:
-        _check_images(x, y)
+        _check_images(x, y, model.kind if isinstance(model, Classifier) else IMAGE)
         if entry.learning() and data is None:
             raise ConfigError(
                 f"attack {name!r} learns from training images: pass data=, such as load_data(NAME, 'train')"
@@ -250,14 +252,15 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _check_images(x: Tensor, y: Tensor) -> None:
-    """Refuse what is not a batch of images in [0, 1] with a label each."""
+def _check_images(x: Tensor, y: Tensor, kind: Kind) -> None:
+    """Refuse what is not a batch of inputs as a model of this kind sees them, with a label each."""
     if x.dim() != 4 or not x.is_floating_point():
-        raise ConfigError(f"images: expected float [n, 3, H, W] in [0, 1], found {x.dtype} {tuple(x.shape)}")
+        what = f"float [n, {kind.channels}, H, W] in {kind.box}"
+        raise ConfigError(f"images: expected {what}, found {x.dtype} {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.is_floating_point():
         raise ConfigError(f"labels: expected {len(x)} integers, found {y.dtype} {tuple(y.shape)}")
-    if len(x) and not bool((x.amin() >= 0) & (x.amax() <= 1)):
+    if not bool(kind.inside(x).all()):
+        hint = "" if kind.grid is None else f"; divide by {kind.grid} and put the normalisation into the model"
         raise ConfigError(
-            f"images: expected pixels in [0, 1], found {float(x.amin()):.4g} to {float(x.amax()):.4g}; "
-            "divide by 255 and put the normalisation into the model"
+            f"images: expected pixels in {kind.box}, found {float(x.amin()):.4g} to {float(x.amax()):.4g}{hint}"
         )

@@ -22,12 +22,11 @@ from siegebench.config import (
     WhiteBoxBoard,
     granted,
 )
-from siegebench.data import ImageSet, split_clean, stratified
+from siegebench.data import IMAGE, ImageSet, split_clean, subset
 from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
 from siegebench.types import Attack, BackdoorAttack, DataSource, Defense, Measure, ModelSource
 
 SURROGATE_SEED = 1  # the attacker trains networks of his own, also of the victim's architecture
-SUBSET_SEED = 0  # the evaluated slice of a dataset is the same in every suite
 
 
 @dataclass
@@ -50,24 +49,32 @@ class _Checked:
         self._sets: dict[str, ImageSet] = {}
         self._fine: set[str] = set()
 
-    def load(self, spec: Any, split: str) -> ImageSet:
-        key = digest([spec, split])
+    def scan(self, spec: Any, split: str) -> ImageSet:
+        """A split whose images may not have been read yet."""
+        key = digest([spec, split, "scan"])
         if key not in self._sets:
             source = registry.build("dataset", spec)
             assert isinstance(source, DataSource)
             with _as(DataError, f"dataset {registry.normal(spec)['name']!r} cannot be loaded"):
-                self._sets[key] = source.load(split)
+                self._sets[key] = source.scan(split)
+        return self._sets[key]
+
+    def load(self, spec: Any, split: str, count: int | None = None) -> ImageSet:
+        key = digest([spec, split, count])
+        if key not in self._sets:
+            whole = self.scan(spec, split)
+            with _as(DataError, f"dataset {registry.normal(spec)['name']!r} cannot be loaded"):
+                self._sets[key] = subset(whole, count)
         return self._sets[key]
 
     def model(self, spec: Any, data: ImageSet) -> ModelSource:
         """A source whose network has been built once for this data: weights are there, whole, finite and fit."""
         source = registry.build("model", spec)
         assert isinstance(source, ModelSource)
-        size = int(data.images.shape[-1])
-        key = digest([spec, data.num_classes, size])
+        key = digest([spec, data.num_classes, data.size])
         if key not in self._fine:
             with _as(ModelError, f"model {registry.normal(spec)['name']!r} cannot be built"):
-                source.build(num_classes=data.num_classes, size=size)
+                source.build(num_classes=data.num_classes, size=data.size)
             self._fine.add(key)
         return source
 
@@ -78,7 +85,7 @@ class _Checked:
         key = digest([spec, data.set])
         if key not in self._fine:
             try:
-                backdoor.eligible(split_clean(self.load(data.set, "train"))[0])
+                backdoor.eligible(split_clean(self.scan(data.set, "train"))[0])
             except SiegeError as error:
                 raise ConfigError(str(error)) from None
             self._fine.add(key)
@@ -132,15 +139,21 @@ def _attack_cost(attack: dict[str, Any]) -> float:
     )
 
 
-def subset(source: ImageSet, count: int | None) -> ImageSet:
-    """The fixed class-stratified slice that a suite names by its size."""
-    return source if count is None else source.select(stratified(source, count, SUBSET_SEED))
-
-
 def _describe(kind: str, spec: Any, sources: dict[str, Any]) -> dict[str, Any]:
     description = registry.describe(kind, spec)
     sources[digest(description)] = registry.normal(spec)
     return description
+
+
+def _check_takes(suite: Suite, board: Board, data: str, given: bool) -> None:
+    """Refuse entries of a board that do not take its kind of data; a model handed over from Python is checked later."""
+    for slot, kind in board.slots.items():
+        specs = ([] if given else suite.of(board, slot)) if slot == "models" else getattr(board, slot)
+        for i, spec in enumerate(specs):
+            with suite.blame((*board.place(slot), i)):
+                entry = registry.check_takes(kind, spec, data)
+                for known in entry.adaptive if isinstance(entry, Defense) else ():
+                    registry.check_takes("attack", known, data)
 
 
 def _cells(
@@ -148,9 +161,10 @@ def _cells(
 ) -> Iterator[Cell]:
     spec: DataSpec = suite.of(board, "data")
     with suite.blame((*board.place("data"), "set")):
-        whole = checked.load(spec.set, spec.split)
-    with suite.blame((*board.place("data"), "count")):
-        evaluated = subset(whole, spec.count)
+        kind = checked.scan(spec.set, spec.split).kind
+    _check_takes(suite, board, kind.name, given is not None)
+    with suite.blame((*board.place("data"), "set" if spec.count is None else "count")):
+        evaluated = checked.load(spec.set, spec.split, spec.count)
     source = _describe("dataset", spec.set, sources)
     described = {
         "name": source["name"],
@@ -160,6 +174,8 @@ def _cells(
         "digest": evaluated.digest,
         "classes": evaluated.num_classes,
     }
+    if kind != IMAGE:
+        described["kind"] = kind.name
     trains = not isinstance(board, AttackBoard)
 
     def with_training(needed: bool) -> dict[str, Any]:

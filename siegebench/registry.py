@@ -1,8 +1,8 @@
 """The registry: a YAML card beside a Python file is the registration. Listing imports no entry and no torch.
 
 A card holds `name` (= file stem), `kind`, `entry` (`module:Class`), `version`, `summary`, and where they apply `paper`,
-`presets`, `params`, `sees`, `family`. Packages of others bring cards by the entry point group `siegebench.cards`
-(a function or module attribute that gives a folder) and are named `package/card`.
+`presets`, `params`, `sees`, `takes`, `family`. Packages of others bring cards by the entry point group
+`siegebench.cards` (a function or module attribute that gives a folder) and are named `package/card`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from siegebench.types import Entry
 
 Sees = Literal["train", "clean", "val"]
+ANY = "any"  # what takes every kind of data
 
 
 def _known_kind(kind: str) -> str:
@@ -51,6 +52,7 @@ class Card(BaseModel):
     params: dict[str, Any] = {}  # values that differ from the class's defaults: one class may serve many cards
     presets: dict[str, dict[str, Any]] = {}
     sees: tuple[Sees, ...] = ()  # the data a defense or detector is given
+    takes: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...] = ("image",)  # kinds of data, or `any`
     control: bool = False  # a planted control: shown, never ranked
     family: bool = False  # `card/ANY` is passed to the entry as its field `target`
     expect: dict[str, Any] = {}
@@ -225,6 +227,33 @@ def _located(message: str, loc: tuple[Any, ...]) -> ConfigError:
     error = ConfigError(message)
     error.loc = loc  # type: ignore[attr-defined]
     return error
+
+
+def check_takes(kind: str, spec: Any, data: str) -> Entry:
+    """Build an entry; refuse it when it, or an entry that it holds, does not take a kind of data.
+
+    Args:
+        data: the name of the kind, such as `image`.
+
+    Raises:
+        ConfigError: naming the entry and what it takes.
+    """
+
+    from siegebench.types import Entry
+
+    def check(kind: str, entry: Entry) -> None:
+        name = entry._name  # type: ignore[attr-defined]
+        takes = find(kind, name)[0].card.takes
+        if data not in takes and ANY not in takes:
+            raise ConfigError(f"{kind} {name!r} takes {', '.join(takes)}, the data is {data}")
+        for key, hint in get_type_hints(type(entry)).items():
+            nested, value = _nested_kind(hint), getattr(entry, key, None)
+            if nested is not None and isinstance(value, Entry) and hasattr(value, "_name"):
+                check(nested, value)
+
+    entry = build(kind, spec)
+    check(kind, entry)
+    return entry
 
 
 def describe(kind: str, spec: Any) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from torch import Tensor
 from siegebench import __version__, registry
 from siegebench.cells import Cell, digest
 from siegebench.classifier import Classifier, Ensemble
-from siegebench.data import Granted, ImageSet, split_clean
+from siegebench.data import Granted, ImageSet, split_clean, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError, DataError, ModelError
-from siegebench.plan import subset
 from siegebench.prepare import at_once, prepare
+from siegebench.rows import Rows
 from siegebench.store import Store, write_atomic
 from siegebench.train import Recipe, train
 from siegebench.types import BackdoorAttack, DataSource, Defense, Entry, ModelSource, Poisoned
@@ -81,12 +81,12 @@ class Workspace:
 
     # ------------------------------------------------------------------------------------------------------------ data
 
-    def _load(self, source: dict[str, Any], split: str) -> ImageSet:
-        key = digest([source, split])
+    def _load(self, source: dict[str, Any], split: str, count: int | None = None) -> ImageSet:
+        key = digest([source, split, count])
         if key not in self._sets:
             entry = self.entry("dataset", source)
             assert isinstance(entry, DataSource)
-            self._sets[key] = entry.load(split)
+            self._sets[key] = subset(entry.scan(split), count)
         return self._sets[key]
 
     def evaluated(self, data: dict[str, Any]) -> ImageSet:
@@ -95,8 +95,7 @@ class Workspace:
         Raises:
             DataError: when they are not the ones the cell was planned with.
         """
-        whole = self._load(data["source"], data["split"])
-        part = whole if data["count"] == len(whole) else subset(whole, data["count"])
+        part = self._load(data["source"], data["split"], data["count"])
         if part.digest != data["digest"]:
             raise DataError(f"{data['name']}: the images differ from those the cell was planned with")
         return part
@@ -177,8 +176,7 @@ class Workspace:
         def make() -> Classifier:
             source = self._source(cell.model)
             data = cell.data
-            size = int(self.evaluated(data).images.shape[-1])
-            built = source.build(num_classes=data["classes"], size=size)
+            built = source.build(num_classes=data["classes"], size=self.evaluated(data).size)
             if source.pretrained():
                 return self._place(built)
             recipe: Recipe = getattr(source, "recipe", None) or Recipe()
@@ -204,7 +202,7 @@ class Workspace:
             source = self._source(cell.model)
             clean = self.splits(cell.data)[0]
             poisoned = backdoor.poison(clean, derive_seed(seed, "poison"))
-            built = source.build(num_classes=cell.data["classes"], size=int(clean.images.shape[-1]))
+            built = source.build(num_classes=cell.data["classes"], size=clean.size)
             recipe: Recipe = getattr(source, "recipe", None) or Recipe()
             what = {
                 "kind": "backdoored",
@@ -292,7 +290,7 @@ class Workspace:
 
         return self._kept("surrogate" + digest(cell.surrogates) + data_key(cell.data), make)
 
-    def batch(self, x: Tensor) -> int:
+    def batch(self, x: Tensor | Rows) -> int:
         """Images like those of x a step: what the settings allow, and what the device bears."""
         return min(self.settings.batch, at_once(x, self.device))
 
