@@ -176,7 +176,7 @@ class Workspace:
         def make() -> Classifier:
             source = self._source(cell.model)
             data = cell.data
-            built = source.build(num_classes=data["classes"], size=self.evaluated(data).size)
+            built = _built(source, self.evaluated(data))
             if source.pretrained():
                 return self._place(built)
             recipe: Recipe = getattr(source, "recipe", None) or Recipe()
@@ -202,7 +202,7 @@ class Workspace:
             source = self._source(cell.model)
             clean = self.splits(cell.data)[0]
             poisoned = backdoor.poison(clean, derive_seed(seed, "poison"))
-            built = source.build(num_classes=cell.data["classes"], size=clean.size)
+            built = _built(source, clean)
             recipe: Recipe = getattr(source, "recipe", None) or Recipe()
             what = {
                 "kind": "backdoored",
@@ -297,6 +297,13 @@ class Workspace:
     def pixels(self, data: ImageSet, index: Tensor | slice = EVERY) -> Tensor:
         """Images on the device, in [0, 1]."""
         return data.pixels(index, self.dtype).to(self.device)
+
+
+def _built(source: ModelSource, data: ImageSet) -> Classifier:
+    """The network of a source for images like these."""
+    model = source.build(num_classes=data.num_classes, size=data.size)
+    model.kind = data.kind
+    return model
 
 
 def _device(name: str) -> torch.device:
