@@ -116,9 +116,8 @@ class Rows:
         return max(1, CHUNK // max(1, self.shape[1:].numel() * self.dtype.itemsize))
 
     def _rows(self, index: Tensor | slice) -> Tensor:
-        if self.index is not None:
-            return self.index[index]
-        return torch.arange(self._ends[-1])[index]
+        rows = torch.arange(self._ends[-1]) if self.index is None else self.index
+        return rows[index].contiguous()
 
 
 def _read(part: Tensor | Reader, rows: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def test_an_oracle_takes_its_box_from_the_model() -> None:
 @pytest.mark.parametrize(
     ("slot", "spec", "message"),
     [
-        ("attacks", "loap", "attack 'loap' takes image, the data is wave"),
+        ("attacks", "pgd", "attack 'pgd' takes image, the data is wave"),
         ("attacks", {"name": "eot", "attack": "outsider/step"}, "attack 'eot' takes image, the data is wave"),
         ("defenses", "jpeg", "defense 'jpeg' takes image, the data is wave"),
         ("checks", "masking", "measure 'masking' takes image, the data is wave"),
@@ -129,7 +129,7 @@ def test_an_oracle_takes_its_box_from_the_model() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_line(tmp_path: Path, slot: str, spec: Any, message: str) -> None:
-    threats = [{"norm": "linf", "eps": 0.1}, {"norm": "l0", "eps": 0.1}]
+    threats = [{"norm": "linf", "eps": 0.1}]
     good = {"attacks": ["outsider/step"], "threats": threats, "checks": []}
     path = suite(tmp_path, "outsider/waves", {"track": "white_box", **good, slot: [spec]})
     lines = path.read_text().splitlines()
