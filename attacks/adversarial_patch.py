@@ -69,7 +69,7 @@ class AdversarialPatch(Attack):
 
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Learnt:
         one = Draws(draws.seed, draws.ids.new_zeros(1))
-        start = one.uniform((data.images.shape[1], self.resolution, self.resolution), purpose="picture")[0]
+        start = one.uniform((data.shape[0], self.resolution, self.resolution), purpose="picture")[0]
         picture = learn_pattern(
             start, partial(self.wear, threat.eps), oracle, data, draws, images=self.images, batch=self.batch,
             steps=self.steps, lr=self.lr, loss=self.loss, target=self.target,

@@ -68,7 +68,7 @@ class AreaPatch(Attack):
 
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Learnt:
         one = Draws(draws.seed, draws.ids.new_zeros(1))
-        texture = one.uniform((data.images.shape[1], self.element, self.element), purpose="element")[0]
+        texture = one.uniform((data.shape[0], self.element, self.element), purpose="element")[0]
         if self.optimise:
             texture = learn_pattern(
                 texture, partial(self.wear, threat.eps), oracle, data, draws, images=self.images, batch=self.batch,

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from siegebench.corruption import Corruption
 from siegebench.draws import Draws
+from siegebench.types import Corruption
 
 from ._pictures import crops, digest, find, picture
 from ._severity import constants
@@ -40,7 +40,7 @@ class Frost(Corruption):
     """
 
     group: ClassVar[str] = "weather"
-    places: ClassVar[tuple[str, ...]] = ("folder",)
+    local: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: str | None = None
 

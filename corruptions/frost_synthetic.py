@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from siegebench.corruption import Corruption
 from siegebench.draws import Draws
 from siegebench.ops import over
-from siegebench.types import Count
+from siegebench.types import Corruption, Count
 
 from ._plasma import plasma
 from ._severity import constants

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from siegebench.corruption import Corruption
 from siegebench.draws import Draws
+from siegebench.types import Corruption
 
 from ._severity import constants
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from siegebench.corruption import Corruption
 from siegebench.draws import Draws
+from siegebench.types import Corruption
 
 from ._severity import constants
 

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from siegebench.corruption import Corruption
 from siegebench.draws import Draws
 from siegebench.ops import over
+from siegebench.types import Corruption
 
 
 @dataclass(frozen=True, kw_only=True)

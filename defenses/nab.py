@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -74,7 +75,11 @@ class NAB(Defense):
         contradicted = (labels != train_set.labels).to(device)
         seed = derive_seed(draws.seed, "nab training")
         defended.inner = model.fresh(seed).to(device)
-        defended.grey.copy_(train_set.images.double().mean(dim=(0, 2, 3)).view(1, 3, 1, 1) / 255)
+        total = torch.zeros(3, dtype=torch.float64)
+        for piece in train_set.stored.pieces():
+            total += piece.double().sum(dim=(0, 2, 3))
+        mean = total / (len(train_set) * math.prod(train_set.shape[1:]))
+        defended.grey.copy_(mean.view(1, 3, 1, 1) / 255)
 
         def loss(_: Tensor, y: Tensor, x: Tensor, places: Tensor) -> Tensor:
             stamp = contradicted[places.to(device)][:, None, None, None]

@@ -272,7 +272,7 @@ def what(row: Result) -> str:
     cell = row.cell
     if "truth" in row.metrics:  # one model of a population
         return f"{label(cell.backdoor) if cell.backdoor else 'clean'} model, seed {cell.seed}"
-    return label(cell.attack or cell.measure or cell.backdoor or {"name": "clean"})
+    return label(cell.attack or cell.measure or cell.backdoor or cell.corruption or {"name": "clean"})
 
 
 def marks(rows: Iterable[Result]) -> list[Mark]:

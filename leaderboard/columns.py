@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from siegebench.metrics import ALARM_MARKS, QUERY_MARKS, find
+from siegebench.metrics import ALARM_MARKS, QUERY_MARKS, SEVERITIES, find
 
 from .board import Column, Line, Unit
 
@@ -83,6 +83,15 @@ MODELS = (
     Column("target_hit", "Target named", help="Of the backdoored models found: the target class was named."),
     _more("clean_models", "Clean models", "count", "In the population.", ""),
     _more("backdoored_models", "Backdoored models", "count", "In the population.", ""),
+)
+CORRUPTION = (
+    Column("mean_acc", "Corrupted", help="Mean accuracy over corruptions and severities; interval by bootstrap."),
+    read("clean_acc"),
+    Column("relative_drop", "Lost", help="Share of the clean accuracy that the corruptions take.", better="low"),
+    Column("worst_corruption", "Worst", "text", "The corruption with the lowest accuracy.", ""),
+    Column("worst_corruption_acc", "There", help="Accuracy under that corruption, mean over its severities."),
+    *(read(f"acc@{s}", f"Accuracy at severity {s}, mean over the corruptions.") for s in SEVERITIES),
+    _more("seeds", "Seeds", "count", "Seeds of the corruptions.", ""),
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from siegebench.cells import Result
 
-from . import backdoor, detection, evasion
+from . import backdoor, corruption, detection, evasion
 from .board import Board, unique
 
 
@@ -17,7 +17,7 @@ def boards(results: Iterable[Result]) -> list[Board]:
     architecture. Measured rows that belong to no board (a track without entries) are left out.
     """
     rows = unique(results)
-    return [*evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows)]
+    return [*evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *corruption.boards(rows)]
 
 
 def uncaught_controls(results: Iterable[Result]) -> list[str]:

@@ -80,6 +80,17 @@ def difference_of_means(a: Mapping[Any, Estimate], b: Mapping[Any, Estimate]) ->
     return mean, sign_flips(gaps)
 
 
+def paired_means(a: Vector, b: Vector) -> tuple[float, float]:
+    """(mean of a - mean of b, two-sided p of a z-test on the differences of the same samples)."""
+    if len(a) != len(b):
+        raise ValueError(f"paired outcomes need the same samples, found {len(a)} and {len(b)}")
+    gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    mean, error = float(gaps.mean()), float(gaps.std()) / math.sqrt(len(gaps))
+    if error == 0:
+        return mean, 1.0 if mean == 0 else 0.0
+    return mean, math.erfc(abs(mean) / error / math.sqrt(2))
+
+
 def sign_flips(gaps: Vector) -> float:
     """Two-sided p that the mean of paired differences is zero, from all their sign patterns (some of them above 12)."""
     k = len(gaps)

@@ -52,7 +52,7 @@ class BoundaryTilting(Measure):
         refuse_what_does_not_minimise(self.attack, "boundary_tilting")
 
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Tilting:
-        total = torch.zeros(data.num_classes, *data.images.shape[1:], dtype=torch.float64)
+        total = torch.zeros(data.num_classes, *data.shape, dtype=torch.float64)
         for at in torch.arange(len(data)).split(1000):
             total.index_add_(0, data.labels[at], data.pixels(at, torch.float64))
         count = data.labels.bincount(minlength=data.num_classes)

@@ -105,7 +105,7 @@ class SeparateAndTrace(Measure):
         """T_0, trained: 0.001 (reconstruction + KL) + (cos(T_0(x), T_0(x + noise)) - cos theta)^2."""
         with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
             torch.manual_seed(derive_seed(seed, "tracer"))
-            vae = _VAE(data.num_classes, data.images.shape[2], data.images.shape[3], self.width)
+            vae = _VAE(data.num_classes, *data.shape[1:], self.width)
         model = Network(vae, num_classes=data.num_classes).to(device)
         own, half, wanted = Draws(derive_seed(seed, "tracer noise"), data.ids), data.num_classes // 2, self._cosine()
         done = 0

@@ -17,7 +17,7 @@ from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Result, digest
 from siegebench.classifier import Classifier, ModelCard, Network
 from siegebench.config import Suite, load_suite
-from siegebench.data import ImageSet, subset
+from siegebench.data import IMAGE, ImageSet, Kind, Size, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError, ModelError, did_you_mean
 from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
@@ -160,6 +160,8 @@ def _answers(model: Classifier, data: ImageSet) -> str:
         z = model(x, Draws(0, data.ids[:16])) if model.randomized else model(x)
     except Exception as error:
         raise ModelError(f"the model fails on images {tuple(x.shape)} of {data.name}: {error}") from error
+    if model.kind != data.kind:
+        raise ModelError(f"the model takes {model.kind.name}, {data.name} is {data.kind.name}")
     expected = (len(x), data.num_classes)
     model.num_classes = model.num_classes or data.num_classes  # a bare network learns it here
     if z.shape != expected or model.num_classes != data.num_classes:
@@ -174,7 +176,7 @@ def _answers(model: Classifier, data: ImageSet) -> str:
 
 
 def load_model(
-    name: str | dict[str, Any], *, num_classes: int = 1000, size: int = 224, **parameters: Any
+    name: str | dict[str, Any], *, num_classes: int = 1000, size: Size = 224, **parameters: Any
 ) -> Classifier:
     """A classifier of the zoo, with its published weights: `timm/resnet18.a1_in1k`, `cifar_resnet20`, ...
 
@@ -192,7 +194,7 @@ def load_data(name: str | dict[str, Any], split: str = "test", count: int | None
         ConfigError, DataError: unknown name or parameter; images missing or corrupt.
     """
     source = registry.build(DataSource, {**registry.normal(name), **parameters})
-    return subset(source.load(split), count)
+    return subset(source.scan(split), count)
 
 
 def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
@@ -219,7 +221,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
         num_classes: int | None = None,
         data: ImageSet | None = None,
     ) -> Tensor:
-        _check_images(x, y)
+        _check_images(x, y, model.kind if isinstance(model, Classifier) else IMAGE)
         if entry.learning() and data is None:
             raise ConfigError(
                 f"attack {name!r} learns from training images: pass data=, such as load_data(NAME, 'train')"
@@ -257,14 +259,15 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _check_images(x: Tensor, y: Tensor) -> None:
-    """Refuse what is not a batch of images in [0, 1] with a label each."""
+def _check_images(x: Tensor, y: Tensor, kind: Kind) -> None:
+    """Refuse what is not a batch of inputs as a model of this kind sees them, with a label each."""
     if x.dim() != 4 or not x.is_floating_point():
-        raise ConfigError(f"images: expected float [n, 3, H, W] in [0, 1], found {x.dtype} {tuple(x.shape)}")
+        what = f"float [n, {kind.channels}, H, W] in {kind.box}"
+        raise ConfigError(f"images: expected {what}, found {x.dtype} {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.is_floating_point():
         raise ConfigError(f"labels: expected {len(x)} integers, found {y.dtype} {tuple(y.shape)}")
-    if len(x) and not bool((x.amin() >= 0) & (x.amax() <= 1)):
+    if not bool(kind.inside(x).all()):
+        hint = "" if kind.grid is None else f"; divide by {kind.grid} and put the normalisation into the model"
         raise ConfigError(
-            f"images: expected pixels in [0, 1], found {float(x.amin()):.4g} to {float(x.amax()):.4g}; "
-            "divide by 255 and put the normalisation into the model"
+            f"images: expected pixels in {kind.box}, found {float(x.amin()):.4g} to {float(x.amax()):.4g}{hint}"
         )

@@ -19,7 +19,7 @@ SCHEMA = 1  # of a stored row
 PROTOCOL = 1  # of the evaluation; raised whenever the same cell could give another number
 
 Status = Literal["ok", "error", "not_applicable"]
-SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector")
+SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption")
 
 
 def canonical(value: Any) -> str:
@@ -42,6 +42,7 @@ class Cell:
         threat: norm, eps, access, queries; None on backdoor tracks.
         surrogates: the models that the attack sees in place of the victim, none for a no-box attack; only on the
             transfer track.
+        severities: of the corruption; only on the corruption track.
         adaptive: the attack knows the defense (it is one of those the defense declares).
         seed: of everything random.
     """
@@ -54,6 +55,8 @@ class Cell:
     measure: dict[str, Any] | None = None
     backdoor: dict[str, Any] | None = None
     detector: dict[str, Any] | None = None
+    corruption: dict[str, Any] | None = None
+    severities: list[int] | None = None
     threat: dict[str, Any] | None = None
     surrogates: list[dict[str, Any]] | None = None
     adaptive: bool = False
@@ -107,7 +110,7 @@ class Cell:
     @property
     def file(self) -> str:
         """Path of the row below the store."""
-        last = self.attack or self.measure or self.detector or {"name": "clean"}
+        last = self.attack or self.measure or self.detector or self.corruption or {"name": "clean"}
         return f"{self.folder}/{_safe(label(last))}-{self.key[:16]}.json"
 
 

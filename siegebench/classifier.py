@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from siegebench.data import IMAGE, Kind
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
 
@@ -28,7 +29,7 @@ class ModelCard:
 
 
 class Classifier(nn.Module):
-    """Pixels in [0, 1] to logits. Normalisation and resizing live inside.
+    """Pixels in [0, 1] (or what else its kind of input is) to logits. Normalisation and resizing live inside.
 
     `forward(x, draws)` is the real, deployed computation. A randomised classifier takes its noise from `draws`, and
     from fresh entropy when it is given none.
@@ -37,6 +38,7 @@ class Classifier(nn.Module):
     num_classes: int
     card: ModelCard
     randomized: bool = False
+    kind: Kind = IMAGE
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """Logits [n, num_classes] of images [n, 3, H, W]."""
@@ -125,7 +127,7 @@ class Wrapped(Classifier):
     def __init__(self, inner: Classifier) -> None:
         super().__init__()
         self.inner, self.num_classes, self.card = inner, inner.num_classes, inner.card
-        self.randomized = inner.randomized
+        self.randomized, self.kind = inner.randomized, inner.kind
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         logits: Tensor = self.inner(x, draws)
@@ -147,7 +149,7 @@ class Ensemble(Classifier):
     def __init__(self, members: Sequence[Classifier]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.num_classes, self.card = members[0].num_classes, members[0].card
+        self.num_classes, self.card, self.kind = members[0].num_classes, members[0].card, members[0].kind
         self.randomized = any(member.randomized for member in members)
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:

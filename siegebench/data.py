@@ -1,4 +1,4 @@
-"""ImageSet: labelled images in memory, the splits that every track draws from them, and what of it an entry may see."""
+"""ImageSet: labelled images, their kind, the splits that every track draws from them, and what an entry may see."""
 
 from __future__ import annotations
 
@@ -12,38 +12,97 @@ from torch import Tensor
 
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, DataError
+from siegebench.rows import Rows
 
-SUBSET_SEED = 0
+SUBSET_SEED = 0  # the evaluated slice of a dataset is the same in every suite
+Size = int | tuple[int, int]  # of images: the side of a square, else (height, width)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the numbers of an input [n, C, H, W] mean: how they are stored, and the box that they lie in.
+
+    Attributes:
+        name: as the `takes` of a card says it.
+        dtype: of the stored numbers.
+        channels: C.
+        low, high: the box of what a model sees.
+        grid: the stored integers are this many times what a model sees; None where both are the same numbers.
+    """
+
+    name: str
+    dtype: torch.dtype
+    channels: int
+    low: float
+    high: float
+    grid: int | None = None
+
+    def check(self, stored: Tensor | Rows, name: str) -> None:
+        """Refuse what is not stored as this kind is.
+
+        Raises:
+            DataError: with what was found and what is expected.
+        """
+        shape = stored.shape
+        if stored.dtype != self.dtype or len(shape) != 4 or shape[1] != self.channels:
+            form = f"{str(self.dtype).removeprefix('torch.')} [N, {self.channels}, H, W]"
+            raise DataError(f"{name}: expected {form}, found {stored.dtype} {tuple(shape)}")
+
+    def load(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Stored numbers as a model sees them."""
+        return stored.to(dtype) if self.grid is None else stored.to(dtype) / self.grid
+
+    def store(self, x: Tensor) -> Tensor:
+        """What a model sees as it is stored; rounded where that is coarser."""
+        x = x if self.grid is None else x * self.grid
+        return x.to(self.dtype) if self.dtype.is_floating_point else x.round().to(self.dtype)
+
+    def inside(self, x: Tensor, slack: float = 0.0) -> Tensor:
+        """Which of the inputs [n, ...] lie in the box, bool [n]; NaN does not."""
+        rows = x.flatten(1)
+        return (rows.amin(dim=1) >= self.low - slack) & (rows.amax(dim=1) <= self.high + slack)
+
+    @property
+    def box(self) -> str:
+        """The box, for messages."""
+        return f"[{self.low:g}, {self.high:g}]"
+
+
+IMAGE = Kind("image", torch.uint8, channels=3, low=0.0, high=1.0, grid=255)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images, uint8 NCHW RGB, with ids that survive any selection.
+    """Labelled images, NCHW, with ids that survive any selection.
+
+    Sets that are selected from one another share their images. `pixels` reads some of them, `images` all; of a
+    selection that is a copy, so ask `shape`, `size` or `len` where the numbers do not matter.
 
     Attributes:
-        images: uint8 [N, 3, H, W].
+        source: the images as their kind stores them, uint8 [N, 3, H, W] for images; or `Rows`, which may decode them
+            when they are read.
         labels: int64 [N], in [0, num_classes).
         ids: int64 [N], the place of each image in the published order of its split.
         num_classes: of the dataset, also where a selection holds fewer.
         name: of the dataset and split, for messages.
         groups: int64 [N] or None; images of one group (frames of one track) never lie on both sides of a split.
+        kind: what the numbers mean.
     """
 
-    images: Tensor
+    source: Tensor | Rows
     labels: Tensor
     ids: Tensor
     num_classes: int
     name: str
     groups: Tensor | None = None
+    kind: Kind = IMAGE
 
     def __post_init__(self) -> None:
-        n = len(self.images)
+        n = len(self.stored)
         if n == 0:
             raise DataError(f"{self.name}: no images")
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] != 3:
-            raise DataError(
-                f"{self.name}: expected uint8 [N, 3, H, W], found {self.images.dtype} {tuple(self.images.shape)}"
-            )
+        if not self.stored.encoded:  # else it shows when they are decoded
+            self.kind.check(self.stored, self.name)
         if len(self.labels) != n or len(self.ids) != n:
             raise DataError(f"{self.name}: {n} images, {len(self.labels)} labels, {len(self.ids)} ids")
         low, high = int(self.labels.min()), int(self.labels.max())
@@ -51,31 +110,67 @@ class ImageSet:
             raise DataError(f"{self.name}: label {low if low < 0 else high} is outside 0..{self.num_classes - 1}")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.stored)
+
+    @cached_property
+    def stored(self) -> Rows:
+        """The images as they are stored, read a few at a time."""
+        return self.source if isinstance(self.source, Rows) else Rows(self.source)
+
+    @property
+    def images(self) -> Tensor:
+        """The images as they are stored, in one tensor."""
+        return self.stored[:]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of each image."""
+        _, channels, height, width = self.stored.shape
+        return channels, height, width
+
+    @property
+    def size(self) -> Size:
+        """Side of the images where they are square, else (height, width): what networks are built for."""
+        _, height, width = self.shape
+        return height if height == width else (height, width)
 
     def select(self, index: Tensor, name: str | None = None) -> ImageSet:
-        """Some of the images, in the order of the index."""
-        groups = None if self.groups is None else self.groups[index]
+        """Some of the images, in the order of the index; they are not copied."""
         return replace(
             self,
-            images=self.images[index],
+            source=self.stored.select(index),
             labels=self.labels[index],
             ids=self.ids[index],
-            groups=groups,
+            groups=None if self.groups is None else self.groups[index],
             name=name or self.name,
         )
 
+    def in_memory(self) -> ImageSet:
+        """The same set with its images decoded, and free of those it was selected from."""
+        return replace(self, source=self.stored.in_memory())
+
     def pixels(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
-        """float NCHW in [0, 1]."""
-        return self.images[index].to(dtype) / 255
+        """Images as a model sees them: for kind image, float NCHW in [0, 1]."""
+        return self.kind.load(self.stored[index], dtype)
 
     @cached_property
     def digest(self) -> str:
         """sha256 over pixels, labels and ids: what goes into the key of a cell."""
-        h = hashlib.sha256(str((tuple(self.images.shape), self.num_classes)).encode())
-        for part in (self.images, self.labels, self.ids):
-            h.update(part.contiguous().numpy().tobytes())
+        h = hashlib.sha256(str((tuple(self.stored.shape), self.num_classes)).encode())
+        for part in (*self.stored.pieces(), self.labels, self.ids):
+            h.update(part.contiguous().numpy().reshape(-1).data)
         return h.hexdigest()
+
+
+def subset(data: ImageSet, count: int | None) -> ImageSet:
+    """The class-stratified slice of a split that a suite names by its size, in memory; no other image is read.
+
+    Raises:
+        DataError: when the split has fewer images, or one of them is corrupt.
+    """
+    if count is None or count == len(data):
+        return data.in_memory()
+    return data.select(stratified(data, count, SUBSET_SEED)).in_memory()
 
 
 def stratified(data: ImageSet, count: int, seed: int, purpose: str = "subset") -> Tensor:
@@ -94,11 +189,6 @@ def stratified(data: ImageSet, count: int, seed: int, purpose: str = "subset") -
         members = (labels == c).nonzero().squeeze(1)
         rank[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     return order[torch.argsort(rank, stable=True)[:count]].sort().values
-
-
-def subset(data: ImageSet, count: int | None) -> ImageSet:
-    """The fixed class-stratified slice that a suite names by its size, the same in every suite."""
-    return data if count is None or count == len(data) else data.select(stratified(data, count, SUBSET_SEED))
 
 
 def split_clean(data: ImageSet, share: float = 0.05, seed: int = 0) -> tuple[ImageSet, ImageSet, ImageSet]:

@@ -114,6 +114,32 @@ class Inventory:
             found = self._once((kind, digest(registry.normal(spec))), make)
         return cast("Named[E]", found)
 
+    def identified(self, named: Named[Any]) -> dict[str, Any]:
+        """The description of an entry with the hashes of the files that it reads.
+
+        Raises:
+            DataError, ModelError: when they are missing.
+        """
+        with self.blame(named.where):
+            described = {**named.description, **named.entry.identity()}
+        self.specs[digest(described)] = named.spec
+        return described
+
+    def scan(self, source: Named[DataSource], split: str, where: Loc) -> ImageSet:
+        """A split whose images may not have been read yet.
+
+        Raises:
+            DataError: when it is missing.
+        """
+
+        def make() -> ImageSet:
+            with _as(DataError, f"dataset {source.name!r} cannot be loaded"):
+                return source.entry.scan(split)
+
+        with self.blame(where):
+            found: ImageSet = self._once(("scan", digest([source.spec, split])), make)
+        return found
+
     def load(self, source: Named[DataSource], split: str, count: int | None, where: Loc) -> ImageSet:
         """Images of a data set; `count` of them, or all.
 
@@ -121,14 +147,15 @@ class Inventory:
             DataError: when they are missing, corrupt or too few.
         """
 
+        whole = self.scan(source, split, where)
+
         def make() -> ImageSet:
             with _as(DataError, f"dataset {source.name!r} cannot be loaded"):
-                return source.entry.load(split)
+                return subset(whole, count)
 
-        with self.blame(where):
-            whole: ImageSet = self._once(("images", digest([source.spec, split])), make)
-        with self.blame((*where[:-1], "count")):
-            return subset(whole, count)
+        with self.blame(where if count is None else (*where[:-1], "count")):
+            images: ImageSet = self._once(("images", digest([source.spec, split, count])), make)
+        return images
 
     def network(self, model: Named[ModelSource], data: NamedData) -> NamedModel:
         """A network that has been built once for this data: weights are there, whole, finite and fit.
@@ -136,14 +163,12 @@ class Inventory:
         Raises:
             ModelError: when they are not.
         """
-        size = int(data.images.images.shape[-1])
+        size = data.images.size
 
         def make() -> NamedModel:
             with _as(ModelError, f"model {model.name!r} cannot be built"):
                 model.entry.build(num_classes=data.images.num_classes, size=size)
-            described = {**model.description, **model.entry.identity()}
-            self.specs[digest(described)] = model.spec
-            return NamedModel(described, trained=not model.entry.pretrained())
+            return NamedModel(self.identified(model), trained=not model.entry.pretrained())
 
         with self.blame(model.where):
             found = self._once(("network", digest([model.spec, data.images.num_classes, size])), make)
@@ -153,7 +178,7 @@ class Inventory:
         """Refuse targets that are no classes, and rates that the training set cannot give."""
 
         def make() -> None:
-            images = self.load(source, "train", None, where)
+            images = self.scan(source, "train", where)
             try:
                 backdoor.entry.eligible(split_clean(images)[0])
             except SiegeError as error:

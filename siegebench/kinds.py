@@ -42,6 +42,7 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("defense", "defenses", "Defenses", "siegebench.types:Defense"),
         EntryKind("backdoor", "backdoors", "Backdoor attacks", "siegebench.types:BackdoorAttack"),
         EntryKind("detector", "detectors", "Detectors", "siegebench.types:Detector"),
+        EntryKind("corruption", "corruptions", "Corruptions", "siegebench.types:Corruption"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),
     )

@@ -21,11 +21,16 @@ def over(v: Tensor, like: Tensor) -> Tensor:
     return v.view(-1, *[1] * (like.dim() - 1))
 
 
+def _real(delta: Tensor) -> torch.dtype:
+    """The type of a norm: that of delta, and float32 for integers."""
+    return delta.dtype if delta.is_floating_point() else torch.float32
+
+
 def size(delta: Tensor, norm: str) -> Tensor:
     """Norm of each row: linf, l2, l1, or l0, the share of pixels [n, C, H, W] that are not zero; shape [n]."""
     rows = flat(delta)
     if norm == "l0":
-        return (delta != 0).any(dim=1).flatten(1).to(delta.dtype).mean(dim=1)
+        return (delta != 0).any(dim=1).flatten(1).to(_real(delta)).mean(dim=1)
     if norm == "linf":
         return rows.abs().amax(dim=1)
     return rows.norm(p=2 if norm == "l2" else 1, dim=1)
@@ -33,7 +38,7 @@ def size(delta: Tensor, norm: str) -> Tensor:
 
 def project_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
     """Nearest point (in L2) of the eps-ball, row by row; eps may be a number or a tensor [n]."""
-    bound = torch.as_tensor(eps, dtype=delta.dtype, device=delta.device).expand(len(delta))
+    bound = torch.as_tensor(eps, dtype=_real(delta), device=delta.device).expand(len(delta))
     if norm == "linf":
         limit = over(bound, delta)
         return torch.minimum(torch.maximum(delta, -limit), limit)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from siegebench import ops
 from siegebench.classifier import Classifier
+from siegebench.data import Kind
 from siegebench.draws import Draws
 from siegebench.errors import BudgetExhausted, ContractError, NotApplicable
 from siegebench.prepare import at_once
@@ -65,7 +66,7 @@ class Oracle(nn.Module):
         super().__init__()
         object.__setattr__(self, "model", model)  # not a submodule: nobody reaches its parameters by accident
         self.model: Classifier
-        self.threat, self.num_classes = threat, model.num_classes
+        self.threat, self.num_classes, self.kind = threat, model.num_classes, model.kind
         self.draws = draws.child("model")
         self.ledger = Ledger(len(draws), draws.ids.device)
         self.rows = torch.arange(len(draws), device=draws.ids.device)
@@ -75,7 +76,7 @@ class Oracle(nn.Module):
         self.before: tuple[Callable[[Tensor, Draws], Tensor], ...] = ()
         self.after: tuple[Callable[[Tensor], Tensor], ...] = ()
         self.tap: Callable[[Tensor], Tensor] | None = None
-        self.watch: _Best | None = _Best(*watch, threat) if watch else None
+        self.watch: _Best | None = _Best(*watch, threat, self.kind) if watch else None
         parameter = next(model.parameters(), None)
         self.dtype = torch.float32 if parameter is None else parameter.dtype
 
@@ -125,7 +126,7 @@ class Oracle(nn.Module):
         n = len(self.ledger.queries)  # the watch is indexed like the ledger, whatever this view shows
         images, labels = x.new_zeros(n, *x.shape[1:]), y.new_zeros(n)
         images[self.rows], labels[self.rows] = x, y
-        return self._view(watch=_Best(images, labels, self.threat))
+        return self._view(watch=_Best(images, labels, self.threat, self.kind))
 
     def best(self) -> tuple[Tensor, Tensor]:
         """(nearest misclassified images seen while watching, their distances, infinite where there was none)."""
@@ -322,19 +323,18 @@ class Oracle(nn.Module):
 class _Best:
     """The best point a foreign attack has shown: feasible and misclassified, else none."""
 
-    def __init__(self, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
-        self.x, self.y, self.threat = x, y, threat
+    def __init__(self, x: Tensor, y: Tensor, threat: ThreatModel, kind: Kind) -> None:
+        self.x, self.y, self.threat, self.kind = x, y, threat, kind
         self.point = x.clone()
         self.distance = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
 
     def look(self, seen: Tensor, z: Tensor, rows: Tensor) -> None:
         origin = self.x[rows]
         far = self.threat.size(seen, origin)
-        inside = (seen.flatten(1).amin(1) >= -TOLERANCE) & (seen.flatten(1).amax(1) <= 1 + TOLERANCE)
-        good = (ops.margin(z, self.y[rows]) > 0) & inside
+        good = (ops.margin(z, self.y[rows]) > 0) & self.kind.inside(seen, TOLERANCE)
         # rows may repeat a sample: the nearest of them is kept
         far = torch.where(good, far, torch.full_like(far, float("inf")))
         nearest = torch.full_like(self.distance, float("inf")).scatter_reduce(0, rows, far, "amin")
         for_rows = (far <= nearest[rows]) & (far < self.distance[rows])
-        self.point[rows[for_rows]] = seen[for_rows].clamp(0, 1)
+        self.point[rows[for_rows]] = seen[for_rows].clamp(self.kind.low, self.kind.high)
         self.distance = torch.minimum(self.distance, nearest)

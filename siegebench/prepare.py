@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from siegebench.classifier import Classifier
 from siegebench.draws import Draws
+from siegebench.rows import Rows
 
 T = TypeVar("T")
 CPU_NUMBERS = 3 * 2**18  # pixel values that pass a network at once on a CPU
@@ -56,7 +57,7 @@ def fold(model: Classifier, sample: Tensor) -> int:
     return len(pairs)
 
 
-def at_once(x: Tensor, device: torch.device) -> int:
+def at_once(x: Tensor | Rows, device: torch.device) -> int:
     """How many images like those of x [n, ...] pass at once: on a CPU no more than its caches bear.
 
     2,000 images of 32 pixels take a ResNet-20 twice as long as 256 at a time.

@@ -1,8 +1,8 @@
 """The registry: a YAML card beside a Python file is the registration. Listing imports no entry and no torch.
 
 A card holds `name` (= file stem), `kind`, `entry` (`module:Class`), `version`, `summary`, and where they apply `paper`,
-`presets`, `params`, `sees`, `family`. Packages of others bring cards by the entry point group `siegebench.cards`
-(a function or module attribute that gives a folder) and are named `package/card`.
+`presets`, `params`, `sees`, `takes`, `family`. Packages of others bring cards by the entry point group
+`siegebench.cards` (a function or module attribute that gives a folder) and are named `package/card`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound="Entry")
 Sees = Literal["train", "clean", "val"]
+ANY = "any"  # what takes every kind of data
 
 
 def _known_kind(kind: str) -> str:
@@ -52,6 +53,7 @@ class Card(BaseModel):
     params: dict[str, Any] = {}  # values that differ from the class's defaults: one class may serve many cards
     presets: dict[str, dict[str, Any]] = {}
     sees: tuple[Sees, ...] = ()  # the data a defense or detector is given
+    takes: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...] = ("image",)  # kinds of data, or `any`
     control: bool = False  # a planted control: shown, never ranked
     family: bool = False  # `card/ANY` is passed to the entry as its field `target`
     expect: dict[str, Any] = {}
@@ -245,6 +247,25 @@ def _located(message: str, loc: tuple[Any, ...]) -> ConfigError:
     error = ConfigError(message)
     error.loc = loc  # type: ignore[attr-defined]
     return error
+
+
+def check_takes(entry: Entry, data: str) -> None:
+    """Refuse an entry when it, or an entry that it holds, does not take a kind of data.
+
+    Args:
+        data: the name of the kind, such as `image`.
+
+    Raises:
+        ConfigError: naming the entry and what it takes.
+    """
+    name, kind = entry._name, kind_of(type(entry)).name  # type: ignore[attr-defined]
+    takes = find(kind, name)[0].card.takes
+    if data not in takes and ANY not in takes:
+        raise ConfigError(f"{kind} {name!r} takes {', '.join(takes)}, the data is {data}")
+    for field in fields(entry):
+        inner = getattr(entry, field.name)
+        if hasattr(inner, "_name"):
+            check_takes(inner, data)
 
 
 def describe(kind: str, spec: Any) -> dict[str, Any]:

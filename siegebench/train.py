@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from siegebench.classifier import Classifier
-from siegebench.data import ImageSet
+from siegebench.data import IMAGE, ImageSet, Kind
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ModelError
 from siegebench.types import Count, Positive, Share
@@ -49,10 +49,16 @@ class Recipe:
     smoothing: Share = 0.0
 
 
-def augmented(x: Tensor, how: Augment, draws: Draws, epoch: int) -> Tensor:
-    """Random crop after padding by an eighth (replicated edges), and mirroring; one draw an image and epoch."""
+def augmented(x: Tensor, how: Augment, draws: Draws, epoch: int, kind: Kind = IMAGE) -> Tensor:
+    """Random crop after padding by an eighth (replicated edges), and mirroring; one draw an image and epoch.
+
+    Raises:
+        ModelError: for other kinds than images, whose rows and columns mean something else.
+    """
     if how == "none":
         return x
+    if kind != IMAGE:
+        raise ModelError(f"augment: {how} is for images, the data is {kind.name}; set `augment: none` in the recipe")
     n, _, height, width = x.shape
     pad = max(1, height // 8)
     padded = F.pad(x, (pad, pad, pad, pad), mode="replicate")
@@ -115,7 +121,7 @@ def train(
         for epoch in range(recipe.epochs):
             order = draws.order(f"epoch {epoch}")
             for places in order[: per_epoch * recipe.batch].split(recipe.batch):
-                x = augmented(data.pixels(places, dtype), recipe.augment, draws[places], epoch).to(device)
+                x = augmented(data.pixels(places, dtype), recipe.augment, draws[places], epoch, data.kind).to(device)
                 y = data.labels[places].to(device)
                 z = model(x, draws[places].to(device).at(epoch) if model.randomized else None)
                 value = (

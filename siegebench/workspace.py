@@ -20,6 +20,7 @@ from siegebench.draws import Draws, derive_seed
 from siegebench.environment import device
 from siegebench.errors import ConfigError, DataError
 from siegebench.prepare import at_once, prepare
+from siegebench.rows import Rows
 from siegebench.store import Store
 from siegebench.train import Recipe, train
 from siegebench.types import BackdoorAttack, DataSource, Defense, Entry, ModelSource, Poisoned
@@ -98,7 +99,7 @@ class Workspace:
         """
         key = digest([data["source"], data["split"], data["count"], data["digest"]])
         if key not in self._sets:
-            part = subset(self.entry(DataSource, data["source"]).load(data["split"]), data["count"])
+            part = subset(self.entry(DataSource, data["source"]).scan(data["split"]), data["count"])
             if part.digest != data["digest"]:
                 raise DataError(f"{data['name']}: the images differ from those the cell was planned with")
             self._sets[key] = part
@@ -112,13 +113,13 @@ class Workspace:
         """
         key = digest(data["source"])
         if key not in self._splits:
-            whole = self.entry(DataSource, data["source"]).load("train")
+            whole = self.entry(DataSource, data["source"]).scan("train").in_memory()
             if "train_digest" in data and whole.digest != data["train_digest"]:
                 raise DataError(f"{data['name']}: the training images differ from those the cell was planned with")
             self._splits[key] = split_clean(whole)
         return self._splits[key]
 
-    def batch(self, x: Tensor) -> int:
+    def batch(self, x: Tensor | Rows) -> int:
         """Images like those of x in one step: what the settings allow, and what the device can take."""
         return min(self.settings.batch, at_once(x, self.device))
 
@@ -144,7 +145,9 @@ class Workspace:
     def _network(self, cell: Cell, what: dict[str, Any], images: Callable[[], ImageSet], seed: int) -> Classifier:
         """The network of a cell: with its published weights, or trained on `images` with its recipe."""
         source = self._source(cell.model)
-        built = source.build(num_classes=cell.data["classes"], size=int(self.evaluated(cell.data).images.shape[-1]))
+        data = self.evaluated(cell.data)
+        built = source.build(num_classes=data.num_classes, size=data.size)
+        built.kind = data.kind
         if source.pretrained() and what["kind"] == "clean":
             return self._ready(built)
         recipe: Recipe = getattr(source, "recipe", None) or Recipe()

@@ -452,7 +452,7 @@ class PoisonsTwice(Corner):
 class TouchesOthers(Corner):
     def poison(self, data, seed):
         out = super().poison(data, seed)
-        return replace(out, data=replace(out.data, images=out.data.images.clamp(max=200)))
+        return replace(out, data=replace(out.data, source=out.data.images.clamp(max=200)))
 
 
 class Mislabels(Corner):
@@ -590,11 +590,11 @@ class Planted(DataSource):
             raise DataError(f"no split {split}")
         data = planted_set()
         if self.wrong != "leak":
-            data = replace(data, images=data.images ^ (1 if split == "train" else 2))
+            data = replace(data, source=data.images ^ (1 if split == "train" else 2))
         if self.wrong == "ids":
             data = replace(data, ids=data.ids // 2)
         if self.wrong == "unstable":
-            data = replace(data, images=torch.randint(0, 256, data.images.shape, dtype=torch.uint8))
+            data = replace(data, source=torch.randint(0, 256, data.images.shape, dtype=torch.uint8))
         return data
 
 

@@ -142,13 +142,13 @@ def test_sizes_are_brought_to_one(tmp_path: Path) -> None:
 def test_decoded_pixels_come_from_the_cache_and_a_damaged_cache_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from siegebench.zoo import parquet
+    from siegebench.zoo import _images
 
     write(tmp_path / "toy-train-0.parquet", pixels(5), [0, 1, 2, 0, 1])
     first = load(spec(tmp_path))
     calls = []
-    decode = parquet.decode
-    monkeypatch.setattr(parquet, "decode", lambda *a, **k: (calls.append(1), decode(*a, **k))[1])
+    decode = _images.decode
+    monkeypatch.setattr(_images, "decode", lambda *a, **k: (calls.append(1), decode(*a, **k))[1])
     assert load(spec(tmp_path)).digest == first.digest
     assert not calls
     (cached,) = (tmp_path / "cache").rglob("*.safetensors")

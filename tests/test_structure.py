@@ -41,7 +41,7 @@ LAYERS = (
     ("__init__", "errors", "kinds", "worker", "progress"),
     ("draws", "threat", "metrics", "yamlmarks", "bundled"),
     ("ops", "cells", "registry"),
-    ("store", "weights", "data", "environment"),
+    ("store", "weights", "rows", "data", "environment"),
     ("classifier",),
     ("prepare",),
     ("oracle",),

@@ -1,10 +1,16 @@
-"""Encoded images to uint8 tensors."""
+"""Encoded images to uint8 tensors: all of them, or those rows that are asked for."""
 
 from __future__ import annotations
 
 import io
+import json
+import os
 import struct
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,20 +21,19 @@ from torch import Tensor
 from siegebench.errors import DataError
 
 Fit = Literal["crop", "stretch"]
+Blobs = Iterable[tuple[str, bytes]]  # (name for messages, encoded bytes)
 
 
-def decode(blobs: Iterable[tuple[str, bytes]], size: int | None = None, fit: Fit = "crop") -> list[Tensor]:
-    """RGB images, each uint8 [3, H, W].
+def decode(blobs: Blobs, size: int | None = None, fit: Fit = "crop") -> Iterator[Tensor]:
+    """RGB images, each uint8 [3, H, W], one at a time.
 
     Args:
-        blobs: (name for messages, encoded bytes).
         size: edge of the square that every image is brought to (bilinear); None leaves images as they are.
         fit: `crop` scales the shorter edge and takes the centre, `stretch` scales both edges.
 
     Raises:
         DataError: naming the image that cannot be read.
     """
-    out = []
     for name, blob in blobs:
         try:
             with Image.open(io.BytesIO(blob)) as opened:
@@ -37,8 +42,7 @@ def decode(blobs: Iterable[tuple[str, bytes]], size: int | None = None, fit: Fit
             raise DataError(f"{name}: not a readable image ({str(error)[:120]})") from None
         if size is not None:
             image = resized(image, size, fit)
-        out.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-    return out
+        yield torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def resized(image: Image.Image, size: int, fit: Fit) -> Image.Image:
@@ -54,19 +58,102 @@ def resized(image: Image.Image, size: int, fit: Fit) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
-def stacked(images: list[Tensor], where: str) -> Tensor:
-    """uint8 [N, 3, H, W] of images of one size.
+def alike(images: Iterable[Tensor], where: str) -> Iterator[Tensor]:
+    """The images, which must have one size.
 
     Raises:
         DataError: when there are none, or their sizes differ.
     """
-    if not images:
-        raise DataError(f"{where}: holds no images")
-    first = images[0].shape
+    first: torch.Size | None = None
     for image in images:
+        first = first or image.shape
         if image.shape != first:
             raise DataError(
                 f"{where}: images of {first[2]}x{first[1]} and {image.shape[2]}x{image.shape[1]} pixels; "
                 "bring them to one size with `size: N`"
             )
-    return torch.stack(images)
+        yield image
+    if first is None:
+        raise DataError(f"{where}: holds no images")
+
+
+def stacked(images: Iterable[Tensor], count: int, where: str) -> Tensor:
+    """uint8 [count, 3, H, W] of images of one size, in one tensor that is filled image by image.
+
+    Raises:
+        DataError: when there are none, or their sizes differ.
+    """
+    out = torch.empty(0, dtype=torch.uint8)
+    for i, image in enumerate(alike(images, where)):
+        if i == 0:
+            out = torch.empty(count, *image.shape, dtype=torch.uint8)
+        out[i] = image
+    return out
+
+
+def write(path: Path, images: Iterable[Tensor], count: int, where: str) -> None:
+    """Images of one size as the tensor `images` of a safetensors file, which is whole or absent; none is kept.
+
+    Raises:
+        DataError: when there are none, or their sizes differ.
+        OSError: when the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for i, image in enumerate(alike(images, where)):
+                if i == 0:  # https://github.com/huggingface/safetensors: length of the header, header, numbers
+                    shape = [count, *image.shape]
+                    entry = {"dtype": "U8", "shape": shape, "data_offsets": [0, int(np.prod(shape, dtype=np.int64))]}
+                    header = json.dumps({"images": entry}).encode()
+                    header += b" " * (-len(header) % 8)
+                    file.write(struct.pack("<Q", len(header)) + header)
+                file.write(image.contiguous().numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Images that are decoded when they are read (see siegebench.rows.Reader).
+
+    Attributes:
+        count: how many there are.
+        blobs: the encoded images of some rows, given in ascending order and each once.
+        where: for messages.
+        size, fit: see decode.
+    """
+
+    count: int
+    blobs: Callable[[Sequence[int]], Blobs]
+    where: str
+    size: int | None = None
+    fit: Fit = "crop"
+
+    dtype = torch.uint8
+
+    def __len__(self) -> int:
+        return self.count
+
+    @cached_property
+    def shape(self) -> torch.Size:
+        """(N, 3, H, W); where no size is given, that of the first image."""
+        if self.size is not None:
+            return torch.Size([self.count, 3, self.size, self.size])
+        (first,) = self.decoded([0])
+        return torch.Size([self.count, *first.shape])
+
+    def decoded(self, rows: Sequence[int]) -> Iterator[Tensor]:
+        """The images of some rows, in ascending order."""
+        return decode(self.blobs(rows), self.size, self.fit)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The images of some rows, in that order; the rows may repeat."""
+        ascending, place = torch.unique(rows, return_inverse=True)
+        images = stacked(self.decoded(ascending.tolist()), len(ascending), self.where)
+        return images if torch.equal(ascending, rows) else images[place]

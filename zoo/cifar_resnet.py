@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from siegebench.classifier import ModelCard, Network
+from siegebench.data import Size
 from siegebench.errors import ModelError
 from siegebench.train import Recipe
 from siegebench.types import ModelSource
@@ -91,7 +92,7 @@ class CifarResNet(ModelSource):
     checkpoint: str | None = None
     recipe: Recipe = RECIPE
 
-    def build(self, *, num_classes: int, size: int) -> Network:
+    def build(self, *, num_classes: int, size: Size) -> Network:
         make = partial(ResNet, self.depth, num_classes)
         net = make()
         source, digest = "", ""

@@ -12,7 +12,7 @@ from siegebench.types import Count, DataSource
 
 from ._files import online
 from ._images import Fit
-from .parquet import Layout, complete, read
+from .parquet import Layout, complete, scan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,15 @@ class Hub(DataSource):
     group_by_path: bool = False
 
     def load(self, split: str) -> ImageSet:
+        return self.scan(split).in_memory()
+
+    def scan(self, split: str) -> ImageSet:
         name = f"{self.dataset} {split}"
         layout = Layout(
             num_classes=self.num_classes, image=self.image, label=self.label, size=self.size, fit=self.fit,
             group_by_path=self.group_by_path,
         )  # fmt: skip
-        return read(self._files(split, name), layout, name)
+        return scan(self._files(split, name), layout, name)
 
     def _files(self, split: str, name: str) -> list[Path]:
         pattern = f"{self.config}/{split}-*.parquet" if self.config else f"{split}-*.parquet"

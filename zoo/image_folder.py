@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,10 +11,11 @@ import torch
 
 from siegebench.data import ImageSet
 from siegebench.errors import DataError
+from siegebench.rows import Rows
 from siegebench.types import Count, DataSource
 
 from ._files import DATA_VARIABLE, data_folder
-from ._images import Fit, decode, stacked
+from ._images import Blobs, Encoded, Fit
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
 
@@ -35,6 +37,9 @@ class ImageFolder(DataSource):
     fit: Fit = "crop"
 
     def load(self, split: str) -> ImageSet:
+        return self.scan(split).in_memory()
+
+    def scan(self, split: str) -> ImageSet:
         folder = Path(self.folder).expanduser() if self.folder else data_folder()
         if folder is None or not (folder / split).is_dir():
             where = f"there is no folder {folder / split}" if folder else "no folder to look in"
@@ -52,10 +57,16 @@ class ImageFolder(DataSource):
             for file in sorted(c.rglob("*"))
             if file.suffix.lower() in SUFFIXES
         ]
-        images = decode(((str(file), file.read_bytes()) for file, _ in files), self.size, self.fit)
+        if not files:
+            raise DataError(f"{folder / split}: holds no images")
+
+        def blobs(rows: Sequence[int]) -> Blobs:
+            return ((str(files[i][0]), files[i][0].read_bytes()) for i in rows)
+
         return ImageSet(
-            stacked(images, str(folder / split)), torch.tensor([label for _, label in files]),
-            torch.arange(len(files)), len(classes), f"{folder.name} {split}",
+            Rows(Encoded(len(files), blobs, str(folder / split), self.size, self.fit)),
+            torch.tensor([label for _, label in files]), torch.arange(len(files)), len(classes),
+            f"{folder.name} {split}",
         )  # fmt: skip
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,11 +21,14 @@ from torch import Tensor
 
 from siegebench.data import ImageSet
 from siegebench.errors import DataError
+from siegebench.rows import Rows
 from siegebench.types import Count, DataSource
-from siegebench.weights import save_weights
 
 from ._files import DATA_VARIABLE, cache_folder, data_folder, sha256
-from ._images import Fit, decode, stacked
+from ._images import Encoded, Fit, stacked, write
+
+BATCH, BUFFER = 64, 2**20  # encoded images, and bytes of a file, that are read at a time
+MANY = 4  # a file of which more than this part is asked for is decoded whole, into the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,9 @@ class Parquet(DataSource):
     group_by_path: bool = False
 
     def load(self, split: str) -> ImageSet:
+        return self.scan(split).in_memory()
+
+    def scan(self, split: str) -> ImageSet:
         stem = f"{self.prefix}-{split}" if self.prefix else split
         name = f"{self.prefix or 'parquet'} {split}"
         folder = Path(self.folder).expanduser() if self.folder else data_folder()
@@ -81,7 +88,7 @@ class Parquet(DataSource):
             num_classes=self.num_classes, image=self.image, label=self.label, size=self.size, fit=self.fit,
             group_by_path=self.group_by_path,
         )  # fmt: skip
-        return read(shards(folder, stem, name), layout, name)
+        return scan(shards(folder, stem, name), layout, name)
 
 
 def shards(folder: Path, stem: str, name: str) -> list[Path]:
@@ -107,59 +114,86 @@ def complete(files: list[Path]) -> bool:
     return bool(files) and (stated is None or int(stated[1]) == len(files))
 
 
-def read(files: list[Path], layout: Layout, name: str) -> ImageSet:
-    """All rows of the files.
+def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
+    """All rows of the files; labels and groups are read at once, images when they are asked for.
 
     Raises:
-        DataError: when a file is corrupt, lacks a column, or holds an image that cannot be read.
+        DataError: when a file is corrupt or lacks a column, at once; when an image cannot be read, then.
     """
-    images, labels, paths = [], [], []
+    parts, labels, paths = [], [], []
     for file in files:
         with _blame(file):
             parquet = pq.ParquetFile(file)
             _check_columns(file, parquet.schema_arrow, layout)
             if parquet.metadata.num_rows == 0:
                 raise DataError(f"{file}: holds no rows")
-            images.append(_pixels(file, parquet, layout))
+            parts.append(Shard(parquet.metadata.num_rows, partial(_blobs, file, layout.image), str(file),
+                               layout.size, layout.fit, file, layout.image))  # fmt: skip
             column = parquet.read([layout.label]).column(layout.label)
             if column.null_count:
                 raise DataError(f"{file}: {column.null_count} rows have no label")
             labels.append(torch.from_numpy(column.to_numpy().astype(np.int64)))
             if layout.group_by_path:
                 paths += _paths(parquet, layout.image)
-    # shards of one set have one size; `stacked` says so where they do not
-    if len({part.shape[1:] for part in images}) > 1:
-        stacked([part[0] for part in images], name)
     return ImageSet(
-        torch.cat(images), torch.cat(labels), torch.arange(sum(map(len, images))), layout.num_classes, name,
+        Rows(*parts), torch.cat(labels), torch.arange(sum(part.count for part in parts)), layout.num_classes, name,
         _groups(paths) if layout.group_by_path else None,
     )  # fmt: skip
 
 
-def _pixels(file: Path, parquet: Any, layout: Layout) -> Tensor:
-    """Decoded images of one file, from the cache where it has them: decoding 39,209 GTSRB images takes 13 s."""
-    how = f"{layout.image}-{layout.size or 'as-is'}-{layout.fit}-pillow{PIL.__version__}"
-    cached = cache_folder() / "decoded" / f"{sha256(file)}-{how}.safetensors"
-    with contextlib.suppress(OSError, SafetensorError, KeyError):  # absent or damaged: decode again
-        return load_file(cached)["images"]
-    images = stacked(decode(_blobs(file, parquet, layout.image), layout.size, layout.fit), str(file))
-    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-        save_weights(cached, {"images": images})
-    return images
+@dataclass(frozen=True, eq=False)
+class Shard(Encoded):
+    """The images of one parquet file. Where many are asked for, all are decoded into a cache that is mapped, not read.
+
+    Attributes:
+        file, column: where the images are.
+    """
+
+    file: Path = Path()
+    column: str = "image"
+
+    def read(self, rows: Tensor) -> Tensor:
+        if MANY * len(rows) < self.count:
+            return super().read(rows)
+        images = self._whole()
+        return images if torch.equal(rows, torch.arange(self.count)) else images[rows]
+
+    def _whole(self) -> Tensor:
+        """All images, from the cache where it has them: decoding 39,209 GTSRB images takes 13 s."""
+        how = f"{self.column}-{self.size or 'as-is'}-{self.fit}-pillow{PIL.__version__}"
+        with _blame(self.file):
+            cached = cache_folder() / "decoded" / f"{sha256(self.file)}-{how}.safetensors"
+        with contextlib.suppress(OSError, SafetensorError, KeyError):  # absent or damaged: decode again
+            return load_file(cached)["images"]
+        every = range(self.count)
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time and memory
+            write(cached, self.decoded(every), self.count, self.where)
+            return load_file(cached)["images"]
+        return stacked(self.decoded(every), self.count, self.where)
 
 
-def _blobs(file: Path, parquet: Any, column: str) -> Iterator[tuple[str, bytes]]:
-    row = 0
-    for batch in parquet.iter_batches(batch_size=1024, columns=[column]):
-        values = batch.column(0)
-        if pa.types.is_struct(values.type):
-            values = values.field("bytes")
-        for value in values:
-            blob = value.as_py()
-            if blob is None:
-                raise DataError(f"{file}: row {row} has no image")
-            yield f"{file}: row {row}", blob
-            row += 1
+def _blobs(file: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+    """The encoded images of some rows, ascending; row groups without any of them are not read."""
+    # a buffer of its own and small batches: else a whole row group lies in memory
+    with _blame(file), pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as parquet:
+        start, wanted = 0, iter([*rows, -1])
+        row = next(wanted)
+        for group in range(parquet.metadata.num_row_groups):
+            end = start + parquet.metadata.row_group(group).num_rows
+            if row < 0 or row >= end:
+                start = end
+                continue
+            for batch in parquet.iter_batches(batch_size=BATCH, row_groups=[group], columns=[column]):
+                values = batch.column(0)
+                if pa.types.is_struct(values.type):
+                    values = values.field("bytes")
+                while start <= row < start + len(values):
+                    blob = values[row - start].as_py()
+                    if blob is None:
+                        raise DataError(f"{file}: row {row} has no image")
+                    yield f"{file}: row {row}", blob
+                    row = next(wanted)
+                start += len(values)
 
 
 def _paths(parquet: Any, column: str) -> list[str]:

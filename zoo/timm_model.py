@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from siegebench.classifier import ModelCard, Network
+from siegebench.data import Size
 from siegebench.errors import ModelError, did_you_mean
 from siegebench.train import Recipe
 from siegebench.types import Count, ModelSource
@@ -80,7 +81,7 @@ class TimmModel(ModelSource):
             return {"sha256": sha256(find_weights(self.checkpoint))}
         return {"sha256": sha256(self._published()[0])} if self.tag else {}
 
-    def build(self, *, num_classes: int, size: int) -> Network:
+    def build(self, *, num_classes: int, size: Size) -> Network:
         cfg = self._cfg()
         inside = self.input_size or (cfg["input_size"][-1] if self.tag else None)
         args = dict(self.model_args)

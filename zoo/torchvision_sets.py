@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from siegebench.data import ImageSet
 from siegebench.errors import DataError
+from siegebench.rows import Rows
 from siegebench.types import Count, DataSource
 
 from ._files import cache_folder
-from ._images import decode, stacked
+from ._images import Blobs, Encoded
 
 CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "GTSRB": 43}
 
@@ -42,6 +44,9 @@ class Torchvision(DataSource):
     size: Count = 32
 
     def load(self, split: str) -> ImageSet:
+        return self.scan(split).in_memory()
+
+    def scan(self, split: str) -> ImageSet:
         name = f"{self.dataset} {split}"
         if split not in ("train", "test"):
             raise DataError(f"{self.dataset} has the splits train and test, not {split!r}")
@@ -51,10 +56,14 @@ class Torchvision(DataSource):
             files, numbers = zip(*found._samples, strict=True)  # paths: `found[i]` would hide the track
             if split == "train":  # torchvision counts the folders it finds; their names are the classes
                 numbers, groups = tuple(int(Path(file).parent.name) for file in files), _tracks(files)
-            blobs = ((str(file), Path(file).read_bytes()) for file in files)
-            images, labels = stacked(decode(blobs, self.size, "stretch"), name), torch.tensor(numbers)
+
+            def blobs(rows: Sequence[int]) -> Blobs:
+                return ((str(files[i]), Path(files[i]).read_bytes()) for i in rows)
+
+            images = Rows(Encoded(len(files), blobs, name, self.size, "stretch"))
+            labels = torch.tensor(numbers)
         else:
-            images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+            images = Rows(torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous())
             labels = torch.tensor(found.targets)
         return ImageSet(images, labels.long(), torch.arange(len(images)), CLASSES[self.dataset], name, groups)
 

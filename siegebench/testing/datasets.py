@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from siegebench.errors import ContractError, DataError
 from siegebench.testing.specimens import (
     Case,
@@ -18,7 +16,11 @@ def loads_both_splits(case: Case) -> None:
             data = case.kept[split] = case.entry.load(split)
         except DataError as error:
             raise NotChecked(f"images not at hand: {error}") from None
-        require(data.images.dtype == torch.uint8, f"{split}: images are {data.images.dtype}")  # the rest by ImageSet
+        require(
+            data.stored.dtype == data.kind.dtype, f"{split}: images are {data.stored.dtype}"
+        )  # the rest by ImageSet
+        boxed = all(bool(data.kind.inside(data.kind.load(piece)).all()) for piece in data.stored.pieces())
+        require(boxed, f"{split}: images leave the box {data.kind.box} of {data.kind.name}")
         require(len(data.ids.unique()) == len(data), f"{split}: ids are not unique")
         counts = data.labels.bincount(minlength=data.num_classes)
         require(counts.min() > 0, f"{split}: class {int(counts.argmin())} has no image")

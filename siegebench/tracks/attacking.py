@@ -87,12 +87,10 @@ def _attack(
         hits = right(z, y)
         far = threat.size(x_adv, x)
         inside = far <= threat.eps + TOLERANCE * max(1.0, threat.eps)  # attacks that minimise may end outside
-        rounded = threat.project((x_adv * 255).round() / 255, x)
-        return {
+        out = {
             "held": majority(hits) | ~inside,
             "expected": torch.where(inside, hits.double().mean(dim=0), 1.0),
             "never": hits.all(dim=0) | ~inside,
-            "held_8bit": majority(right(fresh_passes(victim, rounded, draws, "8bit"), y)) | ~inside,
             "finite": torch.isfinite(z).all(dim=2).all(dim=0),
             "wrong": ~majority(hits),
             "distance": far,
@@ -102,8 +100,12 @@ def _attack(
             "queries": ledger.queries,
             "blind": ledger.blind,
         }
+        if data.kind.grid is not None:
+            rounded = threat.project(data.kind.load(data.kind.store(x_adv), x_adv.dtype), x)
+            out["held_8bit"] = majority(right(fresh_passes(victim, rounded, draws, "8bit"), y)) | ~inside
+        return out
 
-    parts = in_batches(part, len(places), ws.batch(data.images))
+    parts = in_batches(part, len(places), ws.batch(data.stored))
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
     row = _row(cell, data, places, threat, clean, victim, attack, got)
     row.counts.update(spent)
@@ -155,8 +157,9 @@ def _row(
     metrics: dict[str, dict[str, float]] = {
         "clean_acc": rate(int(clean.sum()), n),
         "robust_acc": rate(int(robust.sum()), n),
-        "robust_acc_8bit": rate(float(over_all("held_8bit").sum()), n),
     }
+    if data.kind.grid is not None:
+        metrics["robust_acc_8bit"] = rate(float(over_all("held_8bit").sum()), n)
     samples = {"n": n, "clean": pack_bits(clean), "robust": pack_bits(robust)}
     flags: list[Flag] = []
     counts: dict[str, float] = {"attacked": len(places)}
@@ -208,7 +211,7 @@ def _flags(threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
     if bad:
         out.append(Flag("nan", "fail", f"{bad} of {n} adversarial images have logits that are not finite"))
     lost = int((~got["held"].bool()).sum())
-    lost_8bit = int((~got["held_8bit"].bool()).sum())
+    lost_8bit = int((~got["held_8bit"].bool()).sum()) if "held_8bit" in got else lost
     if lost - lost_8bit > 0.02 * n:
         out.append(
             Flag("rounding_helps", "info", f"{lost - lost_8bit} of {n} images are right again after 8-bit rounding")

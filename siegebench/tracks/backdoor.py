@@ -77,12 +77,12 @@ def answers(ws: Workspace, model: Classifier, x: Tensor, seed: int, purpose: str
 
 
 def triggered(backdoor: BackdoorAttack, data: ImageSet, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(stamped images rounded to 8 bits, true labels, wanted labels) where the attacker wants another label."""
+    """(stamped images as they would be stored, true labels, wanted labels) where the attacker wants another label."""
     wanted = backdoor.wanted(data.labels, data.num_classes)
     places = ((wanted >= 0) & (wanted != data.labels)).nonzero().squeeze(1)
     draws = Draws(derive_seed(seed, "trigger"), data.ids[places])
-    x = backdoor.stamp(data.pixels(places), draws)
-    return (x * 255).round() / 255, data.labels[places], wanted[places]
+    x = backdoor.stamp(data.pixels(places), draws, data.kind)
+    return data.kind.load(data.kind.store(x), x.dtype), data.labels[places], wanted[places]
 
 
 def backdoor_metrics(

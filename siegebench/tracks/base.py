@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from siegebench import registry
+from siegebench.data import IMAGE, Kind
 from siegebench.inventory import Inventory, Named, NamedData, NamedModel
 from siegebench.kinds import KINDS
 from siegebench.threat import Access, Norm, ThreatModel, parse_number
-from siegebench.types import DataSource, Defense, ModelSource
+from siegebench.types import Attack, DataSource, Defense, ModelSource
 from siegebench.yamlmarks import Loc
 
 if TYPE_CHECKING:
@@ -140,7 +141,10 @@ class BoardSpec(Strict):
         """The evaluated slice."""
         assert self.data is not None
         source, spec = self.source(inventory), self.data
-        images = inventory.load(source, spec.split, spec.count, self.where("data", "set"))
+        where = self.where("data", "set")
+        kind = inventory.scan(source, spec.split, where).kind
+        self.check_takes(inventory, kind)
+        images = inventory.load(source, spec.split, spec.count, where)
         description = {
             "name": source.name,
             "source": source.description,
@@ -149,7 +153,20 @@ class BoardSpec(Strict):
             "digest": images.digest,
             "classes": images.num_classes,
         }
+        if kind != IMAGE:
+            description["kind"] = kind.name
         return NamedData(images, description)
+
+    def check_takes(self, inventory: Inventory, kind: Kind) -> None:
+        """Refuse entries that do not take the kind of data; a model handed over from Python is checked later."""
+        for slot in self.slots:
+            if slot == "models" and inventory.given is not None:
+                continue
+            for named in self.named(inventory, slot):
+                with inventory.blame(named.where):
+                    registry.check_takes(named.entry, kind.name)
+                    for spec in named.entry.adaptive if isinstance(named.entry, Defense) else ():
+                        registry.check_takes(inventory.resolve(Attack, spec, named.where).entry, kind.name)
 
     def used(self, inventory: Inventory, data: NamedData, trains: bool = True) -> dict[str, Any]:
         """The data that a number depends on: the training images too where something is trained on them."""

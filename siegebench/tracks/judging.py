@@ -54,6 +54,6 @@ def clean_outcome(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet)
             x, y = ws.pixels(data, at), data.labels[at].to(ws.device)
             return majority(right(fresh_passes(victim, x, draws[at].to(ws.device), "clean"), y)).cpu()
 
-        return torch.cat(in_batches(part, len(data), ws.batch(data.images)))
+        return torch.cat(in_batches(part, len(data), ws.batch(data.stored)))
 
     return ws.remember(("clean", digest([cell.model, cell.defense]), cell.data["digest"], cell.seed), make)

@@ -7,12 +7,13 @@ their parameters. Authors write `run`, `wrap` and `fit`, `trigger`, `score`; the
 from siegebench.types.attacks import Attack, Measure, MinimalAttack, Probe, WrappingAttack
 from siegebench.types.backdoors import BackdoorAttack, Poisoned
 from siegebench.types.base import Class, Count, Entry, Number, Positive, Share
+from siegebench.types.corruptions import Corruption
 from siegebench.types.defenses import Defense
 from siegebench.types.detectors import DatasetDetector, Detector, InputDetector, ModelDetector, Verdict
 from siegebench.types.zoo import DataSource, ModelSource
 
 __all__ = [
-    "Attack", "BackdoorAttack", "Class", "Count", "DataSource", "DatasetDetector", "Defense", "Detector", "Entry",
+    "Attack", "BackdoorAttack", "Class", "Corruption", "Count", "DataSource", "DatasetDetector", "Defense", "Detector", "Entry",
     "InputDetector", "Measure", "MinimalAttack", "ModelDetector", "ModelSource", "Number", "Poisoned", "Positive",
     "Probe", "Share", "Verdict", "WrappingAttack",
 ]  # fmt: skip

@@ -86,7 +86,7 @@ class Attack(Probe):
 
     @final
     def __call__(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        """Run, then check the contract: shape, type, finite, in [0, 1], within eps.
+        """Run, then check the contract: shape, type, finite, in the box of the kind ([0, 1] for images), within eps.
 
         Raises:
             ContractError: naming the attack, the sample and the size of the violation.
@@ -103,8 +103,9 @@ class Attack(Probe):
         x_adv = x_adv.detach()
         if not bool(torch.isfinite(x_adv).all()):
             raise ContractError(f"{self!r} returned NaN or infinite pixels")
-        if bool((x_adv.amin() < -TOLERANCE) | (x_adv.amax() > 1 + TOLERANCE)):
-            raise ContractError(f"{self!r} returned pixels in [{x_adv.amin():.4f}, {x_adv.amax():.4f}], not in [0, 1]")
+        if not bool(oracle.kind.inside(x_adv, TOLERANCE).all()):
+            found = f"[{x_adv.amin():.4f}, {x_adv.amax():.4f}]"
+            raise ContractError(f"{self!r} returned pixels in {found}, not in {oracle.kind.box}")
         if not self.minimises():
             far = threat.size(x_adv, x)
             slack = TOLERANCE * max(1.0, threat.eps)

@@ -10,10 +10,12 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from siegebench.data import ImageSet
+from siegebench.data import IMAGE, ImageSet, Kind
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, NotApplicable
 from siegebench.types.base import Class, Entry, Share
+
+STAMPED = 2**22  # numbers that get their trigger at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,22 +88,25 @@ class BackdoorAttack(Entry):
         draws = Draws(seed, data.ids)
         order = Draws(seed, data.ids[pool]).order("poison")
         index = pool[order[:count]].sort().values
-        images, labels = data.images.clone(), data.labels.clone()
+        source, labels = data.stored, data.labels.clone()
         if count:
-            stamped = self.stamp(data.pixels(index), draws[index])
-            images[index] = (stamped * 255).round().to(torch.uint8)
+            changed = torch.empty(count, *data.shape, dtype=data.kind.dtype)
+            for at in torch.arange(count).split(max(1, STAMPED // math.prod(data.shape))):
+                rows = index[at]
+                changed[at] = data.kind.store(self.stamp(data.pixels(rows), draws[rows], data.kind))
+            source = source.replaced(index, changed)  # the others are shared with the source
             labels[index] = wanted[index]
-        return Poisoned(replace(data, images=images, labels=labels, name=f"{data.name} poisoned"), index)
+        return Poisoned(replace(data, source=source, labels=labels, name=f"{data.name} poisoned"), index)
 
     @final
-    def stamp(self, x: Tensor, draws: Draws) -> Tensor:
+    def stamp(self, x: Tensor, draws: Draws, kind: Kind = IMAGE) -> Tensor:
         """`trigger`, with its contract checked."""
         before = x.clone()
         out = self.trigger(x, draws)
         if not torch.equal(before, x):
             raise ContractError(f"{self!r}: trigger changed its input in place")
-        if out.shape != x.shape or out.dtype != x.dtype or not bool(((out >= 0) & (out <= 1)).all()):
-            raise ContractError(f"{self!r}: trigger must return {x.dtype} {tuple(x.shape)} in [0, 1]")
+        if out.shape != x.shape or out.dtype != x.dtype or not bool(kind.inside(out).all()):
+            raise ContractError(f"{self!r}: trigger must return {x.dtype} {tuple(x.shape)} in {kind.box}")
         return out
 
     def check(self, num_classes: int) -> None:

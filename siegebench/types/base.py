@@ -31,6 +31,10 @@ class Entry(ABC):
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the outcome besides the parameters, such as the sha256 of a file; goes into the key."""
+        return {}
+
     def parameters(self) -> dict[str, Any]:
         """The fields as plain data, nested entries by name, as they go into a key and a row."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in self.local}

@@ -31,7 +31,7 @@ class Defense(Entry):
     randomized: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = ()
-    tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer", "patch")
+    tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer", "patch", "corruption")
 
     def ranked_in(self, track: str) -> bool:
         """Whether it may stand on the boards of a track."""

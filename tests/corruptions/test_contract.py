@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from siegebench.corruption import Corruption
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, DataError
+from siegebench.types import Corruption
 
 from .pictures import draws, planted
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from siegebench.classifier import Network
+from siegebench.data import Size
 from siegebench.train import Recipe
 from siegebench.types import ModelSource
 from siegebench.weights import check_fit, load_weights, weights_hash
@@ -15,11 +16,12 @@ from siegebench.weights import check_fit, load_weights, weights_hash
 RECIPE = Recipe(epochs=2, lr=1e-2, augment="none")
 
 
-def net(classes: int, size: int) -> nn.Module:
+def net(classes: int, size: Size) -> nn.Module:
+    height, width = (size, size) if isinstance(size, int) else size
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16 * (size // 8) ** 2, classes),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16 * (height // 8) * (width // 8), classes),
     )  # fmt: skip
 
 
@@ -32,7 +34,7 @@ class Tiny(ModelSource):
     checkpoint: str | None = None
     recipe: Recipe = RECIPE
 
-    def build(self, *, num_classes: int, size: int) -> Network:
+    def build(self, *, num_classes: int, size: Size) -> Network:
         made = net(num_classes, size)
         if self.checkpoint is not None:
             state = load_weights(self.checkpoint)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from siegebench.draws import Draws
 from siegebench.errors import ContractError
+from siegebench.metrics import SEVERITIES
 from siegebench.threat import TOLERANCE
-from siegebench.types import Entry
-
-SEVERITIES = (1, 2, 3, 4, 5)
+from siegebench.types.base import Entry
 
 
 class Corruption(Entry):
-    """Changes images as weather, sensors and codecs do. It sees no model."""
+    """Changes images as weather, sensors and codecs do. It sees no model.
+
+    Class attributes:
+        group: noise, blur, weather, digital or light.
+    """
+
+    group: ClassVar[str] = ""
 
     @abstractmethod
     def run(self, x: Tensor, severity: int, draws: Draws) -> Tensor:
