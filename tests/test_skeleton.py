@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from siegebench import kinds, ops, registry, skeleton
+from siegebench import kinds, ops, skeleton
 from siegebench.classifier import Classifier
 from siegebench.errors import ConfigError
 from siegebench.registry import Card
