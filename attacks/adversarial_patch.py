@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -14,10 +14,9 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
-from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
-from siegebench.types import Attack, Class, Count, Positive, Share
+from siegebench.types import Attack, Class, Count, Lesson, Positive, Share
 
 from ._patterns import Degrees, around, learn_pattern, nearest, pixels_in, spread, turned, worn
 
@@ -67,14 +66,14 @@ class AdversarialPatch(Attack):
     lr: Positive = 0.05
     loss: Literal["ce", "margin"] = "ce"
 
-    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Learnt:
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Tensor:
+        """The picture, [C, resolution, resolution]."""
         one = Draws(draws.seed, draws.ids.new_zeros(1))
         start = one.uniform((data.shape[0], self.resolution, self.resolution), purpose="picture")[0]
-        picture = learn_pattern(
+        return learn_pattern(
             start, partial(self.wear, threat.eps), oracle, data, draws, images=self.images, batch=self.batch,
             steps=self.steps, lr=self.lr, loss=self.loss, target=self.target,
         )  # fmt: skip
-        return _Learnt(**{f.name: getattr(self, f.name) for f in fields(self)}, picture=picture)
 
     def wear(self, eps: float, picture: Tensor, x: Tensor, draws: Draws, step: int) -> Tensor:
         """The images with the picture stuck on, each in a pose of its own."""
@@ -94,19 +93,9 @@ class AdversarialPatch(Attack):
         texture = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return worn(x, mask, texture, light)
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        raise ContractError("adversarial_patch has not learnt a picture; call learn first")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Learnt(AdversarialPatch):
-    """With its picture, [C, resolution, resolution]."""
-
-    learns: ClassVar[bool] = False
-
-    picture: Tensor = field(repr=False)
-
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> Tensor:
         if pixels_in(threat.eps, x) == 0:
             return x.clone()
-        return self.wear(threat.eps, self.picture, x, draws.child("adversarial_patch"), 0)
+        return self.wear(threat.eps, lesson, x, draws.child("adversarial_patch"), 0)

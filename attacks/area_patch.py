@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -13,10 +13,9 @@ from torch import Tensor
 
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
-from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
-from siegebench.types import Attack, Class, Count, Positive, Share
+from siegebench.types import Attack, Class, Count, Lesson, Positive, Share
 
 from ._patterns import Degrees, around, learn_pattern, nearest, pixels_in, spread, turned, worn
 
@@ -66,15 +65,16 @@ class AreaPatch(Attack):
     lr: Positive = 0.05
     loss: Literal["ce", "margin"] = "ce"
 
-    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Learnt:
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Tensor:
+        """The element, [C, element, element]."""
         one = Draws(draws.seed, draws.ids.new_zeros(1))
         texture = one.uniform((data.shape[0], self.element, self.element), purpose="element")[0]
-        if self.optimise:
-            texture = learn_pattern(
-                texture, partial(self.wear, threat.eps), oracle, data, draws, images=self.images, batch=self.batch,
-                steps=self.steps, lr=self.lr, loss=self.loss, target=self.target,
-            )  # fmt: skip
-        return _Learnt(**{f.name: getattr(self, f.name) for f in fields(self)}, texture=texture)
+        if not self.optimise:
+            return texture
+        return learn_pattern(
+            texture, partial(self.wear, threat.eps), oracle, data, draws, images=self.images, batch=self.batch,
+            steps=self.steps, lr=self.lr, loss=self.loss, target=self.target,
+        )  # fmt: skip
 
     def wear(self, eps: float, texture: Tensor, x: Tensor, draws: Draws, step: int) -> Tensor:
         """The images with a square of repeated elements, each in a pose of its own."""
@@ -92,19 +92,9 @@ class AreaPatch(Attack):
         tiled = F.grid_sample(padded, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return worn(x, mask, tiled, light)
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        raise ContractError("area_patch has not learnt a texture; call learn first")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Learnt(AreaPatch):
-    """With its element, [C, element, element]."""
-
-    learns: ClassVar[bool] = False
-
-    texture: Tensor = field(repr=False)
-
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> Tensor:
         if pixels_in(threat.eps, x) == 0:
             return x.clone()
-        return self.wear(threat.eps, self.texture, x, draws.child("area_patch"), 0)
+        return self.wear(threat.eps, lesson, x, draws.child("area_patch"), 0)

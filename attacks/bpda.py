@@ -10,7 +10,7 @@ from torch import Tensor
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import NORMS, Norm, ThreatModel
-from siegebench.types import Attack, WrappingAttack
+from siegebench.types import Attack, Lesson, WrappingAttack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,5 +33,7 @@ class BPDA(WrappingAttack):
 
     attack: Attack
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        return self.attack(oracle.surrogate(), x, y, threat, draws)
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> Tensor:
+        return self.attack(oracle.surrogate(), x, y, threat, draws, lesson)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from siegebench import ops
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
 from siegebench.train import augmented
-from siegebench.types import Attack, Count, Positive
+from siegebench.types import Attack, Count, Lesson, Positive
 
 from ._autoencoder import Residual, arranged, down, fresh, stem, up
 
@@ -101,7 +100,8 @@ class ConditionalGenerator(Attack):
     width: Count = 16
     blocks: Count = 4
 
-    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Trained:
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Generator:
+        """G, trained."""
         device, classes = oracle.rows.device, oracle.num_classes
         seed = derive_seed(draws.seed, "conditional_generator")
         net = fresh(lambda: Generator(classes, self.width, self.blocks), seed).to(device, oracle.dtype)
@@ -119,24 +119,14 @@ class ConditionalGenerator(Attack):
                 adam.zero_grad(set_to_none=True)
                 x_adv.backward(g / len(places))
                 adam.step()
-        settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _Trained(**settings, net=net.eval().requires_grad_(False))
+        return net.eval().requires_grad_(False)
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        raise ContractError("conditional_generator needs a generator trained on training images; call learn first")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Trained(ConditionalGenerator):
-    """What has trained its generator."""
-
-    learns: ClassVar[bool] = False
-
-    net: Generator = field(repr=False)
-
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> Tensor:
+        net: Generator = lesson
         with torch.no_grad():
-            return threat.project(x + threat.eps * self.net(x, targets(y, oracle.num_classes, draws)), x)
+            return threat.project(x + threat.eps * net(x, targets(y, oracle.num_classes, draws)), x)
 
 
 def targets(y: Tensor, classes: int, draws: Draws) -> Tensor:

@@ -13,7 +13,7 @@ from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import NORMS, Norm, ThreatModel
-from siegebench.types import Attack, Share, WrappingAttack
+from siegebench.types import Attack, Lesson, Share, WrappingAttack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,10 @@ class DI(WrappingAttack):
     p: Share = 0.5
     shrink: Share = 0.9
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        return self.attack(oracle.seen_through(self.diverse), x, y, threat, draws)
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> Tensor:
+        return self.attack(oracle.seen_through(self.diverse), x, y, threat, draws, lesson)
 
     def diverse(self, x: Tensor, draws: Draws) -> Tensor:
         """Each image shrunk to a share of its sides at a random place, or as it is."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import NORMS, Norm, ThreatModel
-from siegebench.types import Attack, Count, WrappingAttack
+from siegebench.types import Attack, Count, Lesson, WrappingAttack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,5 +36,7 @@ class EOT(WrappingAttack):
     attack: Attack
     looks: Count = 20
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        return self.attack(oracle.averaged(self.looks), x, y, threat, draws)
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> Tensor:
+        return self.attack(oracle.averaged(self.looks), x, y, threat, draws, lesson)

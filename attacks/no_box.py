@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -12,13 +12,30 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ContractError, NotApplicable
+from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import Access, ThreatModel
 from siegebench.train import Augment, augmented
-from siegebench.types import Attack, Count, Positive
+from siegebench.types import Attack, Count, Lesson, Positive
 
 from ._autoencoder import AutoEncoder, arranged, fresh, slope
+
+
+@dataclass(frozen=True, eq=False)
+class _Surrogate:
+    """An auto-encoder of some classes.
+
+    Attributes:
+        net: trained.
+        prototypes: p_kc, [classes, decoders, 3, h, w].
+        images: the attacker's, [classes, per_class, 3, H, W].
+        first: of the classes, which are consecutive.
+    """
+
+    net: AutoEncoder
+    prototypes: Tensor
+    images: Tensor
+    first: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +92,23 @@ class NoBox(Attack):
     ila_steps: Count = 50
     step: Positive = 1 / 255
 
-    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Trained:
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> tuple[_Surrogate, ...]:
+        """The auto-encoders."""
         own = self._owned(data, draws)
         sets = torch.arange(data.num_classes).tensor_split(max(1, data.num_classes // self.together))
-        settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _Trained(**settings, surrogates=tuple(self._trained(data, own[c], int(c[0]), draws) for c in sets))
+        return tuple(self._trained(data, own[c], int(c[0]), draws) for c in sets)
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        raise ContractError("no_box needs auto-encoders trained on the attacker's images; call learn first")
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> Tensor:
+        surrogates: tuple[_Surrogate, ...] = lesson
+        x_adv = x.clone()
+        for one in surrogates:
+            known = (y >= one.first) & (y < one.first + len(one.images))
+            mine = known.nonzero().squeeze(1)
+            if len(mine):
+                x_adv[mine] = self._attack(one, x[mine], y[mine] - one.first, threat, draws[mine])
+        return x_adv
 
     def _owned(self, data: ImageSet, draws: Draws) -> Tensor:
         """Places in the data of the images that the attacker owns, int64 [classes, per_class]."""
@@ -123,41 +149,6 @@ class NoBox(Attack):
                 loss.backward()
                 adam.step()
         return _Surrogate(net.eval().requires_grad_(False), p, x.unflatten(0, (classes, m)), first)
-
-
-@dataclass(frozen=True, eq=False)
-class _Surrogate:
-    """An auto-encoder of some classes.
-
-    Attributes:
-        net: trained.
-        prototypes: p_kc, [classes, decoders, 3, h, w].
-        images: the attacker's, [classes, per_class, 3, H, W].
-        first: of the classes, which are consecutive.
-    """
-
-    net: AutoEncoder
-    prototypes: Tensor
-    images: Tensor
-    first: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Trained(NoBox):
-    """What has trained its auto-encoders."""
-
-    learns: ClassVar[bool] = False
-
-    surrogates: tuple[_Surrogate, ...] = field(repr=False)
-
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        x_adv = x.clone()
-        for one in self.surrogates:
-            known = (y >= one.first) & (y < one.first + len(one.images))
-            mine = known.nonzero().squeeze(1)
-            if len(mine):
-                x_adv[mine] = self._attack(one, x[mine], y[mine] - one.first, threat, draws[mine])
-        return x_adv
 
     def _attack(self, one: _Surrogate, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         return self.along(one.net.to(x), x, self.guide(one, x, y, draws), threat)

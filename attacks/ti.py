@@ -14,7 +14,7 @@ from siegebench.draws import Draws
 from siegebench.errors import ConfigError
 from siegebench.oracle import Oracle
 from siegebench.threat import NORMS, Norm, ThreatModel
-from siegebench.types import Attack, Count, WrappingAttack
+from siegebench.types import Attack, Count, Lesson, WrappingAttack
 
 
 @cache
@@ -52,8 +52,10 @@ class TI(WrappingAttack):
         if self.side % 2 == 0:
             raise ConfigError(f"ti: side is {self.side}; expected an odd number of pixels")
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        return self.attack(oracle.filtered(self.blurred), x, y, threat, draws)
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> Tensor:
+        return self.attack(oracle.filtered(self.blurred), x, y, threat, draws, lesson)
 
     def blurred(self, g: Tensor) -> Tensor:
         """Each channel convolved with the kernel; zeros beyond the border."""

@@ -90,7 +90,7 @@ CORRUPTION = (
     Column("relative_drop", "Lost", help="Share of the clean accuracy that the corruptions take.", better="low"),
     Column("worst_corruption", "Worst", "text", "The corruption with the lowest accuracy.", ""),
     Column("worst_corruption_acc", "There", help="Accuracy under that corruption, mean over its severities."),
-    *(read(f"acc@{s}", f"Accuracy at severity {s}, mean over the corruptions.") for s in SEVERITIES),
+    *(read(f"acc@{s}", f"Accuracy at severity {s}, mean over the corruptions.", main=False) for s in SEVERITIES),
     _more("seeds", "Seeds", "count", "Seeds of the corruptions.", ""),
 )
 

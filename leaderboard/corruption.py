@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from siegebench import registry
 from siegebench.cells import Result, canonical
 
 from . import columns
@@ -31,18 +32,24 @@ from .figures import Curves
 from .stats import Vector, mean_interval, paired_means
 
 ABOUT = (
-    "Nobody attacks: the images are changed as weather, sensors and codecs change them. Ranked by the mean accuracy over "
-    "corruptions and severities; images that are wrong without a corruption count too. A mean, not a worst case. "
+    "Nobody attacks: the images are changed as weather, sensors and codecs change them. Ranked by the mean accuracy "
+    "over corruptions and severities; images that are wrong without a corruption count too. A mean, not a worst case. "
     "Entries that a paired test of the means over the same images cannot tell apart share a rank group."
 )
 
 
 def boards(rows: Sequence[Result]) -> list[Board]:
-    """One board for each slice of the data and list of severities."""
+    """One board for each slice of the data and list of severities; changes of light stand apart from the others."""
     mine = [r for r in rows if r.cell.track == "corruption" and r.cell.corruption is not None]
-    return [
-        _board(members) for members in group(mine, lambda r: (slice_of(r), tuple(r.cell.severities or ()))).values()
-    ]
+    grouped = group(mine, lambda r: (_light(r), slice_of(r), tuple(r.cell.severities or ())))
+    return [_board(members, light) for (light, *_), members in grouped.items()]
+
+
+def _light(row: Result) -> bool:
+    """Whether the corruption is one of the group `light`; one that is not registered here counts as a common one."""
+    name = str((row.cell.corruption or {}).get("name"))
+    known = ("corruption", name) in registry.cards()
+    return known and registry.declared("corruption", name).get("group") == "light"
 
 
 def _finished(row: Result) -> bool:
@@ -55,7 +62,7 @@ def _hits(row: Result) -> Vector:
     return np.asarray(np.mean(outcomes, axis=0))
 
 
-def _board(members: list[Result]) -> Board:
+def _board(members: list[Result], light: bool) -> Board:
     cell = members[0].cell
     severities = cell.severities or []
     models, defenses = display(r.cell.model for r in members), display(r.cell.defense for r in members)
@@ -83,9 +90,9 @@ def _board(members: list[Result]) -> Board:
     text = "Accuracy under this corruption, mean over its severities."
     each = columns.under("corruption", sorted(names.values()), "rate", text, heading="Under each corruption")
     return Board(
-        id=slug("corruption", data, key=[slice_of(members[0]), severities]),
+        id=slug("corruption", data, key=[slice_of(members[0]), severities, light]),
         track="corruption",
-        title=f"Corruption: {len(asked)} corruptions on {data}",
+        title=f"{'Light and contrast' if light else 'Common corruptions'}: {len(asked)} of them on {data}",
         about=ABOUT,
         facts={
             **slice_facts(members[0]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +12,9 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
-from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import NORMS, Norm, ThreatModel
-from siegebench.types import Attack, Count, Measure
+from siegebench.types import Attack, Count, Lesson, Measure
 
 from .distances import nearest, refuse_what_does_not_minimise
 
@@ -51,27 +50,18 @@ class BoundaryTilting(Measure):
     def __post_init__(self) -> None:
         refuse_what_does_not_minimise(self.attack, "boundary_tilting")
 
-    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Tilting:
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Tensor:
+        """Means of the classes, float64 [classes, 3, H, W]; NaN for a class without images."""
         total = torch.zeros(data.num_classes, *data.shape, dtype=torch.float64)
         for at in torch.arange(len(data)).split(1000):
             total.index_add_(0, data.labels[at], data.pixels(at, torch.float64))
         count = data.labels.bincount(minlength=data.num_classes)
-        means = (total / ops.over(count, total)).to(oracle.rows.device)  # NaN for a class without images
-        return _Tilting(attack=self.attack, averaged=self.averaged, means=means)
+        return (total / ops.over(count, total)).to(oracle.rows.device)
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
-        raise ContractError("boundary_tilting compares with the means of training images; call learn first")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Tilting(BoundaryTilting):
-    """What has seen the means of the classes, float64 [classes, 3, H, W]."""
-
-    learns: ClassVar[bool] = False
-
-    means: Tensor = field(repr=False)
-
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> dict[str, Any]:
+        means: Tensor = lesson
         in_l2 = replace(threat, norm="l2", eps=1.0)  # an attack that minimises asks for no eps
         label, distance = nearest(self.attack, oracle, x, y, in_l2, draws, self.averaged)
         asked = oracle.surrogate()
@@ -79,7 +69,7 @@ class _Tilting(BoundaryTilting):
         second = asked.logits(x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)
         b = torch.where(distance.isfinite(), label, second)
         g = asked.gradient(x, _difference(y, b))[0].double()
-        way = self.means[b] - self.means[y]
+        way = means[b] - means[y]
 
         length = ops.size(way, "l2")
         cosine = ops.flat(g * way).sum(dim=1) / (ops.size(g, "l2") * length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from siegebench import ops
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
-from siegebench.types import Count, Measure, Positive, Share
+from siegebench.types import Count, Lesson, Measure, Positive, Share
 
 BLOCK = 4  # side of the squares that a cipher shuffles
 PATIENCE, SHRINK, MOMENTUM = 8, 0.8, 0.3  # the step shrinks after so many rises of the loss
@@ -79,37 +78,14 @@ class Obfuscation(Measure):
     width: Count = 64
     averaged: Count = 4
 
-    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Obfuscation:
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _Keyed(**own, key=self._key(data, draws, 0), wrong=self._key(data, draws, 1))
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> tuple[_Key, _Key]:
+        """The key, and the second key."""
+        return self._key(data, draws, 0), self._key(data, draws, 1)
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
-        raise ContractError("obfuscation needs a key: call learn first")
-
-    def _key(self, data: ImageSet, draws: Draws, number: int) -> _Key:
-        """A key that has learnt to undo its own cipher."""
-        key = _Key(self.code, self.width, draws.seed, number).to(draws.ids.device)
-        optimiser = torch.optim.Adam(key.parameters(), 2e-3)
-        chosen = draws.order("images")[: self.images]
-        for epoch in range(self.epochs):
-            for batch in chosen[draws[chosen].order(f"key {number} epoch {epoch}")].split(64):
-                x = _whole(data.pixels(batch.cpu()).to(draws.ids.device))
-                error = F.mse_loss(key.net(key.cipher(x)), x)
-                optimiser.zero_grad(set_to_none=True)
-                error.backward()
-                optimiser.step()
-        return key.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Keyed(Obfuscation):
-    """With its keys."""
-
-    key: _Key
-    wrong: _Key
-
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
-        key, wrong = (copy.deepcopy(k).to(x) for k in (self.key, self.wrong))
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> dict[str, Any]:
+        key, wrong = (copy.deepcopy(k).to(x) for k in lesson)
         chance = draws.uniform(tuple(x.shape[1:]), purpose="start").to(x)
         first = chance if self.start == "noise" else x
         x_adv = self._descend(oracle, first, x, y, key)
@@ -129,6 +105,20 @@ class _Keyed(Obfuscation):
                 "key_psnr": _psnr(key(key.encrypt(x)), x),
             }
         return {"metrics": metrics, "flags": []}
+
+    def _key(self, data: ImageSet, draws: Draws, number: int) -> _Key:
+        """A key that has learnt to undo its own cipher."""
+        key = _Key(self.code, self.width, draws.seed, number).to(draws.ids.device)
+        optimiser = torch.optim.Adam(key.parameters(), 2e-3)
+        chosen = draws.order("images")[: self.images]
+        for epoch in range(self.epochs):
+            for batch in chosen[draws[chosen].order(f"key {number} epoch {epoch}")].split(64):
+                x = _whole(data.pixels(batch.cpu()).to(draws.ids.device))
+                error = F.mse_loss(key.net(key.cipher(x)), x)
+                optimiser.zero_grad(set_to_none=True)
+                error.backward()
+                optimiser.step()
+        return key.eval().requires_grad_(False)
 
     def _descend(self, oracle: Oracle, x_adv: Tensor, x: Tensor, y: Tensor, key: _Key) -> Tensor:
         asked = oracle.surrogate()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,15 +14,45 @@ from siegebench import ops
 from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ConfigError, ContractError, NotApplicable
+from siegebench.errors import ConfigError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.train import Recipe, train
-from siegebench.types import Attack, Count, Measure, Number, Positive
+from siegebench.types import Attack, Count, Lesson, Measure, Number, Positive
 
 WEIGHT = 0.001  # of reconstruction and KL, beside the angle
 HELD_OUT = 1000  # training images, at most, on which the copies are compared with the classifier
 TRIES = 2000  # permutations looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Tracers:
+    """What sets the copies apart.
+
+    Attributes:
+        tracer: T_0, from images to [n, K] in [-1, 1].
+        orders: int64 [m, K], the permutations.
+        alpha: weight of the tracer in a copy.
+        known: metrics of the training images.
+    """
+
+    tracer: nn.Module
+    orders: Tensor
+    alpha: float
+    known: dict[str, float]
+
+    def ask(self, oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(whether each copy is wrong, bool [n, m]; what each scores as the source of the image, [n, m])"""
+        t = self.tracer(x)
+        z = _outputs(oracle.logits(x).softmax(dim=1), t, self.orders, self.alpha)
+        first, second = z.topk(2, dim=2).indices.unbind(dim=2)
+        own = t[:, self.orders]
+        score = (own.gather(2, first[..., None]) - own.gather(2, second[..., None])).squeeze(2)
+        return first != y[:, None], score
+
+    def copies(self, model: Classifier, which: Tensor) -> _Copies:
+        """Some of the copies of a model, as one."""
+        return _Copies(model, self.tracer, self.orders[which], self.alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +113,8 @@ class SeparateAndTrace(Measure):
                 f"separate_and_trace: copies is {self.copies}; at least {least}, or there is none to tell"
             )
 
-    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> _Tracing:
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Tracers:
+        """The tracer, trained, and the permutations."""
         device = oracle.rows.device
         order = draws.order("tracer").cpu()
         held = order[: min(HELD_OUT, len(data) // 5)]
@@ -98,8 +129,7 @@ class SeparateAndTrace(Measure):
             right.append((answers.argmax(dim=2) == y[:, None]).double())
         share = torch.cat(right).mean(dim=0)
         known = {"training_acc": float(share[0]), "training_acc_copies": float(share[1:].mean())}
-        settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _Tracing(**settings, tracer=tracer, orders=orders, known=known if len(held) else {})
+        return Tracers(tracer, orders, self.alpha, known if len(held) else {})
 
     def _tracer(self, data: ImageSet, seed: int, device: torch.device) -> Classifier:
         """T_0, trained: 0.001 (reconstruction + KL) + (cos(T_0(x), T_0(x + noise)) - cos theta)^2."""
@@ -130,58 +160,32 @@ class SeparateAndTrace(Measure):
     def _cosine(self) -> float:
         return math.cos(math.radians(self.theta))
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
-        raise ContractError("separate_and_trace needs a tracer trained on training images; call learn first")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Tracing(SeparateAndTrace):
-    """What has learnt.
-
-    Attributes:
-        tracer: T_0, from images to [n, K] in [-1, 1].
-        orders: int64 [m, K], the permutations.
-        known: metrics of the training images.
-    """
-
-    learns: ClassVar[bool] = False
-
-    tracer: nn.Module = field(repr=False)
-    orders: Tensor = field(repr=False)
-    known: dict[str, float] = field(default_factory=dict)
-
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> dict[str, Any]:
+        tracers: Tracers = lesson
         if threat.norm not in self.attack.handles():
             raise NotApplicable(f"the attack inside handles {', '.join(self.attack.handles())}, not {threat.norm}")
         m, every = self.copies, torch.arange(len(x), device=x.device)
         guilty = (every[:, None] + torch.arange(1 + self.collude, device=x.device)) % m  # [n, 1 or 2] copies
-        wrong, _ = self._ask(oracle, x, y)
+        wrong, _ = tracers.ask(oracle, x, y)
         usable = ~wrong.gather(1, guilty).any(dim=1)
         x_adv = x.clone()
         for i in range(m):
             rows = (usable & (guilty[:, 0] == i)).nonzero().squeeze(1)
             if len(rows):
-                x_adv[rows] = self._attacked(oracle[rows], x[rows], y[rows], threat, draws[rows], guilty[rows[0]])
-        fooled, score = self._ask(oracle, x_adv, y)
+                copies = tracers.copies(oracle.model, guilty[rows[0]])
+                x_adv[rows] = self._attacked(oracle[rows], copies, x[rows], y[rows], threat, draws[rows])
+        fooled, score = tracers.ask(oracle, x_adv, y)
         found = (usable & fooled.gather(1, guilty).all(dim=1)).nonzero().squeeze(1)
-        metrics = {**self.known, "kept_right": float((~wrong).double().mean()), "found": len(found) / len(x)}
+        metrics = {**tracers.known, "kept_right": float((~wrong).double().mean()), "found": len(found) / len(x)}
         return {"metrics": metrics | self._verdict(fooled[found], score[found], guilty[found]), "flags": []}
 
-    def _ask(self, oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(whether each copy is wrong, bool [n, m]; what each scores as the source of the image, [n, m])"""
-        t = self.tracer(x)
-        z = _outputs(oracle.logits(x).softmax(dim=1), t, self.orders, self.alpha)
-        first, second = z.topk(2, dim=2).indices.unbind(dim=2)
-        own = t[:, self.orders]
-        score = (own.gather(2, first[..., None]) - own.gather(2, second[..., None])).squeeze(2)
-        return first != y[:, None], score
-
     def _attacked(
-        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, guilty: Tensor
+        self, oracle: Oracle, copies: _Copies, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws
     ) -> Tensor:
         """What the attack makes with the guilty copies, all passes booked on the victim's oracle."""
         granted = threat.with_access(self.attack.access())
-        copies = _Copies(oracle.model, self.tracer, self.orders[guilty], self.alpha)
         asked = _Together(copies, granted, draws.child("copies"), y)
         x_adv = self.attack(asked, x, y, granted, draws.child("attack"))
         for name in ("forwards", "backwards", "queries"):

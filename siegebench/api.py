@@ -235,11 +235,11 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
             model = Network(model, num_classes=num_classes)
         draws = Draws(derive_seed(seed, "attack"), torch.arange(len(x), device=x.device))
         with _frozen(model):
-            ready = entry
+            lesson = None
             if data is not None and entry.learning():
                 own = Draws(derive_seed(seed, "learn"), data.ids).to(x.device)
-                ready = entry.learn(Oracle(model, threat, own), data, threat, own)
-            return ready(Oracle(model, threat, draws), x, y, threat, draws)
+                lesson = entry.learn(Oracle(model, threat, own), data, threat, own)
+            return entry(Oracle(model, threat, draws), x, y, threat, draws, lesson)
 
     return call
 

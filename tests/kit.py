@@ -13,7 +13,7 @@ from siegebench.classifier import Classifier, Network
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
-from siegebench.types import Attack
+from siegebench.types import Attack, Lesson
 
 
 class Linear(nn.Module):
@@ -49,12 +49,18 @@ def grey_images(n: int = 16, size: int = 8, seed: int = 1) -> Tensor:
 
 
 def attack_with(
-    attack: Attack, model: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, seed: int = 0
+    attack: Attack,
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    seed: int = 0,
+    lesson: Lesson = None,
 ) -> tuple[Tensor, Oracle]:
     """(x_adv, oracle) of one attack on one batch, sample ids 0..n-1."""
     draws = Draws(seed, torch.arange(len(x)))
     oracle = Oracle(model, threat, draws)
-    return attack(oracle, x, y, threat, draws), oracle
+    return attack(oracle, x, y, threat, draws, lesson), oracle
 
 
 def linear_model(**kwargs: float) -> Classifier:

@@ -40,7 +40,7 @@ def network(seed: int = 0) -> Classifier:
 
 
 @cache
-def learnt(**parameters: Any) -> tuple[Any, Oracle]:
+def learnt(**parameters: Any) -> tuple[Generator, Oracle]:
     own = data()[0]
     draws = Draws(0, own.ids)
     oracle = Oracle(network(), THREAT, draws)
@@ -51,7 +51,7 @@ def test_it_reaches_the_class_it_is_told_on_its_surrogate_and_on_another_network
     test = data()[1]
     x, y, draws = test.pixels(), test.labels, Draws(0, test.ids)
     wanted, oracle = targets(y, 10, draws), Oracle(network(), THREAT, draws)
-    x_adv = learnt()[0](oracle, x, y, THREAT, draws)
+    x_adv = ConditionalGenerator()(oracle, x, y, THREAT, draws, learnt()[0])
     assert reached(network(), x_adv, wanted) > 0.65
     assert reached(network(), THREAT.project(x + 0.3 * draws.sign((3, 8, 8)), x), wanted) < 0.2
     other = network(1)  # trained anew, with other weights
@@ -72,7 +72,7 @@ def test_learning_costs_three_passes_an_epoch_for_each_image() -> None:
 
 
 def test_the_class_decides_the_perturbation() -> None:
-    net = learnt()[0].net
+    net = learnt()[0]
     x = data()[1].pixels()[:50]
     one, other = (net(x, torch.full((50,), c)) for c in (3, 7))
     assert float(ops.size(one - other, "linf").min()) > 0.2

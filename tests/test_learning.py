@@ -98,12 +98,12 @@ def test_a_wrapper_learns_with_the_attack_inside() -> None:
     data = build("dataset", "digits").load("train").select(torch.arange(5))  # type: ignore[attr-defined]
     threat, draws = ThreatModel(norm="l0", eps=1 / 16, access="none"), Draws(0, data.ids)
     oracle = Oracle(kit.cnn_model(), threat, draws)
-    learnt = wrapped.learn(oracle, data, threat, draws)  # type: ignore[attr-defined]
-    assert not learnt.learning()
-    x = kit.grey_images(2, 32)
-    out = learnt.attack(
-        Oracle(kit.cnn_model(), threat, draws[:2]), x, torch.zeros(2, dtype=torch.long), threat, draws[:2]
-    )
+    lesson = wrapped.learn(oracle, data, threat, draws)  # type: ignore[attr-defined]
+    x, y = kit.grey_images(2, 32), torch.zeros(2, dtype=torch.long)
+    oracle, draws = oracle[:2], draws[:2]
+    with pytest.raises(ContractError, match="call learn first"):
+        wrapped(oracle, x, y, threat, draws)  # type: ignore[operator]
+    out = wrapped(oracle, x, y, threat, draws, lesson)  # type: ignore[operator]
     torch.testing.assert_close(out[:, :, :8, :8], data.pixels(slice(0, 1))[:, :, :8, :8].expand(2, -1, -1, -1))
     assert torch.equal(out[:, :, 8:], x[:, :, 8:])
 

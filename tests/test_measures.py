@@ -15,7 +15,7 @@ from siegebench.attacks.fmn import FMN
 from siegebench.attacks.hopskipjump import HopSkipJump
 from siegebench.attacks.pgd import PGD
 from siegebench.measures.distances import Distances
-from siegebench.measures.separate_and_trace import SeparateAndTrace, _Copies, _Together, _Tracing, permutations
+from siegebench.measures.separate_and_trace import SeparateAndTrace, Tracers, _Copies, _Together, permutations
 from torch import Tensor, nn
 
 from siegebench import ops, registry
@@ -28,7 +28,7 @@ from siegebench.prepare import prepare
 from siegebench.testing.specimens import planted_set
 from siegebench.threat import Norm, ThreatModel
 from siegebench.train import Recipe, predict, train
-from siegebench.types import Measure
+from siegebench.types import Lesson, Measure
 from tests import kit, victims
 
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
@@ -64,15 +64,21 @@ def two_classes(size: int = 8) -> tuple[Classifier, Tensor, Tensor, Tensor]:
 
 
 def measured(
-    entry: Measure, model: Classifier, x: Tensor, y: Tensor, norm: Norm = "l2", data: ImageSet | None = None
+    entry: Measure,
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    norm: Norm = "l2",
+    data: ImageSet | None = None,
+    lesson: Lesson = None,
 ) -> tuple[dict[str, float], Oracle]:
     """(metrics, oracle); it learns from `data` first where it learns."""
     threat, draws = ThreatModel(norm=norm, eps=EPS[norm]), Draws(0, torch.arange(len(x)))
     oracle = Oracle(model, threat, draws)
     if data is not None:
         own = Draws(1, data.ids)
-        entry = entry.learn(Oracle(model, threat, own), data, threat, own)
-    found = entry.run(oracle, x, y, threat, draws)
+        lesson = entry.learn(Oracle(model, threat, own), data, threat, own)
+    found = entry(oracle, x, y, threat, draws, lesson)
     assert found["flags"] == []
     return found["metrics"], oracle
 
@@ -272,9 +278,12 @@ class Planted(nn.Module):
 APART = torch.stack([torch.arange(10).roll(-2 * i) for i in range(5)])
 
 
-def planted(orders: Tensor = APART, **parameters: Any) -> _Tracing:
-    given: dict[str, Any] = {"copies": len(orders), "attack": PGD(), **parameters}
-    return _Tracing(tracer=Planted(), orders=orders, **given)
+def traced(
+    model: Classifier, x: Tensor, y: Tensor, norm: Norm = "l2", *, orders: Tensor = APART, **parameters: Any
+) -> tuple[dict[str, float], Oracle]:
+    """(metrics, oracle) with planted tracers."""
+    entry = SeparateAndTrace(**{"copies": len(orders), "attack": PGD(), **parameters})
+    return measured(entry, model, x, y, norm, lesson=Tracers(Planted(), orders, entry.alpha, {}))
 
 
 def undecided(n: int = 30) -> tuple[Classifier, Tensor, Tensor]:
@@ -308,7 +317,7 @@ def test_more_copies_than_permutations_are_refused() -> None:
 )
 def test_what_moves_one_tracer_alone_is_traced(attack: Any, norm: Norm, least: float) -> None:
     model, x, y = undecided()
-    got, oracle = measured(planted(attack=attack), model, x, y, norm)
+    got, oracle = traced(model, x, y, norm, attack=attack)
     assert got["kept_right"] == 1
     assert got["found"] == 1
     assert got["tracing_accuracy"] >= least
@@ -320,18 +329,18 @@ def test_what_moves_one_tracer_alone_is_traced(attack: Any, norm: Norm, least: f
 def test_equal_copies_are_named_by_chance() -> None:
     model, x, y = undecided()
     same = torch.arange(10).expand(5, 10)
-    got, _ = measured(planted(same), model, x, y, "linf")
+    got, _ = traced(model, x, y, "linf", orders=same)
     assert got["found"] == 1
     assert got["tracing_accuracy"] == pytest.approx(1 / 5)
     assert got["transfer_rate"] == got["transferred"] == 1
     assert got["tracing_accuracy_transferred"] == pytest.approx(1 / 5)
-    got, _ = measured(planted(same, collude=True), model, x, y, "linf")
+    got, _ = traced(model, x, y, "linf", orders=same, collude=True)
     assert got["tracing_accuracy"] == pytest.approx(2 / 5)
 
 
 def test_colluders_fool_both_and_either_is_named() -> None:
     model, x, y = undecided()
-    got, _ = measured(planted(collude=True, attack=FMN()), model, x, y)
+    got, _ = traced(model, x, y, collude=True, attack=FMN())
     assert got["found"] == 1
     assert got["tracing_accuracy"] == got["tracing_accuracy_both"] == 1
     assert got["transfer_rate"] == 0
@@ -352,7 +361,7 @@ def test_together_means_that_every_copy_is_wrong() -> None:
 
 def test_images_that_a_copy_has_wrong_are_not_attacked() -> None:
     model, x, y = undecided()
-    got, _ = measured(planted(alpha=1000.0), model, x, y, "linf")
+    got, _ = traced(model, x, y, "linf", alpha=1000.0)
     assert got["kept_right"] < 0.5
     assert got["found"] < 0.5
 
@@ -394,7 +403,7 @@ def test_a_second_training_gives_the_same_copies() -> None:
     assert not torch.equal(first, answers(theta=15))
     assert not torch.equal(first, answers(seed=1))
     with pytest.raises(ContractError, match="call learn first"):
-        built("separate_and_trace").run(Oracle(model, threat, draws), x, data.labels, threat, draws)
+        built("separate_and_trace")(Oracle(model, threat, draws), x, data.labels, threat, draws)
 
 
 # ----------------------------------------------------------------------------------------------- what the papers claim
@@ -529,9 +538,10 @@ def test_geometry_of_resnet20() -> None:
                             ("l2", 0.5, {"name": "boundary_tilting", "attack": fmn})):  # fmt: skip
         threat, draws, own = ThreatModel(norm=norm, eps=eps), Draws(0, test.ids[:64]), Draws(0, train_set.ids)
         entry: Any = registry.build("measure", spec)
-        if entry.learning():
-            entry = entry.learn(Oracle(model, threat, own), train_set, threat, own)
-        found = got[f"{spec['name']} {norm}"] = entry.run(Oracle(model, threat, draws), x, y, threat, draws)["metrics"]
+        learns = entry.learning()
+        lesson = entry.learn(Oracle(model, threat, own), train_set, threat, own) if learns else None
+        oracle = Oracle(model, threat, draws)
+        found = got[f"{spec['name']} {norm}"] = entry(oracle, x, y, threat, draws, lesson)["metrics"]
         print(spec["name"], norm, {k: round(v, 4) for k, v in found.items()}, flush=True)
     # a network that hides no gradients: what they promise is of the size of what is found
     found, promised = got["distances l2"], got["gradient_norm l2"]
@@ -542,7 +552,7 @@ def test_geometry_of_resnet20() -> None:
 
 
 @cache
-def traced() -> _Tracing:
+def tracers() -> Tracers:
     """Trained once a process; what it is attacked with is chosen later."""
     model, train_set, _ = resnet20()
     entry = SeparateAndTrace(images=4000, epochs=4, copies=6)
@@ -562,11 +572,12 @@ def traced() -> _Tracing:
 def test_tracing_copies_of_resnet20(attack: dict[str, Any], norm: Norm, count: int, collude: bool) -> None:
     model, _, test = resnet20()
     buyer: Any = registry.build("attack", attack)
-    changes: dict[str, Any] = {"collude": True} if collude else {"copies": 5, "orders": traced().orders[:5]}
-    taught = replace(traced(), attack=buyer, **changes)
+    copies = 6 if collude else 5
+    entry = SeparateAndTrace(copies=copies, collude=collude, attack=buyer)
+    lesson = replace(tracers(), orders=tracers().orders[:copies])
     x, y, draws = test.pixels(slice(count)), test.labels[:count], Draws(0, test.ids[:count])
     threat = ThreatModel(norm=norm, eps=2 / 255 if norm == "linf" else 1.0)
-    got = taught.run(Oracle(model, threat, draws), x, y, threat, draws)["metrics"]
+    got = entry(Oracle(model, threat, draws), x, y, threat, draws, lesson)["metrics"]
     print(attack["name"], "colluding" if collude else "alone", {k: round(v, 4) for k, v in got.items()})
     assert got["training_acc_copies"] > got["training_acc"] - 0.02
     assert got["found"] > 0.5

@@ -22,7 +22,7 @@ from siegebench.oracle import Oracle
 from siegebench.testing import check_entry
 from siegebench.threat import ThreatModel
 from siegebench.train import Recipe, accuracy, train
-from siegebench.types import Attack
+from siegebench.types import Attack, Lesson
 from tests import kit, victims
 
 THREAT = ThreatModel(norm="linf", eps=0.3, access="none")
@@ -38,11 +38,15 @@ SMALL = {
 }
 
 
+def no_box(**parameters: Any) -> Any:
+    return NoBox(**{**SMALL, **parameters})
+
+
 def learnt(**parameters: Any) -> Any:
+    """The auto-encoders."""
     data = victims.tiny_digits()[0]
-    attack = NoBox(**{**SMALL, **parameters})
     draws = Draws(0, data.ids)
-    return attack.learn(Oracle(untrained(), THREAT, draws), data, THREAT, draws)
+    return no_box(**parameters).learn(Oracle(untrained(), THREAT, draws), data, THREAT, draws)
 
 
 @cache
@@ -66,18 +70,18 @@ def held_out() -> tuple[Tensor, Tensor, Tensor]:
     return data.pixels(), data.labels, data.ids
 
 
-def attacked(attack: Attack, threat: ThreatModel = THREAT) -> tuple[Tensor, Oracle]:
+def attacked(attack: Attack, lesson: Lesson = None, threat: ThreatModel = THREAT) -> tuple[Tensor, Oracle]:
     x, y, ids = held_out()
     draws = Draws(0, ids)
     oracle = Oracle(network(), threat, draws)
-    return attack(oracle, x, y, threat, draws), oracle
+    return attack(oracle, x, y, threat, draws, lesson), oracle
 
 
 # ------------------------------------------------------------------------------------------------------------ learning
 
 
 def test_each_decoder_turns_an_image_into_the_prototype_of_its_class() -> None:
-    (one,) = prototypical().surrogates
+    (one,) = prototypical()
     x, y = one.images.flatten(0, 1), torch.arange(10).repeat_interleave(6)
     p = one.prototypes
     distance = (one.net(x)[:, None] - p).square().mean(dim=(3, 4, 5))  # [n, classes, decoders]
@@ -92,7 +96,7 @@ def test_each_decoder_turns_an_image_into_the_prototype_of_its_class() -> None:
 
 
 def test_the_first_decoders_take_the_images_in_turn_and_the_rest_any_mix() -> None:
-    (one,) = prototypical().surrogates
+    (one,) = prototypical()
     shrunk = F.adaptive_avg_pool2d(one.images.flatten(0, 1), one.prototypes.shape[-2:]).unflatten(0, (10, 6))
     assert torch.equal(one.prototypes[:, :6], shrunk)
     for k in (6, 7):
@@ -119,7 +123,7 @@ def test_the_attacker_owns_few_images_of_the_training_split() -> None:
 
 @pytest.mark.parametrize("method", ["rotation", "jigsaw"])
 def test_an_auto_encoder_without_labels_undoes_what_was_done_to_the_image(method: Any) -> None:
-    (one,) = learnt(method=method, epochs=50, augment="none").surrogates
+    (one,) = learnt(method=method, epochs=50, augment="none")
     x = one.images.flatten(0, 1)
     which = torch.arange(len(x)) % 3 + 1
     changed = arranged(x, method, which)
@@ -172,14 +176,14 @@ def test_the_second_stage_goes_as_far_as_it_can_along_the_first() -> None:
     w = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     guide = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     threat = ThreatModel(eps=0.1, access="none")
-    found = prototypical().along(Weighted(w), x, guide, threat)
+    found = no_box().along(Weighted(w), x, guide, threat)
     best = threat.project(x + 0.1 * (w.square() * (guide - x)).sign(), x)  # <w (x' - x), w (guide - x)> is linear
     torch.testing.assert_close(found, best)
 
-    (one,) = prototypical().surrogates
+    (one,) = prototypical()
     x, _, _ = held_out()
     x, guide = x[:20], held_out()[0][20:40]
-    found = prototypical().along(one.net, x, guide, THREAT)
+    found = no_box().along(one.net, x, guide, THREAT)
     v = ops.normalise(one.net.encode(guide) - one.net.encode(x), "l2")
     way = ops.flat((one.net.encode(found) - one.net.encode(x)) * v).sum(dim=1)
     noisy = THREAT.project(x + 0.3 * Draws(0, torch.arange(20)).sign((3, 8, 8)), x)
@@ -189,8 +193,8 @@ def test_the_second_stage_goes_as_far_as_it_can_along_the_first() -> None:
 
 
 def test_the_first_stage_confuses_the_classes_of_the_auto_encoder() -> None:
-    attack = prototypical()
-    (one,) = attack.surrogates
+    attack = no_box()
+    (one,) = prototypical()
     x, y, ids = held_out()
     wide = ThreatModel(eps=0.3, access="none")
     found = attack._attack(one, x, y, wide, Draws(0, ids))
@@ -204,7 +208,7 @@ def test_the_first_stage_confuses_the_classes_of_the_auto_encoder() -> None:
 def test_beats_noise_on_a_network_it_has_never_met_and_asks_nobody() -> None:
     assert accuracy(network(), victims.tiny_digits()[3]) > 0.9
     _, y, _ = held_out()
-    found, oracle = attacked(prototypical())
+    found, oracle = attacked(no_box(), prototypical())
     noisy, _ = attacked(UniformNoise())
     held = [float((network()(images).argmax(1) == y).double().mean()) for images in (found, noisy)]
     assert held[0] < held[1] - 0.2
@@ -218,15 +222,16 @@ def test_beats_noise_on_a_network_it_has_never_met_and_asks_nobody() -> None:
 
 
 def test_classes_may_be_divided_among_auto_encoders() -> None:
-    attack = learnt(together=3, epochs=1, steps=3, ila_steps=3)
-    assert [len(one.images) for one in attack.surrogates] == [4, 3, 3]
-    assert [one.first for one in attack.surrogates] == [0, 4, 7]
+    few: dict[str, Any] = {"together": 3, "epochs": 1, "steps": 3, "ila_steps": 3}
+    attack, surrogates = no_box(**few), learnt(**few)
+    assert [len(one.images) for one in surrogates] == [4, 3, 3]
+    assert [one.first for one in surrogates] == [0, 4, 7]
     _, y, ids = held_out()
-    found, _ = attacked(attack)
+    found, _ = attacked(attack, surrogates)
     x = held_out()[0]
     assert float(ops.size(found - x, "linf").min()) > 0.05
     last = y >= 7  # what the others do has no say
-    alone = attack._attack(attack.surrogates[2], x[last], y[last] - 7, THREAT, Draws(0, ids[last]))
+    alone = attack._attack(surrogates[2], x[last], y[last] - 7, THREAT, Draws(0, ids[last]))
     assert torch.equal(found[last], alone)
 
 
@@ -253,7 +258,7 @@ def test_noise_fills_its_ball_evenly() -> None:
 
 def test_images_are_those_of_the_set() -> None:
     data: ImageSet = victims.tiny_digits()[0]
-    (one,) = prototypical().surrogates
+    (one,) = prototypical()
     every = data.pixels().flatten(1)
     for image in one.images.flatten(0, 1)[:5].flatten(1):
         assert bool((every == image).all(dim=1).any())

@@ -18,7 +18,7 @@ from siegebench.errors import ConfigError, ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
 from siegebench.train import Recipe, train
-from siegebench.types import Measure
+from siegebench.types import Lesson, Measure
 from tests import kit, victims
 
 
@@ -33,11 +33,17 @@ def frozen(net: nn.Module, classes: int = 10) -> Classifier:
 
 
 def run(
-    measure: Measure, model: Classifier, x: Tensor, y: Tensor, ids: Tensor | None = None, seed: int = 0
+    measure: Measure,
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor | None = None,
+    seed: int = 0,
+    lesson: Lesson = None,
 ) -> tuple[dict[str, float], Oracle]:
     threat, draws = ThreatModel(), Draws(seed, torch.arange(len(x)) if ids is None else ids)
     oracle = Oracle(model, threat, draws)
-    found = measure.run(oracle, x, y, threat, draws)
+    found = measure(oracle, x, y, threat, draws, lesson)
     assert found["flags"] == []
     return found["metrics"], oracle
 
@@ -297,6 +303,7 @@ def scans() -> tuple[ImageSet, Classifier, Tensor, Tensor]:
 
 
 def learnt(seed: int = 0, **parameters: Any) -> Any:
+    """(the key, the second key)"""
     data, model, _, _ = scans()
     threat, draws = ThreatModel(), Draws(seed, data.ids)
     return entry("obfuscation", **parameters).learn(Oracle(model, threat, draws), data, threat, draws)
@@ -304,8 +311,9 @@ def learnt(seed: int = 0, **parameters: Any) -> Any:
 
 def test_what_is_hidden_keeps_its_label_and_comes_back_with_the_right_key_only() -> None:
     _, model, x, y = scans()
-    keyed = learnt(epochs=8, keep=0.1)  # the logits of so small a network need a larger weight
-    metrics, oracle = run(keyed, model, x, y)
+    keys = learnt(epochs=8)
+    measure = entry("obfuscation", keep=0.1)  # the logits of so small a network need a larger weight
+    metrics, oracle = run(measure, model, x, y, lesson=keys)
     assert metrics["accuracy"] >= 0.9
     assert metrics["accuracy_start"] < 0.5
     assert metrics["accuracy_cipher"] < 0.5
@@ -315,13 +323,12 @@ def test_what_is_hidden_keeps_its_label_and_comes_back_with_the_right_key_only()
     assert metrics["decode_psnr_wrong_key"] < metrics["decode_psnr"] - 8
     assert set(oracle.ledger.backwards.tolist()) == {200}
     assert set(oracle.ledger.forwards.tolist()) == {203}
-    assert run(keyed, model, x, y)[0] == metrics
+    assert run(measure, model, x, y, lesson=keys)[0] == metrics
 
     def hidden(at: slice) -> Tensor:
-        few = type(keyed)(**{**registry.build("measure", "obfuscation").parameters(), "steps": 5},
-                          key=keyed.key, wrong=keyed.wrong)  # fmt: skip
+        few: Any = entry("obfuscation", steps=5)
         oracle = Oracle(model, ThreatModel(), Draws(0, torch.arange(16)[at]))
-        found: Tensor = few._descend(oracle, x[at], x[at], y[at], keyed.key)
+        found: Tensor = few._descend(oracle, x[at], x[at], y[at], keys[0])
         return found
 
     torch.testing.assert_close(hidden(slice(3, 4)), hidden(slice(16))[3:4], atol=1e-3, rtol=0)  # alone as in a batch
@@ -329,12 +336,10 @@ def test_what_is_hidden_keeps_its_label_and_comes_back_with_the_right_key_only()
 
 def test_each_term_of_the_descent_does_its_part() -> None:
     _, model, x, y = scans()
-    keyed = learnt(epochs=3)
-    parts = registry.build("measure", {"name": "obfuscation"}).parameters()
+    keys = learnt(epochs=3)
 
     def with_(**changes: Any) -> dict[str, float]:
-        again = type(keyed)(**{**parts, "steps": 60, "keep": 0.1, **changes}, key=keyed.key, wrong=keyed.wrong)
-        return run(again, model, x, y)[0]
+        return run(entry("obfuscation", **{"steps": 60, "keep": 0.1, **changes}), model, x, y, lesson=keys)[0]
 
     plain = with_()
     assert with_(keep=0)["accuracy"] < plain["accuracy"]
@@ -345,18 +350,18 @@ def test_each_term_of_the_descent_does_its_part() -> None:
 
 
 def test_a_key_is_repeatable_and_its_own() -> None:
-    first, again, other = learnt(epochs=1), learnt(epochs=1), learnt(seed=1, epochs=1)
-    for name, value in first.key.state_dict().items():
-        assert value.equal(again.key.state_dict()[name])
-    assert not first.key.order.equal(first.wrong.order)
-    assert not first.key.order.equal(other.key.order)
+    (key, wrong), (again, _), (other, _) = learnt(epochs=1), learnt(epochs=1), learnt(seed=1, epochs=1)
+    for name, value in key.state_dict().items():
+        assert value.equal(again.state_dict()[name])
+    assert not key.order.equal(wrong.order)
+    assert not key.order.equal(other.order)
     before = torch.get_rng_state()
     learnt(epochs=1)
     assert torch.get_rng_state().equal(before)
 
 
 def test_the_cipher_is_undone_by_its_inverse_and_hides() -> None:
-    key = learnt(epochs=1).key
+    key, _ = learnt(epochs=1)
     x = kit.grey_images(4, size=12)
     hidden = key.encrypt(x)
     squares = torch.nn.functional.pixel_unshuffle(hidden, 4)
@@ -389,7 +394,7 @@ def test_cards_build_and_refuse_what_makes_no_sense() -> None:
         with pytest.raises(ConfigError):
             registry.build("measure", spec)
     _, model, x, y = scans()
-    with pytest.raises(ContractError, match="key"):
+    with pytest.raises(ContractError, match="call learn first"):
         run(entry("obfuscation"), model, x, y)
 
 
@@ -438,8 +443,9 @@ def test_resnet20_reads_what_is_hidden() -> None:
     data: Any = registry.build("dataset", "cifar10_jpeg")
     train_set, threat = data.load("train"), ThreatModel()
     draws = Draws(0, train_set.ids)
-    keyed = entry("obfuscation").learn(Oracle(model, threat, draws), train_set, threat, draws)
-    metrics, _ = run(keyed, model, x, y)
+    measure = entry("obfuscation")
+    keys = measure.learn(Oracle(model, threat, draws), train_set, threat, draws)
+    metrics, _ = run(measure, model, x, y, lesson=keys)
     print({name: round(value, 4) for name, value in metrics.items()})
     assert metrics["accuracy"] >= 0.9
     assert metrics["accuracy_cipher"] < 0.5

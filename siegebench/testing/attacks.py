@@ -21,7 +21,7 @@ from siegebench.testing.specimens import (
     NEAREST,
     Case,
     halfspace,
-    learnt,
+    lesson_of,
     other_global_numbers,
     planted_set,
     require,
@@ -46,7 +46,8 @@ def _attack(
 ) -> tuple[Tensor, Oracle]:
     draws = Draws(0, torch.arange(len(x)) if ids is None else ids)
     oracle = Oracle(model, threat, draws)
-    return learnt(attack, model, threat, x.shape[-1])(oracle, x, y, threat, draws), oracle
+    lesson = lesson_of(attack, model, threat, x.shape[-1])
+    return attack(oracle, x, y, threat, draws, lesson), oracle
 
 
 def _norms(case: Case) -> tuple[Norm, ...]:

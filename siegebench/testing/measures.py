@@ -15,7 +15,7 @@ from siegebench.oracle import Oracle
 from siegebench.testing.specimens import (
     EPS,
     Case,
-    learnt,
+    lesson_of,
     other_global_numbers,
     require,
     state_of,
@@ -27,8 +27,8 @@ from siegebench.threat import Norm, ThreatModel
 def _measured(case: Case, model: Classifier, x: Tensor, y: Tensor) -> dict[str, Any]:
     norm: Norm = case.entry.norms[0]
     threat, draws = ThreatModel(norm=norm, eps=EPS[norm]), Draws(0, torch.arange(len(x)))
-    measure = learnt(case.quick, model, threat, x.shape[-1])
-    found: dict[str, Any] = measure.run(Oracle(model, threat, draws), x, y, threat, draws)
+    lesson = lesson_of(case.quick, model, threat, x.shape[-1])
+    found: dict[str, Any] = case.quick(Oracle(model, threat, draws), x, y, threat, draws, lesson)
     return found
 
 

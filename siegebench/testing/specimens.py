@@ -20,11 +20,10 @@ from siegebench.draws import Draws
 from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
-from siegebench.types import Probe
+from siegebench.types import Lesson, Probe
 from siegebench.weights import weights_hash
 
 T = TypeVar("T")
-P = TypeVar("P", bound=Probe)
 CLASSES, SIZE = 10, 16
 QUICK = {"steps": 6, "queries": 50, "searches": 2, "restarts": 2, "targets": 3, "epochs": 1, "overlays": 8}
 # some images of the victim fall, some hold
@@ -107,10 +106,10 @@ def planted_set(n: int = 80, size: int = SIZE) -> ImageSet:
     return ImageSet((x * 255).round().to(torch.uint8), labels, places, CLASSES, "planted")
 
 
-def learnt(probe: P, model: Classifier, threat: ThreatModel, size: int) -> P:
-    """The entry, having learnt from the planted training set where it learns."""
+def lesson_of(probe: Probe, model: Classifier, threat: ThreatModel, size: int) -> Lesson:
+    """What the entry learns from the planted training set; None where it does not learn."""
     if not probe.learning():
-        return probe
+        return None
     data = planted_set(size=size)
     draws = Draws(0, data.ids)
     return probe.learn(Oracle(model, threat, draws), data, threat, draws)

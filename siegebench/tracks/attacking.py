@@ -6,7 +6,7 @@ The images that are correctly classified are attacked; what comes back is scored
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +25,8 @@ from siegebench.oracle import Ledger, Oracle
 from siegebench.prepare import in_batches
 from siegebench.threat import TOLERANCE, ThreatModel
 from siegebench.tracks.judging import clean_outcome, fresh_passes, majority, right
-from siegebench.types import Attack, Measure, Probe
+from siegebench.types import Attack, Lesson, Measure, Probe
 from siegebench.workspace import Workspace, data_key
-
-P = TypeVar("P", bound=Probe)
 
 BLIND = 0.5  # share of an attack's gradients that are exactly zero, above which it is flagged
 DIAGNOSED = 128  # images that a measure looks at, at most
@@ -64,13 +62,13 @@ def _attack(
     clean: Tensor,
 ) -> Result:
     attack = ws.entry(Attack, cell.attack)
-    attack, spent = _learnt(attack, cell, ws, seen, threat)
+    lesson, spent = _lesson(attack, cell, ws, seen, threat)
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids)
 
     def found(at: slice, x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Ledger]:
         def make() -> tuple[Tensor, Ledger]:
             oracle = Oracle(seen, threat, draws)
-            return attack(oracle, x, y, threat, draws), oracle.ledger
+            return attack(oracle, x, y, threat, draws, lesson), oracle.ledger
 
         if not attack.minimises():
             return make()
@@ -112,18 +110,20 @@ def _attack(
     return row
 
 
-def _learnt(probe: P, cell: Cell, ws: Workspace, seen: Classifier, threat: ThreatModel) -> tuple[P, dict[str, float]]:
-    """(the entry, having learnt from the training images where it does so; what that has cost)"""
+def _lesson(
+    probe: Probe, cell: Cell, ws: Workspace, seen: Classifier, threat: ThreatModel
+) -> tuple[Lesson, dict[str, float]]:
+    """(what the entry learns from the training images, None where it does not learn; what that has cost)"""
     if not probe.learning():
-        return probe, {}
+        return None, {}
 
-    def make() -> tuple[P, dict[str, float]]:
+    def make() -> tuple[Lesson, dict[str, float]]:
         own = ws.splits(cell.data)[0]
         draws = Draws(derive_seed(cell.seed, "learn"), own.ids).to(ws.device)
         oracle = Oracle(seen, replace(threat, queries=None), draws)
-        learnt = probe.learn(oracle, own, threat, draws)
+        lesson = probe.learn(oracle, own, threat, draws)
         ledger = oracle.ledger
-        return learnt, {
+        return lesson, {
             "learning_forwards": int(ledger.forwards.sum()),
             "learning_backwards": int(ledger.backwards.sum()),
         }
@@ -131,7 +131,7 @@ def _learnt(probe: P, cell: Cell, ws: Workspace, seen: Classifier, threat: Threa
     what: list[Any] = [cell.attack, cell.measure, data_key(cell.data), cell.seed]
     if threat.access != "none":  # else neither the victim nor the budget matters
         what += [cell.threat, cell.surrogates or {"model": cell.model, "defense": cell.defense}]
-    learnt: tuple[P, dict[str, float]] = ws.remember(("learnt", digest(what)), make)
+    learnt: tuple[Lesson, dict[str, float]] = ws.remember(("learnt", digest(what)), make)
     return learnt
 
 
@@ -228,9 +228,9 @@ def _diagnose(
     rows = places[:DIAGNOSED]  # not the batch size: that must not decide a number
     x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
     draws = Draws(derive_seed(cell.seed, "measure"), data.ids[rows]).to(ws.device)
-    measure, spent = _learnt(measure, cell, ws, victim, threat)
+    lesson, spent = _lesson(measure, cell, ws, victim, threat)
     oracle = Oracle(victim, threat, draws)
-    found = measure.run(oracle, x, y, threat, draws)
+    found = measure(oracle, x, y, threat, draws, lesson)
     return Result(
         cell=cell,
         metrics={k: {"value": float(v)} for k, v in found["metrics"].items()},

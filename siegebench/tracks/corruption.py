@@ -15,13 +15,13 @@ from siegebench.draws import Draws, derive_seed
 from siegebench.inventory import Inventory, Named
 from siegebench.metrics import SEVERITIES
 from siegebench.prepare import in_batches
-from siegebench.tracks.base import BoardSpec, Specs, refuse_repeats
+from siegebench.tracks.base import BoardSpec, Spec, Specs, refuse_repeats
 from siegebench.tracks.judging import clean_outcome, fresh_passes, majority, right
 from siegebench.types import Corruption, Defense
 from siegebench.workspace import Workspace
 
 # of Hendrycks & Dietterich (2019), without `frost`, which needs photographs that the user holds
-COMMON14 = [
+COMMON14: list[Spec] = [
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
     "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
 ]  # fmt: skip

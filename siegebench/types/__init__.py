@@ -4,7 +4,7 @@ Images are float32 NCHW RGB in [0, 1]; labels are int64. Entries are frozen keyw
 their parameters. Authors write `run`, `wrap` and `fit`, `trigger`, `score`; the final methods enforce the contract.
 """
 
-from siegebench.types.attacks import Attack, Measure, MinimalAttack, Probe, WrappingAttack
+from siegebench.types.attacks import Attack, Lesson, Measure, MinimalAttack, Probe, WrappingAttack
 from siegebench.types.backdoors import BackdoorAttack, Poisoned
 from siegebench.types.base import Class, Count, Entry, Number, Positive, Share
 from siegebench.types.corruptions import Corruption
@@ -13,7 +13,7 @@ from siegebench.types.detectors import DatasetDetector, Detector, InputDetector,
 from siegebench.types.zoo import DataSource, ModelSource
 
 __all__ = [
-    "Attack", "BackdoorAttack", "Class", "Corruption", "Count", "DataSource", "DatasetDetector", "Defense", "Detector", "Entry",
-    "InputDetector", "Measure", "MinimalAttack", "ModelDetector", "ModelSource", "Number", "Poisoned", "Positive",
-    "Probe", "Share", "Verdict", "WrappingAttack",
+    "Attack", "BackdoorAttack", "Class", "Corruption", "Count", "DataSource", "DatasetDetector", "Defense", "Detector",
+    "Entry", "InputDetector", "Lesson", "Measure", "MinimalAttack", "ModelDetector", "ModelSource", "Number",
+    "Poisoned", "Positive", "Probe", "Share", "Verdict", "WrappingAttack",
 ]  # fmt: skip

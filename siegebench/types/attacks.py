@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, final
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -16,9 +16,13 @@ from siegebench.oracle import Oracle
 from siegebench.threat import BALLS, NORMS, TOLERANCE, Access, Norm, ThreatModel
 from siegebench.types.base import Entry
 
+Lesson = Any  # what an entry has learnt: a tensor, a network, a small frozen dataclass; only that entry looks inside
+
 
 class Probe(Entry):
     """What is run on a victim through an Oracle: an Attack or a Measure.
+
+    An entry that learns defines `learn`, and its `run` takes what that returned as one more argument, `lesson`.
 
     Class attributes:
         learns: it looks at training images of its own before it runs, once for all the images of a cell.
@@ -30,8 +34,8 @@ class Probe(Entry):
         """Whether this instance learns (wrappers ask the attack inside)."""
         return self.learns
 
-    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Self:
-        """The same entry with what it has learnt; only for `learns = True`.
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Lesson:
+        """What `run` is given as `lesson`; only for `learns = True`. The entry itself does not change.
 
         Args:
             oracle: the model, as far as the threat model grants it; it speaks for the images of `data`.
@@ -40,6 +44,18 @@ class Probe(Entry):
             draws: the only source of randomness, one stream for each image of `data`.
         """
         raise ContractError(f"{self!r} declares learns = True and does not define learn")
+
+    def _taught(self, lesson: Lesson) -> dict[str, Lesson]:
+        """The lesson as an argument of `run`; none for an entry that does not learn.
+
+        Raises:
+            ContractError: when it learns and there is no lesson.
+        """
+        if not self.learning():
+            return {}
+        if lesson is None:
+            raise ContractError(f"{self!r} learns from training images; call learn first and pass lesson=")
+        return {"lesson": lesson}
 
 
 class Attack(Probe):
@@ -85,8 +101,13 @@ class Attack(Probe):
         """
 
     @final
-    def __call__(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> Tensor:
         """Run, then check the contract: shape, type, finite, in the box of the kind ([0, 1] for images), within eps.
+
+        Args:
+            lesson: what `learn` returned; ignored by an attack that does not learn.
 
         Raises:
             ContractError: naming the attack, the sample and the size of the violation.
@@ -97,7 +118,7 @@ class Attack(Probe):
             raise ContractError(
                 f"{self!r} handles {', '.join(self.handles())}; the threat model asks for {threat.norm}"
             )
-        x_adv = self.run(oracle, x, y, threat, draws)
+        x_adv = self.run(oracle, x, y, threat, draws, **self._taught(lesson))
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise ContractError(f"{self!r} returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}")
         x_adv = x_adv.detach()
@@ -128,6 +149,8 @@ class MinimalAttack(Attack):
 class WrappingAttack(Attack):
     """Changes what another attack is shown; access, norms and aim are those of the attack inside.
 
+    `run` takes a `lesson` and hands it to the attack inside, which learns with the oracle as it is.
+
     Attributes:
         attack: what runs inside.
     """
@@ -148,8 +171,8 @@ class WrappingAttack(Attack):
     def learning(self) -> bool:
         return self.attack.learning()
 
-    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Self:
-        return replace(self, attack=self.attack.learn(oracle, data, threat, draws))
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Lesson:
+        return self.attack.learn(oracle, data, threat, draws)
 
 
 class Measure(Probe):
@@ -160,3 +183,14 @@ class Measure(Probe):
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
         """`{"metrics": {name: number}, "flags": [Flag.as_dict(), ...]}` for correctly classified images."""
+
+    @final
+    def __call__(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> dict[str, Any]:
+        """Run, with what was learnt where it learns.
+
+        Raises:
+            ContractError: when it learns and there is no lesson.
+        """
+        return self.run(oracle, x, y, threat, draws, **self._taught(lesson))

@@ -9,7 +9,7 @@ from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import Access, Norm, ThreatModel
-from siegebench.types import Attack, Count
+from siegebench.types import Attack, Count, Lesson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +23,13 @@ class Memory(Attack):
 
     side: Count = 2
 
-    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Memory:
-        return Remembers(side=self.side, image=data.pixels(slice(0, 1)))
+    def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Tensor:
+        return data.pixels(slice(0, 1))
 
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        raise AssertionError("ran before it had learnt")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Remembers(Memory):
-    learns: ClassVar[bool] = False
-
-    image: Tensor
-
-    def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+    def run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
+    ) -> Tensor:
+        image: Tensor = lesson
         out = x.clone()
-        out[:, :, : self.side, : self.side] = self.image[0, :, : self.side, : self.side].to(x.dtype)
+        out[:, :, : self.side, : self.side] = image[0, :, : self.side, : self.side].to(x.dtype)
         return threat.project(out, x)
