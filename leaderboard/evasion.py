@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from siegebench import registry
 from siegebench.cells import Result, ball_text, canonical, label
 from siegebench.metrics import QUERY_MARKS
 
@@ -39,8 +40,6 @@ from .board import (
 from .figures import Curves, Scatter
 from .stats import Vector, mcnemar
 
-REQUIRED = "autoattack"  # of every entry of the white-box track, plain or inside an adaptive wrapper
-CHECKS = ("masking",)  # measures that speak through flags; their metrics stay in their rows
 READ = ("expected_acc", "any_hit_acc", "median_distance", "median_queries")  # the lowest over the attacks is shown
 
 SAME = "Entries that the exact McNemar test on the same images cannot tell apart share a rank group."
@@ -61,7 +60,7 @@ QUERIES = Curves(
     tuple((f"robust_acc@{k}", k) for k in QUERY_MARKS), start=("clean_acc", "clean"), title="queries per image"
 )
 NOTES = {
-    "white_box": f"Ranked only with {REQUIRED}, and where there is a defense with an attack that knows it.",
+    "white_box": "Ranked only with {required}, and where there is a defense with an attack that knows it.",
     "query": "A black-box attacker meets the deployed pipeline as it is: no adaptive attack is required here.",
     "transfer": "Nobody adapts to a defense that he does not meet; passes are those of the surrogates.",
     "patch": "Passes are those on the attacked images; what a pattern for all images cost to learn stands in its row.",
@@ -84,6 +83,11 @@ def boards(rows: Sequence[Result]) -> list[Board]:
     related = group([r for r in attacked if _finished(r)], _ball)
     grouped = group(attacked, lambda r: (r.cell.track, slice_of(r), canonical([r.cell.threat, r.cell.surrogates])))
     return [_board(members, related) for members in sorted(grouped.values(), key=_order)]
+
+
+def _required() -> str:
+    """The attacks of which a white-box entry must have met one, plain or inside a wrapper."""
+    return " or ".join(registry.with_trait("attack", "required"))
 
 
 def _order(members: Sequence[Result]) -> tuple[Any, ...]:
@@ -183,7 +187,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
         row_metric="robust_acc",
         figure=QUERIES if cell.track == "query" else Scatter("clean_acc", "robust_acc"),
         lines=placed,
-        notes=(NOTES[cell.track],),
+        notes=(NOTES[cell.track].format(required=_required()),),
     )
 
 
@@ -214,8 +218,8 @@ def _line(names: dict[str, str], rows: Rows, attacks: Mapping[str, str], missing
     if not rows.good:
         reasons.append("no attack has finished")
     elif cell.track == "white_box":
-        if not any(flags.core(r.cell.attack) == REQUIRED for r in rows.good):
-            reasons.append(f"required attack missing: {REQUIRED}")
+        if not any(flags.has(r.cell.attack, "required") for r in rows.good):
+            reasons.append(f"required attack missing: {_required()}")
         if label(cell.defense) != "none" and not any(r.cell.adaptive for r in rows.good):
             reasons.append("no adaptive attack: nothing was run that knows this defense")
     judged = control and cell.track == "white_box"
@@ -232,7 +236,11 @@ def _measured(rows: Sequence[Result]) -> dict[str, Number]:
     """`flatness likelihood_delta` and the like, means over seeds."""
     found: dict[str, list[Result]] = {}
     for row in rows:
-        if row.status == "ok" and row.cell.measure is not None and row.cell.measure["name"] not in CHECKS:
+        if (
+            row.status == "ok"
+            and row.cell.measure is not None
+            and "silent" not in registry.traits("measure", row.cell.measure["name"])
+        ):
             for name in row.metrics:
                 found.setdefault(f"{label(row.cell.measure)} {name}", []).append(row)
     return {

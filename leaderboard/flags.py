@@ -7,29 +7,32 @@ from typing import Any
 
 import numpy as np
 
+from siegebench import registry
 from siegebench.cells import Result, eps_text, label
 
 from .board import Mark, metric
 from .stats import Vector, tolerance
 
-ONE_STEP = ("fgsm", "fgm")
-MANY_STEPS = ("pgd", "apgd", "autoattack")
 GAP = 0.20  # robust accuracy that PGD on cross-entropy leaves and a better attack takes
 BLACK_BOX_SLACK = 0.002  # the constant of AutoAttack's own check
 
 
-def core(attack: Mapping[str, Any] | None) -> str:
-    """The attack inside all wrappers, without the library it comes from: `eot(torchattacks/PGD)` is `pgd`."""
-    if attack is None:
-        return ""
-    inner = attack.get("attack")
-    return core(inner) if isinstance(inner, Mapping) else str(attack["name"]).rpartition("/")[2].lower()
+def core(attack: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The attack inside all wrappers: of `eot(torchattacks/PGD)` it is `torchattacks/PGD`."""
+    inner = (attack or {}).get("attack")
+    return core(inner) if isinstance(inner, Mapping) else attack or {}
+
+
+def has(attack: Mapping[str, Any] | None, trait: str) -> bool:
+    """Whether the attack inside all wrappers has a trait."""
+    return trait in registry.traits("attack", str(core(attack).get("name", "")))
 
 
 def is_plain_pgd_ce(row: Result) -> bool:
-    """PGD on cross-entropy as the undefended model would be attacked."""
+    """Gradient ascent on cross-entropy, as the undefended model would be attacked."""
     attack = row.cell.attack or {}
-    return attack.get("name") == "pgd" and attack.get("loss", "ce") in ("ce", "cross_entropy") and not row.cell.adaptive
+    plain = "plain" in registry.traits("attack", str(attack.get("name", "")))
+    return plain and attack.get("loss", "ce") in ("ce", "cross_entropy") and not row.cell.adaptive
 
 
 def survived(rows: Iterable[Result]) -> Vector | None:
@@ -40,9 +43,9 @@ def survived(rows: Iterable[Result]) -> Vector | None:
 
 def one_step_beats_many(rows: Sequence[Result]) -> list[Mark]:
     """FGSM breaks images that PGD, APGD and AutoAttack leave, or leaves a lower accuracy than their worst."""
-    single = [r for r in rows if core(r.cell.attack) in ONE_STEP]
+    single = [r for r in rows if has(r.cell.attack, "one_step")]
     after_one = survived(single)
-    after_many = survived(r for r in rows if core(r.cell.attack).startswith(MANY_STEPS))
+    after_many = survived(r for r in rows if has(r.cell.attack, "iterative"))
     if after_one is None or after_many is None:
         return []
     n = len(after_one)

@@ -12,7 +12,7 @@ from siegebench.cells import digest
 from siegebench.data import ImageSet, split_clean, subset
 from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
 from siegebench.kinds import kind_of
-from siegebench.types import BackdoorAttack, DataSource, Entry, ModelSource
+from siegebench.types import Attack, BackdoorAttack, DataSource, Entry, ModelSource
 from siegebench.yamlmarks import Document, Loc
 
 E = TypeVar("E", bound=Entry)
@@ -73,11 +73,13 @@ class Inventory:
         document: gives the position of what is broken.
         given: the description of a model handed over from Python, which takes the place of the suite's models.
         specs: of each description, by digest: folders and files are part of a spec and not of a key.
+        costs: of each attack, by the digest of its description.
     """
 
     document: Document
     given: dict[str, Any] | None = None
     specs: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
     _known: dict[Any, Any] = field(default_factory=dict)
 
     @contextmanager
@@ -108,6 +110,8 @@ class Inventory:
             entry = registry.build(kind, spec)
             description = registry.description_of(kind_of(kind).name, entry)
             self.specs[digest(description)] = registry.normal(spec)
+            if isinstance(entry, Attack):
+                self.costs[digest(description)] = entry.cost()
             return Named(registry.normal(spec), description, entry, where)
 
         with self.blame(where):

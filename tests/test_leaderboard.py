@@ -384,7 +384,7 @@ def test_backdoor_ties_are_broken_by_worst_success_then_rir() -> None:
     )
     assert [x.names["defense"] for x in board.lines] == ["better", "even", "uneven"]
     assert {x.place for x in board.lines} == {"1-3"}
-    assert any("No none and no fine_tuning row" in note for note in board.notes)
+    assert any("No fine_tuning and no none row" in note for note in board.notes)
 
 
 def test_attacks_that_failed_themselves_are_left_out_and_named() -> None:

@@ -23,10 +23,10 @@ from tests import rows
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = "siegebench"
 FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
-ALGORITHMS = ("attack", "defense", "backdoor", "detector")
+ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption")
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "DatasetDetector",
-    "ModelDetector", "ModelSource", "DataSource",
+    "ModelDetector", "ModelSource", "DataSource", "Corruption",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 

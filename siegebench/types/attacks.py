@@ -88,6 +88,15 @@ class Attack(Probe):
         """Whether this instance looks for the smallest perturbation instead of keeping to eps."""
         return self.minimal
 
+    def cost(self) -> float:
+        """A rough number of passes for each image. Only the order matters: expensive cells start first.
+
+        The default multiplies the usual fields; override it where they have other names.
+        """
+        steps = next((getattr(self, f) for f in ("steps", "iterations", "queries") if hasattr(self, f)), 1)
+        inner = next((getattr(self, f) for f in ("targets", "searches") if hasattr(self, f)), 1)
+        return float(steps * inner * getattr(self, "restarts", 1))
+
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         """Adversarial images for a batch; the clean image where none was found (or the best attempt).
@@ -167,6 +176,9 @@ class WrappingAttack(Attack):
 
     def minimises(self) -> bool:
         return self.attack.minimises()
+
+    def cost(self) -> float:
+        return float(getattr(self, "looks", 1)) * self.attack.cost()
 
     def learning(self) -> bool:
         return self.attack.learning()
