@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Board = BoardSpec
 else:
     Board = Annotated[Union[tuple(TRACKS.values())], Field(discriminator="track")]  # noqa: UP007
+INPUTS = ("adversarial", "corrupted")  # kinds of inputs on detection boards
 RENAMED = {"checks": "measures"}  # keys of earlier versions
 
 
@@ -113,7 +114,7 @@ def _check_keys(document: Document) -> None:
 def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     first = error.errors()[0]
     # pydantic adds the tags of its unions to the path
-    loc = tuple(s for s in first["loc"] if s not in (*TRACKS, "str", "float", "dict[str,any]"))
+    loc = tuple(s for s in first["loc"] if s not in (*TRACKS, *INPUTS, "str", "float", "dict[str,any]"))
     shown = ".".join(str(s) for s in loc)
     if first["type"] == "missing":
         return loc[:-1], f"{shown} is missing"

@@ -15,7 +15,7 @@ from siegebench.workspace import Workspace
 
 def evaluate(cell: Cell, ws: Workspace, attempts: int = 1) -> Result:
     """The row of a cell. Never raises for what an entry does; Ctrl-C and the end of the process pass through."""
-    start = time.perf_counter()
+    start, trained = time.perf_counter(), ws.training
     try:
         result = TRACKS[cell.track].measure(cell, ws)
     except NotApplicable as error:
@@ -24,7 +24,7 @@ def evaluate(cell: Cell, ws: Workspace, attempts: int = 1) -> Result:
         result = failed(cell, error)
     result.attempts = attempts
     result.env = {**environment(ws.device), "dtype": ws.settings.dtype, "batch": ws.settings.batch}
-    result.timing = {"seconds": time.perf_counter() - start}
+    result.timing = {"seconds": time.perf_counter() - start, "training": ws.training - trained}
     return result
 
 

@@ -11,6 +11,7 @@ from siegebench import registry
 from siegebench.data import IMAGE, Kind
 from siegebench.inventory import Inventory, Named, NamedData, NamedModel
 from siegebench.kinds import KINDS
+from siegebench.metrics import SEVERITIES
 from siegebench.threat import Access, Norm, ThreatModel, parse_number
 from siegebench.types import Attack, DataSource, Defense, ModelSource
 from siegebench.yamlmarks import Loc
@@ -23,6 +24,7 @@ Spec = str | dict[str, Any]
 Specs = Annotated[list[Spec], Field(min_length=1)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
 Budget = Annotated[int, Field(ge=1, strict=True)]
+Severity = Annotated[int, Field(ge=SEVERITIES[0], le=SEVERITIES[-1], strict=True)]  # of a corruption
 INHERITED = ("data", "models", "seeds")  # a suite may say them once for all its boards
 
 
