@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -157,7 +158,7 @@ class ImageSet:
     def digest(self) -> str:
         """sha256 over pixels, labels and ids: what goes into the key of a cell."""
         h = hashlib.sha256(str((tuple(self.stored.shape), self.num_classes)).encode())
-        for part in (*self.stored.pieces(), self.labels, self.ids):
+        for part in chain(self.stored.pieces(), (self.labels, self.ids)):
             h.update(part.contiguous().numpy().reshape(-1).data)
         return h.hexdigest()
 
