@@ -244,6 +244,7 @@ def _entry(kind: str, name: str) -> dict[str, Any]:
         "declares": registry.declared(kind, name),
         "presets": card.presets,
         "sees": list(card.sees),
+        "takes": list(card.takes),
         "control": card.control,
         "family": card.family,
     }

@@ -51,7 +51,8 @@ class Kind:
 
     def load(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Stored numbers as a model sees them."""
-        return stored.to(dtype) if self.grid is None else stored.to(dtype) / self.grid
+        x = stored.to(dtype)
+        return x if self.grid is None else x.div_(self.grid)  # a grid is of integers: x is a copy
 
     def store(self, x: Tensor) -> Tensor:
         """What a model sees as it is stored; rounded where that is coarser."""
