@@ -25,6 +25,8 @@ def _facts(kind: str, name: str) -> str:
         facts += ["not differentiable"] if said.get("differentiable") is False else []
     if card.sees:
         facts.append("sees " + ", ".join(card.sees))
+    if card.takes != ("image",):
+        facts.append("takes " + ", ".join(card.takes))
     if card.control:
         facts.append("planted control")
     return "; ".join(facts)

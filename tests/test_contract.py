@@ -597,6 +597,10 @@ class Planted(DataSource):
             data = replace(data, source=torch.randint(0, 256, data.images.shape, dtype=torch.uint8))
         return data
 
+    def scan(self, split):
+        whole = self.load(split)
+        return whole.select(torch.arange(len(whole)).flip(0)) if self.wrong == "scan" else whole
+
 
 HONEST = [
     ("attack", FGSM()),
@@ -693,6 +697,7 @@ BROKEN = [
     ("model", Source(wrong="fresh"), "builds anew from a seed", "same weights"),
     ("dataset", Planted(wrong="ids"), "loads both splits", "not unique"),
     ("dataset", Planted(wrong="unstable"), "loads the same images again", "digest"),
+    ("dataset", Planted(wrong="scan"), "scans what it loads", "train: scan and load disagree"),
     ("dataset", Planted(wrong="leak"), "keeps test images out of the training set", "80 of 80"),
     ("dataset", Planted(wrong="split"), "refuses an unknown split", "must raise DataError"),
 ]
