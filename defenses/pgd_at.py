@@ -28,8 +28,8 @@ class PGDAdversarialTraining(Defense):
         delta_0 ~ U(ball),    delta_{k+1} = Pi(delta_k + a d(grad_delta CE(z(x + delta_k), y))),    k < K
 
     d is the sign for Linf and the unit vector for L2; Pi projects onto the ball and the box. The network starts from
-    new weights and sees the images x + delta_K alone. The deployed network is an ordinary one with honest gradients, so
-    a careful attacker needs nothing special: AutoAttack.
+    new weights and sees the images x + delta_K alone. The deployed network is an ordinary one with useful gradients: a
+    careful attacker runs AutoAttack, as on every white-box board, and PGD with restarts.
 
     The initial weights, the order and augmentation of the images, and delta_0 are random. Each training step costs K
     more forward and backward passes than plain training.
@@ -50,7 +50,7 @@ class PGDAdversarialTraining(Defense):
     """
 
     trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "autoattack"},)
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},)
 
     norm: Literal["linf", "l2"] = "linf"
     eps: Positive = 8 / 255
