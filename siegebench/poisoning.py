@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ContractError
 from siegebench.evasion import looks
 from siegebench.prepare import in_batches
+from siegebench.stats import auroc
 from siegebench.types import BackdoorAttack, DatasetDetector, InputDetector, ModelDetector, Poisoned
 from siegebench.workspace import Workspace, fingerprint
 
@@ -106,15 +106,6 @@ def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
     )
 
 
-def auroc(positive: Tensor, negative: Tensor) -> float:
-    """Area under the ROC curve; larger scores are positive. Ties count half."""
-    from sklearn.metrics import roc_auc_score  # a third of the time that a worker takes to start
-
-    scores = torch.cat([positive, negative]).double().numpy()
-    truth = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
-    return float(roc_auc_score(truth, scores))
-
-
 def _finite(scores: Tensor, detector: object, expected: int) -> Tensor:
     scores = scores.detach().cpu().double()
     if scores.shape != (expected,) or not bool(torch.isfinite(scores).all()):
@@ -150,9 +141,12 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
         hit = answers(ws, base, x, cell.seed, "stamped") == wanted
         stamped, clean = score(x, "stamped"), score(data.pixels(), "clean")
         val = score(ws.splits(cell.data)[2].pixels(), "val")  # thresholds come from clean held-out images only
-        metrics = {"auroc_all": {"value": auroc(stamped, clean)}, "asr": rate(int(hit.sum()), len(hit))}
+        metrics = {
+            "auroc_all": {"value": auroc(positive=stamped.numpy(), negative=clean.numpy())},
+            "asr": rate(int(hit.sum()), len(hit)),
+        }
         if bool(hit.any()):
-            metrics["auroc"] = {"value": auroc(stamped[hit], clean)}
+            metrics["auroc"] = {"value": auroc(positive=stamped[hit].numpy(), negative=clean.numpy())}
             for percent in (1, 5):
                 threshold = torch.quantile(val, 1 - percent / 100)
                 caught = stamped[hit] > threshold
@@ -171,7 +165,7 @@ def _dataset_level(
     truth = torch.zeros(len(scores), dtype=torch.bool)
     truth[poisoned.index] = True
     bad, good = scores[truth], scores[~truth]
-    metrics = {"auroc": {"value": auroc(bad, good)}}
+    metrics = {"auroc": {"value": auroc(positive=bad.numpy(), negative=good.numpy())}}
     for percent in (1, 5):
         threshold = torch.quantile(good, 1 - percent / 100)
         metrics[f"tpr@{percent}"] = rate(int((bad > threshold).sum()), len(bad))

@@ -22,9 +22,10 @@ from siegebench.classifier import Classifier, Ensemble
 from siegebench.data import Granted, ImageSet, split_clean
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError, DataError, ModelError
+from siegebench.files import write_atomic
 from siegebench.plan import subset
 from siegebench.prepare import at_once, prepare
-from siegebench.store import Store, write_atomic
+from siegebench.store import Store
 from siegebench.train import Recipe, train
 from siegebench.types import BackdoorAttack, DataSource, Defense, Entry, ModelSource, Poisoned
 from siegebench.weights import load_weights, save_weights, weights_hash
