@@ -139,9 +139,15 @@ class Attack(Probe):
 
 
 class MinimalAttack(Attack):
-    """Finds the smallest perturbation that the model gets wrong; returns the clean image where it finds none."""
+    """Finds the smallest perturbation that the model gets wrong; returns the clean image where it finds none.
+
+    One with a parameter `stop_at_eps` keeps to eps instead where that is set.
+    """
 
     minimal: ClassVar[bool] = True
+
+    def minimises(self) -> bool:
+        return not getattr(self, "stop_at_eps", False)
 
 
 @dataclass(frozen=True, kw_only=True)
