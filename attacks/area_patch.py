@@ -51,7 +51,7 @@ class AreaPatch(Attack):
     """
 
     learns: ClassVar[bool] = True
-    narrow: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
 
     optimise: bool = True

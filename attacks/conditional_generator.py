@@ -90,7 +90,7 @@ class ConditionalGenerator(Attack):
         blocks: residual blocks.
     """
 
-    narrow: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
     learns: ClassVar[bool] = True
 
     images: Count | None = 1000

@@ -102,9 +102,6 @@ class FAB(MinimalAttack):
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
 
-    def minimises(self) -> bool:
-        return not self.stop_at_eps
-
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         z = oracle.logits(x)
         goals = hardest(z, y, self.targets)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from siegebench import ops
 from siegebench.draws import Draws
-from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack
@@ -35,7 +34,6 @@ class FGSM(Attack):
     loss: Literal["ce", "margin", "dlr"] = "ce"
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        if self.loss == "dlr" and oracle.num_classes < 3:
-            raise NotApplicable(f"loss dlr needs 3 classes, the model has {oracle.num_classes}")
+        ops.check_classes(self.loss, oracle.num_classes)
         g, _, _ = oracle.gradient(x, partial(ops.LOSSES[self.loss], y=y))
         return threat.project(x + threat.eps * ops.normalise(g, threat.norm), x)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from siegebench import ops
 from siegebench.draws import Draws
-from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive, Share
@@ -48,8 +47,7 @@ class MIFGSM(Attack):
     early_stop: bool = False
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        if self.loss == "dlr" and oracle.num_classes < 3:
-            raise NotApplicable(f"loss dlr needs 3 classes, the model has {oracle.num_classes}")
+        ops.check_classes(self.loss, oracle.num_classes)
         a = threat.eps / self.steps if self.step is None else self.step
         out, hit = x.clone(), torch.zeros_like(y, dtype=torch.bool)
         live = torch.arange(len(x), device=x.device)

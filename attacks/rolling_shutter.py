@@ -64,7 +64,7 @@ class RollingShutter(Attack):
         loss: cross-entropy or margin of the logits.
     """
 
-    narrow: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
 
     light: Share = 0.7

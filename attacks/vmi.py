@@ -11,7 +11,6 @@ from torch import Tensor
 
 from siegebench import ops
 from siegebench.draws import Draws
-from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive, Share
@@ -50,8 +49,7 @@ class VMI(Attack):
     loss: Literal["ce", "margin", "dlr"] = "ce"
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        if self.loss == "dlr" and oracle.num_classes < 3:
-            raise NotApplicable(f"loss dlr needs 3 classes, the model has {oracle.num_classes}")
+        ops.check_classes(self.loss, oracle.num_classes)
         a = threat.eps / self.steps if self.step is None else self.step
         loss = partial(ops.LOSSES[self.loss], y=y)
         x_t, g, v = x, torch.zeros_like(x), torch.zeros_like(x)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from siegebench.cells import Result, ball_text, canonical
+from siegebench.stats import auroc
 
 from . import columns
 from .board import (
@@ -35,7 +36,6 @@ from .figures import Bars, Dots
 from .stats import (
     Estimate,
     Vector,
-    auroc,
     auroc_interval,
     average_of_rates,
     difference_of_means,
@@ -283,8 +283,8 @@ def _model_numbers(j: Judged) -> dict[str, Number]:
         numbers["balanced_accuracy"] = Number(*average_of_rates(arms[0], left_alone), len(every), every)
         if np.isfinite(j.score).all():
             clean, bad = j.score[~j.truth], j.score[j.truth]
-            low, high = auroc_interval(clean, bad) or (None, None)
-            numbers["auroc"] = Number(auroc(clean, bad), low, high, len(every), every)
+            low, high = auroc_interval(positive=bad, negative=clean) or (None, None)
+            numbers["auroc"] = Number(auroc(positive=bad, negative=clean), low, high, len(every), every)
     named = j.truth & j.flagged & np.isfinite(j.hit)
     if named.any():
         numbers["target_hit"] = share(float((j.hit[named] == 1).sum()), int(named.sum()), keys(named))

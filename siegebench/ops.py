@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from siegebench.errors import NotApplicable
+
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # the norm of a gradient that goes with a norm of pixels
 
 
@@ -103,3 +105,14 @@ def targeted_dlr(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}  # all ascend towards misclassification
+CLASSES = {"ce": 2, "margin": 2, "dlr": 3, "targeted_dlr": 4}  # that each loss needs
+
+
+def check_classes(loss: str, classes: int) -> None:
+    """Refuse a loss that a model with so few classes does not have.
+
+    Raises:
+        NotApplicable: naming the loss and the number of classes that it needs.
+    """
+    if classes < CLASSES[loss]:
+        raise NotApplicable(f"loss {loss} needs {CLASSES[loss]} classes, the model has {classes}")

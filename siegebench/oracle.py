@@ -103,6 +103,11 @@ class Oracle(nn.Module):
         """Gradients pass through the defense's surrogate (BPDA); values and scoring stay exact."""
         return self._view(through_surrogate=True)
 
+    def as_attacked(self, k: int) -> Oracle:
+        """As an adaptive attack asks: gradients as `surrogate`, and means over k looks at a randomised model."""
+        through = self.surrogate()
+        return through.averaged(k) if self.model.randomized else through
+
     def tapped(self, tap: Callable[[Tensor], Tensor]) -> Oracle:
         """The output [n, C, H, W] of the last convolution (or batch norm) passes through `tap`, which may read it,
         replace it, or edit the gradient on its way back; the images themselves in a model without convolutions.

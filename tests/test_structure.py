@@ -38,13 +38,14 @@ def none(found: list[str]) -> None:
 
 # From the ground up: a module imports its own layer and those before it. Every module of the harness is named.
 LAYERS = (
-    ("__init__", "errors", "kinds", "worker", "progress"),
+    ("__init__", "errors", "kinds", "worker", "progress", "files", "stats"),
     ("draws", "threat", "metrics", "yamlmarks", "bundled"),
     ("ops", "cells", "registry"),
     ("store", "weights", "rows", "data", "environment"),
     ("classifier",),
     ("prepare",),
     ("oracle",),
+    ("search",),
     ("types",),
     ("train", "catalogue", "skeleton", "doctor"),
     ("testing", "inventory", "artifacts"),

@@ -117,9 +117,9 @@ def run(
     if dry_run:
         _print_cells(planned.cells, store, as_json)
         return
+    from siegebench.files import write_atomic
     from siegebench.leaderboard import export, rank, tables
     from siegebench.reporting import report as render
-    from siegebench.store import write_atomic
 
     target = page or store / f"{wanted.suite}.html"
     write_atomic(target, render(outcome.results, "html").encode())
@@ -203,9 +203,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Rank the stored rows; as terminal tables or as a file."""
+    from siegebench.files import write_atomic
     from siegebench.leaderboard import rank, tables
     from siegebench.reporting import report as render
-    from siegebench.store import Store, write_atomic
+    from siegebench.store import Store
 
     _check_wandb(wandb)
     chosen = "json" if as_json else format_

@@ -147,7 +147,7 @@ def breaks_a_half_space_near_its_closed_form(case: Case) -> None:
     if case.control:
         return  # a planted control may be broken
     for norm in _norms(case):
-        if case.entry.narrow:
+        if case.entry.restricted:
             far = float(ops.size(case.kept[norm] - victim()[1], norm).amin())
             require(far > 0, f"{norm}: left an image of the victim as it was")
             continue
@@ -156,19 +156,19 @@ def breaks_a_half_space_near_its_closed_form(case: Case) -> None:
             eps = share * NEAREST[norm]
             out, _ = _attack(attack, model, x, y, _threat(case, norm, eps))
             broken = (model(out).argmax(dim=1) != y) & (ops.size(out - x, norm) <= eps * (1 + TOLERANCE))
-            if share > 1 and case.entry.for_others:  # the way is right, however short it comes
+            if share > 1 and case.entry.for_transfer:  # the way is right, however short it comes
                 broken = ops.margin(model(out), y) > ops.margin(model(x), y)
             found = f"{norm}: {int(broken.sum())} of {len(x)} broken at {share} times the smallest distance"
             require(broken.all() if share > 1 else not broken.any(), found)
 
 
 def breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind(case: Case) -> None:
-    if case.control or case.entry.narrow or case.entry.access() != "gradient":
+    if case.control or case.entry.restricted or case.entry.access() != "gradient":
         return
     for norm in _norms(case):
         model, x, y = halfspace(norm, scale=2.0**20)  # the cross-entropy has no gradient left
         out, oracle = _attack(case.entry, model, x, y, _threat(case, norm, 2 * NEAREST[norm]))
-        broken = ops.margin(model(out), y) > (ops.margin(model(x), y) if case.entry.for_others else 0)
+        broken = ops.margin(model(out), y) > (ops.margin(model(x), y) if case.entry.for_transfer else 0)
         blind = 2 * int(oracle.ledger.blind.sum()) > int(oracle.ledger.backwards.sum())
         found = f"{norm}: {int(broken.sum())} of {len(x)} broken behind scaled logits"
         require(broken.all() or blind, f"{found}, and fewer than half of the gradients were zero")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -20,6 +19,7 @@ from siegebench.inventory import Inventory
 from siegebench.metrics import ALARM_MARKS
 from siegebench.oracle import Oracle
 from siegebench.prepare import in_batches
+from siegebench.stats import auroc
 from siegebench.threat import TOLERANCE, ThreatModel
 from siegebench.tracks.backdoor import PoisonedBoard, answers, backdoor_metrics, succeeded, triggered
 from siegebench.tracks.base import BoardSpec, Budget, Severity, Spec, Specs, Strict, ThreatSpec, refuse_repeats
@@ -167,15 +167,6 @@ def refuse_other_detectors(board: BoardSpec, inventory: Inventory, of_models: ty
             )
 
 
-def auroc(positive: Tensor, negative: Tensor) -> float:
-    """Area under the ROC curve; larger scores are positive. Ties count half."""
-    from sklearn.metrics import roc_auc_score  # a third of the time that a worker takes to start
-
-    scores = torch.cat([positive, negative]).double().numpy()
-    truth = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
-    return float(roc_auc_score(truth, scores))
-
-
 def _finite(scores: Tensor, detector: object, expected: int) -> Tensor:
     scores = scores.detach().cpu().double()
     if scores.shape != (expected,) or not bool(torch.isfinite(scores).all()):
@@ -203,7 +194,10 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
         hit = answers(ws, base, x, cell.seed, "stamped") == wanted
         stamped, clean = score(x, "stamped"), score(data.pixels(), "clean")
         val = score(ws.splits(cell.data)[2].pixels(), "val")  # thresholds come from clean held-out images only
-        metrics = {"auroc_all": {"value": auroc(stamped, clean)}, "asr": rate(int(hit.sum()), len(hit))}
+        metrics = {
+            "auroc_all": {"value": auroc(positive=stamped.numpy(), negative=clean.numpy())},
+            "asr": rate(int(hit.sum()), len(hit)),
+        }
         if bool(hit.any()):
             metrics |= _found(stamped[hit], clean, val)
     else:
@@ -277,7 +271,7 @@ def _scorer(
 
 def _found(positive: Tensor, clean: Tensor, val: Tensor) -> dict[str, dict[str, float]]:
     """AUROC against clean test images; rates at thresholds from held-out ones."""
-    metrics = {"auroc": {"value": auroc(positive, clean)}}
+    metrics = {"auroc": {"value": auroc(positive=positive.numpy(), negative=clean.numpy())}}
     for percent in ALARM_MARKS:
         threshold = torch.quantile(val, 1 - percent / 100)
         metrics[f"tpr@{percent}"] = rate(int((positive > threshold).sum()), len(positive))
@@ -291,7 +285,7 @@ def _dataset_level(
     truth = torch.zeros(len(scores), dtype=torch.bool)
     truth[poisoned.index] = True
     bad, good = scores[truth], scores[~truth]
-    metrics = {"auroc": {"value": auroc(bad, good)}}
+    metrics = {"auroc": {"value": auroc(positive=bad.numpy(), negative=good.numpy())}}
     for percent in ALARM_MARKS:
         threshold = torch.quantile(good, 1 - percent / 100)
         metrics[f"tpr@{percent}"] = rate(int((bad > threshold).sum()), len(bad))

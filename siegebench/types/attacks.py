@@ -65,16 +65,17 @@ class Attack(Probe):
         needs: the least access it works with.
         norms: the constraints it handles.
         minimal: it returns the smallest perturbation it finds, whatever eps is; the harness reads off all budgets.
-        for_others: made for transfer, at the price of strength on the network attacked, which is then not asked for.
-        narrow: it reaches a part of the ball only (light, one pattern for all images), so that what holds for the whole
-            ball is not asked of it.
+        for_transfer: made for transfer, at the price of strength on the attacked network; the contract does not ask
+            for that strength.
+        restricted: reaches only a part of the ball (light, one pattern for all images); the contract does not ask it to
+            find the nearest point of a half-space.
     """
 
     needs: ClassVar[Access] = "gradient"
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
     minimal: ClassVar[bool] = False
-    for_others: ClassVar[bool] = False
-    narrow: ClassVar[bool] = False
+    for_transfer: ClassVar[bool] = False
+    restricted: ClassVar[bool] = False
 
     def access(self) -> Access:
         """The least access this instance works with (wrappers ask the attack inside)."""
@@ -149,9 +150,15 @@ class Attack(Probe):
 
 
 class MinimalAttack(Attack):
-    """Finds the smallest perturbation that the model gets wrong; returns the clean image where it finds none."""
+    """Finds the smallest perturbation that the model gets wrong; returns the clean image where it finds none.
+
+    One with a parameter `stop_at_eps` keeps to eps instead where that is set.
+    """
 
     minimal: ClassVar[bool] = True
+
+    def minimises(self) -> bool:
+        return not getattr(self, "stop_at_eps", False)
 
 
 @dataclass(frozen=True, kw_only=True)
