@@ -20,6 +20,8 @@ def _facts(kind: str, name: str) -> str:
         facts += ["smallest perturbation"] if said.get("minimal") else []
     if kind in ("attack", "measure"):
         facts += ["learns from training images"] if said.get("learns") else []
+    if kind == "corruption":
+        facts.append(str(said.get("group", "")))
     if kind == "defense":
         facts += [flag for flag in ("trains", "randomized") if said.get(flag)]
         facts += ["not differentiable"] if said.get("differentiable") is False else []
