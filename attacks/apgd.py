@@ -68,7 +68,8 @@ class APGD(Attack):
     Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
     ICML 2020, arXiv 2003.01690. The step starts at 2 eps. At fixed checkpoints a sample whose loss rose in too few of
     the last steps, or whose best loss stood still at an unchanged step, halves it and goes back to its best point.
-    `targeted_dlr` climbs towards the strongest wrong classes of the clean image one after the other.
+    `targeted_dlr` climbs towards the strongest wrong classes of the clean image one after the other; of a threat with
+    a target, the target alone.
 
     Random: the starting point, one a sample, target and restart. Cost of a sample that is never broken: steps + 1
     forwards and backwards a restart (and target), plus one forward to rank the targets.
@@ -95,6 +96,7 @@ class APGD(Attack):
     targets: Count = 9
     early_stop: bool = True
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -102,8 +104,11 @@ class APGD(Attack):
             raise NotApplicable(
                 f"loss {self.loss} needs {CLASSES[self.loss]} classes, the model has {oracle.num_classes}"
             )
-        targeted = self.loss == "targeted_dlr"
-        goals = hardest(oracle.logits(x), y, self.targets) if targeted else y[:, None]
+        if oracle.goal is None:
+            targeted = self.loss == "targeted_dlr"
+            goals = hardest(oracle.logits(x), y, self.targets) if targeted else y[:, None]
+        else:
+            goals = oracle.goal[:, None]
         x_adv, left = x.clone(), torch.arange(len(x), device=x.device)
         highest = torch.full_like(x[:, 0, 0, 0], -torch.inf)
         for k in range(goals.shape[1]):
@@ -125,7 +130,8 @@ class APGD(Attack):
         hit = torch.zeros_like(y, dtype=torch.bool)
         live = torch.arange(len(x0), device=x0.device)
         check = checkpoints(self.steps)
-        climb = self._loss()
+        aims = oracle.goal is not None
+        climb = self._loss(aims)
         s = self._start(x0, y, target, threat, draws)
         for k in range(self.steps + 1):
             if k > 0:
@@ -141,7 +147,7 @@ class APGD(Attack):
             s.x_best = torch.where(ops.over(better, s.x), s.x, s.x_best)
             s.g_best = torch.where(ops.over(better, s.g), s.g, s.g_best)
 
-            broken = logits.argmax(dim=1) != s.y
+            broken = ops.hit(logits.argmax(dim=1), s.y, s.target if aims else None)
             better = broken & (~hit[live] | (loss > out_loss[live]))
             at = live[better]
             out[at], out_loss[at], hit[at] = s.x[better], s.loss[better], True
@@ -168,7 +174,10 @@ class APGD(Attack):
         out[at], out_loss[at] = s.x_best[never], s.loss_best[never]
         return out, out_loss, hit
 
-    def _loss(self) -> TargetLoss:
+    def _loss(self, aims: bool) -> TargetLoss:
+        if aims:
+            towards = ops.TOWARDS[self.loss]
+            return lambda z, y, target: towards(z, target)
         if self.loss == "targeted_dlr":
             return ops.targeted_dlr
         untargeted = ops.LOSSES[self.loss]

@@ -51,6 +51,7 @@ class AutoAttack(Attack):
     queries: Count = 5000
     targets: Count = 9
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -58,23 +59,23 @@ class AutoAttack(Attack):
             oracle = oracle.averaged(LOOKS)
         x_adv, left = x.clone(), torch.arange(len(x), device=x.device)
         highest = torch.full_like(x[:, 0, 0, 0], -torch.inf)
-        for place, component in enumerate(self.components(oracle.num_classes)):
+        for place, component in enumerate(self.components(oracle.num_classes, oracle.goal is not None)):
             if not len(left):
                 break
             view, x0, labels = oracle[left], x[left], y[left]
             found = component.run(view, x0, labels, threat, draws[left].child("autoattack", place))
             z = view.logits(found)
-            margin = ops.margin(z, labels)
+            margin = ops.gain(z, labels, view.goal)
             inside = threat.size(found, x0) <= threat.eps + TOLERANCE
-            broken = inside & (z.argmax(dim=1) != labels)
+            broken = inside & ops.hit(z.argmax(dim=1), labels, view.goal)
             better = broken | (inside & (margin > highest[left]))
             x_adv[left[better]], highest[left[better]] = found[better], margin[better]
             left = left[~broken]
         return x_adv
 
-    def components(self, num_classes: int) -> Iterator[Attack]:
-        """The cascade for a model with this many classes."""
-        untargeted: Literal["dlr", "margin"] = "dlr" if num_classes > 2 else "margin"
+    def components(self, num_classes: int, aims: bool = False) -> Iterator[Attack]:
+        """The cascade for a model with this many classes, for a threat with or without a target."""
+        untargeted: Literal["dlr", "margin"] = "dlr" if num_classes > (3 if aims else 2) else "margin"
         if self.variant == "rand":
             yield APGD(steps=self.steps, loss="ce", early_stop=False)
             yield APGD(steps=self.steps, loss=untargeted, early_stop=False)

@@ -54,6 +54,7 @@ class Bandits(Attack):
     step: Positive | None = None
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -76,9 +77,9 @@ class Bandits(Attack):
             v = squash(w)
             q = torch.stack([v + delta * u, v - delta * u], dim=1).flatten(0, 1)
             probes = image.repeat_interleave(2, dim=0) + eta * ops.normalise(F.interpolate(q, size), "l2")
-            value = ops.margin(oracle[live].repeat(2).logits(probes.clamp(0, 1)), y[live].repeat_interleave(2)).view(
-                -1, 2
-            )
+            view = oracle[live].repeat(2)
+            z = view.logits(probes.clamp(0, 1))
+            value = ops.gain(z, y[live].repeat_interleave(2), view.goal).view(-1, 2)
             slope = (value[:, 0] - value[:, 1]) / (eta * delta)
             w = w + rate * ops.over(slope, w) * delta * u
             along = ops.normalise(F.interpolate(squash(w), size), threat.norm)
@@ -90,7 +91,7 @@ class Bandits(Attack):
                 z = oracle[live[look]].logits(image[look])
                 left[look] -= 1
                 leave = left < 2
-                leave[look] |= z.argmax(dim=1) != y[live[look]]
+                leave[look] |= ops.hit(z.argmax(dim=1), y[live[look]], oracle[live[look]].goal)
             if bool(leave.any()):
                 x_adv[live[leave]] = image[leave]
                 rest = ~leave

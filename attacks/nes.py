@@ -48,6 +48,7 @@ class NES(Attack):
     momentum: Share = 0.9
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -66,7 +67,7 @@ class NES(Attack):
             followed = self.momentum * g + (1 - self.momentum) * estimate
             g = torch.where(ops.over(pairs > 0, g), followed, g)
             point = threat.project(point + self.step * threat.eps * ops.normalise(g, threat.norm), x0)
-            value = ops.margin(view.logits(point), labels)
+            value = ops.gain(view.logits(point), labels, view.goal)
             left = left - 2 * pairs - 1
             better = value > margin
             best = torch.where(ops.over(better, best), point, best)
@@ -97,7 +98,8 @@ class NES(Attack):
                 move = (self.sigma * u).view(len(rows), len(k), *point.shape[1:])
                 here = point[rows][:, None]
                 probes = torch.cat([here + move, here - move], dim=1).clamp(0, 1).flatten(0, 1)
-                z = oracle[rows].repeat(2 * len(k)).logits(probes)
-                up, down = ops.margin(z, y[rows].repeat_interleave(2 * len(k))).view(len(rows), 2, len(k)).unbind(1)
+                view = oracle[rows].repeat(2 * len(k))
+                value = ops.gain(view.logits(probes), y[rows].repeat_interleave(2 * len(k)), view.goal)
+                up, down = value.view(len(rows), 2, len(k)).unbind(1)
                 g[rows] += torch.einsum("nk,nk...->n...", (up - down) / (2 * self.sigma**2 * count), move)
         return g

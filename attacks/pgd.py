@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -42,6 +41,7 @@ class PGD(Attack):
             highest loss is returned: for randomised models, where one lucky look is no success.
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 20
@@ -77,13 +77,13 @@ class PGD(Attack):
         live = torch.arange(len(x), device=x.device)
         x_t = self._start(x, threat, draws)
         for t in range(self.steps + 1):
-            loss = partial(ops.LOSSES[self.loss], y=y[live])
+            loss = ops.aimed(self.loss, y[live], oracle[live].goal)
             if t < self.steps:
                 g, z, value = oracle[live].gradient(x_t, loss)
             else:  # the last iterate needs no gradient
                 z = oracle[live].logits(x_t)
                 value = loss(z)
-            broken = z.argmax(dim=1) != y[live]
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
             # a misclassified point beats any other; among equals the higher loss does
             better = (broken & ~hit[live]) | ((broken | ~hit[live]) & (value > highest[live]))
             best[live] = torch.where(ops.over(better, x_t), x_t, best[live])

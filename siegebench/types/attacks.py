@@ -59,13 +59,14 @@ class Probe(Entry):
 
 
 class Attack(Probe):
-    """Finds images within a budget that the model gets wrong.
+    """Finds images within a budget that the model gets wrong, or takes for a given class.
 
     Class attributes:
         needs: the least access it works with.
         norms: the constraints it handles.
         minimal: it returns the smallest perturbation it finds, whatever eps is; the harness reads off all budgets.
         for_others: made for transfer, at the price of strength on the network attacked, which is then not asked for.
+        aims: given a class for each image (`oracle.goal`), it looks for images that become that class.
         narrow: it reaches a part of the ball only (light, one pattern for all images), so that what holds for the whole
             ball is not asked of it.
     """
@@ -74,6 +75,7 @@ class Attack(Probe):
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
     minimal: ClassVar[bool] = False
     for_others: ClassVar[bool] = False
+    aims: ClassVar[bool] = False
     narrow: ClassVar[bool] = False
 
     def access(self) -> Access:
@@ -87,6 +89,10 @@ class Attack(Probe):
     def minimises(self) -> bool:
         """Whether this instance looks for the smallest perturbation instead of keeping to eps."""
         return self.minimal
+
+    def can_aim(self) -> bool:
+        """Whether this instance aims at the class that each image is to become (wrappers ask the attack inside)."""
+        return self.aims
 
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -118,6 +124,8 @@ class Attack(Probe):
             raise ContractError(
                 f"{self!r} handles {', '.join(self.handles())}; the threat model asks for {threat.norm}"
             )
+        if oracle.goals is not None and not self.can_aim():
+            raise ContractError(f"{self!r} cannot aim; the threat model says which class each image is to become")
         x_adv = self.run(oracle, x, y, threat, draws, **self._taught(lesson))
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise ContractError(f"{self!r} returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}")
@@ -167,6 +175,9 @@ class WrappingAttack(Attack):
 
     def minimises(self) -> bool:
         return self.attack.minimises()
+
+    def can_aim(self) -> bool:
+        return self.attack.can_aim()
 
     def learning(self) -> bool:
         return self.attack.learning()
