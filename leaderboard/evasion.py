@@ -198,7 +198,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
         columns=columns.filled([*main, *each, passes, *columns.EVASION_MORE], placed),
         primary=primary,
         row_metric=primary,
-        figure=QUERIES if cell.track == "query" and not targeted else Scatter("clean_acc", primary),
+        figure=QUERIES if cell.track == "query" and not targeted else Scatter("clean_acc", "robust_acc"),
         lines=placed,
         notes=(NOTES[cell.track],),
     )

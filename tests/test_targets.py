@@ -20,7 +20,7 @@ from siegebench.attacks.fmn import FMN
 from siegebench.attacks.pgd import PGD
 from siegebench.attacks.rolling_shutter import RollingShutter
 from siegebench.attacks.square import Square
-from siegebench.leaderboard import rank
+from siegebench.leaderboard import export, page, rank
 from torch import Tensor
 
 from siegebench import api, ops, registry
@@ -295,6 +295,8 @@ def test_a_targeted_threat_is_a_board_of_its_own(found: list[Result]) -> None:
     assert line.texts["worst_attack"] == "pgd"
     assert line.value("attack:outsider/astray") < 0.1  # type: ignore[operator]
     assert aimed_at["linf 40/255"].primary == "robust_acc"
+    assert "Target reached" in page.render(boards, found)
+    assert export.as_dict(boards)["boards"]
 
 
 def test_ranks_compare_images_that_were_attacked_under_both() -> None:
