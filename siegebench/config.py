@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from siegebench.bundled import suite_path
-from siegebench.errors import did_you_mean
+from siegebench.errors import did_you_mean, shortened
 from siegebench.inventory import Inventory
 from siegebench.tracks import TRACKS
-from siegebench.tracks.base import BoardSpec, DataSpec, Seeds, Specs, Strict, ThreatSpec, shortened
+from siegebench.tracks.base import BoardSpec, DataSpec, Seeds, Specs, Strict, ThreatSpec
 from siegebench.yamlmarks import Document
 
 if TYPE_CHECKING:

@@ -243,6 +243,18 @@ def _build(kind: str, spec: Any) -> Entry:
     return entry
 
 
+def without_local(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec as it was written, without the fields that hold folders and files of this machine."""
+    cls = entry_class(kind, spec["name"])
+    hints = get_type_hints(cls)
+
+    def strip(key: str, value: Any) -> Any:
+        nested = _nested_kind(hints[key]) if key in hints else None
+        return without_local(nested, value) if nested is not None and isinstance(value, Mapping) else value
+
+    return {key: strip(key, value) for key, value in spec.items() if key not in cls.local}
+
+
 def _located(message: str, loc: tuple[Any, ...]) -> ConfigError:
     error = ConfigError(message)
     error.loc = loc  # type: ignore[attr-defined]

@@ -165,7 +165,7 @@ def numbers(store: Path) -> dict[str, Any]:
     """Everything in a store that must not depend on how it was computed: by key, without timing and environment."""
     out = {}
     for row in Store(store).rows():
-        kept = {k: v for k, v in row.as_dict().items() if k not in ("env", "timing", "attempts")}
+        kept = {k: v for k, v in row.as_dict().items() if k not in ("env", "timing", "attempts", "errors")}
         arrays = {k: np.asarray(v).tolist() for k, v in Store(store).arrays(row.cell).items()}
         assert row.cell.key not in out, "one cell has two rows"
         out[row.cell.key] = json.loads(json.dumps({**kept, "arrays": arrays}))
