@@ -157,8 +157,8 @@ class CellPart(Part):
                 raise Refused(f"missing, a row of the {self.track} track has it", slot)
         if self.track in ATTACKING and self.attack is None and self.measure is None:
             raise Refused("missing, and so is the measure", "attack")
-        if self.severities is not None and len(set(self.severities)) < len(self.severities):
-            raise Refused(f"one stands twice in {self.severities}", "severities")
+        if self.severities is not None and self.severities != sorted(set(self.severities)):
+            raise Refused(f"expected them in ascending order, found {shortened(self.severities)}", "severities")
         return self
 
 
