@@ -59,6 +59,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return (f"Did you mean {near[0]}? " if near else "") + f"Known: {shown or 'none'} ({len(names)})."
 
 
+def quoted(text: str) -> str:
+    """Text of a user for a message: as it is, or shortened where it is long or would not stay on one line."""
+    return text if len(text) <= 80 and text.isprintable() else shortened(text)
+
+
 def shortened(value: object) -> str:
     """A value for a message: at most 80 letters on one line, whatever it is."""
     if isinstance(value, (str, bytes)):
