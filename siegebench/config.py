@@ -89,7 +89,9 @@ def _check_keys(document: Document) -> None:
             if key in RENAMED and RENAMED[key] in model.model_fields:
                 raise document.error((*loc, key), f"the key {key!r} is called {RENAMED[key]!r} now")
             if key not in model.model_fields:
-                raise document.error((*loc, key), f"unknown key {shortened(key)}. {did_you_mean(str(key), model.model_fields)}")
+                raise document.error(
+                    (*loc, key), f"unknown key {shortened(key)}. {did_you_mean(str(key), model.model_fields)}"
+                )
 
     data = document.data
     known(Suite, data, ())

@@ -139,13 +139,17 @@ def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
     if base and (kind, base) in known:
         found = known[kind, base]
         if preset not in found.card.presets:
-            raise ConfigError(f"{kind} {base!r} has no preset {shortened(preset)}. {did_you_mean(preset, found.card.presets)}")
+            raise ConfigError(
+                f"{kind} {base!r} has no preset {shortened(preset)}. {did_you_mean(preset, found.card.presets)}"
+            )
         return found, {**found.card.params, **found.card.presets[preset]}
     family, _, target = name.partition("/")
     if target and (kind, family) in known and known[kind, family].card.family:
         found = known[kind, family]
         return found, {**found.card.params, "target": target}
-    raise ConfigError(f"unknown {kind} {shortened(name)}. {did_you_mean(name, names(kind))} See `siegebench list {kind}s`.")
+    raise ConfigError(
+        f"unknown {kind} {shortened(name)}. {did_you_mean(name, names(kind))} See `siegebench list {kind}s`."
+    )
 
 
 @cache
@@ -218,7 +222,9 @@ def _build(kind: str, spec: Any) -> Entry:
         values[free] = {**rest, **values.get(free, {})}
     for key in values:
         if key not in known:
-            raise _located(f"{kind} {given['name']!r} has no parameter {shortened(key)}. {did_you_mean(key, known)}", (key,))
+            raise _located(
+                f"{kind} {given['name']!r} has no parameter {shortened(key)}. {did_you_mean(key, known)}", (key,)
+            )
     hints = get_type_hints(cls)
     for key, value in values.items():
         nested = _nested_kind(hints[key])

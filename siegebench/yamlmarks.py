@@ -42,7 +42,11 @@ class Document:
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             raise ConfigError(f"{name}:{line}: not valid YAML: character #x{error.character:04x}") from None
-        except (ValueError, TypeError, AttributeError) as error:  # a date or a number that YAML reads as one and is none
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:  # a date or a number that YAML reads as one and is none
             raise ConfigError(f"{name}:1:1: not valid YAML: {error}; put it in quotes") from None
         except RecursionError:
             raise ConfigError(f"{name}:1:1: nested too deeply, or an alias that contains itself") from None
@@ -139,9 +143,13 @@ class Document:
                 step: Any = int(raw)
             elif isinstance(here, Mapping):
                 if raw not in here and not last:
-                    raise ConfigError(f"--set {assignment}: no {shortened(raw)} here. {did_you_mean(raw, map(str, here))}")
+                    raise ConfigError(
+                        f"--set {assignment}: no {shortened(raw)} here. {did_you_mean(raw, map(str, here))}"
+                    )
                 if raw not in here and difflib.get_close_matches(raw, [str(k) for k in here], n=1, cutoff=0.75):
-                    raise ConfigError(f"--set {assignment}: no {shortened(raw)} here. {did_you_mean(raw, map(str, here))}")
+                    raise ConfigError(
+                        f"--set {assignment}: no {shortened(raw)} here. {did_you_mean(raw, map(str, here))}"
+                    )
                 step = raw
             else:
                 raise ConfigError(f"--set {assignment}: {quoted('.'.join(steps[:i])) or 'the document'} has no parts")

@@ -93,3 +93,25 @@ def written(row: Any) -> bytes:
     for marker, literal in ((INFINITE, "1e999"), (HUGE, "9" * 5000)):
         text = text.replace(json.dumps(marker), literal)
     return text.encode()
+
+
+SETTINGS = (
+    "1e999", ".inf", "-.inf", ".nan", "1.0e+999", "1e-999", "9" * 400, "9" * 5000, "-1", "0", "0.5", "1e308",
+    "1e400/3", "1/" + "9" * 400, "8/0", "18446744073709551616", "null", "~", "", "   ", "[]", "{}", "[[]]", "[1, 2]",
+    "{a: b}", "[", "{", "&a [*a]", "*a", "'\"'", "a: b: c", "- - -", "? [a]", "<<: 1", "{<<: [1]}", "@x", "%x",
+    "[" * 500, EVIL, "\x00", "\x1b[31m", "'\ud800'", "!!python/object:os.system x", "!!binary abc", "!!set {a}",
+    "!!omap [a]", "!!float x", "!!timestamp x", "!local x", "2020-01-01", "2020-13-45", "1:30:45", "true", "no",
+    "0x1F", "1_000", "08", "x" * 5000, "none", "pgd", "pgd.x", "{name: pgd, steps: 1e999}",
+    "{name: pgd, steps: .inf}", "{name: pgd, steps: 2020-01-01}", "{name: [pgd]}", "{name: pgd, 1: 2}", "{name: ''}",
+    "{name: eot, attack: {name: eot, attack: pgd}}", "{name: jpeg, quality: .nan}", "{set: digits}",
+    "{norm: linf, eps: 1e999}", "{norm: l2, eps: .nan}", "[{norm: linf, eps: '1e400'}]", "[0, 0]",
+)  # fmt: skip
+PATHS = (
+    "seeds", "data", "data.set", "data.count", "data.split", "models", "models.0", "suite", "summary", "boards",
+    "boards.0", "boards.0.track", "boards.0.seeds", "boards.0.models", "boards.0.attacks", "boards.0.attacks.0",
+    "boards.0.attacks.1.steps", "boards.0.defenses.1", "boards.0.defenses.3.recipe", "boards.0.defenses.3.recipe.lr",
+    "boards.0.measures.0.samples", "boards.0.threats", "boards.0.threats.0", "boards.0.threats.0.eps",
+    "boards.1.queries", "boards.1.access", "boards.4.clean", "boards.2.backdoors.2.delta",
+    "boards.4.detectors.0.steps", "", ".", "..", "a.b.c", "boards.-1", "boards.99", "boards..0", "suite.x",
+    "x" * 3000, EVIL, "boards.\u0663", "boards.0.threats.0.eps.x",
+)  # fmt: skip
