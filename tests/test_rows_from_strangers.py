@@ -140,6 +140,18 @@ def test_rows_of_a_track_that_is_not_known_here_are_shown(real: list[Result], tm
     assert "&lt;img src=x" in text
 
 
+def test_rows_of_earlier_versions_are_read_ranked_and_kept_as_they_are(tmp_path: Path) -> None:
+    folder = Path(__file__).parent / "stored"
+    rows = list(Store(folder).rows())
+    assert {r.cell.track for r in rows} == {"white_box", "query", "backdoor", "input_detection", "model_detection"}
+    assert not any("started" in r.timing or r.given or r.errors for r in rows)
+    everything(rows, tmp_path)
+    assert len(rank.boards(rows)) == 6
+    for row in rows:
+        path = Store(tmp_path).put(row)
+        assert path.read_bytes() == (folder / "rows" / path.name).read_bytes()
+
+
 COMMANDS = (
     ["report"], ["report", "--format", "html"], ["report", "--format", "md"], ["report", "--format", "csv"],
     ["report", "--json"], ["show", "0123456789"],
