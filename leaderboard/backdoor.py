@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -227,7 +228,8 @@ def _error(row: Result) -> float | None:
     ]
     if asr is None or ca is None or not asr0 or not ca0 or errors[0] is None or errors[1] is None:
         return None
-    return float(((ca / ca0 / asr0 * errors[0]) ** 2 + ((1 - asr / asr0) / ca0 * errors[1]) ** 2) ** 0.5)
+    error = math.hypot(ca / ca0 / asr0 * errors[0], (1 - asr / asr0) / ca0 * errors[1])
+    return error if math.isfinite(error) else None
 
 
 def _columns(attacks: Sequence[str], lines: Sequence[Line]) -> tuple[Column, ...]:

@@ -20,6 +20,7 @@ from .stats import rank_groups
 T = TypeVar("T")
 Unit = Literal["rate", "score", "count", "text"]  # shown as per cent, with three digits, as a plain number
 SEVERITIES = ("fail", "flag", "info")
+LARGE = 1e12  # from here on numbers are shown as powers of ten
 SHORT = 16  # digits of a key that people see: those in the names of the row's files
 
 
@@ -28,7 +29,7 @@ class Number:
     """A figure and where it came from.
 
     Attributes:
-        value: None where it could not be measured.
+        value: None where it could not be measured, or overflows.
         low, high: 95 % interval, where there is one.
         n: how many things it was counted on.
         keys: rows it was computed from.
@@ -39,6 +40,12 @@ class Number:
     high: float | None = None
     n: int | None = None
     keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            given = getattr(self, name)
+            if given is not None and not math.isfinite(given):
+                object.__setattr__(self, name, None)
 
 
 @dataclass(frozen=True)
@@ -348,8 +355,9 @@ def shown(value: float | None, unit: Unit) -> str:
     if unit == "rate":
         return f"{100 * value:.1f}"
     if unit == "score":
-        return f"{value:.3f}"
-    return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:,.3g}"
+        return f"{value:.3f}" if abs(value) < LARGE else f"{value:.3g}"
+    whole = value == round(value) or abs(value) >= 100
+    return f"{value:,.0f}" if whole and abs(value) < LARGE else f"{value:,.3g}"
 
 
 def interval(number: Number, unit: Unit) -> str:

@@ -130,8 +130,9 @@ def _line(
         reasons.append("its rows cover different numbers of images")
     usable = good and len(lengths) == 1
     numbers = _numbers(by_corruption, severities) if usable else {}
-    mean = np.mean([np.mean([_hits(r) for r in found], axis=0) for found in by_corruption.values()], axis=0)
+    mean: Vector | None = None
     if usable:
+        mean = np.mean([np.mean([_hits(r) for r in found], axis=0) for found in by_corruption.values()], axis=0)
         low, high = mean_interval(mean.tolist()) or (None, None)
         keys = tuple(r.cell.key for r in good)
         numbers["mean_acc"] = Number(float(mean.mean()), low, high, len(mean), keys)
@@ -145,7 +146,7 @@ def _line(
         names=names, numbers=numbers, texts={"worst_corruption": worst} if worst else {}, reasons=tuple(reasons),
         flags=in_order(marks(rows)), control=control, keys=tuple(r.cell.key for r in rows),
     )  # fmt: skip
-    return line, mean if usable else None
+    return line, mean
 
 
 def _numbers(by_corruption: Mapping[str, list[Result]], severities: list[int]) -> dict[str, Number]:
@@ -155,11 +156,17 @@ def _numbers(by_corruption: Mapping[str, list[Result]], severities: list[int]) -
     for name, found in by_corruption.items():
         keys = tuple(r.cell.key for r in found)
         value = float(np.mean([_hits(r).mean() for r in found]))
-        numbers[f"corruption:{name}"] = stored(found[0], "acc") if len(found) == 1 else Number(value, keys=keys)
+        numbers[f"corruption:{name}"] = _of_one(found[0]) if len(found) == 1 else Number(value, keys=keys)
     for s in severities:
         means = [np.mean([r.outcome(f"right@{s}").mean() for r in found]) for found in by_corruption.values()]
         numbers[f"acc@{s}"] = Number(float(np.mean(means)), keys=every)
     return numbers
+
+
+def _of_one(row: Result) -> Number:
+    """The mean accuracy of one row, from its outcomes where the row does not say it."""
+    found = stored(row, "acc")
+    return Number(float(_hits(row).mean()), keys=found.keys) if found.value is None else found
 
 
 def _refused(line: Line, mean: Vector | None, usual: int) -> Line:

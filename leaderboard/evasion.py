@@ -267,10 +267,13 @@ def _measured(rows: Sequence[Result]) -> dict[str, Number]:
             and "silent" not in registry.traits("measure", row.cell.measure["name"])
         ):
             for name in row.metrics:
+                if metric(row, name) is None:
+                    continue
                 found.setdefault(f"{label(row.cell.measure)} {name}", []).append(row)
     return {
         name: Number(
-            float(np.mean([r.value(name.split(" ", 1)[1]) for r in seeds])), keys=tuple(r.cell.key for r in seeds)
+            sum(metric(r, name.split(" ", 1)[1]) or 0.0 for r in seeds) / len(seeds),
+            keys=tuple(r.cell.key for r in seeds),
         )
         for name, seeds in found.items()
     }

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -32,6 +33,14 @@ class _Bundled(BaseLoader):
         return files(__package__).joinpath(template).read_text(encoding="utf-8"), template, lambda: True
 
 
+@cache
+def _templates() -> Environment:
+    # autoescape=True, never select_autoescape: that looks at the ending of the name and would leave .j2 unescaped
+    return Environment(
+        loader=_Bundled(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
 def render(boards: Sequence[Board], results: Iterable[Result]) -> str:
     """The whole page. The same rows in any order give the same bytes.
 
@@ -41,10 +50,7 @@ def render(boards: Sequence[Board], results: Iterable[Result]) -> str:
     """
     rows = {row.cell.key: row for row in unique(results)}
     main = {key: board.row_metric for board in boards for line in board.lines for key in line.keys}
-    # autoescape=True, never select_autoescape: that looks at the ending of the name and would leave .j2 unescaped
-    environment = Environment(
-        loader=_Bundled(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = _templates()
     script = environment.get_template("page.js").render()
     return environment.get_template("page.html.j2").render(
         style=Markup(environment.get_template("page.css").render()),  # both are ours, and hold nothing of a row
@@ -115,7 +121,7 @@ def _board(board: Board, rows: Mapping[str, Result]) -> dict[str, Any]:
         "first": None if first is None else {"name": _headline(first)[0], "under": _headline(first)[1]},
         "best": None if first is None else shown(first.value(board.primary), board.unit),
         "unit": "%" if board.unit == "rate" else "",
-        "measure": next(c.title for c in board.columns if c.id == board.primary) if board.columns else "",
+        "measure": next((c.title for c in board.columns if c.id == board.primary), ""),
     }
 
 
@@ -239,7 +245,9 @@ def _row(row: Result, main: str) -> dict[str, Any]:
         "flags": row.flags,
         "cell": canonical(cell.as_dict()),
         "env": [(name, str(row.env[name])) for name in SHOWN_ENV if name in row.env],
-        "seconds": f"{row.timing['seconds']:.1f}" if "seconds" in row.timing else "",
+        "seconds": "" if row.timing.get("seconds") is None else f"{row.timing['seconds']:,.6g}",
+        "made": (row.timing.get("ended") or "")[:16].replace("T", " "),
+        "errors": row.errors,
         "weights": row.weights[:SHORT],
     }
 

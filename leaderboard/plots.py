@@ -159,7 +159,7 @@ def curves(drawn: Curves, board: Board, lines: Sequence[Line], link: Callable[[L
     """A rate against a number, one curve for each entry; every curve begins at the column `start`."""
     side = 216
     marks = [mark for _, mark in drawn.columns]
-    first = marks[0] / 10 if drawn.log else marks[0] - (marks[1] - marks[0])
+    first = marks[0] / 10 if drawn.log else marks[0] - (marks[1] - marks[0] if len(marks) > 1 else 1)
     x = Axis(float(first), float(marks[-1]), LEFT, WIDTH - side, log=drawn.log)
     y = Axis(0.0, 1.0, HEIGHT - BOTTOM, TOP)
     names = _names(lines)

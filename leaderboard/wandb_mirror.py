@@ -144,7 +144,7 @@ def summary(row: Result) -> dict[str, Any]:
             out[key] = value
             out.update({f"{key}/{part}": found[part] for part in ("low", "high", "n") if found.get(part) is not None})
     out.update(row.counts)
-    out.update(row.timing)
+    out.update({k: v for k, v in row.timing.items() if v is not None})
     return out
 
 

@@ -176,6 +176,10 @@ class Result:
         metrics: `{name: {"value": v}}`, rates also with `low`, `high` (Wilson 95 %) and `n`.
         samples: `{"n": N, name: packed 0/1 vector over the N samples}`; `clean` and `robust` on attack tracks.
         counts: forwards, backwards and queries, in all and a sample.
+        env: what it was computed with, and on which device.
+        timing: `seconds`, of them spent on `training`, and when it `started` and `ended` (UTC).
+        given: the entries as the suite wrote them, by slot; without folders and files.
+        errors: of earlier attempts, `{"type", "message", "when"}`.
         arrays: per-sample numbers, kept in a file beside the row.
     """
 
@@ -189,7 +193,9 @@ class Result:
     error: dict[str, Any] | None = None
     attempts: int = 1
     env: dict[str, Any] = field(default_factory=dict)
-    timing: dict[str, float] = field(default_factory=dict)
+    timing: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
     arrays: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -222,25 +228,30 @@ class Result:
             "attempts": self.attempts,
             "env": self.env,
             "timing": self.timing,
+            **({"given": self.given} if self.given else {}),
+            **({"errors": self.errors} if self.errors else {}),
         }
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Result:
-        """A stored row.
-
-        Raises:
-            ConfigError: when its key does not belong to its cell, or its schema is unknown.
-        """
-        if row.get("schema") != SCHEMA:
-            raise ConfigError(f"row has schema {row.get('schema')!r}, this version reads {SCHEMA}")
+        """A row that `schema.check` has accepted."""
         cell = Cell.from_dict(row["cell"])
-        expected = digest({"protocol": row["protocol"], **cell.as_dict()})
-        if expected != row["key"]:
-            raise ConfigError(
-                f"row {str(row['key'])[:16]}: its key does not belong to its cell (expected {expected[:16]})"
-            )
         kept = {f.name for f in fields(cls)} - {"cell", "arrays"}
         return cls(cell=cell, **{k: v for k, v in row.items() if k in kept})
+
+    def after(self, before: Result | None, attempts: int = 1) -> Result:
+        """The same row as one more attempt after a failed one, whose error it keeps.
+
+        Args:
+            attempts: that were made since.
+        """
+        self.attempts = attempts
+        if before is not None:
+            last = {k: v for k, v in (before.error or {}).items() if k in ("type", "message")}
+            when = before.timing.get("ended")
+            self.attempts += before.attempts
+            self.errors = [*before.errors, {"message": "", **last, **({"when": when} if when else {})}]
+        return self
 
     def value(self, metric: str) -> float | None:
         """A metric's value, or None."""

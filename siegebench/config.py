@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from siegebench.bundled import suite_path
-from siegebench.errors import did_you_mean
+from siegebench.errors import did_you_mean, shortened
 from siegebench.inventory import Inventory
 from siegebench.tracks import TRACKS
-from siegebench.tracks.base import BoardSpec, DataSpec, Seeds, Specs, Strict, ThreatSpec, shortened
+from siegebench.tracks.base import BoardSpec, DataSpec, Seeds, Specs, Strict, ThreatSpec
 from siegebench.yamlmarks import Document
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ def _check_keys(document: Document) -> None:
             if key in RENAMED and RENAMED[key] in model.model_fields:
                 raise document.error((*loc, key), f"the key {key!r} is called {RENAMED[key]!r} now")
             if key not in model.model_fields:
-                raise document.error((*loc, key), f"unknown key {key!r}. {did_you_mean(str(key), model.model_fields)}")
+                raise document.error(
+                    (*loc, key), f"unknown key {shortened(key)}. {did_you_mean(str(key), model.model_fields)}"
+                )
 
     data = document.data
     known(Suite, data, ())
@@ -98,11 +100,11 @@ def _check_keys(document: Document) -> None:
     for i, board in enumerate(boards if isinstance(boards, list) else []):
         loc = ("boards", i)
         if not isinstance(board, dict):
-            raise document.error(loc, f"a board is a mapping with track, models, ...; found {board!r}")
+            raise document.error(loc, f"a board is a mapping with track, models, ...; found {shortened(board)}")
         track = board.get("track")
         if not isinstance(track, str) or track not in TRACKS:
             place = (*loc, "track") if "track" in board else loc
-            raise document.error(place, f"unknown track {track!r}. {did_you_mean(str(track), TRACKS)}")
+            raise document.error(place, f"unknown track {shortened(track)}. {did_you_mean(str(track), TRACKS)}")
         known(TRACKS[track], board, loc)
         known(DataSpec, board.get("data"), (*loc, "data"))
         threats = board.get("threats")

@@ -57,3 +57,22 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return (f"Did you mean {near[0]}? " if near else "") + f"Known: {shown or 'none'} ({len(names)})."
+
+
+def quoted(text: str) -> str:
+    """Text of a user for a message: as it is, or shortened where it is long or would not stay on one line."""
+    return text if len(text) <= 80 and text.isprintable() else shortened(text)
+
+
+def shortened(value: object) -> str:
+    """A value for a message: at most 80 letters on one line, whatever it is."""
+    if isinstance(value, (str, bytes)):
+        text = repr(value[:100])
+    elif isinstance(value, int) and abs(value) >= 10**60:
+        text = f"a number of {len(hex(value)) * 5 // 4 - 2} digits or so"
+    else:
+        try:
+            text = repr(value)
+        except (ValueError, RecursionError):  # a number of thousands of digits inside, or it contains itself
+            text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -60,14 +60,14 @@ def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Works
         before = store.get(cell)
         if before is not None and before.status != "error":
             return "cached"
-        attempts = 1 if before is None else before.attempts + 1
-        result = evaluate(cell, workspace, attempts)
+        result = evaluate(cell, workspace).after(before)
         try:
             store.put(result)
-        except (TypeError, ValueError) as error:  # an entry gave something that no JSON can hold
-            result = failed(cell, error)
-            result.attempts = attempts
-            store.put(result)
+        except (TypeError, ValueError, ConfigError) as error:  # an entry gave something that no row can hold
+            refused = failed(cell, error).after(before)
+            refused.env, refused.timing = result.env, result.timing
+            store.put(refused)
+            result = refused
     return result.status
 
 
@@ -150,7 +150,7 @@ def _by_itself(cell: Cell, settings: Settings, status: str) -> str:
 
 
 def _write_crash(cell: Cell, settings: Settings, times: int) -> str:
-    from siegebench.evaluation import failed
+    from siegebench.evaluation import failed, now
 
     store = Store(settings.root)
     with store.lock(cell.key):
@@ -158,8 +158,8 @@ def _write_crash(cell: Cell, settings: Settings, times: int) -> str:
         if before is not None and before.status != "error":
             return "cached"  # another run has managed it
         result = failed(cell, RuntimeError(f"the worker process died {times} times (killed, or out of memory)"))
-        result.attempts = times + (0 if before is None else before.attempts)
-        store.put(result)
+        result.timing = {"ended": now()}
+        store.put(result.after(before, times))
     return "crashed"
 
 

@@ -28,7 +28,7 @@ class Metric:
         better: which way is good, where one is.
         title: above a column.
         help: one sentence for readers of a table.
-        low: smallest value that it can take, when that is not 0 and the unit is no rate.
+        low, high: the smallest and the largest value that it can take; None where there is no limit.
     """
 
     name: str
@@ -37,6 +37,11 @@ class Metric:
     title: str
     help: str
     low: float | None = 0.0
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.unit == "rate":
+            object.__setattr__(self, "high", 1.0)
 
 
 _ALL = (
@@ -61,7 +66,7 @@ _ALL = (
     Metric("ca", "rate", "high", "Clean", "Clean accuracy."),
     Metric("ra", "rate", "high", "RA", "Recovered accuracy: triggered images that get their true label."),
     Metric("clean_rate", "rate", "", "Clean rate", "Images without the trigger that get the attacker's label."),
-    Metric("lift", "score", "low", "Lift", "Attack success rate minus the clean rate.", low=-1.0),
+    Metric("lift", "score", "low", "Lift", "Attack success rate minus the clean rate.", low=-1.0, high=1.0),
     Metric("ca_clean_model", "rate", "", "Clean model", "Clean accuracy of the same network trained on clean data."),
     Metric("asr_clean_model", "rate", "", "ASR, clean model", "Success rate of the trigger on that clean network."),
     Metric("ca_undefended", "rate", "", "Clean before", "Clean accuracy before the defense."),
@@ -69,24 +74,26 @@ _ALL = (
     Metric("ra_undefended", "rate", "", "RA before", "Recovered accuracy before the defense."),
     Metric(
         "fidelity", "score", "high", "Fidelity", "Share of the attack's success that is gone, times the share of clean "
-        "accuracy that is kept.", low=-1.0,
+        "accuracy that is kept.", low=-1.0, high=1.0,
     ),
     Metric(
         "der", "score", "high", "DER", "Defense effectiveness rate, for comparison only: it rewards a destroyed model.",
+        high=1.0,
     ),
     Metric(
         "rir", "score", "high", "RIR", "Robustness improvement rate: recovered accuracy won, clean accuracy lost.",
+        high=1.0,
     ),
-    Metric("attack_success", "score", "", "Attack succeeded", "1 where the attack on the undefended model succeeded."),
+    Metric("attack_success", "score", "", "Attack succeeded", "1 where it did on the undefended model.", high=1.0),
     # detectors
-    Metric("auroc", "score", "high", "AUROC", "Area under the ROC curve."),
-    Metric("auroc_all", "score", "high", "AUROC all", "AUROC with every triggered input as a positive."),
+    Metric("auroc", "score", "high", "AUROC", "Area under the ROC curve.", high=1.0),
+    Metric("auroc_all", "score", "high", "AUROC all", "AUROC with every triggered input as a positive.", high=1.0),
     Metric("tpr@", "rate", "high", "TPR @{}", "Share of the attacks found at {} % false alarms on held-out images."),
     Metric("fpr@", "rate", "low", "FPR @{}", "False alarms on test images at the threshold for {} % on held-out ones."),
     Metric("score", "score", "", "Score", "Of a model, the larger the more suspicious.", low=None),
-    Metric("flagged", "score", "", "Flagged", "1 where the detector calls the model backdoored."),
-    Metric("truth", "score", "", "Backdoored", "1 where the model is backdoored."),
-    Metric("target_hit", "score", "high", "Target named", "1 where the named target class is the right one."),
+    Metric("flagged", "score", "", "Flagged", "1 where the detector calls the model backdoored.", high=1.0),
+    Metric("truth", "score", "", "Backdoored", "1 where the model is backdoored.", high=1.0),
+    Metric("target_hit", "score", "high", "Target named", "1 where the named target class is the right one.", high=1.0),
     # corruptions
     Metric("acc", "rate", "high", "Accuracy", "Accuracy on the corrupted images, mean over the severities."),
     Metric("acc@", "rate", "high", "Severity {}", "Accuracy at severity {}."),
@@ -118,14 +125,14 @@ _OWN = re.compile(r"[a-z][a-z0-9_]*(@[0-9][0-9.e+-]*)?")  # a figure of a measur
 
 def find(name: str) -> Metric | None:
     """The figure of a name, `robust_acc@1000` included; None where there is none."""
-    return METRICS.get(name) or _member(name, METRICS)
+    return _member(name, METRICS) if "@" in name else METRICS.get(name)
 
 
 def _member(name: str, known: dict[str, Metric]) -> Metric | None:
     family, at, mark = name.partition("@")
     found = known.get(f"{family}@") if at and mark.isascii() and mark.isdigit() and len(mark) <= 9 else None
     return found and Metric(name, found.unit, found.better, found.title.format(_short(int(mark))),
-                            found.help.format(int(mark)), found.low)  # fmt: skip
+                            found.help.format(int(mark)), found.low, found.high)  # fmt: skip
 
 
 def _short(number: int) -> str:
@@ -140,4 +147,9 @@ def is_sample(name: str) -> bool:
 
 def unknown(names: list[str], *, of_measure: bool) -> str | None:
     """The first name that is no figure of a row; any snake_case name is one in the row of a measure."""
-    return next((n for n in names if not (find(n) or (of_measure and _OWN.fullmatch(n)))), None)
+    return next((n for n in names if not (find(n) or (of_measure and is_measure(n)))), None)
+
+
+def is_measure(name: str) -> bool:
+    """Whether a measure may call a figure of its own so: snake_case, and `@` with a number where it is one of many."""
+    return len(name) <= 100 and _OWN.fullmatch(name) is not None

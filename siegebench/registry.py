@@ -17,11 +17,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints, overload
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from siegebench.errors import ConfigError, did_you_mean
+from siegebench.errors import ConfigError, did_you_mean, shortened
 from siegebench.kinds import FOLDERS, KINDS, kind_of
+from siegebench.yamlmarks import Document
 
 if TYPE_CHECKING:
     from siegebench.types import Entry
@@ -54,7 +54,7 @@ class Card(BaseModel):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     kind: Annotated[str, AfterValidator(_known_kind)]
     entry: str = Field(pattern=r"^[a-z_][a-z0-9_]*:[A-Za-z_][A-Za-z0-9_]*$")
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, lt=10**6)
     summary: str = Field(min_length=10)
     paper: str = ""
     contact: str = ""
@@ -84,17 +84,17 @@ class Registered:
 
 
 def _read(path: Path, package: str, prefix: str) -> Registered:
+    document = Document.read(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        card = Card.model_validate(raw)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        card = Card.model_validate(document.data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "card"
-        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        found = "" if first["type"] == "missing" else f", found {shortened(first.get('input'))}"
+        raise document.error(first["loc"], f"{where}: {message}{found}") from None
     if card.name != path.stem:
-        raise ConfigError(f"{path}: name is {card.name!r}, the file is called {path.stem!r}; they must agree")
+        raise ConfigError(f"{path}: name is {shortened(card.name)}, the file is called {path.stem!r}; they must agree")
     return Registered(card, f"{prefix}{card.name}", path, package)
 
 
@@ -142,7 +142,7 @@ def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
     """
     known = cards()
     if not isinstance(name, str):
-        raise ConfigError(f"a {kind} is named by text, found {name!r}")
+        raise ConfigError(f"a {kind} is named by text, found {shortened(name)}")
     if (kind, name) in known:
         found = known[kind, name]
         return found, dict(found.card.params)
@@ -150,13 +150,17 @@ def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
     if base and (kind, base) in known:
         found = known[kind, base]
         if preset not in found.card.presets:
-            raise ConfigError(f"{kind} {base!r} has no preset {preset!r}. {did_you_mean(preset, found.card.presets)}")
+            raise ConfigError(
+                f"{kind} {base!r} has no preset {shortened(preset)}. {did_you_mean(preset, found.card.presets)}"
+            )
         return found, {**found.card.params, **found.card.presets[preset]}
     family, _, target = name.partition("/")
     if target and (kind, family) in known and known[kind, family].card.family:
         found = known[kind, family]
         return found, {**found.card.params, "target": target}
-    raise ConfigError(f"unknown {kind} {name!r}. {did_you_mean(name, names(kind))} See `siegebench list {kind}s`.")
+    raise ConfigError(
+        f"unknown {kind} {shortened(name)}. {did_you_mean(name, names(kind))} See `siegebench list {kind}s`."
+    )
 
 
 def traits(kind: str, name: str) -> frozenset[str]:
@@ -195,7 +199,7 @@ def normal(spec: Any) -> dict[str, Any]:
         return {"name": spec}
     if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
         return dict(spec)
-    raise ConfigError(f"expected a name or a mapping with `name`, found {spec!r}")
+    raise ConfigError(f"expected a name or a mapping with `name`, found {shortened(spec)}")
 
 
 def _nested_kind(hint: Any) -> str | None:
@@ -243,7 +247,9 @@ def _build(kind: str, spec: Any) -> Entry:
         values[free] = {**rest, **values.get(free, {})}
     for key in values:
         if key not in known:
-            raise _located(f"{kind} {given['name']!r} has no parameter {key!r}. {did_you_mean(key, known)}", (key,))
+            raise _located(
+                f"{kind} {given['name']!r} has no parameter {shortened(key)}. {did_you_mean(key, known)}", (key,)
+            )
     hints = get_type_hints(cls)
     for key, value in values.items():
         nested = _nested_kind(hints[key])
@@ -259,13 +265,25 @@ def _build(kind: str, spec: Any) -> Entry:
         where = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         raise _located(
-            f"{kind} {given['name']!r}: {where + ': ' if where else ''}{message}, found {first.get('input')!r}"
+            f"{kind} {given['name']!r}: {where + ': ' if where else ''}{message}, found {shortened(first.get('input'))}"
             if first["type"] != "missing"
             else f"{kind} {given['name']!r} needs the parameter {where!r}",
             first["loc"],
         ) from None
     object.__setattr__(entry, "_name", found.name if not found.card.family else given["name"])
     return entry
+
+
+def without_local(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec as it was written, without the fields that hold folders and files of this machine."""
+    cls = entry_class(kind, spec["name"])
+    hints = get_type_hints(cls)
+
+    def strip(key: str, value: Any) -> Any:
+        nested = _nested_kind(hints[key]) if key in hints else None
+        return without_local(nested, value) if nested is not None and isinstance(value, Mapping) else value
+
+    return {key: strip(key, value) for key, value in spec.items() if key not in cls.local}
 
 
 def _located(message: str, loc: tuple[Any, ...]) -> ConfigError:
@@ -343,7 +361,10 @@ def _source(kind: str, name: str) -> list[ast.AnnAssign | ast.Assign]:
     """The assignments in the body of an entry's class, its bases in the same file first; imports nothing."""
     found, _ = find(kind, name)
     module, _, attribute = found.card.entry.partition(":")
-    tree = ast.parse((found.path.parent / f"{module}.py").read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse((found.path.parent / f"{module}.py").read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{found.path}: entry: {module}.py cannot be read: {error}") from None
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     out: list[ast.AnnAssign | ast.Assign] = []
 

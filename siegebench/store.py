@@ -16,12 +16,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from siegebench.cells import Cell, Result, Status
+from siegebench import schema
+from siegebench.cells import Cell, Result
 from siegebench.errors import ConfigError
 from siegebench.files import write_atomic
 
@@ -43,21 +44,12 @@ def _read(path: Path) -> Result:
     """The row in a file.
 
     Raises:
-        ConfigError: naming the file, when it is not a whole row.
+        ConfigError: naming the file and the field, when it is not a whole row.
     """
     try:
-        row = json.loads(path.read_bytes())
-        if not isinstance(row, dict):
-            raise ValueError(f"expected a mapping, found {type(row).__name__}")
-        if row.get("status") not in get_args(Status):
-            raise ValueError(f"status is {row.get('status')!r}")
-        for part in ("metrics", "samples", "counts"):
-            if not isinstance(row.get(part), dict):
-                raise ValueError(f"{part} is not a mapping")
-        return Result.from_dict(row)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(f"{path}: not a row of this version: {said}; remove it and run again") from None
+        return Result.from_dict(schema.parse(path.read_bytes()))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; remove it and run again") from None
 
 
 class Store:
@@ -89,20 +81,29 @@ class Store:
         return found is not None and found.status != "error"
 
     def put(self, result: Result) -> Path:
-        """Write a row, its per-sample numbers first. Whoever writes holds the cell's lock."""
+        """Write a row, its per-sample numbers first. Whoever writes holds the cell's lock.
+
+        Raises:
+            TypeError, ValueError: when no JSON can hold it.
+            ConfigError: naming the field, when it is not as the schema wants it.
+        """
         path = self.path(result.cell)
         self.sweep(path)
+        row = result.as_dict()
+        cell = row.pop("cell")
+        tail = {k: row.pop(k) for k in ("attempts", "env", "timing", "given", "errors") if k in row}
+        # what was asked for is stored to the last digit; measured numbers are rounded
+        exact = {"cell": cell, **({"given": tail["given"]} if "given" in tail else {})}
+        whole = {**_tidy(row), "cell": cell, **_tidy(tail), **exact}
+        text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False)
+        content = (text + "\n").encode()
+        schema.parse(content)
         if result.arrays:
             buffer = io.BytesIO()
             arrays: dict[str, Any] = {k: np.asarray(v) for k, v in result.arrays.items()}
             np.savez_compressed(buffer, **arrays)
             write_atomic(path.with_suffix(".npz"), buffer.getvalue())
-        row = result.as_dict()
-        cell = row.pop("cell")
-        tail = {k: row.pop(k) for k in ("attempts", "env", "timing")}
-        # the cell decides the key and is stored to the last digit; measured numbers are rounded
-        text = json.dumps({**_tidy(row), "cell": cell, **_tidy(tail)}, indent=1, allow_nan=False, ensure_ascii=False)
-        write_atomic(path, (text + "\n").encode())
+        write_atomic(path, content)
         return path
 
     def rows(self) -> Iterator[Result]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
-from siegebench.errors import ConfigError
+from siegebench.errors import ConfigError, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,11 +29,11 @@ def parse_number(value: object) -> float:
         ValueError: when it is neither.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"expected a number or a fraction such as 8/255, found {value!r}")
+        raise ValueError(f"expected a number or a fraction such as 8/255, found {shortened(value)}")
     try:
         return float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"expected a number or a fraction such as 8/255, found {value!r}") from None
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(f"expected a number or a fraction such as 8/255, found {shortened(value)}") from None
 
 
 def parse_target(value: object) -> Rule | int | None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from siegebench.errors import ConfigError, did_you_mean
+from siegebench.errors import ConfigError, did_you_mean, quoted, shortened
 
 Loc = tuple[Any, ...]
 MOST = 100_000  # values in a document, aliases written out: no suite has a hundredth of that
-_TEXT, _INT, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "merge"))
+_TEXT, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge"))
 
 
 class Document:
@@ -30,20 +31,26 @@ class Document:
         self._marks: dict[Loc, yaml.Mark] = {}
         self._overrides: list[tuple[Loc, str]] = []
         try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            loader = yaml.SafeLoader(text)
+            node = loader.get_single_node()
             if node is not None:
-                self._walk(node, ())
-            self.data: Any = yaml.load(text, Loader=yaml.SafeLoader)
+                self._walk(node, ())  # before the values are made: aliases of aliases are refused there
+            self.data: Any = None if node is None else loader.construct_document(node)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             raise self._fault(f"not valid YAML: {error.problem or error.context}", mark) from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             raise ConfigError(f"{name}:{line}: not valid YAML: character #x{error.character:04x}") from None
-        except ValueError as error:  # a date or a number that YAML reads as one and that does not exist
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:  # a date or a number that YAML reads as one and is none
             raise ConfigError(f"{name}:1:1: not valid YAML: {error}; put it in quotes") from None
         except RecursionError:
             raise ConfigError(f"{name}:1:1: nested too deeply, or an alias that contains itself") from None
+        self._plain(self.data, ())
 
     @classmethod
     def read(cls, path: Path) -> Document:
@@ -68,17 +75,32 @@ class Document:
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
-                if key.tag not in (_TEXT, _INT, _MERGE):
-                    shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "of several values"
+                if key.tag not in (_TEXT, _MERGE):
+                    shown = shortened(key.value) if isinstance(key, yaml.ScalarNode) else "of several values"
                     raise self._fault(f"key {shown} is not text; put it in quotes", key.start_mark)
                 if key.value in seen:
-                    raise self._fault(f"key {key.value!r} stands twice", key.start_mark)
+                    raise self._fault(f"key {shortened(key.value)} stands twice", key.start_mark)
                 seen.add(key.value)
                 self._marks[(*loc, key.value)] = key.start_mark
                 self._walk(value, (*loc, key.value))
         elif isinstance(node, yaml.SequenceNode):
             for i, value in enumerate(node.value):
                 self._walk(value, (*loc, i))
+
+    def _plain(self, value: Any, loc: Loc) -> None:
+        """Refuse values that no suite, card or row can hold: what they say must go into a key."""
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                self._plain(inner, (*loc, key))
+        elif isinstance(value, list):
+            for i, inner in enumerate(value):
+                self._plain(inner, (*loc, i))
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise self.error(loc, f"expected a finite number, found {value}")
+        elif isinstance(value, int) and abs(value) >= 2**64:
+            raise self.error(loc, f"expected a number below 2^64, found {shortened(value)}")
+        elif value is not None and not isinstance(value, (str, int, float)):
+            raise self.error(loc, f"YAML reads this as a {type(value).__name__}; put it in quotes if it is text")
 
     def where(self, loc: Sequence[Any]) -> str:
         """`file:line:col` of the deepest known step of a path; steps that the file does not have are skipped."""
@@ -103,6 +125,7 @@ class Document:
             ConfigError: when the path does not exist, with the nearest key.
         """
         path, equals, text = assignment.partition("=")
+        assignment = quoted(assignment)
         if not equals or not path:
             raise ConfigError(f"--set {assignment}: expected PATH=VALUE, as in --set boards.0.seeds=[0,1]")
         value = Document(text, f"--set {assignment}").data
@@ -114,18 +137,22 @@ class Document:
             if isinstance(here, list):
                 if not raw.isdigit() or int(raw) >= len(here):
                     raise ConfigError(
-                        f"--set {assignment}: {'.'.join(steps[:i])} has {len(here)} items; "
-                        f"expected a number below that, found {raw!r}"
+                        f"--set {assignment}: {quoted('.'.join(steps[:i]))} has {len(here)} items; "
+                        f"expected a number below that, found {shortened(raw)}"
                     )
                 step: Any = int(raw)
             elif isinstance(here, Mapping):
                 if raw not in here and not last:
-                    raise ConfigError(f"--set {assignment}: no {raw!r} here. {did_you_mean(raw, map(str, here))}")
+                    raise ConfigError(
+                        f"--set {assignment}: no {shortened(raw)} here. {did_you_mean(raw, map(str, here))}"
+                    )
                 if raw not in here and difflib.get_close_matches(raw, [str(k) for k in here], n=1, cutoff=0.75):
-                    raise ConfigError(f"--set {assignment}: no {raw!r} here. {did_you_mean(raw, map(str, here))}")
+                    raise ConfigError(
+                        f"--set {assignment}: no {shortened(raw)} here. {did_you_mean(raw, map(str, here))}"
+                    )
                 step = raw
             else:
-                raise ConfigError(f"--set {assignment}: {'.'.join(steps[:i]) or 'the document'} has no parts")
+                raise ConfigError(f"--set {assignment}: {quoted('.'.join(steps[:i])) or 'the document'} has no parts")
             loc = (*loc, step)
             if last:
                 here[step] = value

@@ -8,11 +8,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from siegebench.classifier import Classifier
-from tests import kit
+from tests import kit, runs
 
 torch.set_num_threads(1)
 
@@ -25,3 +27,18 @@ def linear() -> Classifier:
 @pytest.fixture
 def cnn() -> Classifier:
     return kit.cnn_model()
+
+
+@pytest.fixture(scope="session")
+def real_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a tiny run of every track, made once; only for reading."""
+    from siegebench import api
+    from siegebench.workspace import Settings
+
+    folder = tmp_path_factory.mktemp("real")
+    patch = pytest.MonkeyPatch()
+    with runs.known(folder / "site", patch):
+        suite = runs.suite(folder / "every.yaml", *runs.every_track(), data={"set": "digits", "count": 20})
+        outcome = api.run(str(suite), Settings(root=str(folder / "store"), threads=1, device="cpu"))
+    assert not outcome.failed, [r.error for r in outcome.results if r.error]
+    return folder / "store"

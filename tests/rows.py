@@ -14,7 +14,10 @@ from siegebench import registry
 from siegebench.cells import Cell, Flag, Result, pack, rate
 
 N = 200
-DATA = {"name": "shapes", "split": "test", "count": N, "digest": "d" * 64, "classes": 10}
+DATA = {
+    "name": "shapes", "source": {"name": "shapes", "version": 1}, "split": "test", "count": N, "digest": "d" * 64,
+    "classes": 10,
+}  # fmt: skip
 LINF = {"norm": "linf", "eps": 8 / 255, "access": "gradient", "queries": None}
 SCORES = {"norm": "linf", "eps": 8 / 255, "access": "score", "queries": 10000}
 
@@ -71,7 +74,7 @@ def attacked(
             "forwards": passes[0] * n, "backwards": passes[1] * n, "queries": passes[0] * n,
             "forwards_per_sample": passes[0], "backwards_per_sample": passes[1], "queries_per_sample": passes[0],
         },
-        weights="w" * 64,
+        weights="a" * 64,
         env={"torch": "2.8", "device": "cpu", "host": "secret-host"},
         timing={"seconds": 1.5},
     )  # fmt: skip

@@ -76,6 +76,33 @@ def suite(path: Path, *boards: dict[str, Any], **changes: Any) -> Path:
     return path
 
 
+def every_track() -> list[dict[str, Any]]:
+    """Boards of all tracks, as small as they can be: one of each kind of row, also a failure and a planted control."""
+    ball = [{"norm": "linf", "eps": "16/255"}]
+    other = {"name": MODEL, "recipe": {"epochs": 2}}
+    poison = [{"name": "badnets", "rate": 0.3}]
+    attacks = ["fgsm", {"name": "pgd", "steps": 3}, {"name": "fmn", "steps": 5}]
+    return [
+        {
+            "track": "white_box", "threats": [*ball, {"norm": "linf", "eps": "4/255"}], "attacks": attacks,
+            "measures": [],
+        },
+        {"track": "white_box", "threats": ball, "attacks": ["fgsm"], "measures": ["outsider/quiet", "flatness"]},
+        {
+            "track": "white_box", "threats": ball, "attacks": ["fgsm", {"name": "pgd", "steps": 3}],
+            "defenses": ["outsider/noise", {"name": "logit_scaling", "factor": 1e7}],
+            "measures": [{"name": "masking", "samples": 1}],
+        },
+        {"track": "query", "threats": ball, "attacks": ["square"], "queries": 120},
+        {"track": "transfer", "threats": ball, "attacks": ["fgsm"], "surrogates": [other]},
+        {"track": "patch", "threats": [{"norm": "l0", "eps": 0.1}], "attacks": [{"name": "loap", "steps": 3}]},
+        {"track": "backdoor", "backdoors": poison, "defenses": ["none", {"name": "fine_tuning", "epochs": 1}]},
+        {"track": "input_detection", "backdoors": poison, "detectors": ["strip", "activation_clustering"]},
+        {"track": "model_detection", "backdoors": poison, "detectors": [{"name": "neural_cleanse", "steps": 3}]},
+        {"track": "corruption", "corruptions": ["gaussian_noise", "contrast"], "severities": [1, 5]},
+    ]  # fmt: skip
+
+
 def environment(path: Path) -> dict[str, str]:
     """For a process of its own: it sees the checkout and the outsider."""
     return {
@@ -165,7 +192,7 @@ def numbers(store: Path) -> dict[str, Any]:
     """Everything in a store that must not depend on how it was computed: by key, without timing and environment."""
     out = {}
     for row in Store(store).rows():
-        kept = {k: v for k, v in row.as_dict().items() if k not in ("env", "timing", "attempts")}
+        kept = {k: v for k, v in row.as_dict().items() if k not in ("env", "timing", "attempts", "errors")}
         arrays = {k: np.asarray(v).tolist() for k, v in Store(store).arrays(row.cell).items()}
         assert row.cell.key not in out, "one cell has two rows"
         out[row.cell.key] = json.loads(json.dumps({**kept, "arrays": arrays}))

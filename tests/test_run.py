@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 
 from siegebench import api, evaluation, executors, registry
-from siegebench.cells import Cell, unpack
+from siegebench.cells import Cell, Result, unpack
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError
 from siegebench.executors import executor
 from siegebench.plan import plan
 from siegebench.store import Store
+from siegebench.tracks import TRACKS
 from siegebench.workspace import Settings
 from tests import runs
 
@@ -167,13 +169,45 @@ def test_what_fails_fails_alone(how: str, store: Path, tmp_path: Path) -> None:
 
 def test_a_failure_that_is_repaired_is_replaced(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = runs.suite(tmp_path / "s.yaml")
-    monkeypatch.setitem(evaluation.MEASURES, "white_box", lambda *_: 1 / 0)
-    assert go(file, store).ended == {"error": 2}
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(TRACKS["white_box"], "measure", staticmethod(lambda *_: 1 / 0))
+        assert go(file, store).ended == {"error": 2}
+        assert go(file, store).ended == {"error": 2}
     outcome = go(file, store)
     assert outcome.ended == {"ok": 2}
-    assert [r.attempts for r in outcome.results] == [2, 2]
+    assert [r.attempts for r in outcome.results] == [3, 3]
     assert [r.error for r in outcome.results] == [None, None]
+    for row in Store(store).rows():
+        assert [(e["type"], e["message"]) for e in row.errors] == [("ZeroDivisionError", "division by zero")] * 2
+        assert row.errors[0]["when"] <= row.errors[1]["when"] <= row.timing["started"] <= row.timing["ended"]
+
+
+def test_a_row_says_what_the_suite_gave_and_when_it_was_made(store: Path, tmp_path: Path) -> None:
+    weights = {"name": runs.MODEL, "checkpoint": str(tmp_path / "w.safetensors")}
+    shutil.copy(next((store / "artifacts").glob("*.safetensors")), weights["checkpoint"])
+    eot = {"name": "eot", "looks": 2, "attack": {"name": "pgd", "steps": 3, "alpha": "1/255"}}
+    file = runs.suite(tmp_path / "s.yaml", runs.board(attacks=[eot], measures=[]), models=[weights])
+    begun = evaluation.now()
+    assert go(file, store, device="cpu").ended == {"ok": 1}
+    (row,) = [r for r in Store(store).rows() if r.given.get("attack", {}).get("name") == "eot"]
+    assert row.given == {
+        "model": {"name": runs.MODEL}, "defense": {"name": "none"}, "attack": eot, "data": {"name": "digits"},
+    }  # fmt: skip
+    assert begun <= row.timing["started"] <= row.timing["ended"] <= evaluation.now()
+    assert row.timing["seconds"] > 0
+    assert row.env["device"] == (platform.machine() or "cpu")
+    assert str(tmp_path) not in json.dumps(row.as_dict())
+
+
+def test_a_row_that_no_reader_would_take_becomes_an_error(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = {"id": "odd", "severity": "splendid", "evidence": "half a letter: \ud800"}
+    monkeypatch.setattr(TRACKS["white_box"], "measure", staticmethod(lambda cell, ws: Result(cell=cell, flags=[flag])))
+    assert go(runs.suite(tmp_path / "s.yaml"), store).ended == {"error": 2}
+    for row in Store(store).rows():
+        assert row.error is not None
+        assert "flags.0.evidence" in row.error["message"] or "UnicodeEncodeError" in row.error["type"]
 
 
 def test_a_worker_that_dies_loses_only_its_cell(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,14 @@ def cell(**changes: Any) -> Cell:
     return Cell(
         **{
             "track": "white_box",
-            "data": {"name": "digits", "digest": "d" * 64, "count": 10, "classes": 10, "split": "test"},
+            "data": {
+                "name": "digits",
+                "source": {"name": "digits", "version": 1},
+                "digest": "d" * 64,
+                "count": 10,
+                "classes": 10,
+                "split": "test",
+            },
             "model": {"name": "outsider/tiny", "version": 1},
             "attack": {"name": "pgd", "version": 1, "steps": 3},
             "threat": threat,
@@ -44,7 +51,7 @@ def result(of: Cell | None = None, **changes: Any) -> Result:
             "metrics": {"robust_acc": rate(6, 10), "median_distance": {"value": 0.1 + 0.2}},
             "samples": {"n": 10, "robust": pack(outcome)},
             "counts": {"forwards": 123456789012, "forwards_per_sample": np.float32(1 / 3)},
-            "weights": "w" * 64,
+            "weights": "a" * 64,
             **changes,
         },
     )
@@ -153,7 +160,7 @@ def test_a_row_comes_back_as_it_went_in(tmp_path: Path) -> None:
     assert got.cell.threat is not None
     assert got.cell.threat["eps"] == 8 / 255, "what decides the key must not be rounded"
     assert got.cell.key == sent.cell.key
-    assert (got.status, got.attempts, got.weights, got.env) == ("ok", 3, "w" * 64, {"device": "Grafik ✓"})
+    assert (got.status, got.attempts, got.weights, got.env) == ("ok", 3, "a" * 64, {"device": "Grafik ✓"})
     assert got.metrics["robust_acc"] == sent.metrics["robust_acc"]
     assert got.value("median_distance") == 0.3
     assert got.counts["forwards"] == 123456789012
@@ -257,7 +264,7 @@ def test_a_damaged_row_is_set_aside_and_named(how: str, tmp_path: Path) -> None:
     path = store.put(result())
     bad = _spoilt(path.read_bytes())[how]
     path.write_bytes(bad)
-    with pytest.raises(ConfigError, match=f"^{path}: not a row of this version: .*remove it and run again$") as error:
+    with pytest.raises(ConfigError, match=f"^{path}: .*; remove it and run again$") as error:
         list(store.rows())
     assert "\n" not in str(error.value)
     assert path.read_bytes() == bad, "reading must not touch it"

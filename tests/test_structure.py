@@ -39,8 +39,9 @@ def none(found: list[str]) -> None:
 # From the ground up: a module imports its own layer and those before it. Every module of the harness is named.
 LAYERS = (
     ("__init__", "errors", "kinds", "worker", "progress", "files", "stats"),
-    ("draws", "threat", "metrics", "yamlmarks", "bundled"),
+    ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled"),
     ("ops", "cells", "registry"),
+    ("schema",),
     ("store", "weights", "rows", "data", "environment"),
     ("classifier",),
     ("prepare",),

@@ -142,7 +142,7 @@ def show(
             )
     found = entries or rows
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print(as_text(found))
         return
     for item in found:
         if "kind" in item:
@@ -154,4 +154,10 @@ def show(
             for key, preset in item["presets"].items():
                 print(f"  {item['name']}.{key}: {preset}")
         else:
-            print(json.dumps(item, indent=1, ensure_ascii=False))
+            print(as_text(item))
+
+
+def as_text(value: Any) -> str:
+    """JSON for a terminal, which would obey control characters that a row may hold."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

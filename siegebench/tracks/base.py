@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from siegebench import registry
 from siegebench.data import IMAGE, Kind
+from siegebench.errors import shortened
 from siegebench.inventory import Inventory, Named, NamedData, NamedModel
 from siegebench.kinds import KINDS
 from siegebench.metrics import SEVERITIES
@@ -201,9 +202,3 @@ def refuse_repeats(inventory: Inventory, items: Sequence[Any], where: Loc, value
         if value in seen:
             raise inventory.document.error((*where, i), f"{shortened(item)} stands twice")
         seen.append(value)
-
-
-def shortened(value: Any) -> str:
-    """For a message: at most 80 letters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

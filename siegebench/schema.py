@@ -1,0 +1,359 @@
+"""The schema of a stored row: every type, range and cross-reference. Rows may come from strangers. Needs no torch.
+
+A row of an earlier version lacks what was added since: all of that is optional here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from siegebench import strictjson
+from siegebench.cells import PROTOCOL, SCHEMA, SLOTS, digest
+from siegebench.errors import ConfigError, shortened
+from siegebench.metrics import COUNTS, SEVERITIES, Metric, find, is_measure, is_sample
+from siegebench.strictjson import Refused
+from siegebench.threat import MAX_EPS, Access, Norm
+
+ROUNDING = 1e-6  # stored numbers have six digits
+NEEDS = {  # slots without which a row of a track says nothing; rows of other tracks are shown and not ranked
+    "white_box": ("threat",),
+    "query": ("threat",),
+    "transfer": ("threat",),
+    "patch": ("threat",),
+    "backdoor": ("backdoor",),
+    "input_detection": ("detector",),
+    "model_detection": ("detector",),
+    "corruption": ("corruption", "severities"),
+}
+ATTACKING = ("white_box", "query", "transfer", "patch")  # each row holds an attack or a measure
+
+
+# --------------------------------------------------------------------------------------------------------------- values
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"expected a number, found {shortened(value)}")
+    return float(value)  # finite, and within 64 bits: `strictjson` has seen to it
+
+
+def _time(value: str) -> str:
+    try:
+        offset = datetime.fromisoformat(value).utcoffset()
+    except ValueError:
+        offset = None
+    if offset != timedelta(0):
+        raise ValueError(f"expected a time in UTC such as 2026-01-31T12:00:00+00:00, found {shortened(value)}")
+    return value
+
+
+def _nested(value: dict[str, Any]) -> dict[str, Any]:
+    """The attack inside an attack or a measure is described like any entry."""
+    inner = value.get("attack")
+    if isinstance(inner, Mapping):
+        try:
+            Entry.model_validate(inner)
+        except ValidationError as error:
+            loc, message = first_fault(error)
+            raise ValueError(f"attack{''.join(f'.{step}' for step in loc)}: {message}") from None
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Time = Annotated[str, AfterValidator(_time)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Snake = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Plain = str | int | None
+
+
+class Part(BaseModel):
+    """A mapping of a row: strict types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Open(BaseModel):
+    """A mapping whose other keys are parameters."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- the cell
+
+
+class Entry(Open):
+    """The description of an entry: its name, its version, and its parameters."""
+
+    name: Text
+    version: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inside(cls, value: Any) -> Any:
+        return _nested(value) if isinstance(value, dict) else value
+
+
+class Data(Part):
+    """The evaluated slice."""
+
+    name: Text
+    source: Entry
+    split: Text
+    count: Annotated[int, Field(ge=1)]
+    digest: Sha256
+    classes: Annotated[int, Field(ge=1)]
+    kind: Snake | None = None
+    train_digest: Sha256 | None = None
+
+
+class Threat(Part):
+    """What the attacker may do."""
+
+    norm: Norm
+    eps: Annotated[Number, Field(ge=0)]
+    access: Access
+    queries: Annotated[int, Field(ge=1)] | None = None
+    target: Any = None
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if self.eps > MAX_EPS[self.norm]:
+            raise Refused(f"expected at most {MAX_EPS[self.norm]:g} for {self.norm}, found {self.eps:g}", "eps")
+        return self
+
+
+class CellPart(Part):
+    """What was measured."""
+
+    track: Snake
+    data: Data
+    model: Entry
+    defense: Entry | None = None
+    attack: Entry | None = None
+    measure: Entry | None = None
+    backdoor: Entry | None = None
+    detector: Entry | None = None
+    corruption: Entry | None = None
+    severities: Annotated[list[Annotated[int, Field(ge=1, le=SEVERITIES[-1])]], Field(min_length=1)] | None = None
+    threat: Threat | None = None
+    surrogates: list[Entry] | None = None
+    adaptive: bool = False
+    seed: Whole = 0
+
+    @model_validator(mode="after")
+    def _fits_its_track(self) -> Self:
+        for slot in NEEDS.get(self.track, ()):
+            if getattr(self, slot) is None:
+                raise Refused(f"missing, a row of the {self.track} track has it", slot)
+        if self.track in ATTACKING and self.attack is None and self.measure is None:
+            raise Refused("missing, and so is the measure", "attack")
+        if self.severities is not None and self.severities != sorted(set(self.severities)):
+            raise Refused(f"expected them in ascending order, found {shortened(self.severities)}", "severities")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------------ the rest
+
+
+class Figure(Part):
+    """A measured number, with its interval and what it was counted on."""
+
+    value: Number | None
+    low: Number | None = None
+    high: Number | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.value is None:
+            return self
+        slack = ROUNDING * max(1.0, abs(self.value))
+        if self.low is not None and self.low > self.value + slack:
+            raise Refused(f"expected at most the value {self.value:g}, found {self.low:g}", "low")
+        if self.high is not None and self.high < self.value - slack:
+            raise Refused(f"expected at least the value {self.value:g}, found {self.high:g}", "high")
+        return self
+
+    def within(self, metric: Metric) -> None:
+        """Refuse numbers outside the range of their metric."""
+        for name in ("value", "low", "high"):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            if metric.low is not None and given < metric.low - ROUNDING:
+                raise Refused(f"expected at least {metric.low:g}, found {given:g}", name)
+            if metric.high is not None and given > metric.high + ROUNDING:
+                raise Refused(f"expected at most {metric.high:g}, found {given:g}", name)
+
+
+class FlagPart(Part):
+    """A finding."""
+
+    id: Text
+    severity: Literal["info", "flag", "fail"]
+    evidence: str
+
+
+class ErrorPart(Part):
+    """Why there is no number; of earlier attempts also when."""
+
+    type: str | None = None
+    message: str
+    traceback: list[str] | None = None
+    when: Time | None = None
+
+
+class Timing(Part):
+    """When the row was made, and how long it took."""
+
+    seconds: Annotated[Number, Field(ge=0)] | None = None
+    training: Annotated[Number, Field(ge=0)] | None = None
+    started: Time | None = None
+    ended: Time | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.started and self.ended and datetime.fromisoformat(self.started) > datetime.fromisoformat(self.ended):
+            raise Refused(f"earlier than it started, found {shortened(self.ended)}", "ended")
+        return self
+
+
+class Row(Part):
+    """A stored row."""
+
+    row_schema: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)]
+    protocol: Annotated[int, Field(ge=1, le=PROTOCOL)]
+    key: Sha256
+    labels: dict[Text, str]
+    status: Literal["ok", "error", "not_applicable"]
+    metrics: dict[Text, Figure]
+    flags: list[FlagPart]
+    samples: dict[Text, int | str]
+    counts: dict[Text, Annotated[Number, Field(ge=0)]]
+    weights: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    error: ErrorPart | None
+    cell: CellPart
+    attempts: Annotated[int, Field(ge=1)]
+    env: dict[Text, Plain]
+    timing: Timing
+    given: dict[Text, dict[str, Any] | list[dict[str, Any]]] = {}
+    errors: list[ErrorPart] = []
+
+    @model_validator(mode="after")
+    def _of_the_vocabulary(self) -> Self:
+        for name, figure in self.metrics.items():
+            metric = find(name)
+            if metric is None and not (self.cell.measure is not None and is_measure(name)):
+                raise Refused("no such figure", "metrics", name)
+            try:
+                if metric is not None and self.cell.measure is None:
+                    figure.within(metric)
+            except Refused as error:
+                raise Refused(str(error), "metrics", name, *error.loc) from None
+        for name in self.counts:
+            if name not in COUNTS:
+                raise Refused("no such count", "counts", name)
+        for name in self.given:
+            if name not in (*SLOTS, "surrogates", "data"):
+                raise Refused("no such part of a cell", "given", name)
+        if self.error is not None and self.status == "ok":
+            raise Refused("there is one although the status is ok", "error")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> Self:
+        n = self.samples.get("n")
+        if "n" in self.samples and (isinstance(n, str) or n != self.cell.data.count):
+            raise Refused(f"expected cell.data.count, {self.cell.data.count}, found {shortened(n)}", "samples", "n")
+        for name, packed in self.samples.items():
+            if name == "n":
+                continue
+            if not is_sample(name):
+                raise Refused("no such outcome", "samples", name)
+            if "n" not in self.samples:
+                raise Refused("missing", "samples", "n")
+            wanted = math.ceil(self.cell.data.count / 8)
+            if not isinstance(packed, str):
+                raise Refused(f"expected base64 text, found {shortened(packed)}", "samples", name)
+            try:
+                length = len(base64.b64decode(packed, validate=True))
+            except (binascii.Error, ValueError):
+                raise Refused(f"expected base64 text, found {shortened(packed)}", "samples", name) from None
+            if length != wanted:
+                raise Refused(f"expected {wanted} bytes for the images of the slice, found {length}", "samples", name)
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------------- checking
+
+
+def first_fault(error: ValidationError) -> tuple[tuple[Any, ...], str]:
+    """(path of the field, message) of the first thing that pydantic refused."""
+    first = error.errors(include_url=False)[0]
+    raised = first.get("ctx", {}).get("error")
+    loc = tuple(first["loc"])
+    if isinstance(raised, Refused):
+        return (*loc, *raised.loc), str(raised)
+    if isinstance(raised, ValueError):
+        return loc, str(raised)
+    if first["type"] == "missing":
+        return loc, "missing"
+    if first["type"] == "extra_forbidden":
+        return loc, "unknown key"
+    if loc[-1:] in (("str",), ("int",)):  # the members of a union
+        return loc[:-1], f"expected text, a number or nothing, found {shortened(first['input'])}"
+    message = first["msg"].removeprefix("Input should be ")
+    return loc, f"expected {message[:1].lower()}{message[1:]}, found {shortened(first['input'])}"
+
+
+def parse(content: bytes) -> dict[str, Any]:
+    """The row in the bytes of a file, as plain data.
+
+    Raises:
+        ConfigError: one line, `field: what is wrong`.
+    """
+    try:
+        row = strictjson.loads(content)
+    except Refused as error:
+        raise ConfigError(f"{_dotted(error.loc)}{error}") from None
+    check(row)
+    return dict(row)
+
+
+def check(row: Any) -> None:
+    """Refuse what is not a whole row of this version or an earlier one.
+
+    Raises:
+        ConfigError: one line, `field: what is wrong`.
+    """
+    try:
+        strictjson.plain(row)
+        if not isinstance(row, dict):
+            raise Refused(f"expected a mapping, found {shortened(row)}")
+        try:
+            Row.model_validate(row)
+        except ValidationError as error:
+            loc, message = first_fault(error)
+            raise Refused(message, *loc) from None
+        expected = digest({"protocol": row["protocol"], **row["cell"]})
+        if row["key"] != expected:
+            raise Refused(
+                f"does not belong to the cell, expected {expected[:16]}..., found {row['key'][:16]}...", "key"
+            )
+    except Refused as error:
+        raise ConfigError(f"{_dotted(error.loc)}{error}") from None
+
+
+def _dotted(loc: tuple[Any, ...]) -> str:
+    steps = [str(step) if re.fullmatch(r"[A-Za-z0-9_@.-]{1,40}", str(step)) else shortened(step) for step in loc]
+    return f"{'.'.join(steps)}: " if steps else ""
