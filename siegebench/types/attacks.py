@@ -61,7 +61,7 @@ class Probe(Entry):
 
 
 class Attack(Probe):
-    """Finds images within a budget that the model misclassifies.
+    """Finds images within a budget that the model misclassifies, or classifies as a given class.
 
     Class attributes:
         needs: the least access that the attack works with.
@@ -70,6 +70,8 @@ class Attack(Probe):
             harness computes the result for every budget from one run.
         for_transfer: made for transfer, and weaker on the attacked network itself; the contract tests do not require
             full strength there.
+        aims: it supports targets: given a class for each image (`oracle.goal`), it searches for images that are
+            classified as that class.
         restricted: reaches only a part of the ball (light, one pattern for all images); the contract tests do not
             require it to find the nearest point of a half-space.
     """
@@ -78,6 +80,7 @@ class Attack(Probe):
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
     minimal: ClassVar[bool] = False
     for_transfer: ClassVar[bool] = False
+    aims: ClassVar[bool] = False
     restricted: ClassVar[bool] = False
 
     def access(self) -> Access:
@@ -100,6 +103,10 @@ class Attack(Probe):
         steps = next((getattr(self, f) for f in ("steps", "iterations", "queries") if hasattr(self, f)), 1)
         inner = next((getattr(self, f) for f in ("targets", "searches") if hasattr(self, f)), 1)
         return float(steps * inner * getattr(self, "restarts", 1))
+
+    def can_aim(self) -> bool:
+        """Whether this instance supports targets (wrappers return the value of the inner attack)."""
+        return self.aims
 
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -131,6 +138,8 @@ class Attack(Probe):
             raise ContractError(
                 f"{self!r} handles {', '.join(self.handles())}; the norm of the threat model is {threat.norm}"
             )
+        if oracle.goals is not None and not self.can_aim():
+            raise ContractError(f"{self!r} cannot aim; the threat model says which class each image is to become")
         x_adv = self.run(oracle, x, y, threat, draws, **self._taught(lesson))
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise ContractError(f"{self!r} returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}")
@@ -189,6 +198,9 @@ class WrappingAttack(Attack):
 
     def cost(self) -> float:
         return float(getattr(self, "looks", 1)) * self.attack.cost()
+
+    def can_aim(self) -> bool:
+        return self.attack.can_aim()
 
     def learning(self) -> bool:
         return self.attack.learning()
