@@ -30,7 +30,7 @@ class NAB(Defense):
     3. Give D_s the pseudo labels. Where the pseudo label differs from the given one, stamp the image too.
     4. Train a fresh network on this set. The defended model stamps every input.
 
-    It suffices that some of the poisoned images are isolated, if the last training learns the stamp; if none is isolated,
+    It suffices to isolate some of the poisoned images, if the last training learns the stamp; if none is isolated,
     nothing is repaired. On the 32x32 digits, 8 epochs with random crops are not enough when half of the poisoned images
     are isolated (30 to 70 % of the triggers still succeed); they are enough when all of them are isolated.
 
