@@ -377,7 +377,7 @@ def _checkpoint(kind: str, folder: Path) -> Path:
     ("kind", "words"),
     [
         ("classes", "weights for 100 classes, the data has 10"),
-        ("nan", "layer1.0.conv1.weight holds NaN or infinite values"),
+        ("nan", "layer1.0.conv1.weight contains NaN or infinite values"),
         ("truncated", "refused. It is damaged"),
         ("empty", "refused. It is damaged"),
         ("evil", "would run code when read"),

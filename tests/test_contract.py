@@ -199,7 +199,7 @@ class WritesIntoTheImages(FGSM):
 
 
 class ChecksNothing(FGSM):
-    def __call__(self, oracle, x, y, threat, draws):
+    def __call__(self, oracle, x, y, threat, draws, lesson=None):
         return self.run(oracle, x, y, threat, draws) if threat.access == "gradient" else x
 
 
@@ -648,12 +648,12 @@ BROKEN = [
     ("attack", ChecksNothing(), "is refused with less access than it needs", "ran with score access"),
     ("attack", AsksTooOften(), "keeps the query budget", "37 queries granted"),
     ("attack", GoesAroundTheOracle(), "books its passes", "no forward pass"),
-    ("attack", Descends(), "breaks a half space near its closed form", "0 of 4 broken at 1.5"),
+    ("attack", Descends(), "breaks a half space near its closed form", "0 of 4 misclassified at 1.5"),
     (
         "attack",
         FollowsWhatIsLeft(),
         "breaks the same half space behind scaled logits or shows that it is blind",
-        "0 of 4 broken behind scaled logits",
+        "0 of 4 misclassified with scaled logits",
     ),
     ("attack", SaysThatItAims(), "aims at the class it is told", "moved towards the class"),
     ("measure", Measures(value=float("nan")), "returns finite metrics and well formed flags", "one"),
@@ -665,7 +665,7 @@ BROKEN = [
     ("defense", MarksTheModel(), "leaves the given model as found", "flags"),
     ("defense", HidesItsNoise(), "is as random as it declares", "depend on the draws"),
     ("defense", NoiseOfTorch(), "is as random as it declares", "torch"),
-    ("defense", OnlyClaimsNoise(), "is as random as it declares", "two looks are the same"),
+    ("defense", OnlyClaimsNoise(), "is as random as it declares", "two passes are equal"),
     ("defense", ClaimsGradients(), "lets gradients through as it declares", "zero for 6 of 6"),
     ("defense", CutsTheGraph(), "lets gradients through as it declares", "no gradient passes"),
     ("defense", AnotherSurrogate(), "lets gradients through as it declares", "other logits"),
@@ -684,7 +684,7 @@ BROKEN = [
     ("backdoor", Mislabels(), "labels poisons by its rule", "another label"),
     ("backdoor", ChangesTheSource(), "leaves the source data unchanged", "labels"),
     ("backdoor", OnlyWorksOnSixteen(), "stamps any size in range", "8x8"),
-    ("backdoor", StampsByPlace(), "does not depend on how images are listed", "otherwise"),
+    ("backdoor", StampsByPlace(), "does not depend on how images are listed", "differently"),
     ("backdoor", TriggersByChance(), "does not depend on how images are listed", "torch"),
     ("backdoor", AnyTarget(), "refuses targets outside the classes", "accepts the target"),
     ("detector", ScoresNaN(), "gives finite scores from the data its card declares", "not finite"),

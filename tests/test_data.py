@@ -131,7 +131,7 @@ def test_sizes_are_brought_to_one(tmp_path: Path) -> None:
     wide = np.zeros((6, 12, 3), dtype=np.uint8)
     wide[:, 3:9] = 255  # white in the middle square, black left and right of it
     write(tmp_path / "toy-train-0.parquet", [wide, pixels(1)[0]], [0, 1])
-    with pytest.raises(DataError, match=r"images of 12x6 and 6x6 pixels; bring them to one size with `size: N`"):
+    with pytest.raises(DataError, match=r"images of 12x6 and 6x6 pixels; resize them to one size with `size: N`"):
         load(spec(tmp_path))
     crop, stretch = load(spec(tmp_path, size=6)), load(spec(tmp_path, size=6, fit="stretch"))
     assert crop.images[0].amin() == 255
@@ -175,7 +175,7 @@ def damage(path: Path) -> None:
     [
         (lambda f: write(f, pixels(4), [0, 1, 2, 3]), {}, r"label 3 is outside 0\.\.2"),
         (lambda f: write(f, pixels(2), [0, None]), {}, r"toy-train-0\.parquet: 1 rows have no label"),
-        (lambda f: write(f, [], []), {}, r"toy-train-0\.parquet: holds no rows"),
+        (lambda f: write(f, [], []), {}, r"toy-train-0\.parquet: contains no rows"),
         (lambda f: write(f, [png(pixels(1)[0]), b"no image"], [0, 1]), {}, "row 1: not a readable image"),
         (lambda f: write(f, [png(pixels(1, 50, 50)[0])[:-900]], [0]), {}, "row 0: not a readable image"),
         (lambda f: write(f, [None, png(pixels(1)[0])], [0, 1]), {}, "row 0 has no image"),

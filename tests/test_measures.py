@@ -125,7 +125,7 @@ def test_distances_are_judged_by_a_fresh_look() -> None:
 
 @pytest.mark.parametrize("name", ["distances", "boundary_tilting"])
 def test_only_attacks_that_minimise_have_distances(name: str) -> None:
-    with pytest.raises(ConfigError, match="'pgd' keeps to an eps; expected one that looks for the smallest"):
+    with pytest.raises(ConfigError, match="'pgd' works within an eps; expected a minimum-norm attack"):
         built(name, attack="pgd")
     model, x, y, _ = two_classes()
     if name == "distances":
@@ -308,7 +308,7 @@ def test_more_copies_than_permutations_are_refused() -> None:
     with pytest.raises(NotApplicable, match="found 2 permutations of 2 outputs"):
         permutations(2, 3, 0)
     for spec in ({"copies": 1}, {"copies": 2, "collude": True}):
-        with pytest.raises(ConfigError, match="there is none to tell"):
+        with pytest.raises(ConfigError, match="needed to tell copies apart"):
             built("separate_and_trace", **spec)
 
 

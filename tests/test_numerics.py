@@ -500,7 +500,7 @@ def test_a_part_does_not_depend_on_how_the_set_is_listed(seed: int) -> None:
 
 
 def test_more_images_than_there_are_is_refused() -> None:
-    with pytest.raises(DataError, match="asked for 121 images, it has 120"):
+    with pytest.raises(DataError, match="121 images requested, it has 120"):
         stratified(image_set(uneven(120)), 121, 0)
 
 

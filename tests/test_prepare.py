@@ -290,7 +290,7 @@ def test_damaged_missing_and_odd_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
     save_file({"fine": torch.ones(2), "layer.weight": torch.tensor([1.0, bad])}, tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match=r"layer\.weight holds NaN or infinite"):
+    with pytest.raises(ModelError, match=r"layer\.weight contains NaN or infinite"):
         load_weights(tmp_path / "w.safetensors")
 
 

@@ -295,7 +295,7 @@ def test_checkpoints_that_are_broken(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not found; looked for"):
         built({"name": "timm/test_resnet", "checkpoint": str(tmp_path / "absent.pth")})
     save_weights(tmp_path / "nan.safetensors", state | {"fc.bias": torch.full((10,), float("nan"))})
-    with pytest.raises(ModelError, match=r"fc\.bias holds NaN"):
+    with pytest.raises(ModelError, match=r"fc\.bias contains NaN"):
         built({"name": "timm/test_resnet", "checkpoint": str(tmp_path / "nan.safetensors")})
     save_weights(tmp_path / "cut.safetensors", state)
     cut = tmp_path / "cut.safetensors"
@@ -307,7 +307,7 @@ def test_checkpoints_that_are_broken(tmp_path: Path) -> None:
 def test_published_weights_that_are_not_finite_are_refused(published: Network, tmp_path: Path) -> None:
     (file,) = (tmp_path / "hub").rglob("model.safetensors")
     save_weights(file, published.net.state_dict() | {"fc.bias": torch.full((1000,), float("inf"))})
-    with pytest.raises(ModelError, match=r"fc\.bias holds NaN or infinite"):
+    with pytest.raises(ModelError, match=r"fc\.bias contains NaN or infinite"):
         built("timm/test_resnet.r160_in1k", num_classes=1000)
 
 
