@@ -32,19 +32,19 @@ class Suite(Strict):
     seeds: Seeds = Field(default=[0])
     boards: Annotated[list[Board], Field(min_length=1)]
 
-    _document: Document = PrivateAttr()
+    _inventory: Inventory = PrivateAttr()
 
     def filled(self) -> list[BoardSpec]:
         """The boards, each with what it leaves to the suite."""
         return [board.filled(self, ("boards", i)) for i, board in enumerate(self.boards)]
 
     def inventory(self, given: dict[str, Any] | None = None) -> Inventory:
-        """An empty inventory that knows the suite's document.
+        """What the suite names, resolved when it was read; no data and no model has been loaded yet.
 
         Args:
             given: the description of a model handed over from Python, which takes the place of the suite's models.
         """
-        return Inventory(self._document, given)
+        return self._inventory.of(given)
 
 
 def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
@@ -73,10 +73,9 @@ def parse_suite(document: Document) -> Suite:
         suite = Suite.model_validate(document.data)
     except ValidationError as error:
         raise document.error(*_first(error)) from None
-    suite._document = document
-    inventory = suite.inventory()
+    suite._inventory = Inventory(document)
     for board in suite.filled():
-        board.check(inventory)
+        board.check(suite._inventory)
     return suite
 
 

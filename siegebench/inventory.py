@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
 from siegebench import registry
@@ -80,7 +80,12 @@ class Inventory:
     given: dict[str, Any] | None = None
     specs: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
+    _names: dict[Any, Any] = field(default_factory=dict)
     _known: dict[Any, Any] = field(default_factory=dict)
+
+    def of(self, given: dict[str, Any] | None) -> Inventory:
+        """The same names for another model handed over from Python; nothing has been loaded or built yet."""
+        return replace(self, given=given, _known={})
 
     @contextmanager
     def blame(self, where: Loc) -> Iterator[None]:
@@ -95,9 +100,7 @@ class Inventory:
             raise
 
     def _once(self, key: Any, make: Any) -> Any:
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
+        return _made(self._known, key, make)
 
     def resolve(self, kind: type[E], spec: Any, where: Loc) -> Named[E]:
         """The entry of a name and its parameters.
@@ -115,7 +118,7 @@ class Inventory:
             return Named(registry.normal(spec), description, entry, where)
 
         with self.blame(where):
-            found = self._once((kind, digest(registry.normal(spec))), make)
+            found = _made(self._names, (kind, digest(registry.normal(spec))), make)
         return cast("Named[E]", found)
 
     def identified(self, named: Named[Any]) -> dict[str, Any]:
@@ -190,6 +193,12 @@ class Inventory:
 
         with self.blame(backdoor.where):
             self._once(("poison", digest([backdoor.spec, source.spec])), make)
+
+
+def _made(known: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    if key not in known:
+        known[key] = make()
+    return known[key]
 
 
 @contextmanager
