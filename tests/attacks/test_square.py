@@ -13,7 +13,8 @@ from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
 from tests import kit
-from tests.test_autoattack import nearest_boundary
+
+from .planted import nearest_boundary
 
 
 def margins(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
