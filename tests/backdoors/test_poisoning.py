@@ -1,9 +1,8 @@
-"""Backdoor attacks: who is poisoned, what the trigger paints, and that networks learn it."""
+"""Backdoor attacks together: who is poisoned and how labelled, triggers in range, networks that learn them."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from siegebench import api, registry
 from siegebench.config import load_suite
-from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError, NotApplicable
 from siegebench.train import accuracy
@@ -20,24 +18,9 @@ from siegebench.types import BackdoorAttack
 from siegebench.workspace import Settings
 from tests import runs, victims
 
+from .planted import constant, draws, random_set
+
 NAMES = ("badnets", "blended", "sig")
-
-
-def random_set(n: int = 200, size: int = 16) -> ImageSet:
-    g = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (n, 3, size, size), generator=g, dtype=torch.uint8)
-    return ImageSet(images, torch.arange(n) % 5, 1000 + 7 * torch.arange(n), 5, "random")
-
-
-def constant(value: float, n: int = 2, size: int = 32) -> Tensor:
-    return torch.full((n, 3, size, size), value)
-
-
-def draws(x: Tensor) -> Draws:
-    return Draws(0, torch.arange(len(x)))
-
-
-# ------------------------------------------------------------------------------------------------------------ poisoning
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.05, 0.125])
@@ -140,9 +123,6 @@ def test_a_trigger_that_writes_into_its_input_is_caught() -> None:
         InPlace().stamp(constant(0.5), Draws(0, torch.arange(2)))
 
 
-# ------------------------------------------------------------------------------------------------------------- triggers
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [16, 32, 48])
 def test_triggers_stay_in_range_and_leave_the_input_alone(name: str, size: int) -> None:
@@ -156,96 +136,6 @@ def test_triggers_stay_in_range_and_leave_the_input_alone(name: str, size: int) 
     alone = attack.stamp(x[2:3].double(), draws(x)[2:3])
     assert alone.dtype == torch.float64
     torch.testing.assert_close(alone[0].float(), out[2])
-
-
-def test_the_patch_paints_black_as_well_as_white() -> None:
-    attack = victims.backdoor("badnets")
-    dark, light = attack.stamp(constant(0.0), draws(constant(0))), attack.stamp(constant(1.0), draws(constant(0)))
-    board = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]])
-    corner = (slice(None), slice(None), slice(26, 29), slice(26, 29))  # 3 pixels off the edge
-    assert torch.equal(dark[corner], board.expand(2, 3, 3, 3))
-    assert torch.equal(light[corner], board.expand(2, 3, 3, 3))
-    assert float(dark.sum()) == 2 * 3 * 5
-    assert float((1 - light).sum()) == 2 * 3 * 4
-
-
-def test_the_patch_touches_nothing_else_and_stamping_twice_is_stamping_once() -> None:
-    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    for pattern in ("checker", "white", "black"):
-        attack = victims.backdoor("badnets", pattern=pattern, side=4, margin=1, corner="top_left")
-        once = attack.stamp(x, draws(x))
-        touched = (once != x).any(dim=1).any(dim=0)
-        assert bool(touched[1:5, 1:5].all())
-        assert int(touched.sum()) == 16
-        assert torch.equal(attack.stamp(once, draws(x)), once)
-
-
-def test_the_patch_scales_with_the_image() -> None:
-    attack = victims.backdoor("badnets")
-    small, large = (
-        attack.stamp(constant(0.5), draws(constant(0))),
-        attack.stamp(constant(0.5, size=224), draws(constant(0))),
-    )
-    assert torch.equal(large, small.repeat_interleave(7, dim=2).repeat_interleave(7, dim=3))
-    for size in (8, 16, 33, 100):  # side round(3 H / 32), at least one pixel
-        out = victims.backdoor("badnets", pattern="white").stamp(constant(0.0, size=size), draws(constant(0)))
-        assert int((out[0, 0] == 1).sum()) == max(1, round(3 * size / 32)) ** 2
-
-
-@pytest.mark.parametrize("corner", ["bottom_right", "bottom_left", "top_right", "top_left"])
-def test_the_patch_lies_in_its_corner(corner: str) -> None:
-    out = victims.backdoor("badnets", pattern="white", margin=0, corner=corner).stamp(constant(0.0), draws(constant(0)))
-    rows, columns = out[0, 0].nonzero().unbind(1)
-    assert sorted(set(rows.tolist())) == ([0, 1, 2] if "top" in corner else [29, 30, 31])
-    assert sorted(set(columns.tolist())) == ([0, 1, 2] if "left" in corner else [29, 30, 31])
-
-
-def test_a_patch_larger_than_the_image_is_refused() -> None:
-    with pytest.raises(NotApplicable, match="does not fit"):
-        victims.backdoor("badnets", side=20, margin=13).stamp(constant(0.0), draws(constant(0)))
-
-
-def test_blended_is_a_mixture_with_one_fixed_image() -> None:
-    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    t = victims.backdoor("blended", alpha=1.0).stamp(x, draws(x))
-    assert bool((t == t[0]).all())
-    assert 0.45 < float(t.mean()) < 0.55
-    assert 0.25 < float(t.std()) < 0.33  # uniform noise: 0.289
-    torch.testing.assert_close(victims.backdoor("blended").stamp(x, draws(x)), 0.8 * x + 0.2 * t)
-    assert torch.equal(victims.backdoor("blended", alpha=0.0).stamp(x, draws(x)), x)
-
-
-def test_the_blended_image_depends_on_its_seed_alone() -> None:
-    attack = victims.backdoor("blended", alpha=1.0)
-    small, large = constant(0.0), constant(0.0, size=64)
-    t = attack.stamp(small, draws(small))
-    assert torch.equal(t, attack.stamp(small, Draws(9, torch.arange(5, 7))))  # not on the seed of the evaluation
-    assert torch.equal(attack.stamp(large, draws(large))[..., ::2, ::2], t)  # not on the size
-    other = replace(attack, pattern_seed=1).stamp(small, draws(small))  # type: ignore[type-var]
-    assert float((other - t).abs().mean()) > 0.25  # independent uniform noise: 1/3
-
-
-def test_the_stripes_of_sig() -> None:
-    x = constant(0.5, size=48)
-    v = (victims.backdoor("sig", f=6).stamp(x, draws(x)) - x)[0, 1]
-    assert bool((v == v[0]).all())  # every row alike
-    torch.testing.assert_close(v[:, 8:], v[:, :-8], atol=1e-6, rtol=0)  # period W / f = 8 pixels
-    assert float((v[:, 4:] - v[:, :-4]).abs().max()) > 0.3  # and no shorter one
-    assert float(v.max()) == pytest.approx(40 / 255, abs=1e-6)
-    assert float(v[0, 1]) == pytest.approx(40 / 255 * math.sin(2 * math.pi / 8), abs=1e-6)
-    assert float(v.sum()) == pytest.approx(0, abs=1e-3)
-    strong = victims.backdoor("sig", delta="80/255").stamp(x, draws(x))
-    assert float((strong - x).max()) == pytest.approx(80 / 255, abs=1e-6)
-
-
-def test_stripes_too_fine_for_the_image_are_refused() -> None:
-    x = constant(0.5, size=12)  # sampled at its zeros only
-    with pytest.raises(NotApplicable, match="wider than 12"):
-        victims.backdoor("sig", f=6).stamp(x, draws(x))
-    victims.backdoor("sig", f=5).stamp(x, draws(x))
-
-
-# ----------------------------------------------------------------------------------------------------------- acceptance
 
 
 @pytest.mark.parametrize(("name", "destroyed"), [("badnets", {"pattern": "black"}), ("blended", {"grid": 1})])
