@@ -67,7 +67,8 @@ class APGD(Attack):
     Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
     ICML 2020, arXiv 2003.01690. The step starts at 2 eps. At fixed checkpoints a sample whose loss rose in too few of
     the last steps, or whose best loss stood still at an unchanged step, halves it and goes back to its best point.
-    `targeted_dlr` climbs towards the strongest wrong classes of the clean image one after the other.
+    `targeted_dlr` climbs towards the strongest wrong classes of the clean image one after the other; of a threat with
+    a target, the target alone.
 
     Random: the starting point, one a sample, target and restart. Cost of a sample that is never broken: steps + 1
     forwards and backwards a restart (and target), plus one forward to rank the targets.
@@ -94,12 +95,16 @@ class APGD(Attack):
     targets: Count = 9
     early_stop: bool = True
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ops.check_classes(self.loss, oracle.num_classes)
-        targeted = self.loss == "targeted_dlr"
-        goals = hardest(oracle.logits(x), y, self.targets) if targeted else y[:, None]
+        if oracle.goal is None:
+            targeted = self.loss == "targeted_dlr"
+            goals = hardest(oracle.logits(x), y, self.targets) if targeted else y[:, None]
+        else:
+            goals = oracle.goal[:, None]
         best = Best(x)
         for k in range(goals.shape[1]):
             for restart in range(self.restarts):
@@ -116,7 +121,8 @@ class APGD(Attack):
         live = best.left()
         oracle = oracle[live]
         check = checkpoints(self.steps)
-        climb = self._loss()
+        aims = oracle.goal is not None
+        climb = self._loss(aims)
         for k in range(self.steps + 1):
             if k > 0:
                 # towards the gradient, then 3/4 of that move and 1/4 of the last one
@@ -131,7 +137,7 @@ class APGD(Attack):
             s.x_best = torch.where(ops.over(better, s.x), s.x, s.x_best)
             s.g_best = torch.where(ops.over(better, s.g), s.g, s.g_best)
 
-            broken = logits.argmax(dim=1) != s.y
+            broken = ops.hit(logits.argmax(dim=1), s.y, s.target if aims else None)
             best.keep(live, s.x, loss, broken)
             leaving = broken & self.early_stop
             if k == 0:  # without a gradient at the start no step ever moves a sample
@@ -150,7 +156,10 @@ class APGD(Attack):
                 s.g = torch.where(ops.over(halve, s.g), s.g_best, s.g)
                 s.halved, s.loss_checked, s.rises = halve, s.loss_best, torch.zeros_like(s.rises)
 
-    def _loss(self) -> TargetLoss:
+    def _loss(self, aims: bool) -> TargetLoss:
+        if aims:
+            towards = ops.TOWARDS[self.loss]
+            return lambda z, y, target: towards(z, target)
         if self.loss == "targeted_dlr":
             return ops.targeted_dlr
         untargeted = ops.LOSSES[self.loss]

@@ -52,13 +52,14 @@ class AutoAttack(Attack):
     queries: Count = 5000
     targets: Count = 9
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         if self.variant == "rand":
             oracle = oracle.averaged(LOOKS)
         best = Best(x)
-        for number, component in enumerate(self.components(oracle.num_classes)):
+        for number, component in enumerate(self.components(oracle.num_classes, oracle.goal is not None)):
             left = best.left()
             if not len(left):
                 break
@@ -66,13 +67,13 @@ class AutoAttack(Attack):
             found = component.run(view, x0, labels, threat, draws[left].child("autoattack", number))
             z = view.logits(found)
             inside = threat.size(found, x0) <= threat.eps + TOLERANCE
-            margin = torch.where(inside, ops.margin(z, labels), -torch.inf)
-            best.keep(left, found, margin, inside & (z.argmax(dim=1) != labels))
+            margin = torch.where(inside, ops.gain(z, labels, view.goal), -torch.inf)
+            best.keep(left, found, margin, inside & ops.hit(z.argmax(dim=1), labels, view.goal))
         return best.point
 
-    def components(self, num_classes: int) -> Iterator[Attack]:
-        """The cascade for a model with this many classes."""
-        untargeted: Literal["dlr", "margin"] = "dlr" if num_classes > 2 else "margin"
+    def components(self, num_classes: int, aims: bool = False) -> Iterator[Attack]:
+        """The cascade for a model with this many classes, for a threat with or without a target."""
+        untargeted: Literal["dlr", "margin"] = "dlr" if num_classes > (3 if aims else 2) else "margin"
         if self.variant == "rand":
             yield APGD(steps=self.steps, loss="ce", early_stop=False)
             yield APGD(steps=self.steps, loss=untargeted, early_stop=False)

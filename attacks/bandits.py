@@ -55,6 +55,7 @@ class Bandits(Attack):
     step: Positive | None = None
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -76,7 +77,7 @@ class Bandits(Attack):
             q = torch.stack([v + delta * u, v - delta * u], dim=1).flatten(0, 1)
             probes = image.repeat_interleave(2, dim=0) + eta * ops.normalise(F.interpolate(q, size), "l2")
             z = budget.logits(live, probes.clamp(0, 1))
-            value = ops.margin(z, y[live].repeat_interleave(2)).view(-1, 2)
+            value = ops.gain(z, y[live].repeat_interleave(2), oracle[live].repeat(2).goal).view(-1, 2)
             slope = (value[:, 0] - value[:, 1]) / (eta * delta)
             w = w + rate * ops.over(slope, w) * delta * u
             along = ops.normalise(F.interpolate(squash(w), size), threat.norm)
@@ -85,7 +86,7 @@ class Bandits(Attack):
             look = ((value > 0).any(dim=1) & budget.open(live)).nonzero().squeeze(1)
             if len(look):
                 z = budget.logits(live[look], image[look])
-                broken[look] = z.argmax(dim=1) != y[live[look]]
+                broken[look] = ops.hit(z.argmax(dim=1), y[live[look]], oracle[live[look]].goal)
             x_adv[live] = image
             live, x0, image, w = keep(~broken & budget.open(live, least=2), live, x0, image, w)
             step += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -29,11 +28,12 @@ class FGSM(Attack):
         loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     loss: Literal["ce", "margin", "dlr"] = "ce"
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ops.check_classes(self.loss, oracle.num_classes)
-        g, _, _ = oracle.gradient(x, partial(ops.LOSSES[self.loss], y=y))
+        g, _, _ = oracle.gradient(x, ops.aimed(self.loss, y, oracle.goal))
         return threat.project(x + threat.eps * ops.normalise(g, threat.norm), x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -77,6 +76,7 @@ class LOAP(Attack):
             of highest loss is returned: for randomised models, where one lucky look is no success.
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
 
     location: Literal["fixed", "random", "random_search", "full_search", "greedy"] = "full_search"
@@ -115,13 +115,13 @@ class LOAP(Attack):
         live, side = best.left(), patch.shape[-1]
         searches = self.location in ("random_search", "full_search")
         for t in range(self.steps + 1):
-            x_t, loss = paste(x[live], patch, place), partial(ops.LOSSES[self.loss], y=y[live])
+            x_t, loss = paste(x[live], patch, place), ops.aimed(self.loss, y[live], oracle[live].goal)
             if t < self.steps:
                 g, z, value = oracle[live].gradient(x_t, loss)
             else:  # the last iterate needs no gradient
                 z = oracle[live].logits(x_t)
                 value = loss(z)
-            broken = z.argmax(dim=1) != y[live]
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
             best.keep(live, x_t, value, broken)
             if t == self.steps:
                 break
@@ -152,8 +152,8 @@ class LOAP(Attack):
         tried = torch.cat([stay, torch.where(allowed[..., None], there, stay)], dim=1)
         k = tried.shape[1]
         images = paste(x.repeat_interleave(k, 0), patch.repeat_interleave(k, 0), tried.flatten(0, 1))
-        z = oracle.repeat(k).logits(images)
-        value = ops.LOSSES[self.loss](z, y.repeat_interleave(k)).view(-1, k)
+        view = oracle.repeat(k)
+        value = ops.aimed(self.loss, y.repeat_interleave(k), view.goal)(view.logits(images)).view(-1, k)
         return tried[torch.arange(len(x), device=x.device), value.argmax(dim=1)]  # of equals the first: it stays
 
     def _free(self, side: int, x: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class LOAP(Attack):
 
     def _promise(self, oracle: Oracle, x: Tensor, y: Tensor, side: int, free: Tensor) -> Tensor:
         """How much a square at each place could raise the loss to first order; -inf where it may not lie."""
-        g, _, _ = oracle.gradient(x, partial(ops.LOSSES[self.loss], y=y))
+        g, _, _ = oracle.gradient(x, ops.aimed(self.loss, y, oracle.goal))
         rise = torch.maximum(g * (1 - x), -g * x).sum(dim=1, keepdim=True)
         total = F.avg_pool2d(rise, side, stride=1, divisor_override=1).squeeze(1)
         return total.masked_fill(~free, -torch.inf)

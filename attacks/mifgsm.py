@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -38,6 +37,7 @@ class MIFGSM(Attack):
         early_stop: a broken sample leaves at once.
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 10
@@ -54,10 +54,10 @@ class MIFGSM(Attack):
         x_t, g = x, torch.zeros_like(x)
         for t in range(self.steps + 1):
             if t < self.steps:
-                grad, z, _ = oracle[live].gradient(x_t, partial(ops.LOSSES[self.loss], y=y[live]))
+                grad, z, _ = oracle[live].gradient(x_t, ops.aimed(self.loss, y[live], oracle[live].goal))
             else:  # the last iterate needs no gradient
                 z = oracle[live].logits(x_t)
-            broken = z.argmax(dim=1) != y[live]
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
             out[live] = torch.where(ops.over(broken | ~hit[live], x_t), x_t, out[live])
             hit[live] |= broken
             if t == self.steps:

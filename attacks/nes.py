@@ -49,6 +49,7 @@ class NES(Attack):
     momentum: Share = 0.9
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -65,7 +66,7 @@ class NES(Attack):
             followed = self.momentum * g + (1 - self.momentum) * estimate
             g = torch.where(ops.over(pairs > 0, g), followed, g)
             point = threat.project(point + self.step * threat.eps * ops.normalise(g, threat.norm), x0)
-            value = ops.margin(budget.logits(live, point), y[live])
+            value = ops.gain(budget.logits(live, point), y[live], oracle[live].goal)
             better = value > margin
             best = torch.where(ops.over(better, best), point, best)
             margin = torch.where(better, value, margin)
@@ -95,6 +96,8 @@ class NES(Attack):
                 here = point[rows][:, None]
                 probes = torch.cat([here + move, here - move], dim=1).clamp(0, 1).flatten(0, 1)
                 z = budget.logits(live[rows], probes)
-                up, down = ops.margin(z, y[rows].repeat_interleave(2 * len(k))).view(len(rows), 2, len(k)).unbind(1)
+                goal = budget.oracle[live[rows]].repeat(2 * len(k)).goal
+                value = ops.gain(z, y[rows].repeat_interleave(2 * len(k)), goal)
+                up, down = value.view(len(rows), 2, len(k)).unbind(1)
                 g[rows] += torch.einsum("nk,nk...->n...", (up - down) / (2 * self.sigma**2 * count), move)
         return g

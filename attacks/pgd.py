@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -41,6 +40,7 @@ class PGD(Attack):
             highest loss is returned: for randomised models, where one lucky look is no success.
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 20
@@ -66,13 +66,13 @@ class PGD(Attack):
         a = 2.5 * threat.eps / self.steps if self.step is None else self.step
         live = best.left()
         for t in range(self.steps + 1):
-            loss = partial(ops.LOSSES[self.loss], y=y[live])
+            loss = ops.aimed(self.loss, y[live], oracle[live].goal)
             if t < self.steps:
                 g, z, value = oracle[live].gradient(x_t, loss)
             else:  # the last iterate needs no gradient
                 z = oracle[live].logits(x_t)
                 value = loss(z)
-            broken = z.argmax(dim=1) != y[live]
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
             best.keep(live, x_t, value, broken)
             if t == self.steps:
                 break

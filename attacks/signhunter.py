@@ -48,6 +48,7 @@ class SignHunter(Attack):
     queries: Count = 10_000
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -64,7 +65,7 @@ class SignHunter(Attack):
             kept, kept_signs = image[:, part].clone(), s[:, part].clone()
             s[:, part] = ~kept_signs
             image[:, part] = torch.where(kept_signs, down[:, part], up[:, part])
-            value = ops.margin(budget.logits(live, image.view(-1, *x.shape[1:])), y[live])
+            value = ops.gain(budget.logits(live, image.view(-1, *x.shape[1:])), y[live], oracle[live].goal)
             better = value >= margin
             image[:, part] = torch.where(better[:, None], image[:, part], kept)
             s[:, part] = kept_signs ^ better[:, None]

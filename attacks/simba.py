@@ -57,10 +57,10 @@ class SimBA(Attack):
     loss: Literal["margin", "ce"] = "margin"
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        loss = ops.LOSSES[self.loss]
         channels, height, width = x.shape[1:]
         usual = 0.2 if threat.norm == "l2" else threat.eps * math.sqrt(height * width)
         length = usual if self.step is None else self.step
@@ -72,7 +72,7 @@ class SimBA(Attack):
             return x_adv
         # state of the samples that still search: their rows, the image, its loss, the order of the basis, the
         # direction that is tried (counted over all rounds through the basis) and to which side
-        x0, image, value = x[live], x[live], loss(budget.logits(live, x[live]), y[live])
+        x0, image, value = x[live], x[live], self._gain(oracle[live], budget.logits(live, x[live]), y[live])
         order = self._order(draws[live], torch.zeros_like(live), (channels, height, width))
         tried, side = torch.zeros_like(live), torch.full_like(value, -1)
         while len(live):
@@ -82,7 +82,7 @@ class SimBA(Attack):
             q[torch.arange(len(at), device=at.device), channel] = rows[u][:, :, None] * columns[v][:, None, :]
             trial = threat.project(image + ops.over(length * side, q) * q, x0)
             z = budget.logits(live, trial)
-            now = loss(z, y[live])
+            now = self._gain(oracle[live], z, y[live])
             better = now > value
             image = torch.where(ops.over(better, image), trial, image)
             value = torch.where(better, now, value)
@@ -91,12 +91,15 @@ class SimBA(Attack):
             again = (done & (tried % order.shape[1] == 0)).nonzero().squeeze(1)
             if len(again):
                 order[again] = self._order(draws[live[again]], tried[again], (channels, height, width))
-            broken = z.argmax(dim=1) != y[live]
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
             image = torch.where(ops.over(broken, image), trial, image)
             x_adv[live] = image
             rest = ~broken & budget.open(live)
             live, x0, image, value, order, tried, side = keep(rest, live, x0, image, value, order, tried, side)
         return x_adv
+
+    def _gain(self, oracle: Oracle, z: Tensor, y: Tensor) -> Tensor:
+        return ops.aimed(self.loss, y, oracle.goal)(z)
 
     def _order(self, draws: Draws, step: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """In which order the directions come, int64 [n, channels height width]."""

@@ -75,6 +75,7 @@ class Square(Attack):
     rescale: bool = False
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -93,8 +94,8 @@ class Square(Attack):
             else:
                 trial = propose(best, x0, threat.eps, self.share(step - 1), streams, step)
             z = budget.logits(live, trial)
-            value = ops.margin(z, y[live])
-            broken = z.argmax(dim=1) != y[live]
+            value = ops.gain(z, y[live], oracle[live].goal)
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
             better = (value > margin) | (broken & (margin <= 0))
             best = torch.where(ops.over(better, best), trial, best)
             margin = torch.where(better, value, margin)

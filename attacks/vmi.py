@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -39,6 +39,7 @@ class VMI(Attack):
         loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 10
@@ -51,7 +52,7 @@ class VMI(Attack):
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ops.check_classes(self.loss, oracle.num_classes)
         a = threat.eps / self.steps if self.step is None else self.step
-        loss = partial(ops.LOSSES[self.loss], y=y)
+        loss = ops.aimed(self.loss, y, oracle.goal)
         x_t, g, v = x, torch.zeros_like(x), torch.zeros_like(x)
         for t in range(self.steps):
             grad, _, _ = oracle.gradient(x_t, loss)
@@ -64,7 +65,7 @@ class VMI(Attack):
         return x_t
 
     def _around(
-        self, oracle: Oracle, x_t: Tensor, loss: partial[Tensor], threat: ThreatModel, draws: Draws, t: int
+        self, oracle: Oracle, x_t: Tensor, loss: Callable[[Tensor], Tensor], threat: ThreatModel, draws: Draws, t: int
     ) -> Tensor:
         """Mean gradient over the neighbours."""
         half = self.beta * threat.eps / (1.0 if threat.norm == "linf" else x_t[0].numel() ** 0.5)

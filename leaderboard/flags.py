@@ -35,9 +35,21 @@ def is_plain_pgd_ce(row: Result) -> bool:
     return plain and attack.get("loss", "ce") in ("ce", "cross_entropy") and not row.cell.adaptive
 
 
+def held(row: Result) -> Vector:
+    """Samples that withstood one row: they stayed right, or did not become the target where there is one."""
+    return ~row.outcome("target") if "target" in row.samples else row.outcome("robust")
+
+
+def share_held(row: Result) -> float | None:
+    """Share of the samples that withstood one row; None where it has no outcomes."""
+    if "target" in row.samples:
+        return float(held(row).mean())
+    return metric(row, "robust_acc")
+
+
 def survived(rows: Iterable[Result]) -> Vector | None:
-    """Samples that stay right under every row: the worst case of each sample; None without rows."""
-    outcomes = [r.outcome("robust") for r in rows]
+    """Samples that withstand every row: the worst case of each sample; None without rows."""
+    outcomes = [held(r) for r in rows]
     return np.logical_and.reduce(outcomes) if outcomes else None
 
 
@@ -66,14 +78,14 @@ def one_step_beats_many(rows: Sequence[Result]) -> list[Mark]:
 
 def black_box_beats_white_box(rows: Sequence[Result], queries: Sequence[Result]) -> list[Mark]:
     """An attacker who sees only answers does better than every one who sees gradients: gradients are masked."""
-    white = {label(r.cell.attack): metric(r, "robust_acc") for r in rows}
+    white = {label(r.cell.attack): share_held(r) for r in rows}
     known = [v for v in white.values() if v is not None]
     if not known:
         return []
     best = min(known)
     out = []
     for row in queries:
-        black, n = metric(row, "robust_acc"), int(row.samples.get("n", 0))
+        black, n = share_held(row), int(row.samples.get("n", 0))
         if black is not None and black < best - BLACK_BOX_SLACK:
             severity = "fail" if black < best - tolerance(best, n) else "flag"
             evidence = (
@@ -121,9 +133,9 @@ def not_monotone(by_eps: Mapping[float, Sequence[Result]], eps: float) -> list[M
     out = []
     smaller = [r for e in sorted(by_eps) if e < eps for r in by_eps[e]]
     for row in by_eps.get(eps, ()):
-        here, n = metric(row, "robust_acc"), int(row.samples["n"])
+        here, n = share_held(row), int(row.samples["n"])
         for other in smaller:
-            there = metric(other, "robust_acc")
+            there = share_held(other)
             alike = other.cell.attack == row.cell.attack and other.cell.seed == row.cell.seed
             if not alike or here is None or there is None or int(other.samples["n"]) != n:
                 continue

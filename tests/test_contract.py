@@ -129,6 +129,10 @@ class ReturnsFloat32(FGSM):
         return super().run(oracle, x, y, threat, draws).float()
 
 
+class SaysThatItAims(FGSM):
+    aims: ClassVar[bool] = True
+
+
 class AsksForMore(FGSM):
     needs: ClassVar[Any] = "score"
 
@@ -651,6 +655,7 @@ BROKEN = [
         "breaks the same half space behind scaled logits or shows that it is blind",
         "0 of 4 broken behind scaled logits",
     ),
+    ("attack", SaysThatItAims(), "aims at the class it is told", "moved towards the class"),
     ("measure", Measures(value=float("nan")), "returns finite metrics and well formed flags", "one"),
     ("measure", Measures(severity="fatal"), "returns finite metrics and well formed flags", "fatal"),
     ("measure", MeasuresByChance(), "measures the same for the same draws", "torch"),

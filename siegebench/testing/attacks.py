@@ -6,6 +6,7 @@ others stand on.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from siegebench.testing.specimens import (
     EPS,
     NEAREST,
     Case,
+    four_classes,
     halfspace,
     lesson_of,
     other_global_numbers,
@@ -42,10 +44,16 @@ def _threat(case: Case, norm: Norm, eps: float | None = None, queries: int | Non
 
 
 def _attack(
-    attack: Any, model: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, ids: Tensor | None = None
+    attack: Any,
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    ids: Tensor | None = None,
+    goal: Tensor | None = None,
 ) -> tuple[Tensor, Oracle]:
     draws = Draws(0, torch.arange(len(x)) if ids is None else ids)
-    oracle = Oracle(model, threat, draws)
+    oracle = Oracle(model, threat, draws, goal=goal)
     lesson = lesson_of(attack, model, threat, x.shape[-1])
     return attack(oracle, x, y, threat, draws, lesson), oracle
 
@@ -174,6 +182,38 @@ def breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind(ca
         require(broken.all() or blind, f"{found}, and fewer than half of the gradients were zero")
 
 
+def aims_at_the_class_it_is_told(case: Case) -> None:
+    entry = case.entry
+    if case.control or not entry.can_aim():
+        return
+    for norm in _norms(case):
+        if entry.restricted:  # what it reaches is its own affair: it must listen
+            model, x, y = victim()
+            told = [
+                _attack(case.quick, model, x, y, replace(_threat(case, norm), target=c), goal=torch.full_like(y, c))[0]
+                for c in (0, 1)
+            ]
+            require(not torch.equal(*told), f"{norm}: gave the same images for two classes")
+            continue
+        model, x, y = halfspace(norm)
+        out, _ = _attack(entry, model, x, y, _threat(case, norm, WITHIN[entry.access()] * NEAREST[norm]), goal=1 - y)
+        reached = _reached(case, model, x, out, 1 - y)
+        require(reached.all(), f"{norm}: {int(reached.sum())} of {len(x)} became the other class of a half-space")
+        model, x, y = four_classes()
+        for step in (1, 2, 3):
+            goal = (y + step) % 4
+            out, _ = _attack(case.quick, model, x, y, _threat(case, norm, 0.1 * x[0].numel() ** ROOT[norm]), goal=goal)
+            nearer = ops.gain(model(out), y, goal) > ops.gain(model(x), y, goal)
+            nearer |= (out == x).flatten(1).all(dim=1) & entry.minimises()  # none found
+            require(nearer.all(), f"{norm}: {int(nearer.sum())} of {len(x)} moved towards the class {step} further on")
+
+
+def _reached(case: Case, model: Classifier, x: Tensor, out: Tensor, goal: Tensor) -> Tensor:
+    if case.entry.for_transfer:  # the way is right, however short it comes
+        return ops.gain(model(out), goal, goal) > ops.gain(model(x), goal, goal)
+    return ops.hit(model(out).argmax(dim=1), goal, goal)
+
+
 CLAUSES = (
     returns_images_of_the_right_shape_range_and_budget,
     changes_nothing_at_eps_0,
@@ -186,4 +226,5 @@ CLAUSES = (
     books_its_passes,
     breaks_a_half_space_near_its_closed_form,
     breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind,
+    aims_at_the_class_it_is_told,
 )

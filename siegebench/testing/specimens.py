@@ -163,6 +163,25 @@ def halfspace(norm: Norm, n: int = 4, size: int = 8, scale: float = 1.0) -> tupl
     return model, x.view(n, 3, size, size), torch.arange(n) % 2
 
 
+class _Linear(nn.Module):
+    """z = W (x - 0.5)."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - 0.5) @ self.w.T
+
+
+def four_classes(n: int = 4, size: int = 8) -> tuple[Classifier, Tensor, Tensor]:
+    """(linear model of four classes, images well inside the box, the labels that it gives them), float64."""
+    w = Draws(6, torch.arange(4)).normal((3 * size * size,)).double()
+    model = Network(_Linear(w), num_classes=4).double().eval().requires_grad_(False)
+    x = 0.35 + 0.3 * Draws(7, torch.arange(n)).uniform((3, size, size)).double()
+    return model, x, model(x).argmax(dim=1)
+
+
 def input_gradient(call: Callable[[Tensor], Tensor], x: Tensor, what: str) -> tuple[Tensor, Tensor]:
     """(gradient of the margin with respect to x, logits).
 

@@ -59,7 +59,7 @@ class Probe(Entry):
 
 
 class Attack(Probe):
-    """Finds images within a budget that the model gets wrong.
+    """Finds images within a budget that the model gets wrong, or takes for a given class.
 
     Class attributes:
         needs: the least access it works with.
@@ -67,6 +67,7 @@ class Attack(Probe):
         minimal: it returns the smallest perturbation it finds, whatever eps is; the harness reads off all budgets.
         for_transfer: made for transfer, at the price of strength on the attacked network; the contract does not ask
             for that strength.
+        aims: given a class for each image (`oracle.goal`), it looks for images that become that class.
         restricted: reaches only a part of the ball (light, one pattern for all images); the contract does not ask it to
             find the nearest point of a half-space.
     """
@@ -75,6 +76,7 @@ class Attack(Probe):
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
     minimal: ClassVar[bool] = False
     for_transfer: ClassVar[bool] = False
+    aims: ClassVar[bool] = False
     restricted: ClassVar[bool] = False
 
     def access(self) -> Access:
@@ -97,6 +99,10 @@ class Attack(Probe):
         steps = next((getattr(self, f) for f in ("steps", "iterations", "queries") if hasattr(self, f)), 1)
         inner = next((getattr(self, f) for f in ("targets", "searches") if hasattr(self, f)), 1)
         return float(steps * inner * getattr(self, "restarts", 1))
+
+    def can_aim(self) -> bool:
+        """Whether this instance aims at the class that each image is to become (wrappers ask the attack inside)."""
+        return self.aims
 
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -128,6 +134,8 @@ class Attack(Probe):
             raise ContractError(
                 f"{self!r} handles {', '.join(self.handles())}; the threat model asks for {threat.norm}"
             )
+        if oracle.goals is not None and not self.can_aim():
+            raise ContractError(f"{self!r} cannot aim; the threat model says which class each image is to become")
         x_adv = self.run(oracle, x, y, threat, draws, **self._taught(lesson))
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise ContractError(f"{self!r} returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}")
@@ -186,6 +194,9 @@ class WrappingAttack(Attack):
 
     def cost(self) -> float:
         return float(getattr(self, "looks", 1)) * self.attack.cost()
+
+    def can_aim(self) -> bool:
+        return self.attack.can_aim()
 
     def learning(self) -> bool:
         return self.attack.learning()
