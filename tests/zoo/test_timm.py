@@ -1,4 +1,4 @@
-"""Models: published numbers come out, timm's names work offline, and wrong weights are refused before anything runs."""
+"""timm's names work offline, its published weights and those of a user are checked before anything runs."""
 
 from __future__ import annotations
 
@@ -12,130 +12,15 @@ from torch import Tensor
 
 from siegebench import registry
 from siegebench.classifier import Network
-from siegebench.data import ImageSet, stratified
-from siegebench.draws import derive_seed
 from siegebench.errors import ConfigError, ModelError
-from siegebench.train import Recipe, accuracy, train
-from siegebench.types import ModelSource
-from siegebench.weights import load_weights, save_weights, weights_hash
-from tests.kit import data_folder
+from siegebench.weights import save_weights, weights_hash
 
-
-def model(spec: Any) -> ModelSource:
-    built = registry.build("model", spec)
-    assert isinstance(built, ModelSource)
-    return built
-
-
-def built(spec: Any, num_classes: int = 10, size: int = 32) -> Network:
-    net = model(spec).build(num_classes=num_classes, size=size)
-    assert isinstance(net, Network)
-    return net
-
-
-def load(name: str, split: str) -> ImageSet:
-    return registry.build("dataset", name).load(split)  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SIEGEBENCH_DATA", raising=False)
+from .building import built, model
 
 
 @pytest.fixture
 def x() -> Tensor:
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-# ------------------------------------------------------------------------------------------------------- cifar_resnet
-
-
-@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
-def test_parameter_counts_are_those_of_the_paper(depth: int, millions: float) -> None:
-    """He et al. 2016, table 6."""
-    net = built({"name": "cifar_resnet20", "depth": depth, "checkpoint": None})
-    count = sum(p.numel() for p in net.parameters())
-    assert round(count / 1e6, 2 if depth < 110 else 1) == millions
-
-
-@pytest.mark.parametrize(("name", "correct"), [("cifar_resnet20", 0.8103), ("cifar_resnet56", 0.8320)])
-def test_published_weights_on_some_images(name: str, correct: float) -> None:
-    from tests import subsets
-
-    data_folder()
-    test = load("cifar10_jpeg", "test")
-    ids = subsets.stored("cifar10_jpeg", 200)
-    assert ids is not None
-    found = accuracy(built(name), test.select(torch.tensor(ids)))
-    assert abs(found - correct) < 3 * (0.16 / 200) ** 0.5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "correct"), [("cifar_resnet20", 0.8103), ("cifar_resnet56", 0.8320)])
-def test_published_weights_on_all_images(name: str, correct: float) -> None:
-    data_folder()
-    assert accuracy(built(name), load("cifar10_jpeg", "test")) == pytest.approx(correct, abs=2e-3)
-
-
-def test_published_weights_know_where_they_come_from() -> None:
-    data_folder()
-    source = model("cifar_resnet20")
-    assert source.pretrained()
-    assert source.identity()["sha256"].startswith("12fca82f")
-    net = built("cifar_resnet20")
-    assert net.card.source == "resnet20-12fca82f.th"
-    assert net.card.weights == weights_hash(net.net.state_dict())
-    assert not net.training
-    assert "checkpoint" not in registry.describe("model", "cifar_resnet20")
-
-
-def test_published_weights_refuse_other_classes() -> None:
-    data_folder()
-    with pytest.raises(ModelError, match=r"weights for 10 classes, the data has 43;.*checkpoint: null"):
-        built("cifar_resnet20", num_classes=43)
-
-
-def test_converted_weights_are_the_same(tmp_path: Path, x: Tensor) -> None:
-    from siegebench.zoo.cifar_resnet import convert
-
-    folder = data_folder()
-    hashed = convert(folder / "weights" / "resnet20-12fca82f.th", tmp_path / "r20.safetensors")
-    assert hashed == weights_hash(load_weights(tmp_path / "r20.safetensors"))
-    twin = built({"name": "cifar_resnet20", "checkpoint": str(tmp_path / "r20.safetensors")})
-    assert torch.equal(twin(x), built("cifar_resnet20")(x))
-
-
-@pytest.mark.usefixtures("no_data")
-def test_weights_that_are_missing_or_another_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"resnet20-12fca82f\.th not found.*SIEGEBENCH_DATA=FOLDER"):
-        built("cifar_resnet20")
-    net = built({"name": "cifar_resnet20", "checkpoint": None})
-    path = tmp_path / "resnet20-00000000.safetensors"
-    save_weights(path, net.net.state_dict())
-    with pytest.raises(ModelError, match="its name says 00000000: a damaged download"):
-        built({"name": "cifar_resnet20", "checkpoint": str(path)})
-    plain = path.rename(tmp_path / "mine.safetensors")
-    assert built({"name": "cifar_resnet20", "checkpoint": str(plain)}).num_classes == 10
-    with pytest.raises(ModelError, match="weights of another architecture: 0 tensors missing"):
-        built({"name": "cifar_resnet20", "depth": 20, "checkpoint": str(bigger(tmp_path))})
-
-
-def bigger(folder: Path) -> Path:
-    net = built({"name": "cifar_resnet20", "depth": 32, "checkpoint": None})
-    save_weights(folder / "deep.safetensors", net.net.state_dict())
-    return folder / "deep.safetensors"
-
-
-def test_without_a_checkpoint_it_is_trained() -> None:
-    source = model({"name": "cifar_resnet20", "checkpoint": None})
-    assert not source.pretrained()
-    assert source.identity() == {}
-    net = source.build(num_classes=43, size=32)
-    one, same, other = (weights_hash(net.fresh(seed).state_dict()) for seed in (1, 1, 2))
-    assert one == same != other
-
-
-# --------------------------------------------------------------------------------------------------------- timm: names
 
 
 def test_names_of_timm() -> None:
@@ -173,9 +58,6 @@ def test_networks_that_users_register_are_known() -> None:
     assert built("timm/siege_test_net", num_classes=4).num_classes == 4
 
 
-# ------------------------------------------------------------------------------------------------- timm: architectures
-
-
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
 def test_untrained_networks_take_images_as_they_are(name: str, x: Tensor) -> None:
     net = built(f"timm/{name}", num_classes=7)
@@ -200,9 +82,6 @@ def test_normalisation_and_size_can_be_set(x: Tensor) -> None:
     net(torch.full_like(x, 0.5))
     assert seen[0].shape == (2, 3, 64, 64)
     torch.testing.assert_close(seen[0][0, :, 5, 5], torch.tensor([0.4, 0.15, 0.05]))
-
-
-# ------------------------------------------------------------------------------------------------------- timm: weights
 
 
 def test_tag_that_is_not_in_the_cache_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,32 +195,3 @@ def test_card_parameters_reach_a_key() -> None:
     assert plain["target"] == "test_byobnet"
     assert plain["recipe"]["epochs"] == model("byobnet_tiny").recipe.epochs  # type: ignore[attr-defined]
     assert not model("byobnet_tiny").pretrained()
-
-
-# -------------------------------------------------------------------------------------------------------------- trained
-
-
-def after_training(
-    name: str, data: str, seed: int = 0, recipe: Recipe | None = None, count: int | None = None
-) -> tuple[Network, float]:
-    source = model(name)
-    train_set, test_set = load(data, "train"), load(data, "test")
-    if count is not None:
-        train_set = train_set.select(stratified(train_set, count, 0))
-    net = source.build(num_classes=train_set.num_classes, size=train_set.images.shape[-1])
-    net = net.fresh(derive_seed(seed, "weights"))  # type: ignore[assignment]
-    train(net, train_set, recipe or source.recipe, derive_seed(seed, "train"))  # type: ignore[attr-defined]
-    return net, accuracy(net, test_set)  # type: ignore[return-value]
-
-
-def test_a_small_network_learns_digits_and_repeats_itself() -> None:
-    short = Recipe(epochs=4, batch=32, lr=5e-3)
-    (one, right), (two, again) = (after_training("byobnet_tiny", "digits", recipe=short, count=640) for _ in range(2))
-    assert right == again > 0.6
-    assert weights_hash(one.state_dict()) == weights_hash(two.state_dict())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["byobnet_tiny", "convnext_tiny32", "efficientnet_tiny"])
-def test_small_networks_reach_their_accuracy_on_digits(name: str) -> None:
-    assert after_training(name, "digits")[1] > 0.95
