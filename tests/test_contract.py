@@ -19,7 +19,7 @@ from siegebench.errors import ConfigError
 from siegebench.testing import CLAUSES, Check, check_entry, check_instance
 from siegebench.testing.specimens import images, planted_set
 from siegebench.threat import ThreatModel
-from tests.broken import attacks, backdoors, defenses, detectors, measures, sources
+from tests.broken import attacks, backdoors, corruptions, defenses, detectors, measures, sources
 from tests.broken.attacks import FGSM, Descends
 
 REGISTERED = [(kind, name) for kind, name in registry.cards() if "/" not in name]
@@ -82,7 +82,7 @@ def test_model_without_its_checkpoint(name: str) -> None:
     assert not faults(checks)
 
 
-KINDS = (attacks, measures, defenses, backdoors, detectors, sources)
+KINDS = (attacks, measures, defenses, backdoors, detectors, corruptions, sources)
 
 
 HONEST = [case for kind in KINDS for case in kind.HONEST]

@@ -353,7 +353,7 @@ def test_adaptive_attacks_that_cannot_aim_are_left_out_of_targeted_threats(tmp_p
     assert count[0] >= count[1] > 0
 
 
-# ----------------------------------------------------------------------------------------- from Python, restricted ones
+# ------------------------------------------------------------------------ from Python, restricted ones
 
 
 def test_attack_takes_a_rule_a_class_or_a_class_for_each_image() -> None:

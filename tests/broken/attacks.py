@@ -115,7 +115,7 @@ class WritesIntoTheImages(FGSM):
 
 
 class ChecksNothing(FGSM):
-    def __call__(self, oracle, x, y, threat, draws):
+    def __call__(self, oracle, x, y, threat, draws, lesson=None):
         return self.run(oracle, x, y, threat, draws) if threat.access == "gradient" else x
 
 

@@ -169,6 +169,10 @@ class TrainsByChance(HonestTraining):
                 p.add_(0.01 * torch.randn_like(p))
 
 
+class RacesNowhere(Honest):
+    tracks: ClassVar[Any] = ("marathon",)
+
+
 class NobodyKnowsIt(Honest):
     adaptive: ClassVar[Any] = ()
 
@@ -201,6 +205,7 @@ BROKEN = [
     ("defense", Float32Only(), "works in float64 and on one image", "torch.float32"),
     ("defense", ForgetsItsState(), "keeps its trained state when saved", "not in state_dict"),
     ("defense", TrainsByChance(), "trains the same for the same draws", "torch"),
+    ("defense", RacesNowhere(), "names tracks that exist", "'marathon'"),
     ("defense", NobodyKnowsIt(), "has adaptive attacks that can be built", "no adaptive attack"),
     ("defense", UnknownAdaptive(), "has adaptive attacks that can be built", "Did you mean pgd?"),
 ]
