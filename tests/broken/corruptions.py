@@ -48,7 +48,7 @@ HONEST = [("corruption", Darkens())]
 BROKEN = [
     ("corruption", Overexposes(), "returns images of the right shape and range", "pixels in"),
     ("corruption", DoesNothing(), "changes the images", "6 of 6 images are unchanged"),
-    ("corruption", DarkensByChance(), "gives the same images for the same draws", "other images"),
+    ("corruption", DarkensByChance(), "gives the same images for the same draws", "torch"),
     ("corruption", DarkensByTheBatch(), "treats an image alone as in a batch", "in another batch"),
     ("corruption", AlwaysFloat32(), "works in float64", "float32"),
 ]
