@@ -13,7 +13,7 @@ from siegebench.draws import Draws
 class Preprocessed(Wrapped):
     """A classifier f preceded by a transform T whose own gradient is useless.
 
-    `forward` is the deployed computation f(T(x)); its gradient is zero. `surrogate` has the same values, and its
+    `forward` is the deployed computation f(T(x)); its gradient is zero. `backward_model` has the same values, and its
     backward pass uses the approximate gradient that T defines (BPDA of Athalye et al., ICML 2018).
 
     Args:
@@ -30,8 +30,8 @@ class Preprocessed(Wrapped):
         logits: Tensor = self.inner(self.transform(x.detach()) + 0 * x, draws)
         return logits
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.inner.surrogate(self.transform(x), draws)
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.inner.backward_model(self.transform(x), draws)
 
     def features(self, x: Tensor) -> Tensor:
         return self.inner.features(self.transform(x.detach()))
@@ -47,8 +47,8 @@ class Scaled(Wrapped):
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         return self.factor * self.inner(x, draws)
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.factor * self.inner.surrogate(x, draws)
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.factor * self.inner.backward_model(x, draws)
 
 
 class NoisyInput(Wrapped):
@@ -66,6 +66,6 @@ class NoisyInput(Wrapped):
         logits: Tensor = self.inner(self._noisy(x, draws), draws)
         return logits
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         draws = Draws.fresh(len(x), x.device) if draws is None else draws
-        return self.inner.surrogate(self._noisy(x, draws), draws)
+        return self.inner.backward_model(self._noisy(x, draws), draws)

@@ -124,8 +124,8 @@ class Stamped(Wrapped):
         logits: Tensor = self.inner(self.stamp(x), draws)
         return logits
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.inner.surrogate(self.stamp(x), draws)
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.inner.backward_model(self.stamp(x), draws)
 
     def features(self, x: Tensor) -> Tensor:
         return self.inner.features(self.stamp(x))

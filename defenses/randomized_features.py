@@ -71,10 +71,10 @@ class NoisyFeatures(Wrapped):
             logits: Tensor = self.inner(x, draws)
         return logits
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         draws = Draws.fresh(len(x), x.device) if draws is None else draws
         with self._noise(draws):
-            return self.inner.surrogate(x, draws)
+            return self.inner.backward_model(x, draws)
 
     @contextmanager
     def _noise(self, draws: Draws) -> Iterator[None]:

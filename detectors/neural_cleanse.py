@@ -136,4 +136,4 @@ class NeuralCleanse(ModelDetector):
 
     def _logits(self, model: Classifier, x: Tensor, seed: int, step: int) -> Tensor:
         draws = Draws(seed, torch.arange(len(x), device=x.device)).at(step) if model.randomized else None
-        return model.surrogate(x, draws)
+        return model.backward_model(x, draws)

@@ -26,7 +26,7 @@ class GradientNorm(Measure):
     With the gradient at the image itself, this is an estimate: exact for a linear model of two classes, far too large
     where gradients are masked. Compare it with the distances that the measure `distances` finds.
 
-    The gradient is the one that attacks use: through the surrogate if the defense has one.
+    The gradient is the one that attacks use: through the backward model of the defense.
 
     Random: only the model. For a randomised model, outputs and gradients are averaged over `averaged` passes.
 

@@ -48,7 +48,7 @@ class Masking(Measure):
         repeated passes on the same image agree, unless the model declares itself randomised
         outputs are logits, finite, with finite gradients
         the gradient is not zero: neither through the deployed model, nor under cross-entropy alone
-        PGD on the margin, from the image itself and through the surrogate: more images are misclassified as eps grows,
+        PGD on the margin, from the image itself and through the backward model: more images are misclassified as eps grows,
         all but chance in the whole box; the loss rises; twice the steps gain nothing more
 
     Checks that compare several attacks are made on the finished rows.
@@ -115,7 +115,7 @@ class Masking(Measure):
         gradients = {
             "ce": oracle.gradient(x, ce)[0],
             "margin": oracle.gradient(x, margin)[0],
-            "surrogate": oracle.surrogate().gradient(x, margin)[0],
+            "surrogate": oracle.backward_model().gradient(x, margin)[0],
         }
         zero = {}
         for name, g in gradients.items():
@@ -130,7 +130,7 @@ class Masking(Measure):
                 "zero_gradients",
                 "fail" if no_direction else "flag",
                 f"the gradient of the margin is zero for {_percent(zero['margin'])} of {n} images through the "
-                f"deployed model, and for {_percent(zero['surrogate'])} through its surrogate",
+                f"deployed model, and for {_percent(zero['surrogate'])} through its backward model",
             )
         if zero["ce"] - zero["margin"] > 0.05:
             report.flag(

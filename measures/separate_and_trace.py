@@ -252,8 +252,8 @@ class _Copies(Wrapped):
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         return self._concatenated(self.inner(x, draws), x)
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self._concatenated(self.inner.surrogate(x, draws), x)
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self._concatenated(self.inner.backward_model(x, draws), x)
 
     def _concatenated(self, z: Tensor, x: Tensor) -> Tensor:
         return _outputs(z.softmax(dim=1), self.tracer(x), self.orders, self.alpha).flatten(1)

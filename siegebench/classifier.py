@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         """Logits [n, num_classes] of images [n, 3, H, W]."""
         raise NotImplementedError
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """The same values with gradients that reach the image (BPDA); the forward itself where it is differentiable."""
         logits: Tensor = self(x, draws)
         return logits
@@ -145,8 +145,8 @@ class Wrapped(Classifier):
         logits: Tensor = self.inner(x, draws)
         return logits
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.inner.surrogate(x, draws)
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.inner.backward_model(x, draws)
 
     def features(self, x: Tensor) -> Tensor:
         return self.inner.features(x)

@@ -2,7 +2,7 @@
 
 Access is a fact, not a promise: gradients, scores or labels come out only as the threat model says. Every image that
 passes is booked on its sample: forwards, backwards, queries. Views (`oracle[index]`, `repeat`, `averaged`,
-`surrogate`) share one ledger.
+`backward_model`) share one ledger.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Oracle(nn.Module):
         self.goals = goal
         self.copies = 1
         self.mean_of = 1
-        self.through_surrogate = False
+        self.through_backward_model = False
         self.before: tuple[Callable[[Tensor, Draws], Tensor], ...] = ()
         self.after: tuple[Callable[[Tensor], Tensor], ...] = ()
         self.tap: Callable[[Tensor], Tensor] | None = None
@@ -106,13 +106,13 @@ class Oracle(nn.Module):
         """Every answer is the mean over k fresh looks, booked as k (expectation over transformation)."""
         return self._view(mean_of=self.mean_of * k)
 
-    def surrogate(self) -> Oracle:
-        """Gradients pass through the defense's surrogate (BPDA); values and scoring stay exact."""
-        return self._view(through_surrogate=True)
+    def backward_model(self) -> Oracle:
+        """Gradients pass through the backward model of the defense (BPDA); values and scoring stay exact."""
+        return self._view(through_backward_model=True)
 
     def as_attacked(self, k: int) -> Oracle:
-        """As an adaptive attack asks: gradients as `surrogate`, and means over k looks at a randomised model."""
-        through = self.surrogate()
+        """As an adaptive attack asks: gradients as `backward_model`, and means over k looks at a randomised model."""
+        through = self.backward_model()
         return through.averaged(k) if self.model.randomized else through
 
     def tapped(self, tap: Callable[[Tensor], Tensor]) -> Oracle:
@@ -288,7 +288,7 @@ class Oracle(nn.Module):
                 raise BudgetExhausted(f"{limit} queries granted, {spent} spent, {copies} more asked for")
         one = torch.ones_like(rows)
         draws = self._looks(rows, copies) if self.model.randomized else None
-        call = self.model.surrogate if self.through_surrogate else self.model
+        call = self.model.backward_model if self.through_backward_model else self.model
         z = self._in_parts(call, x, draws) if self.tap is None else self._through(self.tap, call, x, draws)
         ledger.forwards.index_add_(0, rows, one)
         ledger.queries.index_add_(0, rows, one)

@@ -86,8 +86,8 @@ class ${cls}Model(Wrapped):
         logits: Tensor = self.inner(self.transform(x), draws)
         return logits
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.inner.surrogate(self.transform(x), draws)
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.inner.backward_model(self.transform(x), draws)
 
     def features(self, x: Tensor) -> Tensor:
         return self.inner.features(self.transform(x))
@@ -105,7 +105,7 @@ class ${cls}(Defense):
 
     trains: ClassVar[bool] = False  # true: write `fit`, and list the data it uses in the card
     randomized: ClassVar[bool] = False  # true: draw the noise from `draws`; average over it in an adaptive attack
-    differentiable: ClassVar[bool] = True  # false: give the model a `surrogate`; use it in an adaptive attack
+    differentiable: ClassVar[bool] = True  # false: give the model a `backward_model`; use it in an adaptive attack
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50},)
 
     contrast: Share = 0.9

@@ -38,7 +38,7 @@ class Rounding(Wrapped):
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         return self.inner((x * self.steps).round() / self.steps, draws)
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         rounded = (x * self.steps).round() / self.steps
         return self.inner(x + (rounded - x).detach(), draws)
 
@@ -258,7 +258,7 @@ def test_surrogate_has_the_same_values_and_useful_gradients(linear: Classifier) 
     x, oracle = kit.grey_images(3), oracle_of(Rounding(linear, 8), 3)
     plain, z, _ = oracle.gradient(x, total)
     assert not bool(plain.any())  # rounding cuts the graph
-    through, z_surrogate, _ = oracle.surrogate().gradient(x, total)
+    through, z_surrogate, _ = oracle.backward_model().gradient(x, total)
     torch.testing.assert_close(z_surrogate, z)
     expected = linear.net.layer.weight.sum(dim=0).view(1, 3, 8, 8).expand_as(x)
     torch.testing.assert_close(through, expected)
@@ -270,7 +270,7 @@ def test_as_attacked_goes_through_the_surrogate_and_averages_only_what_is_random
     assert bool(oracle.as_attacked(4).gradient(x, total)[0].any())
     assert booked(oracle)[1] == [1, 1, 1]
     oracle, other = (oracle_of(Noisy(linear, 1.0), 3) for _ in range(2))
-    expected = other.surrogate().averaged(4).logits(x)
+    expected = other.backward_model().averaged(4).logits(x)
     torch.testing.assert_close(oracle.as_attacked(4).logits(x), expected)
     assert booked(oracle)[0] == [4, 4, 4]
 

@@ -149,7 +149,7 @@ def test_a_goal_moves_with_its_sample() -> None:
     oracle = Oracle(model, ThreatModel(), Draws(0, torch.arange(N)), goal=goal)
     assert oracle[torch.tensor([5, 2])].goal.tolist() == goal[[5, 2]].tolist()
     assert oracle[2:3].repeat(3).goal.tolist() == goal[[2, 2, 2]].tolist()
-    assert oracle.averaged(2).surrogate().goal.tolist() == goal.tolist()
+    assert oracle.averaged(2).backward_model().goal.tolist() == goal.tolist()
     assert Oracle(model, ThreatModel(), Draws(0, torch.arange(N)))[:3].goal is None
     threat = ThreatModel(norm="l2", eps=1.2 * float(nearest(model, x, goal, "l2").max()))
     whole = aimed(PGD(), model, x, y, goal, threat)[0]

@@ -72,10 +72,10 @@ def lets_gradients_through_as_it_declares(case: Case) -> None:
     if case.entry.differentiable:
         input_gradient(lambda leaf: model(leaf, draws), x, "forward (declares differentiable = True)")
         return
-    _, z = input_gradient(lambda leaf: model.surrogate(leaf, draws), x, "the surrogate")
+    _, z = input_gradient(lambda leaf: model.backward_model(leaf, draws), x, "the backward model")
     exact = model(x, draws).detach()
     near = torch.allclose(z, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
-    require(near, "the surrogate gives other logits than forward")
+    require(near, "the backward model gives other logits than forward")
 
 
 def works_in_float64_and_on_one_image(case: Case) -> None:

@@ -21,7 +21,7 @@ class Defense(Entry):
     Class attributes:
         trains: `fit` changes weights; the result is stored as an artifact.
         randomized: two passes on the same image may differ; success is then the majority of fresh passes.
-        differentiable: `forward` has useful gradients; otherwise the wrapped classifier has a `surrogate`.
+        differentiable: `forward` has useful gradients; otherwise the wrapped classifier has a `backward_model`.
         adaptive: attacks (specs as in a suite) that are designed against the defense; a row without them is not ranked.
             The wrappers eot and bpda compose with any attack.
         tracks: where it may be ranked.

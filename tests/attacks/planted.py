@@ -69,9 +69,9 @@ class Noisy(Wrapped):
         draws = draws or Draws.fresh(len(x))
         return self.inner(x) + self.scale * draws.normal((self.num_classes,), purpose="noise")
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         draws = draws or Draws.fresh(len(x))
-        return self.inner.surrogate(x) + self.scale * draws.normal((self.num_classes,), purpose="noise")
+        return self.inner.backward_model(x) + self.scale * draws.normal((self.num_classes,), purpose="noise")
 
 
 class Rounding(Wrapped):
@@ -84,7 +84,7 @@ class Rounding(Wrapped):
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         return self.inner((x * self.steps).round() / self.steps)
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         rounded = (x * self.steps).round() / self.steps
         return self.inner(x + (rounded - x).detach())
 

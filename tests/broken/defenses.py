@@ -40,12 +40,12 @@ class Changed(Wrapped):
     def forward(self, x, draws=None):
         return self.how(self, x)
 
-    def surrogate(self, x, draws=None):
+    def backward_model(self, x, draws=None):
         return self.inner(x)
 
 
 class StraightThrough(Changed):
-    def surrogate(self, x, draws=None):
+    def backward_model(self, x, draws=None):
         return self.inner(x + (rounded(x) - x).detach())
 
 

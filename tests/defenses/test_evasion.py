@@ -73,7 +73,7 @@ def test_forward_gives_no_gradient_and_the_surrogate_gives_the_networks(
     oracle = Oracle(model, ThreatModel(), Draws(0, torch.arange(12)))
     loss = partial(ops.margin, y=y)
     through_forward, z, _ = oracle.gradient(x, loss)
-    through_surrogate, z_surrogate, _ = oracle.surrogate().gradient(x, loss)
+    through_backward_model, z_surrogate, _ = oracle.backward_model().gradient(x, loss)
     assert not entry.differentiable
     assert z.dtype == dtype
     assert torch.equal(z, z_surrogate)
@@ -81,8 +81,8 @@ def test_forward_gives_no_gradient_and_the_surrogate_gives_the_networks(
     if name == "bit_depth":  # the identity on the way back: the network's own gradient at T(x)
         leaf = entry.transform(x).detach().requires_grad_(True)  # type: ignore[attr-defined]
         (expected,) = torch.autograd.grad(loss(cnn16(leaf)).sum(), leaf)
-        assert torch.equal(through_surrogate, expected)
-    assert bool((ops.size(through_surrogate, "linf") > 0).all())
+        assert torch.equal(through_backward_model, expected)
+    assert bool((ops.size(through_backward_model, "linf") > 0).all())
     assert torch.equal(model(x[3:4])[0].argmax(), z[3].argmax())
 
 

@@ -48,7 +48,7 @@ def test_the_defended_model_stamps_every_input() -> None:
     assert torch.equal(defended.stamp(x), by_hand)
     assert torch.equal(x, before)
     assert torch.equal(defended(x), model(by_hand))
-    assert torch.equal(defended.surrogate(x), model(by_hand))
+    assert torch.equal(defended.backward_model(x), model(by_hand))
     assert torch.equal(defended.features(x), model.features(by_hand))
     assert torch.equal(defended.stamp(by_hand), by_hand)  # twice is once
     large = torch.zeros(1, 3, 224, 224)

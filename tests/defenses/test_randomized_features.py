@@ -91,7 +91,7 @@ def test_noise_is_fresh_at_every_look_and_repeats_with_its_draws(cnn16: Classifi
     draws = Draws(0, torch.arange(6))
     first = model(x, draws)
     assert torch.equal(first, model(x, draws))
-    assert torch.equal(first, model.surrogate(x, draws))
+    assert torch.equal(first, model.backward_model(x, draws))
     assert torch.equal(first, copy.deepcopy(model)(x, draws))
     assert not torch.isclose(first, model(x, draws.at(1))).any()
     assert not torch.isclose(model(x), model(x)).any()

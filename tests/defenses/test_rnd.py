@@ -64,7 +64,7 @@ def test_noise_is_fresh_at_every_look_and_repeats_with_its_draws(cnn: Classifier
     x, draws = kit.grey_images(6).double(), Draws(0, torch.arange(6))
     first = model(x, draws)
     assert torch.equal(first, model(x, draws))
-    assert torch.equal(first, model.surrogate(x, draws))
+    assert torch.equal(first, model.backward_model(x, draws))
     assert not torch.isclose(first, model(x, draws.at(1))).any()
     assert not torch.isclose(model(x), model(x)).any()
     alone = torch.cat([model(x[i : i + 1], draws[i : i + 1]) for i in range(6)])

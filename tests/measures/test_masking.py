@@ -83,7 +83,7 @@ class Through(Wrapped):
         z: Tensor = self.change(self.inner(x), x)
         return z
 
-    def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         z: Tensor = self.instead(self.inner(x), x)
         return z
 
@@ -127,7 +127,7 @@ def test_rounding_without_a_surrogate_fails(model: Classifier, batch: tuple[Tens
             z: Tensor = self.inner((x * 31).round() / 31)
             return z
 
-        def surrogate(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
             return self(x)
 
     victim = Rounded(model)
