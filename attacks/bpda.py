@@ -22,8 +22,8 @@ class BPDA(WrappingAttack):
     Random: what the attack inside and the model draw. Cost: that of the attack inside. Where a defense is
     differentiable its backward model is the defense itself, and nothing changes.
 
-    Differs from the paper: the approximation is the defense's own (`Classifier.backward_model`), so it is as good as the
-    author of the defense made it; often the identity on the backward pass.
+    Differs from the paper: the approximation is the defense's own (`Classifier.backward_model`), so it is as good as
+    the author of the defense made it; often the identity on the backward pass.
 
     Attributes:
         attack: what runs inside; one that uses gradients.
