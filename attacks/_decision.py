@@ -11,6 +11,7 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import Budget, keep
 from siegebench.threat import ThreatModel
 
 IMAGES = 2**24  # pixels that go through the victim in one pass of probes, at most
@@ -18,13 +19,10 @@ NUMBERS = 2**20  # random numbers a sample that are held at once
 PROBES = 32  # probes a sample that are drawn at once, at most
 
 
-class Queries:
+class Queries(Budget):
     """Who may still ask, what was answered, and the nearest misclassified image of each sample.
 
-    `rows` are places in the batch, int64 [m], each at most once in a call.
-
     Attributes:
-        left: queries left, int64 [n].
         nearest: the nearest misclassified image that was asked about, the clean one where there is none.
         distance: of `nearest`, [n]; infinite where there is none.
     """
@@ -32,20 +30,15 @@ class Queries:
     def __init__(
         self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, most: int, stop_at_eps: bool = False
     ) -> None:
-        self.oracle, self.x, self.y, self.threat = oracle, x, y, threat
-        granted = oracle.left()
-        self.left = torch.full_like(y, most) if granted is None else granted.clamp(max=most)
+        super().__init__(oracle, y, most)
+        self.x, self.y, self.threat = x, y, threat
         self.nearest, self.distance = x.clone(), torch.full_like(x[:, 0, 0, 0], torch.inf)
         self.stop_at_eps = stop_at_eps
 
-    def open(self, rows: Tensor) -> Tensor:
+    def open(self, rows: Tensor, least: int = 1) -> Tensor:
         """Whether they go on: queries are left, and none inside eps is known where that is enough; bool [m]."""
-        going = self.left[rows] > 0
+        going = super().open(rows, least)
         return going & (self.distance[rows] > self.threat.eps) if self.stop_at_eps else going
-
-    def rows(self) -> Tensor:
-        """All samples that may ask."""
-        return self.open(torch.arange(len(self.x), device=self.x.device)).nonzero().squeeze(1)
 
     def wrong(self, rows: Tensor, points: Tensor) -> Tensor:
         """Whether each image is misclassified, bool [m], for one query each; False, unasked, of rows not open."""
@@ -94,11 +87,6 @@ class Queries:
         if not self.stop_at_eps:
             return self.nearest
         return torch.where(ops.over(self.distance <= self.threat.eps, self.x), self.nearest, self.x)
-
-
-def keep(which: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-    """The rows of each tensor that stay; the tensors themselves where all do."""
-    return state if bool(which.all()) else tuple(part[which] for part in state)
 
 
 def probes(draws: Draws, shape: tuple[int, ...], most: int, kind: str = "normal") -> Iterator[tuple[int, Tensor]]:

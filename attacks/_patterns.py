@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated
 
 import torch
@@ -16,7 +15,7 @@ from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
-from siegebench.threat import parse_number
+from siegebench.threat import ThreatModel, parse_number
 
 Degrees = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=180)]
 Wear = Callable[[Tensor, Tensor, Draws, int], Tensor]  # (pattern, images, draws, step) to images that wear it
@@ -63,6 +62,20 @@ def worn(x: Tensor, mask: Tensor, texture: Tensor, light: Tensor) -> Tensor:
     return torch.where(mask, (ops.over(light, texture) * texture).clamp(0, 1), x)
 
 
+def wanted(own: int | None, oracle: Oracle, threat: ThreatModel) -> int | None:
+    """The class that one pattern is to make of all images: the threat's, or the attack's own where it has none.
+
+    Raises:
+        NotApplicable: when the threat wants another class for each image.
+    """
+    if isinstance(threat.target, int):
+        return threat.target
+    if threat.target is None and oracle.goals is None:
+        return own
+    asked = threat.target or "a class for each image"
+    raise NotApplicable(f"one pattern for all images aims at one class, a number; the threat's target is {asked}")
+
+
 def climbed(loss: str, y: Tensor, target: int | None, classes: int) -> Callable[[Tensor], Tensor]:
     """What is climbed, of logits: away from the labels y, or towards a target.
 
@@ -70,11 +83,10 @@ def climbed(loss: str, y: Tensor, target: int | None, classes: int) -> Callable[
         NotApplicable: when the model has no such class.
     """
     if target is None:
-        return partial(ops.LOSSES[loss], y=y)
+        return ops.aimed(loss, y, None)
     if target >= classes:
         raise NotApplicable(f"target {target} is no class of this model, which has {classes}")
-    goal = torch.full_like(y, target)
-    return lambda z: -ops.LOSSES[loss](z, goal)
+    return ops.aimed(loss, y, torch.full_like(y, target))
 
 
 def learn_pattern(

@@ -18,7 +18,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Class, Count, Lesson, Positive, Share
 
-from ._patterns import Degrees, around, learn_pattern, nearest, pixels_in, spread, turned, worn
+from ._patterns import Degrees, around, learn_pattern, nearest, pixels_in, spread, turned, wanted, worn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class AdversarialPatch(Attack):
     picture lies within the image. Adam, pixels clipped to [0, 1].
 
     Attributes:
-        target: the class that is wanted; any wrong one when left out.
+        target: the class that is wanted where the threat names none; any wrong one when left out.
         shape: of the patch.
         resolution: rows and columns of the picture.
         rotation: largest angle in degrees, both ways.
@@ -51,7 +51,8 @@ class AdversarialPatch(Attack):
     """
 
     learns: ClassVar[bool] = True
-    narrow: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
 
     target: Class | None = None
@@ -66,13 +67,16 @@ class AdversarialPatch(Attack):
     lr: Positive = 0.05
     loss: Literal["ce", "margin"] = "ce"
 
+    def can_aim(self) -> bool:
+        return self.target is None  # with a class of its own it aims there, whatever the threat says
+
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Tensor:
         """The picture, [C, resolution, resolution]."""
         one = Draws(draws.seed, draws.ids.new_zeros(1))
         start = one.uniform((data.shape[0], self.resolution, self.resolution), purpose="picture")[0]
         return learn_pattern(
             start, partial(self.wear, threat.eps), oracle, data, draws, images=self.images, batch=self.batch,
-            steps=self.steps, lr=self.lr, loss=self.loss, target=self.target,
+            steps=self.steps, lr=self.lr, loss=self.loss, target=wanted(self.target, oracle, threat),
         )  # fmt: skip
 
     def wear(self, eps: float, picture: Tensor, x: Tensor, draws: Draws, step: int) -> Tensor:
@@ -96,6 +100,7 @@ class AdversarialPatch(Attack):
     def run(
         self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
     ) -> Tensor:
+        wanted(self.target, oracle, threat)
         if pixels_in(threat.eps, x) == 0:
             return x.clone()
         return self.wear(threat.eps, lesson, x, draws.child("adversarial_patch"), 0)

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from siegebench import ops
 from siegebench.draws import Draws
-from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
+from siegebench.search import Best
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Share
 
 TargetLoss = Callable[..., Tensor]  # (logits, y, target) to one number a sample
-CLASSES = {"ce": 2, "margin": 2, "dlr": 3, "targeted_dlr": 4}  # that each loss needs
 
 
 def checkpoints(steps: int) -> dict[int, int]:
@@ -68,7 +67,8 @@ class APGD(Attack):
     Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
     ICML 2020, arXiv 2003.01690. The step starts at 2 eps. At fixed checkpoints a sample whose loss rose in too few of
     the last steps, or whose best loss stood still at an unchanged step, halves it and goes back to its best point.
-    `targeted_dlr` climbs towards the strongest wrong classes of the clean image one after the other.
+    `targeted_dlr` climbs towards the strongest wrong classes of the clean image one after the other; of a threat with
+    a target, the target alone.
 
     Random: the starting point, one a sample, target and restart. Cost of a sample that is never broken: steps + 1
     forwards and backwards a restart (and target), plus one forward to rank the targets.
@@ -95,38 +95,34 @@ class APGD(Attack):
     targets: Count = 9
     early_stop: bool = True
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        if oracle.num_classes < CLASSES[self.loss]:
-            raise NotApplicable(
-                f"loss {self.loss} needs {CLASSES[self.loss]} classes, the model has {oracle.num_classes}"
-            )
-        targeted = self.loss == "targeted_dlr"
-        goals = hardest(oracle.logits(x), y, self.targets) if targeted else y[:, None]
-        x_adv, left = x.clone(), torch.arange(len(x), device=x.device)
-        highest = torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        ops.check_classes(self.loss, oracle.num_classes)
+        if oracle.goal is None:
+            targeted = self.loss == "targeted_dlr"
+            goals = hardest(oracle.logits(x), y, self.targets) if targeted else y[:, None]
+        else:
+            goals = oracle.goal[:, None]
+        best = Best(x)
         for k in range(goals.shape[1]):
             for restart in range(self.restarts):
-                if not len(left):
-                    return x_adv
-                streams = draws[left].child("apgd", self.loss, k, restart)
-                found, loss, broken = self._climb(oracle[left], x[left], y[left], goals[left, k], threat, streams)
-                better = broken | (loss > highest[left])
-                x_adv[left[better]], highest[left[better]] = found[better], loss[better]
-                left = left[~broken]
-        return x_adv
+                live = best.left()
+                if not len(live):
+                    return best.point
+                streams = draws[live].child("apgd", self.loss, k, restart)
+                s = self._start(x[live], y[live], goals[live, k], threat, streams)
+                self._climb(oracle, s, threat, best)
+        return best.point
 
-    def _climb(
-        self, oracle: Oracle, x0: Tensor, y: Tensor, target: Tensor, threat: ThreatModel, draws: Draws
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One run: the points, their losses, and which of them are misclassified."""
-        out, out_loss = x0.clone(), torch.full_like(x0[:, 0, 0, 0], -torch.inf)
-        hit = torch.zeros_like(y, dtype=torch.bool)
-        live = torch.arange(len(x0), device=x0.device)
+    def _climb(self, oracle: Oracle, s: _Climb, threat: ThreatModel, best: Best) -> None:
+        """One run of the samples that are left."""
+        live = best.left()
+        oracle = oracle[live]
         check = checkpoints(self.steps)
-        climb = self._loss()
-        s = self._start(x0, y, target, threat, draws)
+        aims = oracle.goal is not None
+        climb = self._loss(aims)
         for k in range(self.steps + 1):
             if k > 0:
                 # towards the gradient, then 3/4 of that move and 1/4 of the last one
@@ -141,15 +137,11 @@ class APGD(Attack):
             s.x_best = torch.where(ops.over(better, s.x), s.x, s.x_best)
             s.g_best = torch.where(ops.over(better, s.g), s.g, s.g_best)
 
-            broken = logits.argmax(dim=1) != s.y
-            better = broken & (~hit[live] | (loss > out_loss[live]))
-            at = live[better]
-            out[at], out_loss[at], hit[at] = s.x[better], s.loss[better], True
-            leaving = broken if self.early_stop else torch.zeros_like(broken)
+            broken = ops.hit(logits.argmax(dim=1), s.y, s.target if aims else None)
+            best.keep(live, s.x, loss, broken)
+            leaving = broken & self.early_stop
             if k == 0:  # without a gradient at the start no step ever moves a sample
-                stuck = oracle.stuck(s.g) & ~broken
-                out[live[stuck]], out_loss[live[stuck]] = s.x[stuck], s.loss[stuck]
-                leaving = leaving | stuck
+                leaving = leaving | (oracle.stuck(s.g) & ~broken)
             if bool(leaving.any()):
                 rest = ~leaving
                 s, live, oracle = s[rest], live[rest], oracle[rest]
@@ -163,12 +155,11 @@ class APGD(Attack):
                 s.x = torch.where(ops.over(halve, s.x), s.x_best, s.x)
                 s.g = torch.where(ops.over(halve, s.g), s.g_best, s.g)
                 s.halved, s.loss_checked, s.rises = halve, s.loss_best, torch.zeros_like(s.rises)
-        never = ~hit[live]
-        at = live[never]
-        out[at], out_loss[at] = s.x_best[never], s.loss_best[never]
-        return out, out_loss, hit
 
-    def _loss(self) -> TargetLoss:
+    def _loss(self, aims: bool) -> TargetLoss:
+        if aims:
+            towards = ops.TOWARDS[self.loss]
+            return lambda z, y, target: towards(z, target)
         if self.loss == "targeted_dlr":
             return ops.targeted_dlr
         untargeted = ops.LOSSES[self.loss]

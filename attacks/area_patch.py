@@ -17,7 +17,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Class, Count, Lesson, Positive, Share
 
-from ._patterns import Degrees, around, learn_pattern, nearest, pixels_in, spread, turned, worn
+from ._patterns import Degrees, around, learn_pattern, nearest, pixels_in, spread, turned, wanted, worn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class AreaPatch(Attack):
     Attributes:
         optimise: learn the element; else it is random.
         element: rows and columns of the element.
-        target: the class that is wanted; any wrong one when left out.
+        target: the class that is wanted where the threat names none; any wrong one when left out.
         rotation: largest angle of the texture in degrees, both ways.
         brightness: how far the light may change, both ways, as a share.
         images: training images that it learns on, at most.
@@ -51,7 +51,8 @@ class AreaPatch(Attack):
     """
 
     learns: ClassVar[bool] = True
-    narrow: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
 
     optimise: bool = True
@@ -65,6 +66,9 @@ class AreaPatch(Attack):
     lr: Positive = 0.05
     loss: Literal["ce", "margin"] = "ce"
 
+    def can_aim(self) -> bool:
+        return self.target is None and self.optimise  # with a class of its own it aims there, whatever the threat says
+
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Tensor:
         """The element, [C, element, element]."""
         one = Draws(draws.seed, draws.ids.new_zeros(1))
@@ -73,7 +77,7 @@ class AreaPatch(Attack):
             return texture
         return learn_pattern(
             texture, partial(self.wear, threat.eps), oracle, data, draws, images=self.images, batch=self.batch,
-            steps=self.steps, lr=self.lr, loss=self.loss, target=self.target,
+            steps=self.steps, lr=self.lr, loss=self.loss, target=wanted(self.target, oracle, threat),
         )  # fmt: skip
 
     def wear(self, eps: float, texture: Tensor, x: Tensor, draws: Draws, step: int) -> Tensor:
@@ -95,6 +99,7 @@ class AreaPatch(Attack):
     def run(
         self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
     ) -> Tensor:
+        wanted(self.target, oracle, threat)
         if pixels_in(threat.eps, x) == 0:
             return x.clone()
         return self.wear(threat.eps, lesson, x, draws.child("area_patch"), 0)

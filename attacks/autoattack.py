@@ -12,6 +12,7 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import Best
 from siegebench.threat import TOLERANCE, Norm, ThreatModel
 from siegebench.types import Attack, Count
 
@@ -51,30 +52,28 @@ class AutoAttack(Attack):
     queries: Count = 5000
     targets: Count = 9
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         if self.variant == "rand":
             oracle = oracle.averaged(LOOKS)
-        x_adv, left = x.clone(), torch.arange(len(x), device=x.device)
-        highest = torch.full_like(x[:, 0, 0, 0], -torch.inf)
-        for place, component in enumerate(self.components(oracle.num_classes)):
+        best = Best(x)
+        for number, component in enumerate(self.components(oracle.num_classes, oracle.goal is not None)):
+            left = best.left()
             if not len(left):
                 break
             view, x0, labels = oracle[left], x[left], y[left]
-            found = component.run(view, x0, labels, threat, draws[left].child("autoattack", place))
+            found = component.run(view, x0, labels, threat, draws[left].child("autoattack", number))
             z = view.logits(found)
-            margin = ops.margin(z, labels)
             inside = threat.size(found, x0) <= threat.eps + TOLERANCE
-            broken = inside & (z.argmax(dim=1) != labels)
-            better = broken | (inside & (margin > highest[left]))
-            x_adv[left[better]], highest[left[better]] = found[better], margin[better]
-            left = left[~broken]
-        return x_adv
+            margin = torch.where(inside, ops.gain(z, labels, view.goal), -torch.inf)
+            best.keep(left, found, margin, inside & ops.hit(z.argmax(dim=1), labels, view.goal))
+        return best.point
 
-    def components(self, num_classes: int) -> Iterator[Attack]:
-        """The cascade for a model with this many classes."""
-        untargeted: Literal["dlr", "margin"] = "dlr" if num_classes > 2 else "margin"
+    def components(self, num_classes: int, aims: bool = False) -> Iterator[Attack]:
+        """The cascade for a model with this many classes, for a threat with or without a target."""
+        untargeted: Literal["dlr", "margin"] = "dlr" if num_classes > (3 if aims else 2) else "margin"
         if self.variant == "rand":
             yield APGD(steps=self.steps, loss="ce", early_stop=False)
             yield APGD(steps=self.steps, loss=untargeted, early_stop=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import Budget, keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive
 
@@ -54,6 +55,7 @@ class Bandits(Attack):
     step: Positive | None = None
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -64,36 +66,28 @@ class Bandits(Attack):
         squash = torch.tanh if threat.norm == "linf" else lambda w: w
         size = x.shape[-2:]
         tiles = (x.shape[1], *(math.ceil(side / self.tile) for side in size))
-        x_adv = x.clone()
-        granted = oracle.left()
-        left = torch.full_like(y, self.queries) if granted is None else granted.clamp(max=self.queries)
-        # state of the samples that still search: their places in x, the image, and w, of which v is made
-        live = (left >= 2).nonzero().squeeze(1)
-        left, x0, image, w = left[live], x[live], x[live], x.new_zeros(len(live), *tiles)
+        x_adv, budget = x.clone(), Budget(oracle, y, self.queries)
+        # state of the samples that still search: their rows, the image, and w, of which v is made
+        live = budget.rows(least=2)
+        x0, image, w = x[live], x[live], x.new_zeros(len(live), *tiles)
         step = 0
         while len(live):
             u = draws[live].normal(tiles, step, "direction").to(x.dtype) / math.sqrt(math.prod(tiles))
             v = squash(w)
             q = torch.stack([v + delta * u, v - delta * u], dim=1).flatten(0, 1)
             probes = image.repeat_interleave(2, dim=0) + eta * ops.normalise(F.interpolate(q, size), "l2")
-            value = ops.margin(oracle[live].repeat(2).logits(probes.clamp(0, 1)), y[live].repeat_interleave(2)).view(
-                -1, 2
-            )
+            z = budget.logits(live, probes.clamp(0, 1))
+            value = ops.gain(z, y[live].repeat_interleave(2), oracle[live].repeat(2).goal).view(-1, 2)
             slope = (value[:, 0] - value[:, 1]) / (eta * delta)
             w = w + rate * ops.over(slope, w) * delta * u
             along = ops.normalise(F.interpolate(squash(w), size), threat.norm)
             image = threat.project(image + share * threat.eps * along, x0)
-            left = left - 2
-            leave = left < 2
-            look = ((value > 0).any(dim=1) & (left > 0)).nonzero().squeeze(1)
+            broken = torch.zeros_like(live, dtype=torch.bool)
+            look = ((value > 0).any(dim=1) & budget.open(live)).nonzero().squeeze(1)
             if len(look):
-                z = oracle[live[look]].logits(image[look])
-                left[look] -= 1
-                leave = left < 2
-                leave[look] |= z.argmax(dim=1) != y[live[look]]
-            if bool(leave.any()):
-                x_adv[live[leave]] = image[leave]
-                rest = ~leave
-                live, left, x0, image, w = live[rest], left[rest], x0[rest], image[rest], w[rest]
+                z = budget.logits(live[look], image[look])
+                broken[look] = ops.hit(z.argmax(dim=1), y[live[look]], oracle[live[look]].goal)
+            x_adv[live] = image
+            live, x0, image, w = keep(~broken & budget.open(live, least=2), live, x0, image, w)
             step += 1
         return x_adv

@@ -71,8 +71,8 @@ class ConditionalGenerator(Attack):
     epoch, summed over the image, a turned copy and a changed copy (cropped, mirrored, other brightness, contrast and
     saturation, grey), each with a perturbation of its own. The class enters through a spectrally normalised linear map,
     tiled beside the image and the maps of the encoder, and by cross-attention after every second residual block; tanh
-    and a 3x3 Gaussian end G. When it runs, c is any class but the true one, and the harness counts any wrong answer as
-    a success.
+    and a 3x3 Gaussian end G. When it runs, c is the class that the threat asks for; any but the true one where it asks
+    for none and any wrong answer is a success.
 
     Random: which images are learnt from, weights, order, classes and copies; for each sample the class it is driven to.
     Cost of learning: 3 epochs forwards and as many backwards of the surrogate for each image; none when it runs.
@@ -90,7 +90,8 @@ class ConditionalGenerator(Attack):
         blocks: residual blocks.
     """
 
-    narrow: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
     learns: ClassVar[bool] = True
 
     images: Count | None = 1000
@@ -126,7 +127,8 @@ class ConditionalGenerator(Attack):
     ) -> Tensor:
         net: Generator = lesson
         with torch.no_grad():
-            return threat.project(x + threat.eps * net(x, targets(y, oracle.num_classes, draws)), x)
+            c = targets(y, oracle.num_classes, draws) if oracle.goal is None else oracle.goal
+            return threat.project(x + threat.eps * net(x, c), x)
 
 
 def targets(y: Tensor, classes: int, draws: Draws) -> Tensor:

@@ -30,7 +30,7 @@ class CW(MinimalAttack):
     Nothing is random. Cost: at most searches * steps forwards and backwards a sample. A sample whose objective fell by
     less than 0.01 % in a tenth of the steps leaves the batch until its next c.
 
-    Differs from the paper: untargeted; fewer steps and a smaller learning rate than the authors' 10000 and 0.01. In
+    Differs from the paper: fewer steps and a smaller learning rate than the authors' 10000 and 0.01. In
     100 steps a pixel moves by about 50 lr at most, and one at exactly 0 or 1 hardly moves: raise `steps` or `lr` for
     images in black and white and for models with large distances.
 
@@ -42,6 +42,7 @@ class CW(MinimalAttack):
         kappa: margin of the logits that counts as a success.
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
 
     searches: Count = 9
@@ -66,8 +67,8 @@ class CW(MinimalAttack):
             c = torch.where(hi < LARGEST, (lo + hi) / 2, 10 * c)
         return nearest
 
-    def _hinge(self, z: Tensor, y: Tensor, c: Tensor) -> Tensor:
-        return c * (self.kappa - ops.margin(z, y)).clamp(min=0)
+    def _hinge(self, z: Tensor, y: Tensor, goal: Tensor | None, c: Tensor) -> Tensor:
+        return c * (self.kappa - ops.gain(z, y, goal)).clamp(min=0)
 
     def _descend(self, oracle: Oracle, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Adam at fixed c: the nearest adversarial iterates and their distances, infinite where there was none."""
@@ -78,8 +79,9 @@ class CW(MinimalAttack):
         for k in range(1, self.steps + 1):
             tanh = w.tanh()
             x_k = (tanh + 1) / 2
-            g, z, h = oracle[here].gradient(x_k, partial(self._hinge, y=y, c=c))
-            far, margin = ops.size(x_k - x, "l2"), ops.margin(z, y)
+            goal = oracle[here].goal
+            g, z, h = oracle[here].gradient(x_k, partial(self._hinge, y=y, goal=goal, c=c))
+            far, margin = ops.size(x_k - x, "l2"), ops.gain(z, y, goal)
             closer = (margin > 0) & (margin >= self.kappa) & (far < nearest[here])
             found[here] = torch.where(ops.over(closer, x_k), x_k, found[here])
             nearest[here] = torch.where(closer, far, nearest[here])

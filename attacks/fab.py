@@ -100,17 +100,15 @@ class FAB(MinimalAttack):
     beta: Share = 0.9
     stop_at_eps: bool = False
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
-
-    def minimises(self) -> bool:
-        return not self.stop_at_eps
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         z = oracle.logits(x)
-        goals = hardest(z, y, self.targets)
+        goals = hardest(z, y, self.targets) if oracle.goal is None else oracle.goal[:, None]
         x_adv = x.clone()
         nearest = torch.full_like(x[:, 0, 0, 0], torch.inf)
-        left = (z.argmax(dim=1) == y).nonzero().squeeze(1)
+        left = (~ops.hit(z.argmax(dim=1), y, oracle.goal)).nonzero().squeeze(1)
         for k in range(goals.shape[1]):
             if not len(left):
                 break
@@ -130,7 +128,10 @@ class FAB(MinimalAttack):
         live = torch.arange(len(x0), device=x0.device)
         x = x0
         for _ in range(self.steps):
-            w, _, df = oracle.gradient(x, partial(gap, y=y, target=target))
+            # the rival of the goal is the strongest other class, of a wrong class the true one
+            goal = oracle.goal
+            ahead = partial(gap, y=y, target=target) if goal is None else ops.aimed("margin", y, goal)
+            w, _, df = oracle.gradient(x, ahead)
             stuck = oracle.stuck(w)
             if bool(stuck.any()):  # no hyperplane to walk to, now or later
                 rest = ~stuck
@@ -139,7 +140,7 @@ class FAB(MinimalAttack):
                 if not len(live):
                     break
             x = self._step(x, x0, w, df, threat.norm)
-            bad = oracle.labels(x) != y
+            bad = ops.hit(oracle.labels(x), y, oracle.goal)
             far = threat.size(x, x0)
             better = bad & (far < nearest[live])
             out[live[better]], nearest[live[better]] = x[better], far[better]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from siegebench import ops
 from siegebench.draws import Draws
-from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack
@@ -30,12 +28,12 @@ class FGSM(Attack):
         loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     loss: Literal["ce", "margin", "dlr"] = "ce"
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        if self.loss == "dlr" and oracle.num_classes < 3:
-            raise NotApplicable(f"loss dlr needs 3 classes, the model has {oracle.num_classes}")
-        g, _, _ = oracle.gradient(x, partial(ops.LOSSES[self.loss], y=y))
+        ops.check_classes(self.loss, oracle.num_classes)
+        g, _, _ = oracle.gradient(x, ops.aimed(self.loss, y, oracle.goal))
         return threat.project(x + threat.eps * ops.normalise(g, threat.norm), x)

@@ -19,6 +19,11 @@ from siegebench.types import Count, MinimalAttack, Positive, Share
 ROUNDING = 1e-5  # of the largest logit: a margin that is smaller may turn over when the image is looked at again
 
 
+def soft_gain(z: Tensor, y: Tensor, goal: Tensor | None, share: float) -> Tensor:
+    """The soft margin of y, or that of the goal with the other sign."""
+    return soft_margin(z, y, share) if goal is None else -soft_margin(z, goal, share)
+
+
 def soft_margin(z: Tensor, y: Tensor, share: float) -> Tensor:
     """T log sum_{j != y} exp(z_j / T) - z_y, [n], with T = share * the standard deviation of a sample's logits."""
     own = z.gather(1, y[:, None]).squeeze(1)
@@ -59,6 +64,7 @@ class FMN(MinimalAttack):
         softness: first temperature, as a share of the standard deviation of a sample's logits; 0 for the margin itself.
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
 
     steps: Count = 100
@@ -79,10 +85,9 @@ class FMN(MinimalAttack):
             alpha = self.alpha_end + (self.alpha - self.alpha_end) * cosine
             gamma = self.gamma_end + (self.gamma - self.gamma_end) * cosine
 
-            g, z, _ = oracle[live].gradient(
-                x_k, partial(soft_margin, y=y[live], share=self.softness * max(0.0, math.cos(math.pi * k / self.steps)))
-            )
-            margin = ops.margin(z, y[live])
+            share, goal = self.softness * max(0.0, math.cos(math.pi * k / self.steps)), oracle[live].goal
+            g, z, _ = oracle[live].gradient(x_k, partial(soft_gain, y=y[live], goal=goal, share=share))
+            margin = ops.gain(z, y[live], goal)
             slack = ROUNDING * z.abs().amax(dim=1)
             broken, norm = margin > slack, ops.size(x_k - x[live], p)
             closer = broken & (norm < nearest)

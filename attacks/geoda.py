@@ -14,10 +14,11 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
-from ._decision import Queries, bisect, keep, probes, start
+from ._decision import Queries, bisect, probes, start
 
 DOUBLINGS = 10  # of the distance along a normal, at most
 RESERVE = 25  # queries of a round that are kept for the way along the normal
@@ -73,9 +74,6 @@ class GeoDA(MinimalAttack):
 
     needs: ClassVar[Access] = "label"
     norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
-
-    def minimises(self) -> bool:
-        return not self.stop_at_eps
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ask = Queries(oracle, x, y, threat, self.queries, self.stop_at_eps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -16,6 +15,7 @@ from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
+from siegebench.search import Best
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive
 
@@ -76,6 +76,7 @@ class LOAP(Attack):
             of highest loss is returned: for randomised models, where one lucky look is no success.
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
 
     location: Literal["fixed", "random", "random_search", "full_search", "greedy"] = "full_search"
@@ -89,50 +90,39 @@ class LOAP(Attack):
     early_stop: bool = True
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        x_adv, highest = x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        best = Best(x)
         side = largest_square(threat.eps, *x.shape[2:])
         if side == 0 or not len(x):
-            return x_adv
+            return best.point
         free = self._free(side, x)
         promise = self._promise(oracle, x, y, side, free) if self.location == "greedy" else None
-        left = torch.arange(len(x), device=x.device)
         for attempt in range(self.attempts):
-            if not len(left):
+            live, streams = best.left(), draws.child("loap", attempt)
+            if not len(live):
                 break
-            streams = draws[left].child("loap", attempt)
             if promise is None:
-                place = self._start(free, streams)
+                place = self._start(free, streams[live])
             else:
-                place, promise[left] = _best(promise[left], side)
-            patch = streams.uniform((x.shape[1], side, side), purpose="patch").to(x.dtype)
-            point, value, broken = self._climb(oracle[left], x[left], y[left], patch, place, free, streams)
-            better = broken | (value > highest[left])
-            x_adv[left] = torch.where(ops.over(better, point), point, x_adv[left])
-            highest[left] = torch.where(better, value, highest[left])
-            left = left[~broken]
-        return x_adv
+                place, promise[live] = _most_promising(promise[live], side)
+            patch = streams[live].uniform((x.shape[1], side, side), purpose="patch").to(x.dtype)
+            self._climb(oracle, x, y, patch, place, free, streams, best)
+        return best.point
 
     def _climb(
-        self, oracle: Oracle, x: Tensor, y: Tensor, patch: Tensor, place: Tensor, free: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One attempt: the points, their losses, and which of them are misclassified."""
-        best, highest = x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf)
-        hit = torch.zeros_like(y, dtype=torch.bool)
-        live, side = torch.arange(len(x), device=x.device), patch.shape[-1]
+        self, oracle: Oracle, x: Tensor, y: Tensor, patch: Tensor, place: Tensor, free: Tensor, draws: Draws, best: Best
+    ) -> None:
+        """One attempt of the samples that are left, from their patches and places."""
+        live, side = best.left(), patch.shape[-1]
         searches = self.location in ("random_search", "full_search")
         for t in range(self.steps + 1):
-            x_t, loss = paste(x[live], patch, place), partial(ops.LOSSES[self.loss], y=y[live])
+            x_t, loss = paste(x[live], patch, place), ops.aimed(self.loss, y[live], oracle[live].goal)
             if t < self.steps:
                 g, z, value = oracle[live].gradient(x_t, loss)
             else:  # the last iterate needs no gradient
                 z = oracle[live].logits(x_t)
                 value = loss(z)
-            broken = z.argmax(dim=1) != y[live]
-            # a misclassified point beats any other; among equals the higher loss does
-            better = (broken & ~hit[live]) | ((broken | ~hit[live]) & (value > highest[live]))
-            best[live] = torch.where(ops.over(better, x_t), x_t, best[live])
-            highest[live] = torch.where(better, value, highest[live])
-            hit[live] = hit[live] | broken
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
+            best.keep(live, x_t, value, broken)
             if t == self.steps:
                 break
             slope = cut(g, place, side)
@@ -146,7 +136,6 @@ class LOAP(Attack):
             patch = (patch[rest] + self.step * slope[rest].sign()).clamp(0, 1)
             if searches:
                 place = self._move(oracle[live], x[live], y[live], patch, place, free, draws[live], t)
-        return best, highest, hit
 
     def _move(
         self, oracle: Oracle, x: Tensor, y: Tensor, patch: Tensor, place: Tensor, free: Tensor, draws: Draws, t: int
@@ -163,8 +152,8 @@ class LOAP(Attack):
         tried = torch.cat([stay, torch.where(allowed[..., None], there, stay)], dim=1)
         k = tried.shape[1]
         images = paste(x.repeat_interleave(k, 0), patch.repeat_interleave(k, 0), tried.flatten(0, 1))
-        z = oracle.repeat(k).logits(images)
-        value = ops.LOSSES[self.loss](z, y.repeat_interleave(k)).view(-1, k)
+        view = oracle.repeat(k)
+        value = ops.aimed(self.loss, y.repeat_interleave(k), view.goal)(view.logits(images)).view(-1, k)
         return tried[torch.arange(len(x), device=x.device), value.argmax(dim=1)]  # of equals the first: it stays
 
     def _free(self, side: int, x: Tensor) -> Tensor:
@@ -192,13 +181,13 @@ class LOAP(Attack):
 
     def _promise(self, oracle: Oracle, x: Tensor, y: Tensor, side: int, free: Tensor) -> Tensor:
         """How much a square at each place could raise the loss to first order; -inf where it may not lie."""
-        g, _, _ = oracle.gradient(x, partial(ops.LOSSES[self.loss], y=y))
+        g, _, _ = oracle.gradient(x, ops.aimed(self.loss, y, oracle.goal))
         rise = torch.maximum(g * (1 - x), -g * x).sum(dim=1, keepdim=True)
         total = F.avg_pool2d(rise, side, stride=1, divisor_override=1).squeeze(1)
         return total.masked_fill(~free, -torch.inf)
 
 
-def _best(promise: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def _most_promising(promise: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """The places of highest promise, int64 [n, 2], and the promise with those that overlap them put last."""
     width = promise.shape[2]
     at = promise.flatten(1).argmax(dim=1)

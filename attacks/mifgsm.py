@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from siegebench import ops
 from siegebench.draws import Draws
-from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive, Share
@@ -39,6 +37,7 @@ class MIFGSM(Attack):
         early_stop: a broken sample leaves at once.
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 10
@@ -48,18 +47,17 @@ class MIFGSM(Attack):
     early_stop: bool = False
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        if self.loss == "dlr" and oracle.num_classes < 3:
-            raise NotApplicable(f"loss dlr needs 3 classes, the model has {oracle.num_classes}")
+        ops.check_classes(self.loss, oracle.num_classes)
         a = threat.eps / self.steps if self.step is None else self.step
         out, hit = x.clone(), torch.zeros_like(y, dtype=torch.bool)
         live = torch.arange(len(x), device=x.device)
         x_t, g = x, torch.zeros_like(x)
         for t in range(self.steps + 1):
             if t < self.steps:
-                grad, z, _ = oracle[live].gradient(x_t, partial(ops.LOSSES[self.loss], y=y[live]))
+                grad, z, _ = oracle[live].gradient(x_t, ops.aimed(self.loss, y[live], oracle[live].goal))
             else:  # the last iterate needs no gradient
                 z = oracle[live].logits(x_t)
-            broken = z.argmax(dim=1) != y[live]
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
             out[live] = torch.where(ops.over(broken | ~hit[live], x_t), x_t, out[live])
             hit[live] |= broken
             if t == self.steps:

@@ -11,6 +11,7 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import Budget, keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive, Share
 
@@ -48,39 +49,36 @@ class NES(Attack):
     momentum: Share = 0.9
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         x_adv = x.clone()
-        granted = oracle.left()
-        left = torch.full_like(y, self.queries) if granted is None else granted.clamp(max=self.queries)
-        # state of the samples that still search: their places in x, the point, its gradient, and the best point so far
-        live = (left >= 3).nonzero().squeeze(1)
-        x0, left = x[live], left[live]
+        budget = Budget(oracle, y, self.queries)
+        # state of the samples that still search: their rows, the point, its gradient, and the best point so far
+        live = budget.rows(least=3)
+        x0 = x[live]
         point, g, best, margin = x0, torch.zeros_like(x0), x0, torch.full_like(x0[:, 0, 0, 0], -torch.inf)
         step = 0
         while len(live):
-            view, labels = oracle[live], y[live]
-            pairs = ((left - 1) // 2).clamp(max=self.pairs)
-            estimate = self._gradient(view, point, labels, pairs, draws[live], step)
+            pairs = ((budget.left[live] - 1) // 2).clamp(max=self.pairs)
+            estimate = self._gradient(budget, live, point, y[live], pairs, draws[live], step)
             followed = self.momentum * g + (1 - self.momentum) * estimate
             g = torch.where(ops.over(pairs > 0, g), followed, g)
             point = threat.project(point + self.step * threat.eps * ops.normalise(g, threat.norm), x0)
-            value = ops.margin(view.logits(point), labels)
-            left = left - 2 * pairs - 1
+            value = ops.gain(budget.logits(live, point), y[live], oracle[live].goal)
             better = value > margin
             best = torch.where(ops.over(better, best), point, best)
             margin = torch.where(better, value, margin)
-            leave = (value > 0) | (left == 0)
-            if bool(leave.any()):
-                x_adv[live[leave]] = best[leave]
-                rest = ~leave
-                live, x0, left, point, g = live[rest], x0[rest], left[rest], point[rest], g[rest]
-                best, margin = best[rest], margin[rest]
+            x_adv[live] = best
+            rest = ~(value > 0) & budget.open(live)
+            live, x0, point, g, best, margin = keep(rest, live, x0, point, g, best, margin)
             step += 1
         return x_adv
 
-    def _gradient(self, oracle: Oracle, point: Tensor, y: Tensor, pairs: Tensor, draws: Draws, step: int) -> Tensor:
+    def _gradient(
+        self, budget: Budget, live: Tensor, point: Tensor, y: Tensor, pairs: Tensor, draws: Draws, step: int
+    ) -> Tensor:
         """The estimate at each point [n, ...] from its own number of pairs, int64 [n]; zero where that is zero."""
         g = torch.zeros_like(point)
         for count in pairs.unique().tolist():  # one number, but for the last steps of unequal budgets
@@ -97,7 +95,9 @@ class NES(Attack):
                 move = (self.sigma * u).view(len(rows), len(k), *point.shape[1:])
                 here = point[rows][:, None]
                 probes = torch.cat([here + move, here - move], dim=1).clamp(0, 1).flatten(0, 1)
-                z = oracle[rows].repeat(2 * len(k)).logits(probes)
-                up, down = ops.margin(z, y[rows].repeat_interleave(2 * len(k))).view(len(rows), 2, len(k)).unbind(1)
+                z = budget.logits(live[rows], probes)
+                goal = budget.oracle[live[rows]].repeat(2 * len(k)).goal
+                value = ops.gain(z, y[rows].repeat_interleave(2 * len(k)), goal)
+                up, down = value.view(len(rows), 2, len(k)).unbind(1)
                 g[rows] += torch.einsum("nk,nk...->n...", (up - down) / (2 * self.sigma**2 * count), move)
         return g

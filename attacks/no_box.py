@@ -76,7 +76,7 @@ class NoBox(Attack):
     """
 
     needs: ClassVar[Access] = "none"
-    narrow: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
     learns: ClassVar[bool] = True
 
     method: Literal["prototypical", "rotation", "jigsaw"] = "prototypical"

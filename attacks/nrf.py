@@ -46,9 +46,9 @@ class NRF(MinimalAttack):
     NeurIPS 2021, arXiv 2204.02735. z are the maps [C, H, W] that the last convolution (or its batch norm) returns, f is
     the hinge max(0, z_y - max_{j != y} z_j) of the logits, and u the unit vector of -grad_z f on the chosen channels.
 
-    Finding the channels: lambda_c = softplus(l_c) is the largest noise that the class bears. Adam on l minimises
-    CE(tail(z + lambda n)) + beta mean_c KL(N(z_c, var z_c) || N(z_c, lambda_c^2)), n ~ N(0, 1) one number a channel. A
-    channel is robust where lambda_c^2 exceeds the largest spatial variance of a channel.
+    Finding the channels: lambda_c = softplus(l_c) is the largest noise that leaves the prediction unchanged. Adam on l
+    minimises CE(tail(z + lambda n)) + beta mean_c KL(N(z_c, var z_c) || N(z_c, lambda_c^2)), n ~ N(0, 1) one number a
+    channel. A channel is robust where lambda_c^2 exceeds the largest spatial variance of a channel.
 
     Random: the noise n. Cost of a sample: 1 + noise_steps forwards and noise_steps backwards, then at
     most `steps` of either.
@@ -117,7 +117,7 @@ class NRF(MinimalAttack):
         return g + u if self.towards else g - u
 
     def _robust(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        """Which channels bear more noise than any of them varies over its map, bool [n, C, 1, 1]."""
+        """Which channels tolerate more noise than any channel varies over its map, bool [n, C, 1, 1]."""
         kept: list[Tensor] = []
         oracle.tapped(partial(_read, to=kept)).logits(x)
         z = torch.stack(kept).mean(dim=0)

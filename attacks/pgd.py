@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from siegebench import ops
 from siegebench.draws import Draws
-from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
+from siegebench.search import Best
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive
 
@@ -42,6 +40,7 @@ class PGD(Attack):
             highest loss is returned: for randomised models, where one lucky look is no success.
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 20
@@ -52,43 +51,29 @@ class PGD(Attack):
     early_stop: bool = True
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        if self.loss == "dlr" and oracle.num_classes < 3:
-            raise NotApplicable(f"loss dlr needs 3 classes, the model has {oracle.num_classes}")
-        x_adv, highest = x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf)
-        left = torch.arange(len(x), device=x.device)
+        ops.check_classes(self.loss, oracle.num_classes)
+        best = Best(x)
         for restart in range(self.restarts):
-            if not len(left):
+            live = best.left()
+            if not len(live):
                 break
-            streams = draws[left].child("pgd", restart)
-            point, value, broken = self._descend(oracle[left], x[left], y[left], threat, streams)
-            better = broken | (value > highest[left])
-            x_adv[left] = torch.where(ops.over(better, point), point, x_adv[left])
-            highest[left] = torch.where(better, value, highest[left])
-            left = left[~broken]
-        return x_adv
+            x_t = self._start(x[live], threat, draws[live].child("pgd", restart))
+            self._climb(oracle, x, y, threat, x_t, best)
+        return best.point
 
-    def _descend(
-        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One run: the points, their losses, and which of them are misclassified."""
+    def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, x_t: Tensor, best: Best) -> None:
+        """One run of the samples that are left, from the points x_t."""
         a = 2.5 * threat.eps / self.steps if self.step is None else self.step
-        best, highest = x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf)
-        hit = torch.zeros_like(y, dtype=torch.bool)
-        live = torch.arange(len(x), device=x.device)
-        x_t = self._start(x, threat, draws)
+        live = best.left()
         for t in range(self.steps + 1):
-            loss = partial(ops.LOSSES[self.loss], y=y[live])
+            loss = ops.aimed(self.loss, y[live], oracle[live].goal)
             if t < self.steps:
                 g, z, value = oracle[live].gradient(x_t, loss)
             else:  # the last iterate needs no gradient
                 z = oracle[live].logits(x_t)
                 value = loss(z)
-            broken = z.argmax(dim=1) != y[live]
-            # a misclassified point beats any other; among equals the higher loss does
-            better = (broken & ~hit[live]) | ((broken | ~hit[live]) & (value > highest[live]))
-            best[live] = torch.where(ops.over(better, x_t), x_t, best[live])
-            highest[live] = torch.where(better, value, highest[live])
-            hit[live] = hit[live] | broken
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
+            best.keep(live, x_t, value, broken)
             if t == self.steps:
                 break
             leaving = oracle[live].stuck(g) | (broken & self.early_stop)
@@ -97,7 +82,6 @@ class PGD(Attack):
                 break
             live = live[rest]
             x_t = threat.project(x_t[rest] + a * ops.normalise(g[rest], threat.norm), x[live])
-        return best, highest, hit
 
     def _start(self, x: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         """A point drawn uniformly from the ball, clipped to the box."""

@@ -13,10 +13,11 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
-from ._decision import Queries, bisect, keep
+from ._decision import Queries, bisect
 
 
 def blocks(d: int) -> Iterator[slice]:
@@ -57,9 +58,6 @@ class RayS(MinimalAttack):
 
     needs: ClassVar[Access] = "label"
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
-
-    def minimises(self) -> bool:
-        return not self.stop_at_eps
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ask = Queries(oracle, x, y, threat, self.queries, self.stop_at_eps)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
@@ -60,11 +61,12 @@ class RollingShutter(Attack):
         steps: gradient steps.
         step: their length.
         phases: of the signal at each step.
-        target: the class that is wanted; any wrong one when left out.
+        target: the class that is wanted where the threat names none; any wrong one when left out.
         loss: cross-entropy or margin of the logits.
     """
 
-    narrow: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
 
     light: Share = 0.7
@@ -75,6 +77,9 @@ class RollingShutter(Attack):
     phases: Count = 4
     target: Class | None = None
     loss: Literal["ce", "margin"] = "ce"
+
+    def can_aim(self) -> bool:
+        return self.target is None  # with a class of its own it aims there, whatever the threat says
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         n, channels, rows, columns = x.shape
@@ -87,7 +92,10 @@ class RollingShutter(Attack):
         band = ((row >= 0) & (row < lit))[:, None, :, None]
         f = draws.uniform((channels if self.colour else 1, period), purpose="signal").to(x.dtype)
         x_k, band_k, y_k = (v.repeat_interleave(k, 0) for v in (x, band, y))
-        loss = climbed(self.loss, y_k, self.target, oracle.num_classes)
+        if oracle.goal is None:
+            loss = climbed(self.loss, y_k, self.target, oracle.num_classes)
+        else:
+            loss = ops.aimed(self.loss, y_k, oracle.repeat(k).goal)
         for t in range(self.steps):
             phase = draws.integers(period, (k,), t, "phase").flatten()
             leaf = f.clone().requires_grad_(True)

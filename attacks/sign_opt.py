@@ -11,10 +11,11 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
-from ._decision import Queries, bisect, keep, probes, start
+from ._decision import Queries, bisect, probes, start
 
 FINE = 500  # searches end at beta / FINE
 DOUBLINGS = 15  # of a step, at most
@@ -58,9 +59,6 @@ class SignOPT(MinimalAttack):
 
     needs: ClassVar[Access] = "label"
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
-
-    def minimises(self) -> bool:
-        return not self.stop_at_eps
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ask = Queries(oracle, x, y, threat, self.queries, self.stop_at_eps)

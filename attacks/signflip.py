@@ -12,10 +12,11 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive, Share
 
-from ._decision import Queries, keep, start
+from ._decision import Queries, start
 
 SEARCHES = 10  # halvings of the way to the noise
 EVERY = 10  # iterations after which alpha and p adapt
@@ -56,9 +57,6 @@ class SignFlip(MinimalAttack):
 
     needs: ClassVar[Access] = "label"
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
-
-    def minimises(self) -> bool:
-        return not self.stop_at_eps
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ask = Queries(oracle, x, y, threat, self.queries, self.stop_at_eps)

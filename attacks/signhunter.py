@@ -13,6 +13,7 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import Budget, keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count
 
@@ -47,36 +48,30 @@ class SignHunter(Attack):
     queries: Count = 10_000
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         x_adv = x.clone()
-        granted = oracle.left()
-        budget = torch.full_like(y, self.queries) if granted is None else granted.clamp(max=self.queries)
-        most = int(budget.max()) if len(x) else 0
+        budget = Budget(oracle, y, self.queries)
         n = math.prod(x.shape[1:])
         reach = threat.eps if threat.norm == "linf" else threat.eps / math.sqrt(n)
-        # state of the samples that still search: their places in x, pixels for s = +1 and -1, signs, image, its margin
-        live = (budget > 0).nonzero().squeeze(1)
+        # state of the samples that still search: their rows, pixels for s = +1 and -1, signs, image, its margin
+        live = budget.rows()
         up, down = (ops.flat(x[live] + move).clamp(0, 1) for move in (reach, -reach))
         s, image, margin = torch.ones_like(up, dtype=torch.bool), up.clone(), torch.full_like(up[:, 0], -torch.inf)
-        parts = chunks(n)
-        for step in range(most):
-            part = next(parts) if step else slice(0, 0)
+        part, parts = slice(0, 0), chunks(n)
+        while len(live):
             kept, kept_signs = image[:, part].clone(), s[:, part].clone()
             s[:, part] = ~kept_signs
             image[:, part] = torch.where(kept_signs, down[:, part], up[:, part])
-            value = ops.margin(oracle[live].logits(image.view(-1, *x.shape[1:])), y[live])
+            value = ops.gain(budget.logits(live, image.view(-1, *x.shape[1:])), y[live], oracle[live].goal)
             better = value >= margin
             image[:, part] = torch.where(better[:, None], image[:, part], kept)
             s[:, part] = kept_signs ^ better[:, None]
             margin = torch.where(better, value, margin)
-            leave = (value > 0) | (budget[live] <= step + 1)
-            if bool(leave.any()):
-                x_adv[live[leave]] = image[leave].view(-1, *x.shape[1:])
-                rest = ~leave
-                live, up, down, s, image = live[rest], up[rest], down[rest], s[rest], image[rest]
-                margin = margin[rest]
-                if not len(live):
-                    break
+            x_adv[live] = image.view(-1, *x.shape[1:])
+            rest = ~(value > 0) & budget.open(live)
+            live, up, down, s, image, margin = keep(rest, live, up, down, s, image, margin)
+            part = next(parts)
         return x_adv

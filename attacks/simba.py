@@ -12,6 +12,7 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import Budget, keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive
 
@@ -56,54 +57,49 @@ class SimBA(Attack):
     loss: Literal["margin", "ce"] = "margin"
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        loss = ops.LOSSES[self.loss]
         channels, height, width = x.shape[1:]
         usual = 0.2 if threat.norm == "l2" else threat.eps * math.sqrt(height * width)
         length = usual if self.step is None else self.step
         make = cosines if self.basis == "dct" else torch.eye
         rows, columns = make(height).to(x), make(width).to(x)
-        x_adv = x.clone()
-        granted = oracle.left()
-        budget = torch.full_like(y, self.queries) if granted is None else granted.clamp(max=self.queries)
-        live = (budget >= 2).nonzero().squeeze(1)
+        x_adv, budget = x.clone(), Budget(oracle, y, self.queries)
+        live = budget.rows(least=2)
         if not len(live):
             return x_adv
-        # state of the samples that still search: their places in x, the image, its loss, the order of the basis, the
+        # state of the samples that still search: their rows, the image, its loss, the order of the basis, the
         # direction that is tried (counted over all rounds through the basis) and to which side
-        x0, image, value = x[live], x[live], loss(oracle[live].logits(x[live]), y[live])
+        x0, image, value = x[live], x[live], self._gain(oracle[live], budget.logits(live, x[live]), y[live])
         order = self._order(draws[live], torch.zeros_like(live), (channels, height, width))
         tried, side = torch.zeros_like(live), torch.full_like(value, -1)
-        for step in range(1, int(budget.max())):
+        while len(live):
             at = order.gather(1, (tried % order.shape[1])[:, None]).squeeze(1)
             channel, u, v = at // (height * width), at // width % height, at % width
             q = torch.zeros_like(image)
             q[torch.arange(len(at), device=at.device), channel] = rows[u][:, :, None] * columns[v][:, None, :]
             trial = threat.project(image + ops.over(length * side, q) * q, x0)
-            z = oracle[live].logits(trial)
-            now = loss(z, y[live])
+            z = budget.logits(live, trial)
+            now = self._gain(oracle[live], z, y[live])
             better = now > value
             image = torch.where(ops.over(better, image), trial, image)
             value = torch.where(better, now, value)
             done = better | (side > 0)
             tried, side = tried + done, torch.where(done, -1.0, 1.0).to(side)
-            if step >= order.shape[1]:
-                again = (done & (tried % order.shape[1] == 0)).nonzero().squeeze(1)
-                if len(again):
-                    order[again] = self._order(draws[live[again]], tried[again], (channels, height, width))
-            broken = z.argmax(dim=1) != y[live]
+            again = (done & (tried % order.shape[1] == 0)).nonzero().squeeze(1)
+            if len(again):
+                order[again] = self._order(draws[live[again]], tried[again], (channels, height, width))
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
             image = torch.where(ops.over(broken, image), trial, image)
-            leave = broken | (budget[live] <= step + 1)
-            if bool(leave.any()):
-                x_adv[live[leave]] = image[leave]
-                rest = ~leave
-                live, x0, image, value, order = live[rest], x0[rest], image[rest], value[rest], order[rest]
-                tried, side = tried[rest], side[rest]
-                if not len(live):
-                    break
+            x_adv[live] = image
+            rest = ~broken & budget.open(live)
+            live, x0, image, value, order, tried, side = keep(rest, live, x0, image, value, order, tried, side)
         return x_adv
+
+    def _gain(self, oracle: Oracle, z: Tensor, y: Tensor) -> Tensor:
+        return ops.aimed(self.loss, y, oracle.goal)(z)
 
     def _order(self, draws: Draws, step: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """In which order the directions come, int64 [n, channels height width]."""

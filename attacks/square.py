@@ -13,6 +13,7 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import Budget, keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Share
 
@@ -74,37 +75,33 @@ class Square(Attack):
     rescale: bool = False
 
     needs: ClassVar[Access] = "score"
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         x_adv = x.clone()
-        granted = oracle.left()
-        budget = torch.full_like(y, self.queries) if granted is None else granted.clamp(max=self.queries)
-        most = int(budget.max()) if len(x) else 0
-        # state of the samples that still search: their places in x, the best point and its margin
-        live = (budget > 0).nonzero().squeeze(1)
+        budget = Budget(oracle, y, self.queries)
+        # state of the samples that still search: their rows, the best point and its margin
+        live = budget.rows()
         x0, best, margin = x[live], x[live], torch.full_like(x[live, 0, 0, 0], -torch.inf)
         propose = self._linf if threat.norm == "linf" else self._l2
         start = self._stripes if threat.norm == "linf" else self._grid
-        for step in range(most):
+        step = 0
+        while len(live):
             streams = draws[live]
             if step == 0:
                 trial = start(x0, threat.eps, streams)
             else:
                 trial = propose(best, x0, threat.eps, self.share(step - 1), streams, step)
-            z = oracle[live].logits(trial)
-            value = ops.margin(z, y[live])
-            broken = z.argmax(dim=1) != y[live]
+            z = budget.logits(live, trial)
+            value = ops.gain(z, y[live], oracle[live].goal)
+            broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
             better = (value > margin) | (broken & (margin <= 0))
             best = torch.where(ops.over(better, best), trial, best)
             margin = torch.where(better, value, margin)
-            leave = broken | (budget[live] <= step + 1)
-            if bool(leave.any()):
-                x_adv[live[leave]] = best[leave]
-                rest = ~leave
-                live, x0, best, margin = live[rest], x0[rest], best[rest], margin[rest]
-                if not len(live):
-                    break
+            x_adv[live] = best
+            live, x0, best, margin = keep(~broken & budget.open(live), live, x0, best, margin)
+            step += 1
         return x_adv
 
     def share(self, step: int) -> float:

@@ -43,7 +43,7 @@ class TI(WrappingAttack):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS
-    for_others: ClassVar[bool] = True
+    for_transfer: ClassVar[bool] = True
 
     attack: Attack
     side: Count = 7

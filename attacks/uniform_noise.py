@@ -21,7 +21,7 @@ class UniformNoise(Attack):
     """
 
     needs: ClassVar[Access] = "none"
-    narrow: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         u = 2 * draws.uniform(tuple(x.shape[1:]), purpose="noise").to(x.dtype) - 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from siegebench import ops
 from siegebench.draws import Draws
-from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive, Share
@@ -40,6 +39,7 @@ class VMI(Attack):
         loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
     """
 
+    aims: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 10
@@ -50,10 +50,9 @@ class VMI(Attack):
     loss: Literal["ce", "margin", "dlr"] = "ce"
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        if self.loss == "dlr" and oracle.num_classes < 3:
-            raise NotApplicable(f"loss dlr needs 3 classes, the model has {oracle.num_classes}")
+        ops.check_classes(self.loss, oracle.num_classes)
         a = threat.eps / self.steps if self.step is None else self.step
-        loss = partial(ops.LOSSES[self.loss], y=y)
+        loss = ops.aimed(self.loss, y, oracle.goal)
         x_t, g, v = x, torch.zeros_like(x), torch.zeros_like(x)
         for t in range(self.steps):
             grad, _, _ = oracle.gradient(x_t, loss)
@@ -66,7 +65,7 @@ class VMI(Attack):
         return x_t
 
     def _around(
-        self, oracle: Oracle, x_t: Tensor, loss: partial[Tensor], threat: ThreatModel, draws: Draws, t: int
+        self, oracle: Oracle, x_t: Tensor, loss: Callable[[Tensor], Tensor], threat: ThreatModel, draws: Draws, t: int
     ) -> Tensor:
         """Mean gradient over the neighbours."""
         half = self.beta * threat.eps / (1.0 if threat.norm == "linf" else x_t[0].numel() ** 0.5)

@@ -85,7 +85,7 @@ class Scene:
         """The first images of the test set."""
         data = build("dataset", dataset).load("test").select(torch.arange(images))  # type: ignore[attr-defined]
         built = build("model", model).build(  # type: ignore[attr-defined]
-            num_classes=data.num_classes, size=data.images.shape[-1]
+            num_classes=data.num_classes, size=data.size
         )
         plain = built.eval().requires_grad_(False)
         return cls.of(plain, data.pixels(), data.labels)

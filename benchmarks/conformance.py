@@ -1,13 +1,14 @@
-"""Every attack against the other implementations of it on PyPI: same network, images and budget, in one run.
+"""Compares each attack with other PyPI implementations of it: same network, images and budget, in one run.
 
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py                  all contests; an hour or more on one core
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --only pgd cw    some of them; the others keep their rows
     python benchmarks/conformance.py --page                                  docs/conformance.md from the stored rows
 
-Needs the extra `dev`; adversarial-library (`pip install adv-lib`) joins when it is there. All attack the images that
-the network gets right. Ours runs on the network as the suite prepares it (batch norms folded), the others on the
-network as it is loaded (`--prepared`: on ours); what comes back is scored by a fresh pass of the latter and counts only
-within eps. Seconds are CPU seconds of one thread. Rows are kept in benchmarks/conformance.json.
+Needs the extra `dev`. adversarial-library (`pip install adv-lib`) takes part if it is installed. All implementations
+attack the images that the network classifies correctly. Ours runs on the network as the suite prepares it (batch norms
+folded), the others on the network as it is loaded (with `--prepared`, on ours). A fresh pass of the network as it is
+loaded classifies the returned images; success counts only within eps. Seconds are CPU seconds of one thread. Rows are
+kept in benchmarks/conformance.json.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Contest:
 
     Attributes:
         by: what decides: `robust` accuracy in percent within eps, or the `median` distance.
-        images: at most, of those that were loaded.
-        transfer: scored on the second network, which nobody attacks.
+        images: the largest number of loaded images that take part.
+        transfer: evaluated on the second network, which is not attacked.
     """
 
     name: str
@@ -62,16 +63,16 @@ class Contest:
 
 @dataclass
 class Row:
-    """What one implementation did; `error` where it cannot run."""
+    """The result of one implementation; `error` if it cannot run."""
 
     who: str
     robust: float = 100.0
-    median: float | None = None  # None: more than half of the images were not broken
+    median: float | None = None  # None: no adversarial example for more than half of the images
     found: float = 0.0
     forwards: float = 0.0
     backwards: float = 0.0
     cpu: float = 0.0
-    differ: int = 0  # images that end otherwise than ours within eps
+    differ: int = 0  # images whose outcome within eps differs from ours
     error: str = ""
 
 
@@ -89,10 +90,10 @@ class Table:
     rows: list[Row] = field(default_factory=list)
 
     def verdict(self) -> tuple[bool, str]:
-        """(as strong as the strongest: within one point or one image, or 1 % of the median; in words)"""
+        """(whether ours is as strong as the strongest: within a point or an image, or 1 % of the median; a sentence)"""
         mine, others = self.rows[0], [row for row in self.rows[1:] if not row.error]
         if not others:
-            return True, "no other implementation that runs"
+            return True, "No other implementation runs."
 
         def value(row: Row) -> float:
             return row.robust if self.by == "robust" else math.inf if row.median is None else row.median
@@ -100,8 +101,8 @@ class Table:
         best = min(others, key=value)
         slack = max(1.0, 100 / self.images) + 1e-6
         fair = value(mine) <= value(best) + slack if self.by == "robust" else value(mine) <= 1.01 * value(best)
-        word = "as strong as the strongest" if fair else "weaker than"
-        return fair, f"{word} ({best.who})"
+        word = "as strong as the strongest other implementation" if fair else "weaker than the strongest other"
+        return fair, f"Ours is {word} ({best.who})."
 
 
 def step(share: float) -> Any:
@@ -183,12 +184,12 @@ def autoattack_contests() -> list[Contest]:
             images=images,
             note="Standard.",
         )
-        for eps, images in (("8/255", 200), ("1/255", 200), ("0.5/255", 40))  # survivors pay thousands of passes
+        for eps, images in (("8/255", 200), ("1/255", 200), ("0.5/255", 40))  # survivors need thousands of passes
     ]
 
 
 def minimal_contests() -> list[Contest]:
-    """Attacks that look for the nearest adversarial image."""
+    """Attacks that search for the smallest perturbation."""
     return [
         Contest(
             "fab linf", "fab", "0.5/255",
@@ -211,7 +212,7 @@ def minimal_contests() -> list[Contest]:
                 "adv-lib carlini_wagner_l2": adv_lib("carlini_wagner_l2", max_iterations=100),
             },
             norm="l2", by="median", images=12,
-            note="Nine searches of 100 steps; torchattacks searches no constant and takes 900 steps at c = 1.",
+            note="Nine searches of 100 steps; torchattacks does not search the constant and takes 900 steps at c = 1.",
         ),
         Contest(
             "deepfool l2", "deepfool", "0.1",
@@ -246,13 +247,13 @@ def minimal_contests() -> list[Contest]:
         ),
         Contest(
             "nrf l2", "nrf", "0.1", {}, norm="l2", by="median", images=30,
-            note="200 steps to find the channels, 200 to attack. Nobody else has it on PyPI.",
+            note="200 steps to find the channels, 200 to attack. No other package on PyPI has it.",
         ),
     ]  # fmt: skip
 
 
 def transfer_contests() -> list[Contest]:
-    """Made on ResNet-20, scored on ResNet-56."""
+    """Images made on ResNet-20, evaluated on ResNet-56."""
     size = f"{8 / 2550!r}"
 
     def wrapped(name: str, **options: Any) -> dict[str, Any]:
@@ -291,14 +292,14 @@ def transfer_contests() -> list[Contest]:
 
 
 def query_contests() -> list[Contest]:
-    """Attacks that ask; every budget is enforced by our Oracle, which keeps the best point that was shown."""
+    """Query attacks. Our Oracle enforces every budget and keeps the best point that was queried."""
     score: dict[str, Any] = {"access": "score", "queries": 1000}
     label: dict[str, Any] = {"access": "label", "queries": 1000, "norm": "l2", "by": "median", "images": 12}
     jump = art("HopSkipJump", eps=False, max_iter=64)
     boundary = art("BoundaryAttack", norm=False, eps=False, targeted=False, max_iter=5000)
     sign_opt = art("SignOPTAttack", norm=False, eps=False, targeted=False)
     simba = art("SimBA", norm=False, eps=False, softmax=True, attack="px", epsilon=0.2, max_iter=3000)
-    alone = "Nobody else has it on PyPI."
+    alone = "No other package on PyPI has it."
     return [
         Contest(
             "square linf", {"name": "square", "queries": 1000, "rescale": True}, "2/255",
@@ -308,7 +309,7 @@ def query_contests() -> list[Contest]:
                 "pyautoattack square": pyautoattack("square", queries=1000),
             },
             **score, images=100,
-            note="1,000 queries; ART spends three of them a step.",
+            note="1,000 queries; ART spends three of them per step.",
         ),
         Contest(
             "square l2", {"name": "square", "queries": 1000, "rescale": True}, "0.5",
@@ -371,7 +372,7 @@ def contests() -> list[Contest]:
 
 
 def hold(contest: Contest, scene: Scene, victim: Any = None, prepared: bool = False) -> Table:
-    """Run one contest; `victim` scores what is made to be shown to another network."""
+    """Run one contest; `victim` classifies the images of transfer contests."""
     scene, threat = scene.first(contest.images), contest.threat
     judge = victim if contest.transfer else None
     spec = contest.ours if isinstance(contest.ours, str) else contest.ours["name"]
@@ -385,11 +386,11 @@ def hold(contest: Contest, scene: Scene, victim: Any = None, prepared: bool = Fa
     )
     show(table.rows[-1])
     for who, peer in contest.peers.items():
-        # a copy for each: some put the network into training mode, and its batch norms learn
+        # a copy for each: some put the network into training mode, which changes its batch norms
         counted = Counted(copy.deepcopy(scene.ready if prepared else scene.plain)).eval()
         try:
             x_adv, cost = timed(lambda p=peer, m=counted: p(m, scene.x.clone(), scene.y.clone(), threat))
-        except Exception as error:  # a peer that cannot run is a finding
+        except Exception as error:  # a peer that cannot run is a result too
             table.rows.append(Row(who, error=f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"))
         else:
             passes = {"forwards": counted.forwards / len(scene.x), "backwards": counted.backwards / len(scene.x)}
@@ -412,7 +413,7 @@ def show(row: Row) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="contests whose name begins with one of these")
-    parser.add_argument("--images", type=int, default=200, help="of the test set; several contests take fewer")
+    parser.add_argument("--images", type=int, default=200, help="number of test images; several contests use fewer")
     parser.add_argument("--prepared", action="store_true", help="the others attack our prepared network too")
     parser.add_argument("--page", action="store_true", help="only write docs/conformance.md from the stored rows")
     args = parser.parse_args()
@@ -422,7 +423,7 @@ def main() -> None:
         missing = load()
         scene = Scene.load("cifar_resnet20", "cifar10_jpeg", args.images)
         victim = Scene.load("cifar_resnet56", "cifar10_jpeg", 8).plain
-        print(f"cifar_resnet20, {len(scene.x)} rightly classified of {scene.total} images of cifar10_jpeg", flush=True)
+        print(f"cifar_resnet20 is right on {len(scene.x)} of {scene.total} images of cifar10_jpeg", flush=True)
         print(f"not installed: {', '.join(missing) or 'nothing'}", flush=True)
         for contest in contests():
             if args.only and not contest.name.startswith(tuple(args.only)):
@@ -440,11 +441,16 @@ def page(tables: list[Table]) -> str:
     lines = [
         "# Conformance",
         "",
-        "Written by `python benchmarks/conformance.py` (which says how it was measured) from its stored rows: the",
-        "published CIFAR ResNet-20 on `cifar10_jpeg`, the rightly classified of the first 200 test images, one thread.",
-        "Smaller is stronger in both columns: robust accuracy counts an image as broken within eps only; the median",
-        "distance counts an image that was not broken as infinitely far. `differ`: images with another outcome than",
-        "ours. Passes are those an image, forwards and backwards.",
+        "Each attack compared with other PyPI implementations of it. `python benchmarks/conformance.py` writes this",
+        "page from its stored rows; the script describes the measurement. The network is the published CIFAR",
+        "ResNet-20 on `cifar10_jpeg`. The images are the correctly classified ones among the first 200 test images.",
+        "One thread.",
+        "",
+        "Robust accuracy: an image counts as misclassified only within eps. Median distance: an image without an",
+        "adversarial example has infinite distance. In both columns, smaller means a stronger attack. `differ`: images",
+        "whose outcome differs from ours. Forwards and backwards are passes per image. Ours counts as equally strong",
+        "if it is within one image or one point of the strongest other implementation, or within 1 % of its median",
+        "distance.",
         "",
     ]
     for table in tables:
@@ -452,7 +458,7 @@ def page(tables: list[Table]) -> str:
         lines += [
             f"## {table.name}",
             "",
-            f"{table.budget}, {table.images} images. {table.note} Ours is {verdict}.".replace("  ", " "),
+            f"{table.budget}, {table.images} images. {table.note} {verdict}".replace("  ", " "),
             "",
             "| | robust accuracy | differ | median distance | forwards | backwards | CPU seconds |",
             "|---|---|---|---|---|---|---|",
@@ -461,7 +467,7 @@ def page(tables: list[Table]) -> str:
             if row.error:
                 lines.append(f"| {row.who} | cannot run: {row.error.replace('|', '/')} | | | | |")
                 continue
-            median = f"{row.median:.5f}" if row.median is not None else "more than half not found"
+            median = f"{row.median:.5f}" if row.median is not None else "none for more than half"
             passes = f"{row.forwards:.1f} | {row.backwards:.1f}"
             lines.append(f"| {row.who} | {row.robust:.1f} % | {row.differ} | {median} | {passes} | {row.cpu:.1f} |")
         lines.append("")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from siegebench import registry
 from siegebench.cells import Result, canonical, label
 
 from . import columns
@@ -35,7 +36,6 @@ from .figures import Bars
 from .stats import Estimate, difference_of_means, mean_interval, standard_error
 
 GATE = 0.10  # mean loss of clean accuracy above which a defense is listed and not ranked
-REFERENCES = ("none", "fine_tuning")  # a defense below them is not one
 
 ABOUT = (
     "Each defense gets the same backdoored models. Ranked by fidelity: the share of the attack's success that is gone, "
@@ -119,7 +119,8 @@ def _notes(members: list[Result], failed: dict[str, Result], attack_of: dict[str
         asr = "" if reached is None else f", undefended ASR at most {100 * reached:.1f} %"
         asr += "" if natural is None else f", of a clean model {100 * natural:.1f} %"
         left_out.append(f"Left out, the attack itself failed: {attack}{rate} (seeds {seeds}{asr}).")
-    missing = [name for name in REFERENCES if name not in {label(r.cell.defense) for r in members}]
+    references = registry.with_trait("defense", "reference")  # a defense below them is not one
+    missing = [name for name in references if name not in {label(r.cell.defense) for r in members}]
     absent = [f"No {' and no '.join(missing)} row: there is nothing to compare a defense with."] if missing else []
     return (
         *left_out,

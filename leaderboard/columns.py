@@ -41,6 +41,15 @@ EVASION = (
     Column("worst_attack", "Worst attack", "text", "The attack that leaves the lowest accuracy on its own.", ""),
     read("median_queries", "Median queries of a successful attack; the fewest over the attacks."),
 )
+TARGETED = (
+    read("target_rate", "Attacked images that some attack and seed made the target class; Wilson 95 % interval."),
+    read("target_rate_clean", "Clean images of other classes that get the target class: what nobody had to attack."),
+    read("target_rate_noise"),
+    read("robust_acc", "Images that stay correctly classified under all attacks; any wrong answer counts."),
+    read("clean_acc"),
+    Column("worst_attack", "Worst attack", "text", "The attack that reaches the target most often on its own.", ""),
+    read("median_queries", "Median queries of an image that became the target; the fewest over the attacks."),
+)
 EVASION_MORE = (
     read("expected_acc", "Mean accuracy over the draws of a randomised defense, lowest of all attacks.", main=False),
     read("any_hit_acc", "Images that every draw of a randomised defense got right, worst attack.", main=False),

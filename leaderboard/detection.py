@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from siegebench.cells import Result, ball_text, canonical
+from siegebench.stats import auroc
 
 from . import columns
 from .board import (
@@ -35,7 +36,6 @@ from .figures import Bars, Dots
 from .stats import (
     Estimate,
     Vector,
-    auroc,
     auroc_interval,
     average_of_rates,
     difference_of_means,
@@ -72,7 +72,7 @@ def boards(rows: Sequence[Result]) -> list[Board]:
     def model(row: Result) -> str:
         return canonical(trained_alike(row.cell.model))
 
-    by_input = group(found, lambda r: (kind(r) == "dataset", slice_of(r), model(r), canonical(_threat(r))))
+    by_input = group(found, lambda r: (kind(r) == "dataset", slice_of(r), model(r), canonical([_sort(r), _threat(r)])))
     by_model = group(judged, lambda r: (slice_of(r), model(r)))
     return [
         *(_input_board(members, kind(members[0]), models[key[2]]) for key, members in by_input.items()),
@@ -82,6 +82,19 @@ def boards(rows: Sequence[Result]) -> list[Board]:
 
 def _threat(row: Result) -> dict[str, Any] | None:
     return row.cell.threat if row.cell.backdoor is None else None
+
+
+def _subject(row: Result) -> dict[str, Any] | None:
+    """What made the inputs that are to be found."""
+    cell = row.cell
+    if cell.corruption is not None:
+        return {**cell.corruption, "severity": ", ".join(map(str, cell.severities or ()))}
+    return cell.backdoor or cell.attack
+
+
+def _sort(row: Result) -> str:
+    """Which sort of inputs is to be found."""
+    return "triggers" if row.cell.backdoor else "corrupted images" if row.cell.corruption else "adversarial images"
 
 
 def _line(name: str, rows: list[Result], numbers: dict[str, Number], reasons: list[str]) -> Line:
@@ -98,11 +111,10 @@ def _line(name: str, rows: list[Result], numbers: dict[str, Number], reasons: li
 
 def _input_board(members: list[Result], kind: str, model: str) -> Board:
     cell = members[0].cell
-    triggers = cell.backdoor is not None
-    attacks = display(r.cell.backdoor if triggers else r.cell.attack for r in members)
+    attacks = display(_subject(r) for r in members)
 
     def attack_of(row: Result) -> str:
-        return attacks[canonical(row.cell.backdoor if triggers else row.cell.attack)]
+        return attacks[canonical(_subject(row))]
 
     def unit(row: Result) -> tuple[str, str]:
         return attack_of(row), canonical([row.cell.model, row.cell.seed])
@@ -130,10 +142,11 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
     each = columns.under(
         "auroc", sorted({attack for attack, _ in asked}), "score", "AUROC under this attack.", heading="AUROC under"
     )
+    apart = [_sort(members[0])] if cell.corruption is not None else []
     return Board(
-        id=slug(kind, data, model, key=[kind, slice_of(members[0]), trained_alike(cell.model), threat]),
+        id=slug(kind, data, model, key=[kind, slice_of(members[0]), trained_alike(cell.model), threat, *apart]),
         track="input_detection",
-        title=f"{kind.capitalize()} detection: {facts.get('threat', 'triggers')}, {model} on {data}",
+        title=f"{kind.capitalize()} detection: {facts.get('threat', _sort(members[0]))}, {model} on {data}",
         about=ABOUT[kind],
         facts=facts,
         columns=columns.filled([*columns.DETECTION, *each, *columns.DETECTION_MORE], placed),
@@ -270,8 +283,8 @@ def _model_numbers(j: Judged) -> dict[str, Number]:
         numbers["balanced_accuracy"] = Number(*average_of_rates(arms[0], left_alone), len(every), every)
         if np.isfinite(j.score).all():
             clean, bad = j.score[~j.truth], j.score[j.truth]
-            low, high = auroc_interval(clean, bad) or (None, None)
-            numbers["auroc"] = Number(auroc(clean, bad), low, high, len(every), every)
+            low, high = auroc_interval(positive=bad, negative=clean) or (None, None)
+            numbers["auroc"] = Number(auroc(positive=bad, negative=clean), low, high, len(every), every)
     named = j.truth & j.flagged & np.isfinite(j.hit)
     if named.any():
         numbers["target_hit"] = share(float((j.hit[named] == 1).sum()), int(named.sum()), keys(named))

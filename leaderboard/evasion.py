@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from siegebench import registry
 from siegebench.cells import Result, ball_text, canonical, label
 from siegebench.metrics import QUERY_MARKS
 
@@ -24,6 +25,7 @@ from .board import (
     high_first,
     in_order,
     is_control,
+    low_first,
     marks,
     metric,
     place,
@@ -39,8 +41,6 @@ from .board import (
 from .figures import Curves, Scatter
 from .stats import Vector, mcnemar
 
-REQUIRED = "autoattack"  # of every entry of the white-box track, plain or inside an adaptive wrapper
-CHECKS = ("masking",)  # measures that speak through flags; their metrics stay in their rows
 READ = ("expected_acc", "any_hit_acc", "median_distance", "median_queries")  # the lowest over the attacks is shown
 
 SAME = "Entries that the exact McNemar test on the same images cannot tell apart share a rank group."
@@ -56,12 +56,16 @@ ABOUT = {
     f"accuracy, the worst case of each image over the attacks. {SAME}",
 }
 TRACKS = tuple(ABOUT)
+TARGETED = (
+    "Each image has to become one class. Ranked by how rarely it does, the worst case of each image over the attacks. "
+    f"Images of that class and those that were wrong before are not attacked. {SAME}"
+)
 HEADING = "Under each attack"
 QUERIES = Curves(
     tuple((f"robust_acc@{k}", k) for k in QUERY_MARKS), start=("clean_acc", "clean"), title="queries per image"
 )
 NOTES = {
-    "white_box": f"Ranked only with {REQUIRED}, and where there is a defense with an attack that knows it.",
+    "white_box": "Ranked only with {required}, and where there is a defense with an attack that knows it.",
     "query": "A black-box attacker meets the deployed pipeline as it is: no adaptive attack is required here.",
     "transfer": "Nobody adapts to a defense that he does not meet; passes are those of the surrogates.",
     "patch": "Passes are those on the attacked images; what a pattern for all images cost to learn stands in its row.",
@@ -86,6 +90,11 @@ def boards(rows: Sequence[Result]) -> list[Board]:
     return [_board(members, related) for members in sorted(grouped.values(), key=_order)]
 
 
+def _required() -> str:
+    """The attacks of which a white-box entry must have met one, plain or inside a wrapper."""
+    return " or ".join(registry.with_trait("attack", "required"))
+
+
 def _order(members: Sequence[Result]) -> tuple[Any, ...]:
     cell, threat = members[0].cell, _threat(members[0])
     return (
@@ -107,7 +116,13 @@ def _victim(row: Result) -> tuple[str, str]:
 
 
 def _ball(row: Result) -> tuple[Any, ...]:
-    return (*_victim(row), slice_of(row), _threat(row)["norm"])
+    return (*_victim(row), slice_of(row), _threat(row)["norm"], canonical(_target(row)))
+
+
+def _target(row: Result) -> str | int | None:
+    """Of the threat: a rule or a class; None where any wrong class counts."""
+    found: str | int | None = _threat(row).get("target")
+    return found
 
 
 def _finished(row: Result) -> bool:
@@ -128,7 +143,8 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
     own = {canonical(r.cell.attack) for r in usual if r.cell.attack is not None and not r.cell.adaptive}
 
     lines: list[Line] = []
-    survived: dict[str, Vector] = {}
+    targeted = _target(members[0]) is not None
+    survived: dict[str, tuple[Vector, Vector]] = {}  # who withstood everything, and who was attacked
     for (model, defense), rows in group(usual, _victim).items():
         done = [r for r in rows if _finished(r)]
         mine = Rows(
@@ -141,16 +157,20 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
         lines.append(_line({"model": models[model], "defense": defenses[defense]}, mine, attacks, missing))
         worst = flags.survived(mine.good)
         if worst is not None:
-            survived[lines[-1].title] = worst
+            survived[lines[-1].title] = worst, _attacked(mine.good)
     for (model, defense, attack), rows in group(planted, lambda r: (*_victim(r), canonical(r.cell.attack))).items():
         names = {"model": models[model], "defense": f"{defenses[defense]} under {attacks[attack]}"}
         lines.append(_planted_line(names, rows, attacks))
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
-        left, right = survived[a.title], survived[b.title]
-        return float(left.mean()) - float(right.mean()), mcnemar(left, right)
+        (left, tried), (right, too) = survived[a.title], survived[b.title]
+        left, right = left[tried & too], right[tried & too]
+        return (float(left.mean()) - float(right.mean()), mcnemar(left, right)) if len(left) else (0.0, 1.0)
 
-    placed = place(lines, lambda line: high_first(line.value("robust_acc")), compare)
+    def order(line: Line) -> tuple[bool, float]:
+        return low_first(line.value("target_rate")) if targeted else high_first(line.value("robust_acc"))
+
+    placed = place(lines, order, compare)
     data, ball = str(cell.data["name"]), ball_text(threat)
     limit = f", {threat['queries']} queries" if threat["queries"] else ""
     sources = " + ".join(label(s) for s in cell.surrogates or ())
@@ -161,7 +181,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
         "patch": "Patch",
     }[cell.track]
     each = [
-        *_attack_columns([r for r in usual if r.cell.attack is not None], attacks),
+        *_attack_columns([r for r in usual if r.cell.attack is not None], attacks, targeted),
         *columns.under(
             "measure",
             sorted(_measured(usual)),
@@ -171,29 +191,37 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
             heading="Measures",
         ),
     ]
+    primary, main = ("target_rate", columns.TARGETED) if targeted else ("robust_acc", columns.EVASION)
     passes = replace(columns.PASSES, main=cell.track != "query")  # what a query costs stands in its own column
     return Board(
         id=slug(cell.track, data, ball.replace(" ", "-"), key=[slice_of(members[0]), threat, cell.surrogates]),
         track=cell.track,
         title=f"{kind}: {ball} on {data}{limit}",
-        about=ABOUT[cell.track],
+        about=TARGETED if targeted else ABOUT[cell.track],
         facts={**slice_facts(members[0]), "threat": ball, "access": f"{threat['access']}{limit}"},
-        columns=columns.filled([*columns.EVASION, *each, passes, *columns.EVASION_MORE], placed),
-        primary="robust_acc",
-        row_metric="robust_acc",
-        figure=QUERIES if cell.track == "query" else Scatter("clean_acc", "robust_acc"),
+        columns=columns.filled([*main, *each, passes, *columns.EVASION_MORE], placed),
+        primary=primary,
+        row_metric=primary,
+        figure=QUERIES if cell.track == "query" and not targeted else Scatter("clean_acc", "robust_acc"),
         lines=placed,
-        notes=(NOTES[cell.track],),
+        notes=(NOTES[cell.track].format(required=_required()),),
     )
 
 
-def _attack_columns(rows: Sequence[Result], attacks: Mapping[str, str]) -> list[Column]:
+def _attacked(rows: Sequence[Result]) -> Vector:
+    """Samples that count: with a target those that were attacked under every row, else all."""
+    every = [r.outcome("attacked") if "attacked" in r.samples else np.ones(r.samples["n"], dtype=bool) for r in rows]
+    return np.logical_and.reduce(every)
+
+
+def _attack_columns(rows: Sequence[Result], attacks: Mapping[str, str], targeted: bool) -> list[Column]:
     plain = {attacks[canonical(r.cell.attack)] for r in rows if not r.cell.adaptive}
     knowing = {attacks[canonical(r.cell.attack)] for r in rows} - plain
-    text = "Robust accuracy under this attack alone, worst case over its seeds."
+    better: columns.Way = "low" if targeted else "high"
+    text = f"{'Target rate' if targeted else 'Robust accuracy'} under this attack alone, worst case over its seeds."
     return [
-        *columns.under("attack", sorted(plain), "rate", text, heading=HEADING),
-        *columns.under("attack", sorted(knowing), "rate", f"{text} It knows the defense.", heading=HEADING),
+        *columns.under("attack", sorted(plain), "rate", text, better, heading=HEADING),
+        *columns.under("attack", sorted(knowing), "rate", f"{text} It knows the defense.", better, heading=HEADING),
     ]
 
 
@@ -214,11 +242,12 @@ def _line(names: dict[str, str], rows: Rows, attacks: Mapping[str, str], missing
     if not rows.good:
         reasons.append("no attack has finished")
     elif cell.track == "white_box":
-        if not any(flags.core(r.cell.attack) == REQUIRED for r in rows.good):
-            reasons.append(f"required attack missing: {REQUIRED}")
+        if not any(flags.has(r.cell.attack, "required") for r in rows.good):
+            reasons.append(f"required attack missing: {_required()}")
         if label(cell.defense) != "none" and not any(r.cell.adaptive for r in rows.good):
-            reasons.append("no adaptive attack: nothing was run that knows this defense")
-    judged = control and cell.track == "white_box"
+            aims = " and can aim" if _target(rows.every[0]) is not None else ""
+            reasons.append(f"no adaptive attack: nothing was run that knows this defense{aims}")
+    judged = control and cell.track == "white_box" and _target(rows.every[0]) is None
     numbers, texts = _numbers(rows.good, attacks) if rows.good else ({}, {})
     numbers |= {f"measure:{name}": number for name, number in _measured(rows.every).items()}
     return Line(
@@ -232,7 +261,11 @@ def _measured(rows: Sequence[Result]) -> dict[str, Number]:
     """`flatness likelihood_delta` and the like, means over seeds."""
     found: dict[str, list[Result]] = {}
     for row in rows:
-        if row.status == "ok" and row.cell.measure is not None and row.cell.measure["name"] not in CHECKS:
+        if (
+            row.status == "ok"
+            and row.cell.measure is not None
+            and "silent" not in registry.traits("measure", row.cell.measure["name"])
+        ):
             for name in row.metrics:
                 if metric(row, name) is None:
                     continue
@@ -291,21 +324,35 @@ def _numbers(good: Sequence[Result], attacks: Mapping[str, str]) -> tuple[dict[s
     keys = tuple(r.cell.key for r in good)
     worst = flags.survived(good)
     assert worst is not None
-    n = len(worst)
+    targeted, tried = _target(good[0]) is not None, _attacked(good)
+    n = int(tried.sum())
+
+    def counted(left: Vector, keys: tuple[str, ...]) -> Number:
+        return share(float((left[tried] ^ targeted).sum()), n, keys)
+
     by_attack: dict[str, Number] = {}
     for description, rows in group(good, lambda r: canonical(r.cell.attack)).items():
         left = flags.survived(rows)
         assert left is not None
-        by_attack[attacks[description]] = share(float(left.sum()), n, tuple(r.cell.key for r in rows))
-    strongest = min(by_attack, key=lambda name: (by_attack[name].value, name))
+        by_attack[attacks[description]] = counted(left, tuple(r.cell.key for r in rows))
+    first = high_first if targeted else low_first
+    strongest = min(by_attack, key=lambda name: (first(by_attack[name].value), name))
+    from_rows = by_attack[strongest].keys if len(by_attack) == 1 else keys
     numbers = {
-        "robust_acc": share(float(worst.sum()), n, by_attack[strongest].keys if len(by_attack) == 1 else keys),
+        "target_rate" if targeted else "robust_acc": counted(worst, from_rows),
         "seeds": Number(float(len({r.cell.seed for r in good})), keys=keys),
         **{f"attack:{name}": number for name, number in by_attack.items()},
     }
+    if targeted:
+        right = np.logical_and.reduce([r.outcome("robust") for r in good])
+        numbers["robust_acc"] = share(float(right.sum()), len(right), from_rows)
+        for name in ("target_rate_clean", "target_rate_noise"):  # seeds may have other targets: the highest of them
+            found = [stored(r, name) for r in good if metric(r, name) is not None]
+            if found:
+                numbers[name] = max(found, key=lambda number: (number.value, number.keys))
     if all("clean" in r.samples for r in good):
-        right = float(np.mean([r.outcome("clean").sum() for r in good]))  # may differ where the victim is randomised
-        numbers["clean_acc"] = share(right, n, keys[:1])
+        clean = float(np.mean([r.outcome("clean").sum() for r in good]))  # may differ where the victim is randomised
+        numbers["clean_acc"] = share(clean, len(worst), keys[:1])
     for name in (*READ, *(f"robust_acc@{k}" for k in QUERY_MARKS)):
         found = [stored(r, name) for r in good if metric(r, name) is not None]
         if found:

@@ -7,42 +7,57 @@ from typing import Any
 
 import numpy as np
 
+from siegebench import registry
 from siegebench.cells import Result, eps_text, label
 
 from .board import Mark, metric
 from .stats import Vector, tolerance
 
-ONE_STEP = ("fgsm", "fgm")
-MANY_STEPS = ("pgd", "apgd", "autoattack")
 GAP = 0.20  # robust accuracy that PGD on cross-entropy leaves and a better attack takes
 BLACK_BOX_SLACK = 0.002  # the constant of AutoAttack's own check
 
 
-def core(attack: Mapping[str, Any] | None) -> str:
-    """The attack inside all wrappers, without the library it comes from: `eot(torchattacks/PGD)` is `pgd`."""
-    if attack is None:
-        return ""
-    inner = attack.get("attack")
-    return core(inner) if isinstance(inner, Mapping) else str(attack["name"]).rpartition("/")[2].lower()
+def core(attack: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The attack inside all wrappers: of `eot(torchattacks/PGD)` it is `torchattacks/PGD`."""
+    inner = (attack or {}).get("attack")
+    return core(inner) if isinstance(inner, Mapping) else attack or {}
+
+
+def has(attack: Mapping[str, Any] | None, trait: str) -> bool:
+    """Whether the attack inside all wrappers has a trait."""
+    return trait in registry.traits("attack", str(core(attack).get("name", "")))
 
 
 def is_plain_pgd_ce(row: Result) -> bool:
-    """PGD on cross-entropy as the undefended model would be attacked."""
+    """Gradient ascent on cross-entropy, as the undefended model would be attacked."""
     attack = row.cell.attack or {}
-    return attack.get("name") == "pgd" and attack.get("loss", "ce") in ("ce", "cross_entropy") and not row.cell.adaptive
+    plain = "plain" in registry.traits("attack", str(attack.get("name", "")))
+    return plain and attack.get("loss", "ce") in ("ce", "cross_entropy") and not row.cell.adaptive
+
+
+def held(row: Result) -> Vector:
+    """Samples that withstood one row: they stayed right, or did not become the target where there is one."""
+    return ~row.outcome("target") if "target" in row.samples else row.outcome("robust")
+
+
+def share_held(row: Result) -> float | None:
+    """Share of the samples that withstood one row; None where it has no outcomes."""
+    if "target" in row.samples:
+        return float(held(row).mean())
+    return metric(row, "robust_acc")
 
 
 def survived(rows: Iterable[Result]) -> Vector | None:
-    """Samples that stay right under every row: the worst case of each sample; None without rows."""
-    outcomes = [r.outcome("robust") for r in rows]
+    """Samples that withstand every row: the worst case of each sample; None without rows."""
+    outcomes = [held(r) for r in rows]
     return np.logical_and.reduce(outcomes) if outcomes else None
 
 
 def one_step_beats_many(rows: Sequence[Result]) -> list[Mark]:
     """FGSM breaks images that PGD, APGD and AutoAttack leave, or leaves a lower accuracy than their worst."""
-    single = [r for r in rows if core(r.cell.attack) in ONE_STEP]
+    single = [r for r in rows if has(r.cell.attack, "one_step")]
     after_one = survived(single)
-    after_many = survived(r for r in rows if core(r.cell.attack).startswith(MANY_STEPS))
+    after_many = survived(r for r in rows if has(r.cell.attack, "iterative"))
     if after_one is None or after_many is None:
         return []
     n = len(after_one)
@@ -63,14 +78,14 @@ def one_step_beats_many(rows: Sequence[Result]) -> list[Mark]:
 
 def black_box_beats_white_box(rows: Sequence[Result], queries: Sequence[Result]) -> list[Mark]:
     """An attacker who sees only answers does better than every one who sees gradients: gradients are masked."""
-    white = {label(r.cell.attack): metric(r, "robust_acc") for r in rows}
+    white = {label(r.cell.attack): share_held(r) for r in rows}
     known = [v for v in white.values() if v is not None]
     if not known:
         return []
     best = min(known)
     out = []
     for row in queries:
-        black, n = metric(row, "robust_acc"), int(row.samples.get("n", 0))
+        black, n = share_held(row), int(row.samples.get("n", 0))
         if black is not None and black < best - BLACK_BOX_SLACK:
             severity = "fail" if black < best - tolerance(best, n) else "flag"
             evidence = (
@@ -118,9 +133,9 @@ def not_monotone(by_eps: Mapping[float, Sequence[Result]], eps: float) -> list[M
     out = []
     smaller = [r for e in sorted(by_eps) if e < eps for r in by_eps[e]]
     for row in by_eps.get(eps, ()):
-        here, n = metric(row, "robust_acc"), int(row.samples["n"])
+        here, n = share_held(row), int(row.samples["n"])
         for other in smaller:
-            there = metric(other, "robust_acc")
+            there = share_held(other)
             alike = other.cell.attack == row.cell.attack and other.cell.seed == row.cell.seed
             if not alike or here is None or there is None or int(other.samples["n"]) != n:
                 continue

@@ -149,9 +149,11 @@ def _line(board: Board, line: Line) -> dict[str, Any]:
     anchor = _anchor(board, line)
     name, under = _headline(line)
     plain, each = _split(board)
-    lowest = {
-        group: min(v for c in board.columns if c.group == group and (v := line.value(c.id)) is not None)
-        for group in {c.group for c in board.columns if c.group}
+    worst = {
+        group: (max if low else min)(
+            v for c in board.columns if c.group == group and (v := line.value(c.id)) is not None
+        )
+        for group, low in {(c.group, c.better == "low") for c in board.columns if c.group}
         if any(line.value(c.id) is not None for c in board.columns if c.group == group)
     }
     return {
@@ -166,8 +168,8 @@ def _line(board: Board, line: Line) -> dict[str, Any]:
         "uncaught": line.uncaught,
         "judged": line.judged,
         "reasons": line.reasons,
-        "plain": [_cell(board, column, line, anchor, lowest) for column in plain],
-        "each": [_cell(board, column, line, anchor, lowest) for column in each],
+        "plain": [_cell(board, column, line, anchor, worst) for column in plain],
+        "each": [_cell(board, column, line, anchor, worst) for column in each],
         "chips": _chips(line, anchor),
         "flags": [
             {"id": f.id, "severity": f.severity, "evidence": f.evidence, "row": f.key[:SHORT]} for f in line.flags
@@ -175,7 +177,7 @@ def _line(board: Board, line: Line) -> dict[str, Any]:
     }
 
 
-def _cell(board: Board, column: Column, line: Line, anchor: str, lowest: Mapping[str, float]) -> dict[str, Any]:
+def _cell(board: Board, column: Column, line: Line, anchor: str, worst: Mapping[str, float]) -> dict[str, Any]:
     primary = column.id == board.primary
     if column.unit == "text":
         text = line.texts.get(column.id, "–")
@@ -190,7 +192,7 @@ def _cell(board: Board, column: Column, line: Line, anchor: str, lowest: Mapping
         "primary": primary,
         "tint": plots.tint(number.value, column),
         "low_is_good": column.better == "low",
-        "worst": column.group == "attack" and number.value is not None and number.value == lowest.get(column.group),
+        "worst": column.group == "attack" and number.value is not None and number.value == worst.get(column.group),
         "interval": interval(number, column.unit),
         "n": number.n,
     }

@@ -127,14 +127,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return _percentiles(_resampled(len(values), np.random.default_rng(0)) @ np.asarray(values, dtype=float))
 
 
-def auroc(negative: Vector, positive: Vector) -> float:
-    """Chance that a positive scores above a negative, ties counted half."""
-    ordered = np.sort(negative)
-    below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
-    return float(below.mean() / (2 * len(negative)))
-
-
-def auroc_interval(negative: Vector, positive: Vector) -> tuple[float, float] | None:
+def auroc_interval(*, positive: Vector, negative: Vector) -> tuple[float, float] | None:
     """95 % bootstrap interval, negatives and positives resampled on their own. None below three of either."""
     if min(len(negative), len(positive)) < 3:
         return None

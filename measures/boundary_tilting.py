@@ -64,8 +64,7 @@ class BoundaryTilting(Measure):
         means: Tensor = lesson
         in_l2 = replace(threat, norm="l2", eps=1.0)  # an attack that minimises asks for no eps
         label, distance = nearest(self.attack, oracle, x, y, in_l2, draws, self.averaged)
-        asked = oracle.surrogate()
-        asked = asked.averaged(self.averaged) if oracle.model.randomized else asked
+        asked = oracle.as_attacked(self.averaged)
         second = asked.logits(x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)
         b = torch.where(distance.isfinite(), label, second)
         g = asked.gradient(x, _difference(y, b))[0].double()

@@ -48,8 +48,7 @@ class Flatness(Measure):
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
         if threat.norm not in self.norms:
             raise NotApplicable(f"no grid of directions in {threat.norm}; one of {', '.join(self.norms)}")
-        asked = oracle.surrogate()
-        asked = asked.averaged(self.averaged) if oracle.model.randomized else asked
+        asked = oracle.as_attacked(self.averaged)
 
         g = asked.gradient(x, partial(ops.cross_entropy, y=y))[0]
         chance = draws.normal(tuple(x.shape[1:]), purpose="direction").to(x)

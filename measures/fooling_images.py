@@ -12,6 +12,7 @@ from torch import Tensor
 from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.stats import auroc
 from siegebench.threat import ThreatModel
 from siegebench.types import Count, Measure, Positive, Share
 
@@ -68,8 +69,7 @@ class FoolingImages(Measure):
     averaged: Count = 4
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
-        asked = oracle.surrogate()
-        asked = asked.averaged(self.averaged) if oracle.model.randomized else asked
+        asked = oracle.as_attacked(self.averaged)
         clean = asked.logits(x).softmax(dim=1).amax(dim=1)
         alone = asked[:1]  # the images belong to no sample; their cost is the first one's
         images, wanted = (self._climb if self.method == "gradient" else self._evolve)(alone, x.mean(dim=0), draws)
@@ -83,7 +83,7 @@ class FoolingImages(Measure):
             "median_confidence": float(confidence.quantile(0.5)),
             "share_above_99": float((confidence > 0.99).double().mean()),
             "share_classes_found": len(hit) / len(classes),
-            "detection_auroc": _auroc(clean.double(), p.amax(dim=1)),
+            "detection_auroc": auroc(positive=clean.double().cpu().numpy(), negative=p.amax(dim=1).cpu().numpy()),
         }
         return {"metrics": metrics, "flags": []}
 
@@ -141,9 +141,3 @@ class FoolingImages(Measure):
 def _probability(z: Tensor, k: Tensor) -> Tensor:
     """Softmax of the class k, [n]."""
     return z.softmax(dim=1).gather(1, k[:, None]).squeeze(1)
-
-
-def _auroc(high: Tensor, low: Tensor) -> float:
-    """Chance that one of `high` exceeds one of `low`; ties count half."""
-    above, same = high[:, None] > low, high[:, None] == low
-    return float((above.double() + 0.5 * same.double()).mean())

@@ -41,8 +41,7 @@ class GradientNorm(Measure):
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
         if threat.norm not in ops.DUAL:
             raise NotApplicable(f"{threat.norm} is no norm and has no dual; one of {', '.join(ops.DUAL)}")
-        asked = oracle.surrogate()
-        asked = asked.averaged(self.averaged) if oracle.model.randomized else asked
+        asked = oracle.as_attacked(self.averaged)
         metrics: dict[str, float] = {}
         for name, loss in (("ce", ops.cross_entropy), ("margin", ops.margin)):
             g, _, value = asked.gradient(x, partial(loss, y=y))

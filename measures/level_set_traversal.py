@@ -65,8 +65,7 @@ class LevelSetTraversal(Measure):
     averaged: Count = 4
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
-        asked = oracle.surrogate()
-        asked = asked.averaged(self.averaged) if oracle.model.randomized else asked
+        asked = oracle.as_attacked(self.averaged)
         place, found = self._targets(y, draws)
         if not bool(found.any()):
             return {"metrics": {"pairs": 0.0}, "flags": []}

@@ -78,9 +78,7 @@ class Masking(Measure):
             return report.as_dict()
         usable = self._outputs(oracle, x, report) and self._gradients(oracle, x, y, report)
         if usable:  # nothing can be said of an attack that meets NaN
-            climber = oracle.surrogate()
-            climber = climber.averaged(self.averaged) if oracle.model.randomized else climber
-            self._sweep(climber, x, y, threat, report)
+            self._sweep(oracle.as_attacked(self.averaged), x, y, threat, report)
         return report.as_dict()
 
     def _outputs(self, oracle: Oracle, x: Tensor, report: _Report) -> bool:

@@ -121,8 +121,7 @@ class Obfuscation(Measure):
         return key.eval().requires_grad_(False)
 
     def _descend(self, oracle: Oracle, x_adv: Tensor, x: Tensor, y: Tensor, key: _Key) -> Tensor:
-        asked = oracle.surrogate()
-        asked = asked.averaged(self.averaged) if oracle.model.randomized else asked
+        asked = oracle.as_attacked(self.averaged)
         speed, step = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], self.step)
         rises, before = torch.zeros_like(y), torch.full_like(step, torch.inf)
         for _ in range(self.steps):

@@ -24,8 +24,10 @@ from siegebench.executors import STARTED, Executor, Report, SerialExecutor, exec
 from siegebench.oracle import Oracle
 from siegebench.plan import Plan, plan
 from siegebench.store import Store
-from siegebench.threat import Access, Norm, ThreatModel
+from siegebench.threat import Access, Norm, Rule, ThreatModel
 from siegebench.tracks import TRACKS
+from siegebench.tracks.judging import fresh_passes
+from siegebench.tracks.targets import goals
 from siegebench.types import Attack, DataSource, ModelSource
 from siegebench.workspace import Settings, Workspace
 
@@ -202,6 +204,9 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
 
     >>> x_adv = attack("pgd", steps=20)(model, x, y, norm="linf", eps="8/255")
 
+    With `target` (`next`, `random`, `least_likely`, a class, or a tensor [n] of classes) each image is to become that
+    class; an attack that cannot aim refuses it.
+
     One that learns before it attacks (see `siegebench list attacks`) also takes `data=`, the images it learns from.
 
     Raises:
@@ -217,6 +222,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
         norm: Norm = "linf",
         eps: float | str = "8/255",
         queries: int | None = None,
+        target: Rule | int | Tensor | None = None,
         seed: int = 0,
         num_classes: int | None = None,
         data: ImageSet | None = None,
@@ -227,7 +233,10 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
                 f"attack {name!r} learns from training images: pass data=, such as load_data(NAME, 'train')"
             )
         access: Access = entry.access()
-        threat = ThreatModel.parse({"norm": norm, "eps": eps, "access": access, "queries": queries})
+        if target is not None and not entry.can_aim():
+            raise ConfigError(f"attack {name!r} cannot aim at a class: leave target out")
+        rule = None if isinstance(target, Tensor) else target
+        threat = ThreatModel.parse({"norm": norm, "eps": eps, "access": access, "queries": queries, "target": rule})
         if not isinstance(model, Classifier):
             if num_classes is None:
                 with torch.no_grad(), _frozen(model):  # eval first: batch norms learn from every forward pass
@@ -235,13 +244,27 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
             model = Network(model, num_classes=num_classes)
         draws = Draws(derive_seed(seed, "attack"), torch.arange(len(x), device=x.device))
         with _frozen(model):
+            goal = None if target is None else _goal(target, model, x, y, draws)
             lesson = None
             if data is not None and entry.learning():
                 own = Draws(derive_seed(seed, "learn"), data.ids).to(x.device)
                 lesson = entry.learn(Oracle(model, threat, own), data, threat, own)
-            return entry(Oracle(model, threat, draws), x, y, threat, draws, lesson)
+            return entry(Oracle(model, threat, draws, goal=goal), x, y, threat, draws, lesson)
 
     return call
+
+
+def _goal(target: Rule | int | Tensor, model: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    """The class that each image is to become, int64 [n]."""
+    if not isinstance(target, Tensor):
+        return goals(target, y, model.num_classes, draws, lambda: fresh_passes(model, x, draws, "clean").mean(dim=0))
+    if target.shape != y.shape or target.is_floating_point():
+        raise ConfigError(f"target: expected {len(y)} integers, found {target.dtype} {tuple(target.shape)}")
+    if not bool(((target >= 0) & (target < model.num_classes)).all()):
+        raise ConfigError(
+            f"target: expected classes 0..{model.num_classes - 1}, found {int(target.min())} to {int(target.max())}"
+        )
+    return target.to(y.device).long()
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from torch import Tensor
 from siegebench.cells import digest
 from siegebench.classifier import Classifier
 from siegebench.errors import ModelError
-from siegebench.store import Store, write_atomic
+from siegebench.files import write_atomic
+from siegebench.store import Store
 from siegebench.weights import load_weights, save_weights, weights_hash
 
 VERSION = 1  # raised when training the same description would give other weights

@@ -18,13 +18,18 @@ def _facts(kind: str, name: str) -> str:
         norms = said.get("norms", ("linf",))
         facts.append(", ".join(norms) if isinstance(norms, tuple) else "as the attack inside")
         facts += ["smallest perturbation"] if said.get("minimal") else []
+        facts += ["takes a target class"] if said.get("aims") else []
     if kind in ("attack", "measure"):
         facts += ["learns from training images"] if said.get("learns") else []
+    if kind == "corruption":
+        facts.append(str(said.get("group", "")))
     if kind == "defense":
         facts += [flag for flag in ("trains", "randomized") if said.get(flag)]
         facts += ["not differentiable"] if said.get("differentiable") is False else []
     if card.sees:
         facts.append("sees " + ", ".join(card.sees))
+    if card.takes != ("image",):
+        facts.append("takes " + ", ".join(card.takes))
     if card.control:
         facts.append("planted control")
     return "; ".join(facts)

@@ -39,7 +39,7 @@ class Cell:
     Attributes:
         track: which kind of number.
         data: `{name, version, split, count, digest, classes, ...}` of the evaluated slice.
-        threat: norm, eps, access, queries; None on backdoor tracks.
+        threat: norm, eps, access, queries, and the target where there is one; None on backdoor tracks.
         surrogates: the models that the attack sees in place of the victim, none for a no-box attack; only on the
             transfer track.
         severities: of the corruption; only on the corruption track.
@@ -128,9 +128,10 @@ def eps_text(eps: float) -> str:
 
 
 def ball_text(threat: Mapping[str, Any]) -> str:
-    """`linf 8/255`, `l2 0.5`; `l0 6.25%` of the pixels."""
-    eps = threat["eps"]
-    return f"l0 {100 * eps:g}%" if threat["norm"] == "l0" else f"{threat['norm']} {eps_text(eps)}"
+    """`linf 8/255`, `l2 0.5`; `l0 6.25%` of the pixels; with `, target next` where there is one."""
+    eps, target = threat["eps"], threat.get("target")
+    aim = "" if target is None else f", target {target}"
+    return (f"l0 {100 * eps:g}%" if threat["norm"] == "l0" else f"{threat['norm']} {eps_text(eps)}") + aim
 
 
 def label(description: Mapping[str, Any] | None) -> str:
@@ -176,7 +177,7 @@ class Result:
         samples: `{"n": N, name: packed 0/1 vector over the N samples}`; `clean` and `robust` on attack tracks.
         counts: forwards, backwards and queries, in all and a sample.
         env: what it was computed with, and on which device.
-        timing: `seconds`, and when it `started` and `ended` (UTC).
+        timing: `seconds` (of which `training`), and when it `started` and `ended` (UTC).
         given: the entries as the suite wrote them, by slot; without folders and files.
         errors: of earlier attempts, `{"type", "message", "when"}`.
         arrays: per-sample numbers, kept in a file beside the row.

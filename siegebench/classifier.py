@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from siegebench.data import IMAGE, Kind
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
+from siegebench.threat import Norm
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Classifier(nn.Module):
     num_classes: int
     card: ModelCard
     randomized: bool = False
+    certifies: Norm | None = None
     kind: Kind = IMAGE
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
@@ -48,6 +50,16 @@ class Classifier(nn.Module):
         """The same values with gradients that reach the image (BPDA); the forward itself where it is differentiable."""
         logits: Tensor = self(x, draws)
         return logits
+
+    def radius(self, x: Tensor) -> Tensor:
+        """Radius within which the prediction for each image is proved not to change, [n]; -inf where it abstains.
+
+        Only of a model that certifies: `certifies` names the norm.
+
+        Raises:
+            NotApplicable: when the model certifies nothing.
+        """
+        raise NotApplicable(f"{self.card.name} certifies no radius")
 
     def features(self, x: Tensor) -> Tensor:
         """Input of the last linear layer, [n, d]."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Board = BoardSpec
 else:
     Board = Annotated[Union[tuple(TRACKS.values())], Field(discriminator="track")]  # noqa: UP007
+INPUTS = ("adversarial", "corrupted")  # kinds of inputs on detection boards
 RENAMED = {"checks": "measures"}  # keys of earlier versions
 
 
@@ -31,19 +32,19 @@ class Suite(Strict):
     seeds: Seeds = Field(default=[0])
     boards: Annotated[list[Board], Field(min_length=1)]
 
-    _document: Document = PrivateAttr()
+    _inventory: Inventory = PrivateAttr()
 
     def filled(self) -> list[BoardSpec]:
         """The boards, each with what it leaves to the suite."""
         return [board.filled(self, ("boards", i)) for i, board in enumerate(self.boards)]
 
     def inventory(self, given: dict[str, Any] | None = None) -> Inventory:
-        """An empty inventory that knows the suite's document.
+        """What the suite names, resolved when it was read; no data and no model has been loaded yet.
 
         Args:
             given: the description of a model handed over from Python, which takes the place of the suite's models.
         """
-        return Inventory(self._document, given)
+        return self._inventory.of(given)
 
 
 def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
@@ -72,10 +73,9 @@ def parse_suite(document: Document) -> Suite:
         suite = Suite.model_validate(document.data)
     except ValidationError as error:
         raise document.error(*_first(error)) from None
-    suite._document = document
-    inventory = suite.inventory()
+    suite._inventory = Inventory(document)
     for board in suite.filled():
-        board.check(inventory)
+        board.check(suite._inventory)
     return suite
 
 
@@ -115,7 +115,7 @@ def _check_keys(document: Document) -> None:
 def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     first = error.errors()[0]
     # pydantic adds the tags of its unions to the path
-    loc = tuple(s for s in first["loc"] if s not in (*TRACKS, "str", "float", "dict[str,any]"))
+    loc = tuple(s for s in first["loc"] if s not in (*TRACKS, *INPUTS, "str", "float", "dict[str,any]"))
     shown = ".".join(str(s) for s in loc)
     if first["type"] == "missing":
         return loc[:-1], f"{shown} is missing"

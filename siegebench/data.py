@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ class Kind:
 
     def load(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Stored numbers as a model sees them."""
-        return stored.to(dtype) if self.grid is None else stored.to(dtype) / self.grid
+        x = stored.to(dtype)
+        return x if self.grid is None else x.div_(self.grid)  # a grid is of integers: x is a copy
 
     def store(self, x: Tensor) -> Tensor:
         """What a model sees as it is stored; rounded where that is coarser."""
@@ -157,7 +159,7 @@ class ImageSet:
     def digest(self) -> str:
         """sha256 over pixels, labels and ids: what goes into the key of a cell."""
         h = hashlib.sha256(str((tuple(self.stored.shape), self.num_classes)).encode())
-        for part in (*self.stored.pieces(), self.labels, self.ids):
+        for part in chain(self.stored.pieces(), (self.labels, self.ids)):
             h.update(part.contiguous().numpy().reshape(-1).data)
         return h.hexdigest()
 

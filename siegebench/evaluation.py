@@ -19,7 +19,7 @@ from siegebench.workspace import Workspace
 
 def evaluate(cell: Cell, ws: Workspace) -> Result:
     """The row of a cell. Never raises for what an entry does; Ctrl-C and the end of the process pass through."""
-    started, start = now(), time.perf_counter()
+    started, start, trained = now(), time.perf_counter(), ws.training
     try:
         result = TRACKS[cell.track].measure(cell, ws)
     except NotApplicable as error:
@@ -27,7 +27,12 @@ def evaluate(cell: Cell, ws: Workspace) -> Result:
     except (Exception, SystemExit) as error:  # foreign code may call sys.exit
         result = failed(cell, error)
     result.env = {**environment(ws.device), "dtype": ws.settings.dtype, "batch": ws.settings.batch}
-    result.timing = {"seconds": time.perf_counter() - start, "started": started, "ended": now()}
+    result.timing = {
+        "seconds": time.perf_counter() - start,
+        "training": ws.training - trained,
+        "started": started,
+        "ended": now(),
+    }
     result.given = as_given(cell, ws.settings.specs)
     return result
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
 from siegebench import registry
@@ -12,7 +12,7 @@ from siegebench.cells import digest
 from siegebench.data import ImageSet, split_clean, subset
 from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
 from siegebench.kinds import kind_of
-from siegebench.types import BackdoorAttack, DataSource, Entry, ModelSource
+from siegebench.types import Attack, BackdoorAttack, DataSource, Entry, ModelSource
 from siegebench.yamlmarks import Document, Loc
 
 E = TypeVar("E", bound=Entry)
@@ -73,12 +73,19 @@ class Inventory:
         document: gives the position of what is broken.
         given: the description of a model handed over from Python, which takes the place of the suite's models.
         specs: of each description, by digest: folders and files are part of a spec and not of a key.
+        costs: of each attack, by the digest of its description.
     """
 
     document: Document
     given: dict[str, Any] | None = None
     specs: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    _names: dict[Any, Any] = field(default_factory=dict)
     _known: dict[Any, Any] = field(default_factory=dict)
+
+    def of(self, given: dict[str, Any] | None) -> Inventory:
+        """The same names for another model handed over from Python; nothing has been loaded or built yet."""
+        return replace(self, given=given, _known={})
 
     @contextmanager
     def blame(self, where: Loc) -> Iterator[None]:
@@ -93,9 +100,7 @@ class Inventory:
             raise
 
     def _once(self, key: Any, make: Any) -> Any:
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
+        return _made(self._known, key, make)
 
     def resolve(self, kind: type[E], spec: Any, where: Loc) -> Named[E]:
         """The entry of a name and its parameters.
@@ -108,10 +113,12 @@ class Inventory:
             entry = registry.build(kind, spec)
             description = registry.description_of(kind_of(kind).name, entry)
             self.specs[digest(description)] = registry.normal(spec)
+            if isinstance(entry, Attack):
+                self.costs[digest(description)] = entry.cost()
             return Named(registry.normal(spec), description, entry, where)
 
         with self.blame(where):
-            found = self._once((kind, digest(registry.normal(spec))), make)
+            found = _made(self._names, (kind, digest(registry.normal(spec))), make)
         return cast("Named[E]", found)
 
     def identified(self, named: Named[Any]) -> dict[str, Any]:
@@ -186,6 +193,12 @@ class Inventory:
 
         with self.blame(backdoor.where):
             self._once(("poison", digest([backdoor.spec, source.spec])), make)
+
+
+def _made(known: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    if key not in known:
+        known[key] = make()
+    return known[key]
 
 
 @contextmanager

@@ -40,7 +40,7 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("attack", "attacks", "Attacks", "siegebench.types:Attack"),
         EntryKind("measure", "measures", "Measures", "siegebench.types:Measure"),
         EntryKind("defense", "defenses", "Defenses", "siegebench.types:Defense"),
-        EntryKind("backdoor", "backdoors", "Backdoor attacks", "siegebench.types:BackdoorAttack"),
+        EntryKind("backdoor", "backdoors", "Backdoor attacks", "siegebench.types:Poisoning"),
         EntryKind("detector", "detectors", "Detectors", "siegebench.types:Detector"),
         EntryKind("corruption", "corruptions", "Corruptions", "siegebench.types:Corruption"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),

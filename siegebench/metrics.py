@@ -57,7 +57,7 @@ _ALL = (
     Metric("median_queries", "count", "high", "Queries", "Median number of queries of a successful attack."),
     Metric("mean_queries", "count", "high", "Mean queries", "Mean number of queries of a successful attack."),
     Metric("target_rate", "rate", "low", "Target reached", "Attacked images that became the target class."),
-    Metric("target_rate_clean", "rate", "", "Target, clean", "Clean images that are classified as the target class."),
+    Metric("target_rate_clean", "rate", "", "Target, clean", "Clean images of other classes that get the class."),
     Metric(
         "target_rate_noise", "rate", "", "Target, noise", "The same images under random noise of the same size, "
         "classified as the target class.",
@@ -116,6 +116,7 @@ COUNTS: dict[str, str] = {
 SAMPLES: dict[str, str] = {
     "clean": "the clean image is correctly classified",
     "robust": "the attacked image is correctly classified",
+    "attacked": "the image was attacked: it was right, and not of the target class",
     "target": "the attacked image became the target class",
     "right@": "the image is correctly classified at this severity",
 }

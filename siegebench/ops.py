@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from siegebench.errors import NotApplicable
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # the norm of a gradient that goes with a norm of pixels
 
@@ -96,10 +100,55 @@ def dlr(z: Tensor, y: Tensor) -> Tensor:
 
 
 def targeted_dlr(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Targeted difference of logits ratio, [n]. Needs 4 classes."""
+    """Targeted difference of logits ratio, [n].
+
+    Raises:
+        NotApplicable: with fewer than 4 classes.
+    """
+    if z.shape[1] < 4:
+        raise NotApplicable(f"the targeted difference of logits ratio needs 4 classes, the model has {z.shape[1]}")
     ordered = z.sort(dim=1, descending=True).values
     own, wanted = z.gather(1, y[:, None]).squeeze(1), z.gather(1, target[:, None]).squeeze(1)
     return (wanted - own) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
 
 
 LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}  # all ascend towards misclassification
+CLASSES = {"ce": 2, "margin": 2, "dlr": 3, "targeted_dlr": 4}  # that each loss needs
+
+
+def check_classes(loss: str, classes: int) -> None:
+    """Refuse a loss that a model with so few classes does not have.
+
+    Raises:
+        NotApplicable: naming the loss and the number of classes that it needs.
+    """
+    if classes < CLASSES[loss]:
+        raise NotApplicable(f"loss {loss} needs {CLASSES[loss]} classes, the model has {classes}")
+
+
+def _towards_dlr(z: Tensor, goal: Tensor) -> Tensor:
+    rival = z.scatter(1, goal[:, None], float("-inf")).argmax(dim=1)
+    return targeted_dlr(z, rival, goal)
+
+
+TOWARDS: dict[str, Callable[..., Tensor]] = {  # all ascend towards the goal
+    "ce": lambda z, goal: -cross_entropy(z, goal),
+    "margin": lambda z, goal: -margin(z, goal),
+    "dlr": _towards_dlr,
+    "targeted_dlr": _towards_dlr,
+}
+
+
+def aimed(loss: str, y: Tensor, goal: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """What an attack climbs, of logits: the loss away from y, or towards the goal (`oracle.goal`) if there is one."""
+    return partial(LOSSES[loss], y=y) if goal is None else partial(TOWARDS[loss], goal=goal)
+
+
+def gain(z: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
+    """Margin of success, [n]; positive means misclassified, or classified as the goal where there is one."""
+    return margin(z, y) if goal is None else -margin(z, goal)
+
+
+def hit(label: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
+    """Whether top-1 labels are a success, bool [n]: not y, or the goal where there is one."""
+    return label != y if goal is None else label == goal

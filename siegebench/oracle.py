@@ -58,10 +58,16 @@ class Oracle(nn.Module):
         threat: what is granted, and how many queries.
         draws: streams of the samples of this batch; a randomised model takes its noise from them, one for each look.
         watch: `(x, y)` to keep the best feasible point so far, for foreign attacks that may be cut off.
+        goal: the class that each sample is to become, int64 [n]; None where any wrong class counts.
     """
 
     def __init__(
-        self, model: Classifier, threat: ThreatModel, draws: Draws, watch: tuple[Tensor, Tensor] | None = None
+        self,
+        model: Classifier,
+        threat: ThreatModel,
+        draws: Draws,
+        watch: tuple[Tensor, Tensor] | None = None,
+        goal: Tensor | None = None,
     ) -> None:
         super().__init__()
         object.__setattr__(self, "model", model)  # not a submodule: nobody reaches its parameters by accident
@@ -70,6 +76,7 @@ class Oracle(nn.Module):
         self.draws = draws.child("model")
         self.ledger = Ledger(len(draws), draws.ids.device)
         self.rows = torch.arange(len(draws), device=draws.ids.device)
+        self.goals = goal
         self.copies = 1
         self.mean_of = 1
         self.through_surrogate = False
@@ -102,6 +109,11 @@ class Oracle(nn.Module):
     def surrogate(self) -> Oracle:
         """Gradients pass through the defense's surrogate (BPDA); values and scoring stay exact."""
         return self._view(through_surrogate=True)
+
+    def as_attacked(self, k: int) -> Oracle:
+        """As an adaptive attack asks: gradients as `surrogate`, and means over k looks at a randomised model."""
+        through = self.surrogate()
+        return through.averaged(k) if self.model.randomized else through
 
     def tapped(self, tap: Callable[[Tensor], Tensor]) -> Oracle:
         """The output [n, C, H, W] of the last convolution (or batch norm) passes through `tap`, which may read it,
@@ -136,6 +148,11 @@ class Oracle(nn.Module):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def goal(self) -> Tensor | None:
+        """The class that each row is to become, int64 [n]; None where any wrong class counts."""
+        return None if self.goals is None else self.goals[self.rows]
 
     # --------------------------------------------------------------------------------------------------- questions
 

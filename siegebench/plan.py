@@ -34,22 +34,11 @@ def plan(suite: Suite, given: dict[str, Any] | None = None) -> Plan:
     """
     inventory = suite.inventory(given)
     cells = {cell.key: cell for board in suite.filled() for cell in board.cells(inventory)}
-    return Plan(sorted(cells.values(), key=_neighbours), inventory.specs)
 
+    def neighbours(cell: Cell) -> tuple[Any, ...]:
+        """Cells of one victim lie side by side, the most expensive ones first (autoattack before fgsm)."""
+        cost = inventory.costs[digest(cell.attack)] if cell.attack else 0.0
+        victim = (digest(cell.model), digest(cell.backdoor), digest(cell.defense))
+        return (TRACKS[cell.track].late, *victim, -cost, cell.key)
 
-def _neighbours(cell: Cell) -> tuple[Any, ...]:
-    """Cells of one victim lie side by side, the most expensive ones first (autoattack before fgsm)."""
-    late = TRACKS[cell.track].late
-    cost = -_attack_cost(cell.attack) if cell.attack else 0.0
-    return (late, digest(cell.model), digest(cell.backdoor), digest(cell.defense), cost, cell.key)
-
-
-def _attack_cost(attack: dict[str, Any]) -> float:
-    """A rough number of passes: only the order matters."""
-    inner = attack.get("attack")
-    if isinstance(inner, dict):
-        return float(attack.get("looks", 1)) * _attack_cost(inner)
-    steps = attack.get("steps") or attack.get("queries") or 1
-    return (
-        float(steps) * float(attack.get("targets") or attack.get("searches") or 1) * float(attack.get("restarts") or 1)
-    )
+    return Plan(sorted(cells.values(), key=neighbours), inventory.specs)

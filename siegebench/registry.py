@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound="Entry")
 Sees = Literal["train", "clean", "val"]
+# what the harness and the leaderboard know an entry by, instead of its name
+Trait = Literal[
+    "one_step",  # attack: a single gradient step; it must not beat the iterative ones
+    "iterative",  # attack: many steps along the gradient
+    "plain",  # attack: climbs the loss that its parameter `loss` names, cross-entropy where it has none
+    "required",  # attack: a white-box entry is ranked only under it
+    "reference",  # defense: what every other defense has to beat
+    "silent",  # measure: speaks through flags only, its figures stay in its rows
+]
 ANY = "any"  # what takes every kind of data
 
 
@@ -56,6 +65,8 @@ class Card(BaseModel):
     takes: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...] = ("image",)  # kinds of data, or `any`
     control: bool = False  # a planted control: shown, never ranked
     family: bool = False  # `card/ANY` is passed to the entry as its field `target`
+    traits: tuple[Trait, ...] = ()
+    members: dict[str, tuple[Trait, ...]] = {}  # of a family: some of them, with their traits
     expect: dict[str, Any] = {}
 
     def __str__(self) -> str:
@@ -150,6 +161,20 @@ def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
     raise ConfigError(
         f"unknown {kind} {shortened(name)}. {did_you_mean(name, names(kind))} See `siegebench list {kind}s`."
     )
+
+
+def traits(kind: str, name: str) -> frozenset[str]:
+    """The traits of an entry; none for one that is not registered here (a row of a stranger may name anything)."""
+    try:
+        found, given = find(kind, name)
+    except ConfigError:
+        return frozenset()
+    return frozenset(found.card.members.get(str(given.get("target")), ()) if found.card.family else found.card.traits)
+
+
+def with_trait(kind: str, trait: str) -> list[str]:
+    """The entries of a kind that have a trait."""
+    return [name for name in names(kind) if trait in traits(kind, name)]
 
 
 @cache

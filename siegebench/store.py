@@ -13,7 +13,6 @@ import glob
 import io
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,26 +24,7 @@ from filelock import FileLock, Timeout
 from siegebench import schema
 from siegebench.cells import Cell, Result
 from siegebench.errors import ConfigError
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """A file that is either there whole or not there: temporary file beside it, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+from siegebench.files import write_atomic
 
 
 def _tidy(value: Any) -> Any:

@@ -15,6 +15,8 @@ Norm = Literal["linf", "l2", "l1", "l0"]
 Access = Literal["gradient", "score", "label", "none"]
 BALLS: tuple[Norm, ...] = ("linf", "l2", "l1")  # convex; what a patch may cover is not
 NORMS: tuple[Norm, ...] = (*BALLS, "l0")
+Rule = Literal["next", "random", "least_likely"]
+RULES: tuple[Rule, ...] = ("next", "random", "least_likely")
 ACCESSES: tuple[Access, ...] = ("gradient", "score", "label", "none")  # from most to least
 MAX_EPS = {"linf": 1.0, "l2": 1000.0, "l1": 1000000.0, "l0": 1.0}
 TOLERANCE = 1e-6  # rounding of float32 at the boundary of the ball
@@ -34,6 +36,18 @@ def parse_number(value: object) -> float:
         raise ValueError(f"expected a number or a fraction such as 8/255, found {shortened(value)}") from None
 
 
+def parse_target(value: object) -> Rule | int | None:
+    """How the class is chosen that an image is to become: a rule, or the class itself.
+
+    Raises:
+        ValueError: when it is neither.
+    """
+    is_class = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value is not None and value not in RULES and not is_class:
+        raise ValueError(f"expected {', '.join(RULES)} or a class number, found {shortened(value)}")
+    return value  # type: ignore[return-value]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ThreatModel:
     """An Lp ball around each image, the access to the model, and the queries allowed.
@@ -43,6 +57,8 @@ class ThreatModel:
         eps: radius of the ball.
         access: `gradient` (white box), `score` (logits), `label` (top-1 only) or `none` (no box).
         queries: images that may be sent through the model per sample; None is no limit.
+        target: which class an image is to become: `next` (the one after its own), `random` (any but its own),
+            `least_likely` (for the victim, of the clean image), or one class for all; None where any wrong one counts.
         text: eps as the user wrote it (`8/255`); shown, never computed with.
     """
 
@@ -50,6 +66,7 @@ class ThreatModel:
     eps: float = 8 / 255
     access: Access = "gradient"
     queries: int | None = None
+    target: Rule | int | None = None
     text: str = ""
 
     def __post_init__(self) -> None:
@@ -61,10 +78,14 @@ class ThreatModel:
             raise ConfigError(f"threat: eps {self.eps} is out of range for {self.norm} (0 to {MAX_EPS[self.norm]:g})")
         if self.queries is not None and self.queries < 1:
             raise ConfigError(f"threat: queries is {self.queries}; at least 1, or leave it out for no limit")
+        try:
+            parse_target(self.target)
+        except ValueError as error:
+            raise ConfigError(f"threat: target: {error}") from None
 
     @classmethod
     def parse(cls, spec: dict[str, Any]) -> ThreatModel:
-        """Build from a mapping with `norm`, `eps` (number or fraction), `access`, `queries`."""
+        """Build from a mapping with `norm`, `eps` (number or fraction), `access`, `queries`, `target`."""
         return cls(**{**spec, "eps": parse_number(spec["eps"]), "text": str(spec["eps"])})
 
     def with_access(self, access: Access, queries: int | None = None) -> ThreatModel:
@@ -76,13 +97,15 @@ class ThreatModel:
         return ACCESSES.index(self.access) <= ACCESSES.index(need)
 
     def describe(self) -> dict[str, Any]:
-        """What goes into a cell's key: no text, no defaults left implicit."""
-        return {"norm": self.norm, "eps": self.eps, "access": self.access, "queries": self.queries}
+        """What goes into a cell's key: no text, no defaults left implicit; `target` where there is one."""
+        told = {"norm": self.norm, "eps": self.eps, "access": self.access, "queries": self.queries}
+        return told if self.target is None else {**told, "target": self.target}
 
     @property
     def label(self) -> str:
-        """`linf 8/255`, with queries where they are limited."""
-        tail = f", {self.queries} queries" if self.queries is not None else ""
+        """`linf 8/255`, with the target where there is one and queries where they are limited."""
+        tail = f", target {self.target}" if self.target is not None else ""
+        tail += f", {self.queries} queries" if self.queries is not None else ""
         return f"{self.norm} {self.text or format(self.eps, 'g')}{tail}"
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ Augment = Literal["none", "crop", "crop_flip"]
 BatchLoss = Callable[
     [Tensor, Tensor, Tensor, Tensor], Tensor
 ]  # (logits, labels, images, places in the set) to a scalar
+BatchImages = Callable[
+    [Tensor, Tensor, Tensor, int], Tensor
+]  # (augmented images, labels, places in the set, epoch) to the images that the network is trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ def train(
     seed: int,
     *,
     loss: BatchLoss | None = None,
+    images: BatchImages | None = None,
     after: Callable[[int], None] | None = None,
 ) -> None:
     """Train in place; the model is left in eval mode.
@@ -89,7 +93,9 @@ def train(
 
     Args:
         loss: `(logits, labels, images, places)` to a scalar; cross-entropy when left out. `places` index `data`.
-        after: called with the number of each finished epoch.
+        images: `(images, labels, places, epoch)` to the images that the network sees instead; it leaves the model in
+            train mode.
+        after: called with the number of each finished epoch; it may change the model's mode.
 
     Raises:
         ModelError: when the loss is no longer finite.
@@ -115,14 +121,16 @@ def train(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
     draws = Draws(seed, data.ids)
-    model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "network noise"))
         for epoch in range(recipe.epochs):
+            model.train()
             order = draws.order(f"epoch {epoch}")
             for places in order[: per_epoch * recipe.batch].split(recipe.batch):
                 x = augmented(data.pixels(places, dtype), recipe.augment, draws[places], epoch, data.kind).to(device)
                 y = data.labels[places].to(device)
+                if images is not None:
+                    x = images(x, y, places, epoch)
                 z = model(x, draws[places].to(device).at(epoch) if model.randomized else None)
                 value = (
                     F.cross_entropy(z, y, label_smoothing=recipe.smoothing) if loss is None else loss(z, y, x, places)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from siegebench.errors import ModelError
+from siegebench.files import write_atomic
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 
@@ -51,20 +50,9 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """Write safetensors so that the file is either whole or absent, whenever the process dies."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # clone: safetensors refuses tensors that share memory
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(safetensors.torch.save(plain))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomic(Path(path), safetensors.torch.save(plain))
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, field, replace
@@ -68,6 +69,7 @@ class Workspace:
         if settings.dtype not in ("float32", "float64"):
             raise ConfigError(f"dtype {settings.dtype!r}: float32 or float64")
         self.dtype = torch.float64 if settings.dtype == "float64" else torch.float32
+        self.training = 0.0  # seconds spent on training, so far
         self._entries: dict[tuple[type, str], Any] = {}
         self._sets: dict[str, ImageSet] = {}
         self._splits: dict[str, tuple[ImageSet, ImageSet, ImageSet]] = {}
@@ -134,7 +136,15 @@ class Workspace:
 
     def _fitted(self, description: dict[str, Any], model: Classifier, fit: Callable[[], Classifier]) -> Classifier:
         """`model` with the weights that belong to a description: loaded, or fitted and stored first."""
-        return self._ready(artifacts.trained(self.store, description, model, fit))
+
+        def timed() -> Classifier:
+            start = time.perf_counter()
+            try:
+                return fit()
+            finally:
+                self.training += time.perf_counter() - start
+
+        return self._ready(artifacts.trained(self.store, description, model, timed))
 
     def _source(self, described: dict[str, Any]) -> ModelSource:
         """Where a network comes from; two networks that differ only in the seed of their training share it."""

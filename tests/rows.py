@@ -179,7 +179,8 @@ def controls(*entries: tuple[str, str]) -> Iterator[None]:
         )
         for kind, name in entries
     }  # fmt: skip
-    with patch.object(registry, "cards", lambda: cards):
+    every = {**registry.cards(), **cards}
+    with patch.object(registry, "cards", lambda: every):
         yield
 
 

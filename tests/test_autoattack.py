@@ -22,6 +22,7 @@ from siegebench.draws import Draws
 from siegebench.errors import ConfigError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.registry import build
+from siegebench.search import Best
 from siegebench.threat import ThreatModel
 from tests import kit
 
@@ -209,14 +210,15 @@ def test_apgd_walks_the_path_of_the_reference(norm: str, loss: str) -> None:
     eps = 0.01 if norm == "linf" else 0.1
     threat, draws = ThreatModel(norm=norm, eps=eps), Draws(0, torch.arange(8))
     ours = APGD(steps=50, loss=loss, early_stop=False)
-    point, _, hit = ours._climb(Oracle(model, threat, draws), x, y, y, threat, draws)
-    start = ours._start(x, y, y, threat, draws).x
+    begin, best = ours._start(x, y, y, threat, draws), Best(x)
+    start = begin.x
+    ours._climb(Oracle(model, threat, draws), begin, threat, best)
     theirs = reference.APGDAttack(model, n_iter=50, norm=norm.capitalize(), eps=eps, loss=loss, device="cpu")
     theirs.init_hyperparam(x)
     x_best, right, _, x_last = theirs.attack_single_run(x, y, x_init=start)
-    assert torch.equal(hit, ~right)
-    expected = torch.where(ops.over(hit, x), x_last, x_best)
-    assert float((point - expected.detach()).abs().max()) < 0.02 * eps
+    assert torch.equal(best.hit, ~right)
+    expected = torch.where(ops.over(best.hit, x), x_last, x_best)
+    assert float((best.point - expected.detach()).abs().max()) < 0.02 * eps
 
 
 # ------------------------------------------------------------------------------------------------------------ FAB

@@ -129,6 +129,10 @@ class ReturnsFloat32(FGSM):
         return super().run(oracle, x, y, threat, draws).float()
 
 
+class SaysThatItAims(FGSM):
+    aims: ClassVar[bool] = True
+
+
 class AsksForMore(FGSM):
     needs: ClassVar[Any] = "score"
 
@@ -597,6 +601,10 @@ class Planted(DataSource):
             data = replace(data, source=torch.randint(0, 256, data.images.shape, dtype=torch.uint8))
         return data
 
+    def scan(self, split):
+        whole = self.load(split)
+        return whole.select(torch.arange(len(whole)).flip(0)) if self.wrong == "scan" else whole
+
 
 HONEST = [
     ("attack", FGSM()),
@@ -647,6 +655,7 @@ BROKEN = [
         "breaks the same half space behind scaled logits or shows that it is blind",
         "0 of 4 broken behind scaled logits",
     ),
+    ("attack", SaysThatItAims(), "aims at the class it is told", "moved towards the class"),
     ("measure", Measures(value=float("nan")), "returns finite metrics and well formed flags", "one"),
     ("measure", Measures(severity="fatal"), "returns finite metrics and well formed flags", "fatal"),
     ("measure", MeasuresByChance(), "measures the same for the same draws", "torch"),
@@ -693,6 +702,7 @@ BROKEN = [
     ("model", Source(wrong="fresh"), "builds anew from a seed", "same weights"),
     ("dataset", Planted(wrong="ids"), "loads both splits", "not unique"),
     ("dataset", Planted(wrong="unstable"), "loads the same images again", "digest"),
+    ("dataset", Planted(wrong="scan"), "scans what it loads", "train: scan and load disagree"),
     ("dataset", Planted(wrong="leak"), "keeps test images out of the training set", "80 of 80"),
     ("dataset", Planted(wrong="split"), "refuses an unknown split", "must raise DataError"),
 ]

@@ -334,7 +334,7 @@ def test_lists_belong_to_their_labels() -> None:
 
     assert subsets.stored("digits", 123) is None
     test = load("digits", "test")
-    with pytest.raises(DataError, match="not those that subset_digits_100"):
+    with pytest.raises(DataError, match="not those that digits_100"):
         subsets.check("digits", 100, test.select(torch.arange(499)))
 
 

@@ -124,13 +124,13 @@ def test_an_oracle_takes_its_box_from_the_model() -> None:
         ("attacks", "pgd", "attack 'pgd' takes image, the data is wave"),
         ("attacks", {"name": "eot", "attack": "outsider/step"}, "attack 'eot' takes image, the data is wave"),
         ("defenses", "jpeg", "defense 'jpeg' takes image, the data is wave"),
-        ("checks", "masking", "measure 'masking' takes image, the data is wave"),
+        ("measures", "masking", "measure 'masking' takes image, the data is wave"),
         ("models", "cifar_resnet20", "model 'cifar_resnet20' takes image, the data is wave"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_line(tmp_path: Path, slot: str, spec: Any, message: str) -> None:
     threats = [{"norm": "linf", "eps": 0.1}]
-    good = {"attacks": ["outsider/step"], "threats": threats, "checks": []}
+    good = {"attacks": ["outsider/step"], "threats": threats, "measures": []}
     path = suite(tmp_path, "outsider/waves", {"track": "white_box", **good, slot: [spec]})
     lines = path.read_text().splitlines()
     name = spec if isinstance(spec, str) else spec["name"]
@@ -154,7 +154,7 @@ def test_an_entry_inside_another_is_asked_too() -> None:
 
 def test_another_kind_goes_through_the_same_evaluator(tmp_path: Path) -> None:
     board = {"threats": [{"norm": "linf", "eps": 0.3}, {"norm": "l0", "eps": 0.2}], "attacks": ["outsider/step"]}
-    path = suite(tmp_path, "outsider/waves", {"track": "white_box", "checks": ["outsider/quiet"], **board})
+    path = suite(tmp_path, "outsider/waves", {"track": "white_box", "measures": ["outsider/quiet"], **board})
     found = rows(tmp_path, path)
     assert len(found) == 4
     for row in found:
@@ -171,7 +171,7 @@ def test_images_that_are_not_square_go_through_every_track(tmp_path: Path) -> No
     path = suite(
         tmp_path,
         "outsider/planted",
-        {"track": "white_box", "threats": threats, "attacks": ["fgsm", {"name": "pgd", "steps": 3}], "checks": []},
+        {"track": "white_box", "threats": threats, "attacks": ["fgsm", {"name": "pgd", "steps": 3}], "measures": []},
         {"track": "query", "threats": threats, "attacks": ["square"], "queries": 30},
         {"track": "patch", "threats": [{"norm": "l0", "eps": 0.1}], "attacks": [{"name": "loap", "steps": 3}]},
         {"track": "transfer", "threats": threats, "attacks": ["fgsm"], "surrogates": ["timm/test_resnet"]},

@@ -22,6 +22,7 @@ from siegebench.leaderboard.board import Board, Line, display
 from sklearn.metrics import roc_auc_score
 
 from siegebench.cells import Result, rate
+from siegebench.stats import auroc
 from tests import rows as make
 from tests.rows import N, attacked, detected, flag, judged, measured, named, outcome, repaired
 
@@ -102,11 +103,12 @@ def test_auroc_agrees_with_scikit_learn_ties_included() -> None:
     rng = np.random.default_rng(3)
     clean, bad = rng.integers(0, 6, 40) * 1.0, rng.integers(2, 8, 25) * 1.0
     expected = roc_auc_score([0] * 40 + [1] * 25, [*clean, *bad])
-    assert stats.auroc(clean, bad) == pytest.approx(expected)
-    low, high = stats.auroc_interval(clean, bad) or (1.0, 0.0)
+    assert auroc(positive=bad, negative=clean) == pytest.approx(expected)
+    assert auroc(positive=clean, negative=bad) == pytest.approx(1 - expected)
+    low, high = stats.auroc_interval(positive=bad, negative=clean) or (1.0, 0.0)
     assert low < expected < high
-    assert stats.auroc_interval(clean, bad) == (low, high)  # no hidden state
-    assert stats.auroc_interval(clean[:2], bad) is None
+    assert stats.auroc_interval(positive=bad, negative=clean) == (low, high)  # no hidden state
+    assert stats.auroc_interval(positive=bad, negative=clean[:2]) is None
 
 
 def test_bootstrap_of_a_mean_matches_the_normal_interval_on_many_values() -> None:
@@ -384,7 +386,7 @@ def test_backdoor_ties_are_broken_by_worst_success_then_rir() -> None:
     )
     assert [x.names["defense"] for x in board.lines] == ["better", "even", "uneven"]
     assert {x.place for x in board.lines} == {"1-3"}
-    assert any("No none and no fine_tuning row" in note for note in board.notes)
+    assert any("No fine_tuning and no none row" in note for note in board.notes)
 
 
 def test_attacks_that_failed_themselves_are_left_out_and_named() -> None:

@@ -370,7 +370,7 @@ def test_the_tracer_is_turned_by_noise_as_far_as_it_shall() -> None:
     data = planted_set(320, 8)
     cosine = {}
     for theta in (20.0, 75.0):
-        entry = SeparateAndTrace(theta=theta, noise=0.1, epochs=60, lr=1e-2, width=8, copies=3)
+        entry = SeparateAndTrace(theta=theta, noise=0.1, epochs=60, lr=1e-2, width=8, copies=3, attack=PGD())
         model = kit.cnn_model()
         threat, draws = ThreatModel(), Draws(0, data.ids)
         taught = entry.learn(Oracle(model, threat, draws), data, threat, draws)
@@ -555,7 +555,7 @@ def test_geometry_of_resnet20() -> None:
 def tracers() -> Tracers:
     """Trained once a process; what it is attacked with is chosen later."""
     model, train_set, _ = resnet20()
-    entry = SeparateAndTrace(images=4000, epochs=4, copies=6)
+    entry = SeparateAndTrace(images=4000, epochs=4, copies=6, attack=PGD())
     threat, own = ThreatModel(norm="l2", eps=1.0), Draws(0, train_set.ids)
     return entry.learn(Oracle(model, threat, own), train_set, threat, own)
 

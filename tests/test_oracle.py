@@ -265,6 +265,16 @@ def test_surrogate_has_the_same_values_and_useful_gradients(linear: Classifier) 
     assert booked(oracle)[1] == [2, 2, 2]
 
 
+def test_as_attacked_goes_through_the_surrogate_and_averages_only_what_is_random(linear: Classifier) -> None:
+    x, oracle = kit.grey_images(3), oracle_of(Rounding(linear, 8), 3)
+    assert bool(oracle.as_attacked(4).gradient(x, total)[0].any())
+    assert booked(oracle)[1] == [1, 1, 1]
+    oracle, other = (oracle_of(Noisy(linear, 1.0), 3) for _ in range(2))
+    expected = other.surrogate().averaged(4).logits(x)
+    torch.testing.assert_close(oracle.as_attacked(4).logits(x), expected)
+    assert booked(oracle)[0] == [4, 4, 4]
+
+
 def test_gradient_does_not_depend_on_the_rest_of_the_batch(cnn: Classifier) -> None:
     x, y = kit.grey_images(8), torch.arange(8)
     g, z, value = oracle_of(cnn, 8).gradient(x, lambda z: ops.cross_entropy(z, y))

@@ -12,7 +12,7 @@ import torch
 from siegebench.attacks import _patterns as patterns
 from siegebench.attacks.adversarial_patch import AdversarialPatch
 from siegebench.attacks.area_patch import AreaPatch
-from siegebench.attacks.loap import LOAP, _best, cut, largest_square, paste
+from siegebench.attacks.loap import LOAP, _most_promising, cut, largest_square, paste
 from siegebench.attacks.rolling_shutter import DARK, GAMMA, RollingShutter, exposed, render
 from torch import Tensor, nn
 
@@ -240,12 +240,12 @@ def test_further_attempts_of_the_greedy_start_elsewhere() -> None:
     promise = torch.zeros(1, 6, 6)
     promise[0, 2, 2], promise[0, 2, 3], promise[0, 5, 5] = 3.0, 2.9, 1.0
     promise[0, 0, 0] = -torch.inf
-    first, promise = _best(promise, 2)
-    second, promise = _best(promise, 2)
+    first, promise = _most_promising(promise, 2)
+    second, promise = _most_promising(promise, 2)
     assert first.tolist() == [[2, 2]]
     assert second.tolist() == [[5, 5]]
     for _ in range(40):
-        place, promise = _best(promise, 2)
+        place, promise = _most_promising(promise, 2)
         assert place.tolist() != [[0, 0]]
 
 

@@ -18,6 +18,7 @@ from siegebench import ops
 from siegebench.classifier import Classifier, Network
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.search import Budget
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack
 from tests import kit
@@ -221,7 +222,8 @@ def test_nes_estimates_the_gradient() -> None:
     y = model(x).argmax(1)
     oracle, draws = Oracle(model, score("linf", 0.1), Draws(0, torch.arange(4))), Draws(0, torch.arange(4))
     pairs = torch.tensor([3000, 100, 0, 7])
-    g = NES(sigma=0.001)._gradient(oracle, x, y, pairs, draws, 0)
+    budget, rows = Budget(oracle, y, 10_000), torch.arange(4)
+    g = NES(sigma=0.001)._gradient(budget, rows, x, y, pairs, draws, 0)
     assert oracle.ledger.queries.tolist() == (2 * pairs).tolist()
     exact = -w.flatten()  # of the margin
     assert float(g[2].abs().max()) == 0

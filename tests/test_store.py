@@ -17,7 +17,8 @@ import pytest
 
 from siegebench.cells import Cell, Result, pack, rate
 from siegebench.errors import ConfigError
-from siegebench.store import Store, write_atomic
+from siegebench.files import write_atomic
+from siegebench.store import Store
 from tests import runs
 
 
@@ -84,7 +85,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 WRITER = """
     import hashlib, json, os, random, signal, sys, time
     from pathlib import Path
-    from siegebench.store import write_atomic
+    from siegebench.files import write_atomic
 
     path, kills = Path(sys.argv[1]), int(sys.argv[2])
     chance, version, torn, lost = random.Random(7), 0, 0, 0

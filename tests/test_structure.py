@@ -23,10 +23,10 @@ from tests import rows
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = "siegebench"
 FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
-ALGORITHMS = ("attack", "defense", "backdoor", "detector")
+ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption")
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "DatasetDetector",
-    "ModelDetector", "ModelSource", "DataSource",
+    "ModelDetector", "ModelSource", "DataSource", "Corruption",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 
@@ -38,7 +38,7 @@ def none(found: list[str]) -> None:
 
 # From the ground up: a module imports its own layer and those before it. Every module of the harness is named.
 LAYERS = (
-    ("__init__", "errors", "kinds", "worker", "progress"),
+    ("__init__", "errors", "kinds", "worker", "progress", "files", "stats"),
     ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled"),
     ("ops", "cells", "registry"),
     ("schema",),
@@ -46,12 +46,13 @@ LAYERS = (
     ("classifier",),
     ("prepare",),
     ("oracle",),
+    ("search",),
     ("types",),
     ("train", "catalogue", "skeleton", "doctor"),
-    ("testing", "inventory", "artifacts"),
+    ("inventory", "artifacts"),
     ("workspace",),
     ("tracks",),
-    ("config", "evaluation"),
+    ("config", "evaluation", "testing"),
     ("plan", "executors"),
     ("api", "reporting"),
     ("cli",),

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from siegebench import ops, registry
@@ -276,15 +275,6 @@ def test_polynomial_mutation_has_its_closed_form() -> None:
     assert float(change.mean()) == pytest.approx(0, abs=0.002)
     assert float(change.abs().mean()) == pytest.approx(1 / 17, rel=0.02)  # 1 / (eta_m + 2)
     assert float((change < 0).double().mean()) == pytest.approx(0.5, abs=0.01)
-
-
-def test_the_auroc_is_that_of_sklearn() -> None:
-    from siegebench.measures.fooling_images import _auroc  # type: ignore[import-not-found]
-
-    high = Draws(0, torch.arange(1)).integers(6, (40,))[0].double()
-    low = Draws(1, torch.arange(1)).integers(5, (30,))[0].double()
-    expected = roc_auc_score([1] * 40 + [0] * 30, torch.cat([high, low]).numpy())
-    assert _auroc(high, low) == pytest.approx(expected)
 
 
 # --------------------------------------------------------------------------------------------------------- obfuscation

@@ -87,6 +87,7 @@ def run(
     wandb: Annotated[str | None, typer.Option(help="Mirror the rows to W&B: offline or online.")] = None,
     wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells; compute nothing.")] = False,
+    timing: Annotated[bool, typer.Option("--timing", help="Print where the time went, on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compute the cells of a suite that are not stored yet, and print the ranked tables."""
@@ -96,6 +97,7 @@ def run(
         raise ConfigError(f"--page {page}: is a folder; expected a file")
     from siegebench.config import load_suite
     from siegebench.progress import Progress
+    from siegebench.progress import timing as where_time_went
 
     with Progress() as progress:
         progress.say("checking the suite, its data and its models")
@@ -108,16 +110,16 @@ def run(
         Workspace(settings)  # refuses an unknown device or type before anything else
         planned = plan(wanted)
         if not dry_run:
-            progress.begin(len(planned.cells))
+            progress.begin(planned.cells, 1 if executor is How.serial else slots or os.cpu_count() or 1)
             outcome = run_suite(
                 wanted, settings, how=executor.value, slots=slots, planned=planned, report=progress.step
             )
     if dry_run:
         _print_cells(planned.cells, store, as_json)
         return
+    from siegebench.files import write_atomic
     from siegebench.leaderboard import export, rank, tables
     from siegebench.reporting import report as render
-    from siegebench.store import write_atomic
 
     target = page or store / f"{wanted.suite}.html"
     write_atomic(target, render(outcome.results, "html").encode())
@@ -132,6 +134,8 @@ def run(
     else:
         tables.show(boards, tables.stdout())
         print(f"page: {target}")
+    for line in where_time_went(outcome.results) if timing else ():
+        _say(line)
     for message in uncaught:
         _say(f"control not caught: {message}")
     failed = [r for r in outcome.results if r.status == "error"]
@@ -199,9 +203,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Rank the stored rows; as terminal tables or as a file."""
+    from siegebench.files import write_atomic
     from siegebench.leaderboard import rank, tables
     from siegebench.reporting import report as render
-    from siegebench.store import Store, write_atomic
+    from siegebench.store import Store
 
     _check_wandb(wandb)
     chosen = "json" if as_json else format_

@@ -116,6 +116,7 @@ def entry(kind: str, name: str) -> dict[str, Any]:
         "declares": registry.declared(kind, name),
         "presets": card.presets,
         "sees": list(card.sees),
+        "takes": list(card.takes),
         "control": card.control,
         "family": card.family,
     }

@@ -29,13 +29,8 @@ CLAUSES: dict[str, tuple[Clause, ...]] = {
     kind.name: importlib.import_module(f"siegebench.testing.{kind.plural}").CLAUSES for kind in KINDS.values()
 }
 
-# what stands in for a required parameter that holds an entry, and a member of each family
+# what stands in for a required parameter that holds an entry
 STAND_INS: dict[str, Any] = {"attack": {"name": "pgd", "steps": 5}, "backdoor": "badnets", "defense": "none"}
-MEMBERS: dict[str, Any] = {
-    "torchattacks": "torchattacks/PGD",
-    "art": "art/FastGradientMethod",
-    "timm": "timm/test_vit",
-}
 
 
 @dataclass(frozen=True)
@@ -105,9 +100,10 @@ def _complete(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     """The spec with a stand-in for every required parameter that it leaves out."""
     found, params = registry.find(kind, spec["name"])
     if found.card.family and spec["name"] == found.name:
-        if found.card.name not in MEMBERS:
+        member = next(iter(found.card.members), None)
+        if member is None:
             raise NotChecked(f"a family; check a member of it, {found.name}/NAME")
-        return {**registry.normal(MEMBERS[found.card.name]), **{k: v for k, v in spec.items() if k != "name"}}
+        return {**spec, "name": f"{found.name}/{member}"}
     cls = registry.entry_class(kind, spec["name"])
     hints, out = get_type_hints(cls), dict(spec)
     for f in fields(cls):

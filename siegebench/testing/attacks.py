@@ -6,6 +6,7 @@ others stand on.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from siegebench.testing.specimens import (
     EPS,
     NEAREST,
     Case,
+    four_classes,
     halfspace,
     lesson_of,
     other_global_numbers,
@@ -42,10 +44,16 @@ def _threat(case: Case, norm: Norm, eps: float | None = None, queries: int | Non
 
 
 def _attack(
-    attack: Any, model: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, ids: Tensor | None = None
+    attack: Any,
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    ids: Tensor | None = None,
+    goal: Tensor | None = None,
 ) -> tuple[Tensor, Oracle]:
     draws = Draws(0, torch.arange(len(x)) if ids is None else ids)
-    oracle = Oracle(model, threat, draws)
+    oracle = Oracle(model, threat, draws, goal=goal)
     lesson = lesson_of(attack, model, threat, x.shape[-1])
     return attack(oracle, x, y, threat, draws, lesson), oracle
 
@@ -147,7 +155,7 @@ def breaks_a_half_space_near_its_closed_form(case: Case) -> None:
     if case.control:
         return  # a planted control may be broken
     for norm in _norms(case):
-        if case.entry.narrow:
+        if case.entry.restricted:
             far = float(ops.size(case.kept[norm] - victim()[1], norm).amin())
             require(far > 0, f"{norm}: left an image of the victim as it was")
             continue
@@ -156,22 +164,54 @@ def breaks_a_half_space_near_its_closed_form(case: Case) -> None:
             eps = share * NEAREST[norm]
             out, _ = _attack(attack, model, x, y, _threat(case, norm, eps))
             broken = (model(out).argmax(dim=1) != y) & (ops.size(out - x, norm) <= eps * (1 + TOLERANCE))
-            if share > 1 and case.entry.for_others:  # the way is right, however short it comes
+            if share > 1 and case.entry.for_transfer:  # the way is right, however short it comes
                 broken = ops.margin(model(out), y) > ops.margin(model(x), y)
             found = f"{norm}: {int(broken.sum())} of {len(x)} broken at {share} times the smallest distance"
             require(broken.all() if share > 1 else not broken.any(), found)
 
 
 def breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind(case: Case) -> None:
-    if case.control or case.entry.narrow or case.entry.access() != "gradient":
+    if case.control or case.entry.restricted or case.entry.access() != "gradient":
         return
     for norm in _norms(case):
         model, x, y = halfspace(norm, scale=2.0**20)  # the cross-entropy has no gradient left
         out, oracle = _attack(case.entry, model, x, y, _threat(case, norm, 2 * NEAREST[norm]))
-        broken = ops.margin(model(out), y) > (ops.margin(model(x), y) if case.entry.for_others else 0)
+        broken = ops.margin(model(out), y) > (ops.margin(model(x), y) if case.entry.for_transfer else 0)
         blind = 2 * int(oracle.ledger.blind.sum()) > int(oracle.ledger.backwards.sum())
         found = f"{norm}: {int(broken.sum())} of {len(x)} broken behind scaled logits"
         require(broken.all() or blind, f"{found}, and fewer than half of the gradients were zero")
+
+
+def aims_at_the_class_it_is_told(case: Case) -> None:
+    entry = case.entry
+    if case.control or not entry.can_aim():
+        return
+    for norm in _norms(case):
+        if entry.restricted:  # what it reaches is its own affair: it must listen
+            model, x, y = victim()
+            told = [
+                _attack(case.quick, model, x, y, replace(_threat(case, norm), target=c), goal=torch.full_like(y, c))[0]
+                for c in (0, 1)
+            ]
+            require(not torch.equal(*told), f"{norm}: gave the same images for two classes")
+            continue
+        model, x, y = halfspace(norm)
+        out, _ = _attack(entry, model, x, y, _threat(case, norm, WITHIN[entry.access()] * NEAREST[norm]), goal=1 - y)
+        reached = _reached(case, model, x, out, 1 - y)
+        require(reached.all(), f"{norm}: {int(reached.sum())} of {len(x)} became the other class of a half-space")
+        model, x, y = four_classes()
+        for step in (1, 2, 3):
+            goal = (y + step) % 4
+            out, _ = _attack(case.quick, model, x, y, _threat(case, norm, 0.1 * x[0].numel() ** ROOT[norm]), goal=goal)
+            nearer = ops.gain(model(out), y, goal) > ops.gain(model(x), y, goal)
+            nearer |= (out == x).flatten(1).all(dim=1) & entry.minimises()  # none found
+            require(nearer.all(), f"{norm}: {int(nearer.sum())} of {len(x)} moved towards the class {step} further on")
+
+
+def _reached(case: Case, model: Classifier, x: Tensor, out: Tensor, goal: Tensor) -> Tensor:
+    if case.entry.for_transfer:  # the way is right, however short it comes
+        return ops.gain(model(out), goal, goal) > ops.gain(model(x), goal, goal)
+    return ops.hit(model(out).argmax(dim=1), goal, goal)
 
 
 CLAUSES = (
@@ -186,4 +226,5 @@ CLAUSES = (
     books_its_passes,
     breaks_a_half_space_near_its_closed_form,
     breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind,
+    aims_at_the_class_it_is_told,
 )

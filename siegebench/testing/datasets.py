@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from siegebench.errors import ContractError, DataError
 from siegebench.testing.specimens import (
     Case,
@@ -33,6 +35,15 @@ def loads_the_same_images_again(case: Case) -> None:
         require(again.digest == case.kept[split].digest, f"{split}: a second load has another digest")
 
 
+def scans_what_it_loads(case: Case) -> None:
+    for split in ("train", "test"):
+        seen, whole = case.entry.scan(split), case.kept[split]
+        require(len(seen) == len(whole), f"{split}: scan finds {len(seen)} images, load {len(whole)}")
+        few = torch.arange(len(whole))[:: max(1, len(whole) // 16)]
+        part, expected = seen.select(few).in_memory(), whole.select(few)
+        require(part.digest == expected.digest, f"{split}: scan and load disagree about some images, labels or ids")
+
+
 def keeps_test_images_out_of_the_training_set(case: Case) -> None:
     seen = {row.tobytes() for row in case.kept["train"].images.numpy()}
     shared = sum(row.tobytes() in seen for row in case.kept["test"].images.numpy())
@@ -51,6 +62,7 @@ def refuses_an_unknown_split(case: Case) -> None:
 CLAUSES = (
     loads_both_splits,
     loads_the_same_images_again,
+    scans_what_it_loads,
     keeps_test_images_out_of_the_training_set,
     refuses_an_unknown_split,
 )

@@ -23,9 +23,9 @@ from siegebench.testing.specimens import (
     require,
     state_of,
 )
+from siegebench.tracks import TRACKS
+from siegebench.tracks.evasion import AttackBoard
 from siegebench.weights import load_weights, save_weights
-
-RANKED_BY_ATTACKS = {"white_box", "query", "transfer", "patch"}
 
 
 def _look(model: Classifier, x: Tensor, look: int = 0, ids: Tensor | None = None) -> Tensor:
@@ -111,13 +111,18 @@ def trains_the_same_for_the_same_draws(case: Case) -> None:
     require(not other, f"a second run gave another {other[:1]}")
 
 
+def names_tracks_that_exist(case: Case) -> None:
+    strangers = [track for track in case.entry.tracks if track not in TRACKS]
+    require(not strangers, f"tracks: {strangers[:1]} is none of {', '.join(TRACKS)}")
+
+
 def has_adaptive_attacks_that_can_be_built(case: Case) -> None:
     for spec in case.entry.adaptive:
         registry.build("attack", spec)
     model = network()
     if not case.entry.trains and case.entry.wrap(model) is model:
         return  # nothing to adapt to
-    if set(case.entry.tracks) & RANKED_BY_ATTACKS:
+    if any(issubclass(TRACKS[track], AttackBoard) for track in case.entry.tracks):
         require(case.entry.adaptive, f"declares no adaptive attack, and may be ranked in {case.entry.tracks[0]}")
 
 
@@ -129,5 +134,6 @@ CLAUSES = (
     works_in_float64_and_on_one_image,
     keeps_its_trained_state_when_saved,
     trains_the_same_for_the_same_draws,
+    names_tracks_that_exist,
     has_adaptive_attacks_that_can_be_built,
 )

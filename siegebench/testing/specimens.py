@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,7 +25,6 @@ from siegebench.weights import weights_hash
 
 T = TypeVar("T")
 CLASSES, SIZE = 10, 16
-QUICK = {"steps": 6, "queries": 50, "searches": 2, "restarts": 2, "targets": 3, "epochs": 1, "overlays": 8}
 # some images of the victim fall, some hold
 EPS: dict[Norm, float] = {"linf": 2.5 / 255, "l2": 0.12, "l1": 1.5, "l0": 0.1}
 NEAREST: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 0.2, "l0": 0.25}  # from every image to the half-space
@@ -54,7 +53,7 @@ class Case:
     kept: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.quick = quick(self.entry)
+        self.quick = self.entry.quick()
 
     def granted(self) -> Granted:
         """Exactly what the card declares."""
@@ -62,21 +61,6 @@ class Case:
         parts = {"train": data, "clean": data.select(torch.arange(40)), "val": data.select(torch.arange(40, 80))}
         sources: dict[str, Callable[[], ImageSet]] = {k: partial(parts.__getitem__, k) for k in parts}
         return Granted(type(self.entry).__name__, self.sees, **sources)
-
-
-def quick(value: T) -> T:
-    """A dataclass with the fields of QUICK lowered, nested ones too."""
-    changes: dict[str, Any] = {}
-    for f in fields(value):  # type: ignore[arg-type]
-        old = getattr(value, f.name)
-        if is_dataclass(old) and not isinstance(old, type):
-            changes[f.name] = quick(old)
-        elif type(old) is int and old > QUICK.get(f.name, old):
-            changes[f.name] = QUICK[f.name]
-    new: T = replace(value, **changes)  # type: ignore[type-var]
-    if hasattr(value, "_name"):
-        object.__setattr__(new, "_name", value._name)
-    return new
 
 
 def require(ok: object, message: str) -> None:
@@ -177,6 +161,25 @@ def halfspace(norm: Norm, n: int = 4, size: int = 8, scale: float = 1.0) -> tupl
     x = x + (wanted - x @ w - b)[:, None] * direction
     model = Network(_Halfspace(scale * w, scale * b), num_classes=4).double().eval().requires_grad_(False)
     return model, x.view(n, 3, size, size), torch.arange(n) % 2
+
+
+class _Linear(nn.Module):
+    """z = W (x - 0.5)."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - 0.5) @ self.w.T
+
+
+def four_classes(n: int = 4, size: int = 8) -> tuple[Classifier, Tensor, Tensor]:
+    """(linear model of four classes, images well inside the box, the labels that it gives them), float64."""
+    w = Draws(6, torch.arange(4)).normal((3 * size * size,)).double()
+    model = Network(_Linear(w), num_classes=4).double().eval().requires_grad_(False)
+    x = 0.35 + 0.3 * Draws(7, torch.arange(n)).uniform((3, size, size)).double()
+    return model, x, model(x).argmax(dim=1)
 
 
 def input_gradient(call: Callable[[Tensor], Tensor], x: Tensor, what: str) -> tuple[Tensor, Tensor]:

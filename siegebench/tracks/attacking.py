@@ -25,6 +25,7 @@ from siegebench.oracle import Ledger, Oracle
 from siegebench.prepare import in_batches
 from siegebench.threat import TOLERANCE, ThreatModel
 from siegebench.tracks.judging import clean_outcome, fresh_passes, majority, right
+from siegebench.tracks.targets import Aim, aim
 from siegebench.types import Attack, Lesson, Measure, Probe
 from siegebench.workspace import Workspace, data_key
 
@@ -38,13 +39,12 @@ def measure_attack(cell: Cell, ws: Workspace) -> Result:
     data, victim = ws.evaluated(cell.data), ws.victim(cell)
     threat = ThreatModel(**cell.threat)
     clean = clean_outcome(ws, cell, victim, data)
-    places = clean.nonzero().squeeze(1)
     weights = fingerprint(victim)
     if cell.measure is not None:
-        result = _diagnose(cell, ws, victim, data, places, threat)
+        result = _diagnose(cell, ws, victim, data, clean.nonzero().squeeze(1), threat)
     else:
         seen = victim if cell.surrogates is None else ws.surrogate(cell)
-        result = _attack(cell, ws, victim, seen, data, places, threat, clean)
+        result = _attack(cell, ws, victim, seen, data, threat, clean)
     if fingerprint(victim) != weights or any(m.training for m in victim.modules()):
         raise ContractError(f"{cell.title}: the model was changed by what was run on it")
     result.weights = weights
@@ -57,30 +57,32 @@ def _attack(
     victim: Classifier,
     seen: Classifier,
     data: ImageSet,
-    places: Tensor,
     threat: ThreatModel,
     clean: Tensor,
 ) -> Result:
-    attack = ws.entry(Attack, cell.attack)
+    attack, aimed = ws.entry(Attack, cell.attack), aim(ws, cell, victim, data, threat)
+    # images of the class that they are to become are left alone
+    places = (clean if aimed is None else clean & (aimed.goal != data.labels)).nonzero().squeeze(1)
     lesson, spent = _lesson(attack, cell, ws, seen, threat)
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids)
 
-    def found(at: slice, x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Ledger]:
+    def found(at: slice, x: Tensor, y: Tensor, draws: Draws, goal: Tensor | None) -> tuple[Tensor, Ledger]:
         def make() -> tuple[Tensor, Ledger]:
-            oracle = Oracle(seen, threat, draws)
+            oracle = Oracle(seen, threat, draws, goal=goal)
             return attack(oracle, x, y, threat, draws, lesson), oracle.ledger
 
         if not attack.minimises():
             return make()
         # the smallest perturbation does not depend on eps: one run serves every budget of the norm
-        what = [{k: v for k, v in cell.as_dict().items() if k != "threat"}, threat.norm, threat.access, threat.queries]
+        what = [{k: v for k, v in cell.as_dict().items() if k != "threat"}, replace(threat, eps=0, text="").describe()]
         return ws.remember(("minimal", digest(what), at.start, at.stop), make)
 
     def part(at: slice) -> dict[str, Tensor]:
         rows = places[at]
         x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
         draws = streams[rows].to(ws.device)
-        x_adv, ledger = found(at, x, y, draws)
+        goal = None if aimed is None else aimed.goal[rows].to(ws.device)
+        x_adv, ledger = found(at, x, y, draws, goal)
         z = fresh_passes(victim, x_adv, draws, "adversarial")
         hits = right(z, y)
         far = threat.size(x_adv, x)
@@ -98,6 +100,8 @@ def _attack(
             "queries": ledger.queries,
             "blind": ledger.blind,
         }
+        if goal is not None:
+            out["became"] = majority(right(z, goal)) & inside
         if data.kind.grid is not None:
             rounded = threat.project(data.kind.load(data.kind.store(x_adv), x_adv.dtype), x)
             out["held_8bit"] = majority(right(fresh_passes(victim, rounded, draws, "8bit"), y)) | ~inside
@@ -105,7 +109,7 @@ def _attack(
 
     parts = in_batches(part, len(places), ws.batch(data.stored))
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
-    row = _row(cell, data, places, threat, clean, victim, attack, got)
+    row = _row(cell, data, places, threat, clean, victim, attack, got, aimed)
     row.counts.update(spent)
     return row
 
@@ -144,23 +148,35 @@ def _row(
     victim: Classifier,
     attack: Attack,
     got: dict[str, Tensor],
+    aimed: Aim | None,
 ) -> Result:
     n = len(data)
+    attacked = torch.zeros(n, dtype=torch.bool)
+    attacked[places] = True
 
-    def over_all(name: str) -> Tensor:
-        full = torch.zeros(n, dtype=torch.float64)
+    def over_all(name: str, accuracy: bool = False) -> Tensor:
+        """Of every image; 0 where it was not attacked, but 1 for an `accuracy` where a right image was left alone."""
+        full = (clean & ~attacked & accuracy).double()
         if got:
             full[places] = got[name].double()
         return full
 
-    robust = over_all("held").bool()
+    robust = over_all("held", accuracy=True).bool()
     metrics: dict[str, dict[str, float]] = {
         "clean_acc": rate(int(clean.sum()), n),
         "robust_acc": rate(int(robust.sum()), n),
     }
     if data.kind.grid is not None:
-        metrics["robust_acc_8bit"] = rate(float(over_all("held_8bit").sum()), n)
+        metrics["robust_acc_8bit"] = rate(float(over_all("held_8bit", accuracy=True).sum()), n)
     samples = {"n": n, "clean": pack_bits(clean), "robust": pack_bits(robust)}
+    if aimed is not None:
+        others = aimed.goal != data.labels
+        samples |= {"attacked": pack_bits(attacked), "target": pack_bits(over_all("became").bool())}
+        if bool(others.any()):
+            metrics["target_rate_clean"] = rate(int((aimed.clean & others).sum()), int(others.sum()))
+            metrics["target_rate_noise"] = rate(int((aimed.noise & others).sum()), int(others.sum()))
+        if got:
+            metrics["target_rate"] = rate(int(got["became"].sum()), len(places))
     flags: list[Flag] = []
     counts: dict[str, float] = {"attacked": len(places)}
     arrays: dict[str, Any] = {"ids": data.ids.numpy()}
@@ -168,16 +184,16 @@ def _row(
         broken = ~got["held"].bool()
         metrics["asr"] = rate(int(broken.sum()), len(places))
         if victim.randomized:
-            metrics["expected_acc"] = {"value": float(over_all("expected").mean())}
-            metrics["any_hit_acc"] = rate(float(over_all("never").sum()), n)
+            metrics["expected_acc"] = {"value": float(over_all("expected", accuracy=True).mean())}
+            metrics["any_hit_acc"] = rate(float(over_all("never", accuracy=True).sum()), n)
         if attack.minimises() and bool(got["wrong"].any()):
             metrics["median_distance"] = {"value": float(got["distance"][got["wrong"].bool()].median())}
         if threat.access in ("score", "label"):
-            asked = got["queries"]
-            if bool(broken.any()):
-                metrics["median_queries"] = {"value": float(asked[broken].double().median())}
-                metrics["mean_queries"] = {"value": float(asked[broken].double().mean())}
-            for mark in QUERY_MARKS:
+            asked, won = got["queries"], broken if aimed is None else got["became"].bool()
+            if bool(won.any()):
+                metrics["median_queries"] = {"value": float(asked[won].double().median())}
+                metrics["mean_queries"] = {"value": float(asked[won].double().mean())}
+            for mark in QUERY_MARKS if aimed is None else ():
                 if threat.queries is None or mark <= threat.queries:
                     lost = broken & (asked <= mark)
                     metrics[f"robust_acc@{mark}"] = rate(int(clean.sum()) - int(lost.sum()), n)

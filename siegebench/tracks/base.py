@@ -12,7 +12,8 @@ from siegebench.data import IMAGE, Kind
 from siegebench.errors import shortened
 from siegebench.inventory import Inventory, Named, NamedData, NamedModel
 from siegebench.kinds import KINDS
-from siegebench.threat import Access, Norm, ThreatModel, parse_number
+from siegebench.metrics import SEVERITIES
+from siegebench.threat import Access, Norm, Rule, ThreatModel, parse_number, parse_target
 from siegebench.types import Attack, DataSource, Defense, ModelSource
 from siegebench.yamlmarks import Loc
 
@@ -24,6 +25,7 @@ Spec = str | dict[str, Any]
 Specs = Annotated[list[Spec], Field(min_length=1)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
 Budget = Annotated[int, Field(ge=1, strict=True)]
+Severity = Annotated[int, Field(ge=SEVERITIES[0], le=SEVERITIES[-1], strict=True)]  # of a corruption
 INHERITED = ("data", "models", "seeds")  # a suite may say them once for all its boards
 
 
@@ -47,13 +49,15 @@ def _text_and_number(value: Any) -> Any:
 
 
 class ThreatSpec(Strict):
-    """An Lp ball; eps is a number or a fraction such as 8/255."""
+    """An Lp ball; eps is a number or a fraction such as 8/255. With a target an image has to become one class."""
 
     norm: Norm
     eps: Annotated[str | float, BeforeValidator(_text_and_number)]
+    target: Annotated[Rule | int | None, BeforeValidator(parse_target)] = None
 
     def model(self, access: Access, queries: int | None) -> ThreatModel:
-        return ThreatModel.parse({"norm": self.norm, "eps": self.eps, "access": access, "queries": queries})
+        ball = {"norm": self.norm, "eps": self.eps, "target": self.target}
+        return ThreatModel.parse({**ball, "access": access, "queries": queries})
 
 
 class BoardSpec(Strict):

@@ -15,7 +15,7 @@ from siegebench.draws import Draws, derive_seed
 from siegebench.inventory import Inventory, Named
 from siegebench.metrics import SEVERITIES
 from siegebench.prepare import in_batches
-from siegebench.tracks.base import BoardSpec, Spec, Specs, refuse_repeats
+from siegebench.tracks.base import BoardSpec, Severity, Spec, Specs, refuse_repeats
 from siegebench.tracks.judging import clean_outcome, fresh_passes, majority, right
 from siegebench.types import Corruption, Defense
 from siegebench.workspace import Workspace
@@ -25,7 +25,6 @@ COMMON14: list[Spec] = [
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
     "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
 ]  # fmt: skip
-Severity = Annotated[int, Field(ge=SEVERITIES[0], le=SEVERITIES[-1], strict=True)]
 
 
 class CorruptionBoard(BoardSpec):

@@ -2,30 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Result, rate
 from siegebench.classifier import Classifier
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ContractError
+from siegebench.errors import ConfigError, ContractError
 from siegebench.inventory import Inventory
+from siegebench.metrics import ALARM_MARKS
+from siegebench.oracle import Oracle
 from siegebench.prepare import in_batches
+from siegebench.stats import auroc
+from siegebench.threat import TOLERANCE, ThreatModel
 from siegebench.tracks.backdoor import PoisonedBoard, answers, backdoor_metrics, succeeded, triggered
-from siegebench.tracks.base import BoardSpec, Budget, Specs
-from siegebench.types import BackdoorAttack, DatasetDetector, Detector, InputDetector, ModelDetector, Poisoned
+from siegebench.tracks.base import BoardSpec, Budget, Severity, Spec, Specs, Strict, ThreatSpec, refuse_repeats
+from siegebench.tracks.judging import clean_outcome, correct
+from siegebench.types import (
+    Attack,
+    BackdoorAttack,
+    Corruption,
+    DatasetDetector,
+    Detector,
+    InputDetector,
+    ModelDetector,
+    Poisoned,
+)
 from siegebench.workspace import Workspace
 
 
+class AdversarialInputs(Strict):
+    """Images that an attack has changed, with the clean model as its victim."""
+
+    kind: Literal["adversarial"]
+    attack: Spec
+    threat: ThreatSpec
+
+
+class CorruptedInputs(Strict):
+    """Images that a corruption has changed."""
+
+    kind: Literal["corrupted"]
+    corruption: Spec
+    severity: Severity = 3
+
+
+Inputs = Annotated[AdversarialInputs | CorruptedInputs, Field(discriminator="kind")]
+
+
 class InputDetectionBoard(PoisonedBoard):
-    """How well detectors tell triggered inputs (or poisoned training images) from clean ones."""
+    """How well detectors tell triggered inputs (or poisoned training images), or other strangers, from clean ones.
+
+    Attributes:
+        backdoors: their triggered inputs are to be found, in the model that they poisoned.
+        inputs: other kinds of inputs that are to be found, in the clean model.
+    """
 
     track: Literal["input_detection"]
+    backdoors: list[Spec] = Field(default=[])
+    inputs: list[Inputs] = Field(default=[])
     detectors: Specs
     slots: ClassVar[dict[str, str]] = {"models": "model", "backdoors": "backdoor", "detectors": "detector"}
     late: ClassVar[int] = 3
@@ -33,12 +74,44 @@ class InputDetectionBoard(PoisonedBoard):
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
         refuse_other_detectors(self, inventory, ModelDetector, False)
+        if not (self.backdoors or self.inputs):
+            raise inventory.document.error(self._where, "this input_detection board has no backdoors and no inputs")
+        refuse_repeats(inventory, self.inputs, self.where("inputs"))
+        self.strangers(inventory)
+
+    def strangers(self, inventory: Inventory) -> list[dict[str, Any]]:
+        """The slots of a cell that say what else is to be found.
+
+        Raises:
+            ConfigError: an unknown entry, or an attack that does not handle its threat.
+        """
+        out: list[dict[str, Any]] = []
+        for i, spec in enumerate(self.inputs):
+            where = self.where("inputs", i)
+            if isinstance(spec, CorruptedInputs):
+                corruption = inventory.resolve(Corruption, spec.corruption, (*where, "corruption"))
+                out.append({"corruption": inventory.identified(corruption), "severities": [spec.severity]})
+                continue
+            attack = inventory.resolve(Attack, spec.attack, (*where, "attack"))
+            with inventory.blame((*where, "threat")):
+                threat = spec.threat.model("gradient", None)
+                if threat.norm not in attack.entry.handles():
+                    handles = ", ".join(attack.entry.handles())
+                    raise ConfigError(f"attack {attack.name!r} handles {handles}, not {threat.norm}")
+            out.append({"attack": attack.description, "threat": threat.describe()})
+        return out
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
         data = self.images(inventory)
         self.check_poisons(inventory)
         for model in self.networks(inventory, data):
             for seed in self.seeds or ():
+                for stranger in self.strangers(inventory):
+                    for detector in self.named(inventory, "detectors"):
+                        yield Cell(
+                            track=self.track, data=self.used(inventory, data), detector=detector.description,
+                            model=model.seeded(0) if model.trained else model.description, seed=seed, **stranger,
+                        )  # fmt: skip
                 for backdoor in self.named(inventory, "backdoors"):
                     for detector in self.named(inventory, "detectors"):
                         yield Cell(
@@ -94,15 +167,6 @@ def refuse_other_detectors(board: BoardSpec, inventory: Inventory, of_models: ty
             )
 
 
-def auroc(positive: Tensor, negative: Tensor) -> float:
-    """Area under the ROC curve; larger scores are positive. Ties count half."""
-    from sklearn.metrics import roc_auc_score  # a third of the time that a worker takes to start
-
-    scores = torch.cat([positive, negative]).double().numpy()
-    truth = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
-    return float(roc_auc_score(truth, scores))
-
-
 def _finite(scores: Tensor, detector: object, expected: int) -> Tensor:
     scores = scores.detach().cpu().double()
     if scores.shape != (expected,) or not bool(torch.isfinite(scores).all()):
@@ -112,6 +176,8 @@ def _finite(scores: Tensor, detector: object, expected: int) -> Tensor:
 
 def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
     """One row of the input_detection track: a detector of triggered inputs or of poisoned training images."""
+    if cell.backdoor is None:
+        return measure_strangers(cell, ws)
     data, backdoor = ws.evaluated(cell.data), ws.entry(BackdoorAttack, cell.backdoor)
     base, poisoned = ws.backdoored(cell)
     detector = ws.entry(Detector, cell.detector)
@@ -123,29 +189,17 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
             detector.score(base, granted, draws), detector, len(poisoned.data)
         ))  # fmt: skip
     elif isinstance(detector, InputDetector):
-        scorer = detector.fit(base, granted, draws)
-
-        def score(x: Tensor, purpose: str) -> Tensor:
-            streams = Draws(derive_seed(cell.seed, "scores", purpose), torch.arange(len(x)))
-            parts = in_batches(
-                lambda at: scorer(x[at].to(ws.device, ws.dtype), streams[at].to(ws.device)).cpu(),
-                len(x),
-                ws.batch(x),
-            )
-            return _finite(torch.cat(parts), detector, len(x))
-
+        score = _scorer(detector, base, granted, draws, cell, ws)
         x, _, wanted = triggered(backdoor, data, cell.seed)
         hit = answers(ws, base, x, cell.seed, "stamped") == wanted
         stamped, clean = score(x, "stamped"), score(data.pixels(), "clean")
         val = score(ws.splits(cell.data)[2].pixels(), "val")  # thresholds come from clean held-out images only
-        metrics = {"auroc_all": {"value": auroc(stamped, clean)}, "asr": rate(int(hit.sum()), len(hit))}
+        metrics = {
+            "auroc_all": {"value": auroc(positive=stamped.numpy(), negative=clean.numpy())},
+            "asr": rate(int(hit.sum()), len(hit)),
+        }
         if bool(hit.any()):
-            metrics["auroc"] = {"value": auroc(stamped[hit], clean)}
-            for percent in (1, 5):
-                threshold = torch.quantile(val, 1 - percent / 100)
-                caught = stamped[hit] > threshold
-                metrics[f"tpr@{percent}"] = rate(int(caught.sum()), len(caught))
-                metrics[f"fpr@{percent}"] = rate(int((clean > threshold).sum()), len(clean))
+            metrics |= _found(stamped[hit], clean, val)
     else:
         raise ContractError(f"{detector!r} judges models, not inputs")
     if fingerprint(base) != weights:
@@ -155,14 +209,84 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
     return Result(cell=cell, metrics=metrics, counts={"poisoned": len(poisoned.index)}, weights=weights)
 
 
+def measure_strangers(cell: Cell, ws: Workspace) -> Result:
+    """A detector of other inputs than triggered ones: adversarial or corrupted images shown to the clean model.
+
+    Positives of an attack are the images that it breaks. Negatives are the untouched images, wrong predictions
+    included; thresholds come from held-out clean images, and nothing is fitted on a positive.
+    """
+    data, base = ws.evaluated(cell.data), ws.model(cell)
+    detector, weights = ws.entry(InputDetector, cell.detector), fingerprint(base)
+    draws = Draws(derive_seed(cell.seed, "detector"), torch.zeros(1, dtype=torch.long))
+    score = _scorer(detector, base, ws.granted("detector", cell), draws, cell, ws)
+    if cell.corruption is not None:
+        corruption, (severity,) = ws.entry(Corruption, cell.corruption), cell.severities or []
+        x = corruption(data.pixels(), severity, Draws(derive_seed(cell.seed, "corruption"), data.ids))
+        hit = torch.ones(len(data), dtype=torch.bool)
+    else:
+        x, hit = attacked(cell, ws, base, data)
+    clean, val = score(data.pixels(), "clean"), score(ws.splits(cell.data)[2].pixels(), "val")
+    metrics = {"asr": rate(int(hit.sum()), len(hit))} if cell.attack is not None else {}
+    if bool(hit.any()):
+        metrics |= _found(score(x[hit], "stranger"), clean, val)
+    if fingerprint(base) != weights:
+        raise ContractError(f"{detector!r} changed the model it was given")
+    return Result(cell=cell, metrics=metrics, weights=weights)
+
+
+def attacked(cell: Cell, ws: Workspace, model: Classifier, data: ImageSet) -> tuple[Tensor, Tensor]:
+    """(adversarial images of those that are correctly classified, which of them are not any more)."""
+    attack, threat = ws.entry(Attack, cell.attack), ThreatModel(**(cell.threat or {}))
+    rows = clean_outcome(ws, cell, model, data).nonzero().squeeze(1)
+    streams = Draws(derive_seed(cell.seed, "attack"), data.ids[rows])
+
+    def part(at: slice) -> Tensor:
+        draws = streams[at].to(ws.device)
+        x, y = ws.pixels(data, rows[at]), data.labels[rows[at]].to(ws.device)
+        return attack(Oracle(model, threat, draws), x, y, threat, draws).cpu()
+
+    x = torch.cat(in_batches(part, len(rows), ws.batch(data.stored)))
+    held = correct(ws, model, x, data.labels[rows], streams, "adversarial")
+    inside = threat.size(x, data.pixels(rows, x.dtype)) <= threat.eps + TOLERANCE * max(1.0, threat.eps)
+    return x, ~held & inside
+
+
+def _scorer(
+    detector: InputDetector, base: Classifier, granted: Granted, draws: Draws, cell: Cell, ws: Workspace
+) -> Callable[[Tensor, str], Tensor]:
+    """Scores of images, after the detector has looked at the model and the data it is granted."""
+    scorer = detector.fit(base, granted, draws)
+
+    def score(x: Tensor, purpose: str) -> Tensor:
+        streams = Draws(derive_seed(cell.seed, "scores", purpose), torch.arange(len(x)))
+        parts = in_batches(
+            lambda at: scorer(x[at].to(ws.device, ws.dtype), streams[at].to(ws.device)).cpu(),
+            len(x),
+            ws.batch(x),
+        )
+        return _finite(torch.cat(parts), detector, len(x))
+
+    return score
+
+
+def _found(positive: Tensor, clean: Tensor, val: Tensor) -> dict[str, dict[str, float]]:
+    """AUROC against clean test images; rates at thresholds from held-out ones."""
+    metrics = {"auroc": {"value": auroc(positive=positive.numpy(), negative=clean.numpy())}}
+    for percent in ALARM_MARKS:
+        threshold = torch.quantile(val, 1 - percent / 100)
+        metrics[f"tpr@{percent}"] = rate(int((positive > threshold).sum()), len(positive))
+        metrics[f"fpr@{percent}"] = rate(int((clean > threshold).sum()), len(clean))
+    return metrics
+
+
 def _dataset_level(
     detector: DatasetDetector, base: Classifier, poisoned: Poisoned, scores: Tensor
 ) -> dict[str, dict[str, float]]:
     truth = torch.zeros(len(scores), dtype=torch.bool)
     truth[poisoned.index] = True
     bad, good = scores[truth], scores[~truth]
-    metrics = {"auroc": {"value": auroc(bad, good)}}
-    for percent in (1, 5):
+    metrics = {"auroc": {"value": auroc(positive=bad.numpy(), negative=good.numpy())}}
+    for percent in ALARM_MARKS:
         threshold = torch.quantile(good, 1 - percent / 100)
         metrics[f"tpr@{percent}"] = rate(int((bad > threshold).sum()), len(bad))
     return metrics

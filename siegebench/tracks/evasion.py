@@ -43,20 +43,23 @@ class AttackBoard(BoardSpec):
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
         access, where, blame = self.granted(), self.where("threats"), inventory.document.error
-        balls: list[tuple[str, float]] = []
+        balls: list[tuple[Any, ...]] = []
         for j, threat in enumerate(self.threats):
             try:
                 ball = threat.model(access, None)
             except ConfigError as error:
                 raise blame((*where, j, "eps"), str(error)) from None
-            balls.append((ball.norm, ball.eps))
+            balls.append((ball.norm, ball.eps, ball.target))
         refuse_repeats(inventory, [f"{t.norm} {t.eps}" for t in self.threats], where, balls)
-        norms, handled = {norm for norm, _ in balls}, set[str]()
+        norms, handled = {t.norm for t in self.threats}, set[str]()
+        aims = next((f"target {t.target}" for t in self.threats if t.target is not None), "")
         for attack in self.named(inventory, "attacks"):
             entry: Attack = attack.entry
             if not ThreatModel(access=access).grants(entry.access()):
                 needs = f"attack {attack.name!r} needs {entry.access()} access"
                 raise blame(attack.where, f"{needs}; this {self.track} board grants {access}")
+            if aims and not entry.can_aim():
+                raise blame(attack.where, f"attack {attack.name!r} cannot aim at a class; a threat has {aims}")
             usable = norms & set(entry.handles())
             if not usable:
                 handles, asked = ", ".join(entry.handles()), ", ".join(sorted(norms))
@@ -65,6 +68,15 @@ class AttackBoard(BoardSpec):
         for j, threat in enumerate(self.threats):
             if threat.norm not in handled:
                 raise blame((*where, j), f"no attack of this board handles {threat.norm}")
+
+    def images(self, inventory: Inventory) -> NamedData:
+        data = super().images(inventory)
+        classes = data.images.num_classes
+        for j, threat in enumerate(self.threats):
+            if isinstance(threat.target, int) and threat.target >= classes:
+                message = f"class {threat.target} does not exist, the dataset has 0..{classes - 1}"
+                raise inventory.document.error((*self.where("threats"), j, "target"), message)
+        return data
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
         data = self.images(inventory)
@@ -100,9 +112,11 @@ class AttackBoard(BoardSpec):
                         "seed": seed,
                     }
                     for attack in (*own, *extra):
-                        if threat.norm in attack.entry.handles() and threat.grants(attack.entry.access()):
+                        entry = attack.entry
+                        usable = threat.norm in entry.handles() and threat.grants(entry.access())
+                        if usable and (threat.target is None or entry.can_aim()):
                             described, knows = attack.description, attack.description in adaptive
-                            used = self.used(inventory, data, trains or attack.entry.learning())
+                            used = self.used(inventory, data, trains or entry.learning())
                             yield Cell(**common, data=used, attack=described, adaptive=knows)
                     for measure in measures:
                         used = self.used(inventory, data, trains or measure.entry.learning())

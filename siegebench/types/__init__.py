@@ -5,7 +5,7 @@ their parameters. Authors write `run`, `wrap` and `fit`, `trigger`, `score`; the
 """
 
 from siegebench.types.attacks import Attack, Lesson, Measure, MinimalAttack, Probe, WrappingAttack
-from siegebench.types.backdoors import BackdoorAttack, Poisoned
+from siegebench.types.backdoors import BackdoorAttack, Poisoned, Poisoning
 from siegebench.types.base import Class, Count, Entry, Number, Positive, Share
 from siegebench.types.corruptions import Corruption
 from siegebench.types.defenses import Defense
@@ -15,5 +15,5 @@ from siegebench.types.zoo import DataSource, ModelSource
 __all__ = [
     "Attack", "BackdoorAttack", "Class", "Corruption", "Count", "DataSource", "DatasetDetector", "Defense", "Detector",
     "Entry", "InputDetector", "Lesson", "Measure", "MinimalAttack", "ModelDetector", "ModelSource", "Number",
-    "Poisoned", "Positive", "Probe", "Share", "Verdict", "WrappingAttack",
+    "Poisoned", "Poisoning", "Positive", "Probe", "Share", "Verdict", "WrappingAttack",
 ]  # fmt: skip

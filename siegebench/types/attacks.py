@@ -59,22 +59,25 @@ class Probe(Entry):
 
 
 class Attack(Probe):
-    """Finds images within a budget that the model gets wrong.
+    """Finds images within a budget that the model gets wrong, or takes for a given class.
 
     Class attributes:
         needs: the least access it works with.
         norms: the constraints it handles.
         minimal: it returns the smallest perturbation it finds, whatever eps is; the harness reads off all budgets.
-        for_others: made for transfer, at the price of strength on the network attacked, which is then not asked for.
-        narrow: it reaches a part of the ball only (light, one pattern for all images), so that what holds for the whole
-            ball is not asked of it.
+        for_transfer: made for transfer, at the price of strength on the attacked network; the contract does not ask
+            for that strength.
+        aims: given a class for each image (`oracle.goal`), it looks for images that become that class.
+        restricted: reaches only a part of the ball (light, one pattern for all images); the contract does not ask it to
+            find the nearest point of a half-space.
     """
 
     needs: ClassVar[Access] = "gradient"
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
     minimal: ClassVar[bool] = False
-    for_others: ClassVar[bool] = False
-    narrow: ClassVar[bool] = False
+    for_transfer: ClassVar[bool] = False
+    aims: ClassVar[bool] = False
+    restricted: ClassVar[bool] = False
 
     def access(self) -> Access:
         """The least access this instance works with (wrappers ask the attack inside)."""
@@ -87,6 +90,19 @@ class Attack(Probe):
     def minimises(self) -> bool:
         """Whether this instance looks for the smallest perturbation instead of keeping to eps."""
         return self.minimal
+
+    def cost(self) -> float:
+        """A rough number of passes for each image. Only the order matters: expensive cells start first.
+
+        The default multiplies the usual fields; override it where they have other names.
+        """
+        steps = next((getattr(self, f) for f in ("steps", "iterations", "queries") if hasattr(self, f)), 1)
+        inner = next((getattr(self, f) for f in ("targets", "searches") if hasattr(self, f)), 1)
+        return float(steps * inner * getattr(self, "restarts", 1))
+
+    def can_aim(self) -> bool:
+        """Whether this instance aims at the class that each image is to become (wrappers ask the attack inside)."""
+        return self.aims
 
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -118,6 +134,8 @@ class Attack(Probe):
             raise ContractError(
                 f"{self!r} handles {', '.join(self.handles())}; the threat model asks for {threat.norm}"
             )
+        if oracle.goals is not None and not self.can_aim():
+            raise ContractError(f"{self!r} cannot aim; the threat model says which class each image is to become")
         x_adv = self.run(oracle, x, y, threat, draws, **self._taught(lesson))
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise ContractError(f"{self!r} returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}")
@@ -140,9 +158,15 @@ class Attack(Probe):
 
 
 class MinimalAttack(Attack):
-    """Finds the smallest perturbation that the model gets wrong; returns the clean image where it finds none."""
+    """Finds the smallest perturbation that the model gets wrong; returns the clean image where it finds none.
+
+    One with a parameter `stop_at_eps` keeps to eps instead where that is set.
+    """
 
     minimal: ClassVar[bool] = True
+
+    def minimises(self) -> bool:
+        return not getattr(self, "stop_at_eps", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +191,12 @@ class WrappingAttack(Attack):
 
     def minimises(self) -> bool:
         return self.attack.minimises()
+
+    def cost(self) -> float:
+        return float(getattr(self, "looks", 1)) * self.attack.cost()
+
+    def can_aim(self) -> bool:
+        return self.attack.can_aim()
 
     def learning(self) -> bool:
         return self.attack.learning()

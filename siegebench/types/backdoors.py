@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from siegebench.classifier import Classifier
 from siegebench.data import IMAGE, ImageSet, Kind
 from siegebench.draws import Draws
 from siegebench.errors import ContractError, NotApplicable
@@ -26,8 +27,21 @@ class Poisoned:
     index: Tensor  # places of the poisoned images, sorted
 
 
+class Poisoning(Entry):
+    """Changes a training set. With a trigger it is a BackdoorAttack; without one it takes a victim's accuracy down."""
+
+    @abstractmethod
+    def poison(self, data: ImageSet, seed: int, surrogate: Classifier | None = None) -> Poisoned:
+        """A changed copy of a training set, and which images were changed. The source stays as it is.
+
+        Args:
+            seed: of everything random.
+            surrogate: an untrained network of the attacker's own, for poisons that are made with one.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
-class BackdoorAttack(Entry):
+class BackdoorAttack(Poisoning):
     """Poisons a share of the training set so that a trigger controls the model.
 
     Attributes:
@@ -76,7 +90,7 @@ class BackdoorAttack(Entry):
         return pool
 
     @final
-    def poison(self, data: ImageSet, seed: int) -> Poisoned:
+    def poison(self, data: ImageSet, seed: int, surrogate: Classifier | None = None) -> Poisoned:
         """Replace `rate` of the images by triggered ones, with the labels of the map. The source stays unchanged.
 
         Raises:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from siegebench.threat import parse_number
+
+T = TypeVar("T")
 
 # Types for the fields of entries: checked when an entry is built from a suite, a card or the command line.
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -35,9 +37,36 @@ class Entry(ABC):
         """What decides the outcome besides the parameters, such as the sha256 of a file; goes into the key."""
         return {}
 
+    def quick(self) -> Self:
+        """The same entry with small numbers, for contract tests. Override it where the usual names do not fit."""
+        return lowered(self)
+
     def parameters(self) -> dict[str, Any]:
         """The fields as plain data, nested entries by name, as they go into a key and a row."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in self.local}
+
+
+# fields that decide how long an entry takes, and what contract tests lower them to
+QUICK = {
+    "steps": 6, "iterations": 6, "queries": 50, "searches": 2, "restarts": 2, "targets": 3, "epochs": 1, "overlays": 8,
+}  # fmt: skip
+
+
+def lowered(value: T) -> T:
+    """A dataclass with the fields of QUICK lowered, nested ones too."""
+    changes: dict[str, Any] = {}
+    for f in fields(value):  # type: ignore[arg-type]
+        old = getattr(value, f.name)
+        if isinstance(old, Entry):
+            changes[f.name] = old.quick()
+        elif is_dataclass(old) and not isinstance(old, type):
+            changes[f.name] = lowered(old)
+        elif type(old) is int and old > QUICK.get(f.name, old):
+            changes[f.name] = QUICK[f.name]
+    new: T = replace(value, **changes)  # type: ignore[type-var]
+    if hasattr(value, "_name"):
+        object.__setattr__(new, "_name", value._name)
+    return new
 
 
 def _plain(value: Any) -> Any:

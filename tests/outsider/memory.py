@@ -19,7 +19,7 @@ class Memory(Attack):
     needs: ClassVar[Access] = "none"
     norms: ClassVar[tuple[Norm, ...]] = ("l0", "linf")
     learns: ClassVar[bool] = True
-    narrow: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
 
     side: Count = 2
 

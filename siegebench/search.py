@@ -1,0 +1,72 @@
+"""What iterative attacks keep track of: the best points so far, the queries left, the samples that go on.
+
+Rows are indices into the batch, int64 [m], each at most once in a call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from siegebench import ops
+from siegebench.oracle import Oracle
+
+
+class Best:
+    """The best point of each sample so far: a misclassified one beats any other; among equals the higher loss does.
+
+    Attributes:
+        point: [n, ...], the clean images to begin with.
+        loss: of the points, [n]; -inf to begin with.
+        hit: whether they are misclassified, bool [n].
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.point = x.clone()
+        self.loss = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        self.hit = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def keep(self, rows: Tensor, point: Tensor, loss: Tensor, hit: Tensor) -> None:
+        """Take the points [m, ...] that are better than what is known of their samples."""
+        before = self.hit[rows]
+        better = (hit & ~before) | ((hit | ~before) & (loss > self.loss[rows]))
+        self.point[rows] = torch.where(ops.over(better, point), point, self.point[rows])
+        self.loss[rows] = torch.where(better, loss, self.loss[rows])
+        self.hit[rows] = before | hit
+
+    def left(self) -> Tensor:
+        """Rows of the samples that are not misclassified yet."""
+        return (~self.hit).nonzero().squeeze(1)
+
+
+class Budget:
+    """How many queries each sample may still make: `most`, or what the threat model leaves.
+
+    Attributes:
+        left: int64 [n].
+    """
+
+    def __init__(self, oracle: Oracle, y: Tensor, most: int) -> None:
+        self.oracle = oracle
+        granted = oracle.left()
+        self.left = torch.full_like(y, most) if granted is None else granted.clamp(max=most)
+
+    def open(self, rows: Tensor, least: int = 1) -> Tensor:
+        """Whether the samples have as many queries left, bool [m]."""
+        return self.left[rows] >= least
+
+    def rows(self, least: int = 1) -> Tensor:
+        """Rows of all samples that have as many queries left."""
+        every = torch.arange(len(self.left), device=self.left.device)
+        return self.open(every, least).nonzero().squeeze(1)
+
+    def logits(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Logits of k images a sample, [m * k, ...], sample-major; one query each."""
+        k = len(points) // max(1, len(rows))
+        self.left[rows] -= k
+        return self.oracle[rows].repeat(k).logits(points)
+
+
+def keep(which: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each tensor that stay; the tensors themselves where all do."""
+    return state if bool(which.all()) else tuple(part[which] for part in state)
