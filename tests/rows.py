@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from siegebench import registry
+from siegebench import card, registry
 from siegebench.cells import Cell, Flag, Result, pack, rate
 
 N = 200
@@ -169,7 +169,7 @@ def controls(*entries: tuple[str, str]) -> Iterator[None]:
     """A registry in which these (kind, name) are planted controls."""
     cards = {
         (kind, name): registry.Registered(
-            registry.Card.model_validate(
+            card.Card.model_validate(
                 {
                     "name": name, "kind": kind, "entry": "here:There", "version": 1, "summary": "A planted control.",
                     "control": True,

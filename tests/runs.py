@@ -93,11 +93,21 @@ def every_track() -> list[dict[str, Any]]:
             "defenses": ["outsider/noise", {"name": "logit_scaling", "factor": 1e7}],
             "measures": [{"name": "masking", "samples": 1}],
         },
+        {
+            "track": "white_box", "threats": [{**ball[0], "target": "next"}], "attacks": [{"name": "pgd", "steps": 3}],
+            "measures": [],
+        },
         {"track": "query", "threats": ball, "attacks": ["square"], "queries": 120},
         {"track": "transfer", "threats": ball, "attacks": ["fgsm"], "surrogates": [other]},
         {"track": "patch", "threats": [{"norm": "l0", "eps": 0.1}], "attacks": [{"name": "loap", "steps": 3}]},
         {"track": "backdoor", "backdoors": poison, "defenses": ["none", {"name": "fine_tuning", "epochs": 1}]},
         {"track": "input_detection", "backdoors": poison, "detectors": ["strip", "activation_clustering"]},
+        {
+            "track": "input_detection", "detectors": ["strip"], "inputs": [
+                {"kind": "adversarial", "attack": "fgsm", "threat": ball[0]},
+                {"kind": "corrupted", "corruption": "gaussian_noise"},
+            ],
+        },
         {"track": "model_detection", "backdoors": poison, "detectors": [{"name": "neural_cleanse", "steps": 3}]},
         {"track": "corruption", "corruptions": ["gaussian_noise", "contrast"], "severities": [1, 5]},
     ]  # fmt: skip

@@ -17,7 +17,7 @@ import yaml
 from siegebench import kinds, ops, skeleton
 from siegebench.classifier import Classifier
 from siegebench.errors import ConfigError
-from siegebench.registry import Card
+from siegebench.card import Card
 from siegebench.testing import CLAUSES, check_instance
 from siegebench.threat import ThreatModel
 from siegebench.types import Entry
