@@ -168,7 +168,7 @@ def test_the_command_says_one_line(
     words: list[str], field: str, value: Any, real: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    row = json.loads(json.dumps(next(r for r in real if r.cell.attack).as_dict(), default=float))
+    row = json.loads(json.dumps(next(r for r in real if "robust" in r.samples).as_dict(), default=float))
     *way, last = field.split(".")
     strangers.at(row, tuple(way))[last] = value
     path = tmp_path / "rows" / "row.json"
