@@ -40,7 +40,8 @@ def none(found: list[str]) -> None:
 LAYERS = (
     ("__init__", "errors", "kinds", "worker", "progress", "files", "stats"),
     ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled"),
-    ("ops", "cells", "registry"),
+    ("ops", "cells", "card"),
+    ("registry",),
     ("schema",),
     ("store", "weights", "rows", "data", "environment"),
     ("classifier",),
