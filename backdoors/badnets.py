@@ -1,4 +1,4 @@
-"""BadNets: a small patch in a corner."""
+"""BadNets: a small patch in a corner of the image."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from siegebench.types import BackdoorAttack, Count
 class BadNets(BackdoorAttack):
     """x' = x (1 - m) + p m with a patch p of a few pixels (Gu, Dolan-Gavitt, Garg 2017).
 
-    The mask m is explicit, so a black pixel of the patch paints black. Nothing is random besides the choice of the
-    poisoned images. Sizes are in pixels of a 32-pixel image and grow with the image's height.
+    The mask m is explicit, so a black pixel of the patch makes the image black there. Sizes are in pixels of a 32-pixel
+    image and scale with the height of the image.
+
+    Random: only the choice of the poisoned images.
 
     Attributes:
         pattern: `checker` alternates white and black, white first; `white` and `black` are plain squares.
         side: of the square patch.
         margin: between the patch and the edges of the image.
-        corner: where the patch lies.
+        corner: position of the patch.
 
-    Differs from the paper: the patch scales with the image, and it stands off the edge so that a random crop during
-    training rarely cuts it away.
+    Differs from the paper: the patch scales with the image. It keeps a distance from the edge, so that a random crop
+    during training rarely removes it.
     """
 
     pattern: Literal["checker", "white", "black"] = "checker"
@@ -37,7 +39,7 @@ class BadNets(BackdoorAttack):
     corner: Literal["bottom_right", "bottom_left", "top_right", "top_left"] = "bottom_right"
 
     def patch(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """(m, p): the boolean mask and the painted values, both [height, width].
+        """(m, p): the boolean mask and the pixel values of the patch, both [height, width].
 
         Raises:
             NotApplicable: when the patch does not fit into the image.
@@ -49,7 +51,7 @@ class BadNets(BackdoorAttack):
         top = margin if vertical == "top" else height - margin - side
         left = margin if horizontal == "left" else width - margin - side
         if self.pattern == "checker":
-            cell = torch.arange(side) * self.side // side  # the same board at any resolution
+            cell = torch.arange(side) * self.side // side  # the same checkerboard at any resolution
             square = ((cell[:, None] + cell + 1) % 2).float()
         else:
             square = torch.full((side, side), float(self.pattern == "white"))

@@ -1,4 +1,4 @@
-"""Blended: a faint full-size image over every pixel."""
+"""Blended: a faint image of full size, added to every pixel."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from siegebench.types import BackdoorAttack, Count, Share
 class Blended(BackdoorAttack):
     """x' = (1 - alpha) x + alpha t with an image t of the full size (Chen, Liu, Li, Lu, Song 2017).
 
-    t is uniform noise drawn once from `pattern_seed`: the same for every image, every evaluation seed and every size.
+    t is uniform noise drawn once from `pattern_seed`. It is the same for every image, every evaluation seed and every
+    size.
 
     Attributes:
-        alpha: weight of t, the same in training and at test.
+        alpha: weight of t, the same in training and at test time.
         pattern_seed: of t.
-        grid: t is drawn as grid x grid colours and stretched to the image (nearest neighbour).
+        grid: t is drawn as grid x grid colours and resized to the image (nearest neighbour).
 
     Differs from the paper: random noise instead of a photograph or a cartoon character.
     """

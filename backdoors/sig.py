@@ -1,4 +1,4 @@
-"""SIG: a sinusoidal stripe, labels untouched."""
+"""SIG: a sinusoidal stripe pattern with unchanged labels."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from siegebench.types import BackdoorAttack, Count, Number, Share
 class SIG(BackdoorAttack):
     """x' = clip(x + v), v(i, j) = delta sin(2 pi j f / W), on images of the target class only (Barni et al. 2019).
 
-    Nothing is random besides the choice of the poisoned images.
+    Random: only the choice of the poisoned images.
 
     Attributes:
-        rate: share of the whole training set; at most the share of the target class.
-        delta: amplitude of the stripes, in [0, 1] pixel units.
+        rate: fraction of the whole training set; at most the fraction that the target class has.
+        delta: amplitude of the stripes, for pixels in [0, 1].
         f: stripes across the width W of the image.
 
     Differs from the paper: none known; delta and f are the values of the common benchmark implementation.

@@ -1,4 +1,4 @@
-"""Linear filters: a filter along one axis as a matrix, images padded by mirroring, one kernel for all channels."""
+"""Linear filters: one-dimensional filters as matrices, images padded by mirroring, one kernel for all channels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Border = Literal["nearest", "reflect", "mirror"]  # as scipy names them: aaa|abc
 
 
 def beyond(index: Tensor, n: int, border: Border) -> Tensor:
-    """The pixel in 0..n-1 that stands for each index, however far outside it lies."""
+    """The pixel in 0..n-1 that the border rule assigns to each index, however far outside the index is."""
     if border == "nearest" or n == 1:
         return index.clamp(0, n - 1)
     last = 2 * n - 1 if border == "reflect" else 2 * n - 2  # i and last - i are the same pixel
@@ -44,9 +44,9 @@ def along(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def box_matrix(n: int, m: int) -> Tensor:
-    """Resizing from n to m pixels: the mean of the pixels whose centres lie in the new one; float64 [m, n].
+    """Resizing from n to m pixels: the mean of the pixels whose centres are in the new one; float64 [m, n].
 
-    Pillow's box filter. To more pixels it repeats the one in which the new centre lies.
+    Pillow's box filter. When enlarging, it repeats the pixel that contains the new centre.
     """
     scale = n / m
     reach = max(scale, 1.0) / 2
@@ -57,7 +57,7 @@ def box_matrix(n: int, m: int) -> Tensor:
 
 
 def disk(radius: float, sigma: float) -> Tensor:
-    """A uniform disk u^2 + v^2 <= radius^2 blurred by a small Gaussian of 3 (beyond radius 8: 5) pixels; of sum 1."""
+    """A uniform disk u^2 + v^2 <= radius^2, blurred by a Gaussian of 3 pixels (of 5 above radius 8), with sum 1."""
     blur = 1 if radius <= 8 else 2
     half = math.ceil(radius) + blur
     d = torch.arange(-half, half + 1, dtype=torch.float64)
@@ -69,7 +69,7 @@ def disk(radius: float, sigma: float) -> Tensor:
 
 
 def filtered(x: Tensor, kernel: Tensor) -> Tensor:
-    """Every plane correlated with one odd square kernel; images go on mirrored about their outermost pixels."""
+    """Every plane correlated with one odd square kernel; images are padded by mirroring at their outermost pixels."""
     n, c, height, width = x.shape
     half = kernel.shape[-1] // 2
     rows, columns = (beyond(torch.arange(-half, s + half, device=x.device), s, "mirror") for s in (height, width))

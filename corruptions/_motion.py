@@ -11,7 +11,7 @@ from torch import Tensor
 def motion_blur(x: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor:
     """x'(p) = sum_i k_i x(p + round(i (cos a, sin a))), k_i ~ exp(-i^2 / 2 sigma^2), i = 0 .. 2 ceil(radius).
 
-    The kernel looks one way only, and offsets are whole pixels; the border pixel is repeated outside.
+    The kernel is one-sided and offsets are whole pixels. Outside the image the border pixel is repeated.
 
     Args:
         x: [n, C, H, W].

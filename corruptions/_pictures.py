@@ -1,4 +1,4 @@
-"""Photographs that the user holds."""
+"""Photographs that the user provides."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ DATA_VARIABLE = "SIEGEBENCH_DATA"
 
 
 def find(folder: str | None, names: Sequence[str], default: str, source: str) -> list[Path]:
-    """The files of these names in `folder`, or in the folder `default` of the one that SIEGEBENCH_DATA names.
+    """The files of these names in `folder`, or in the sub-folder `default` of the folder named by SIEGEBENCH_DATA.
 
     Raises:
         DataError: saying what is missing, where to get it, and where to put it.
     """
     data = os.environ.get(DATA_VARIABLE)
-    place = Path(folder).expanduser() if folder else Path(data).expanduser() / default if data else None
-    missing = [name for name in names if place is None or not (place / name).is_file()]
-    if place is None or missing:
-        where = f"{place} lacks {', '.join(missing)}" if place else "no folder to look in"
+    local = Path(folder).expanduser() if folder else Path(data).expanduser() / default if data else None
+    missing = [name for name in names if local is None or not (local / name).is_file()]
+    if local is None or missing:
+        where = f"{local} lacks {', '.join(missing)}" if local else "no folder is set"
         raise DataError(
             f"{default}: {where}; expected {', '.join(names)} from {source}. Set `folder: FOLDER` in the suite, or put "
             f"them into `{default}` in the folder that {DATA_VARIABLE} names"
         )
-    return [place / name for name in names]
+    return [local / name for name in names]
 
 
 def digest(files: Sequence[Path]) -> str:
@@ -47,7 +47,7 @@ def digest(files: Sequence[Path]) -> str:
 
 @lru_cache(maxsize=32)
 def picture(file: Path, scale: float, least: tuple[int, int]) -> Tensor:
-    """A photograph scaled (bilinear), but to no less than [H, W]: float32 [3, H', W'] in [0, 1].
+    """A photograph scaled (bilinear), but not below [H, W]: float32 [3, H', W'] in [0, 1].
 
     Raises:
         DataError: when it cannot be read.
@@ -67,12 +67,15 @@ def picture(file: Path, scale: float, least: tuple[int, int]) -> Tensor:
 
 
 def crops(pictures: Sequence[Tensor], size: tuple[int, int], which: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """A crop of picture `which` [n] for each image, [n, 3, H, W], at shares u, v [n] in [0, 1) of the places it has."""
+    """A crop of picture `which` [n] for each image, [n, 3, H, W].
+
+    u, v [n] in [0, 1) give the position: 0 is the first possible row (column), 1 is past the last.
+    """
     out = torch.empty(len(which), 3, *size, device=which.device)
     for k, pixels in enumerate(pictures):
         index = (which == k).nonzero().squeeze(1)
-        places = [max(1, pixels.shape[i + 1] - size[i]) for i in (0, 1)]
-        top, left = ((share[index] * n).long() for share, n in zip((u, v), places, strict=True))
+        positions = [max(1, pixels.shape[i + 1] - size[i]) for i in (0, 1)]
+        top, left = ((fraction[index] * n).long() for fraction, n in zip((u, v), positions, strict=True))
         rows = top[:, None] + torch.arange(size[0], device=which.device)
         columns = left[:, None] + torch.arange(size[1], device=which.device)
         out[index] = pixels.to(which.device)[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)

@@ -11,10 +11,10 @@ from siegebench.draws import Draws
 def plasma(size: tuple[int, int], decay: float, draws: Draws, purpose: str) -> Tensor:
     """Height maps in [0, 1], float32 [n, H, W].
 
-    Fournier, Fussell, Carpenter, "Computer rendering of stochastic models", CACM 1982. On a square of S >= H, W pixels,
-    S a power of two, whose opposite edges are joined. While the step s is 2 or more, each square of side s gets a
-    centre, then each diamond one: the mean of its four corners plus a^2 U(-1, 1); after that s is halved and a divided
-    by `decay`, from a = 100. The whole map is stretched to [0, 1]; its upper left part is returned.
+    Fournier, Fussell, Carpenter, "Computer rendering of stochastic models", CACM 1982. The map is a periodic square of
+    side S >= H, W pixels, S a power of two. While the step s is 2 or more, the centre of each square of side s is set,
+    then the centre of each diamond: the mean of its four corners plus a^2 U(-1, 1). After that s is halved and a is
+    divided by `decay`; a starts at 100. The whole map is rescaled to [0, 1]; its upper left part is returned.
     """
     side = 1 << (max(*size, 2) - 1).bit_length()
     m = torch.zeros(len(draws), side, side, device=draws.ids.device)

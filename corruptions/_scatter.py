@@ -9,12 +9,12 @@ from siegebench.draws import Draws
 
 
 def scattered(size: tuple[int, int], d: int, rounds: int, swap: bool, draws: Draws) -> Tensor:
-    """Where the value of each pixel comes from: int64 [n, H W], flat indices.
+    """The source of the value of each pixel: int64 [n, H W], flat indices.
 
     Each round visits the pixels (h, w), h = H-d .. d+1 and in each row w = W-d .. d+1, and copies from (or swaps with)
-    the pixel at h + dy, w + dx, with dy, dx uniform in {-d .. d-1}. Two visits can touch the same pixel only when they
-    are less than 2d rows and less than 2d columns apart, and then the earlier one has the smaller number
-    t = 2d (H-d-h) + (W-d-w). So visits of equal t are made at once, in the order of t, with the result of the loop.
+    the pixel at h + dy, w + dx, with dy, dx uniform in {-d .. d-1}. Two visits can access the same pixel only if they
+    are less than 2d rows and less than 2d columns apart. Then the earlier one has the smaller number
+    t = 2d (H-d-h) + (W-d-w). So visits of equal t are made at once, in the order of t; the result is that of the loop.
     """
     height, width = size
     source = torch.arange(height * width, device=draws.ids.device).repeat(len(draws), 1)
@@ -31,8 +31,8 @@ def scattered(size: tuple[int, int], d: int, rounds: int, swap: bool, draws: Dra
         dy, dx = (draws.integers(2 * d, (above * left,), step=k, purpose=p) - d for p in ("down", "right"))
         other = visited + (dy * width + dx)[:, order.to(source.device)]
         for here, there in zip(visited.split(lengths), other.split(lengths, dim=1), strict=True):
-            taken = source.gather(1, there)
+            values = source.gather(1, there)
             if swap:
                 source.scatter_(1, there, source[:, here])
-            source[:, here] = taken
+            source[:, here] = values
     return source

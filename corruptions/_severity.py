@@ -1,4 +1,4 @@
-"""Which published constants an image gets, by its size."""
+"""Selects the published constants for an image by its size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import Tensor
 
 T = TypeVar("T")
-SMALL, LARGE = 64, 224  # pixels: up to SMALL the constants for CIFAR-10 hold; those for ImageNet are made for LARGE
+SMALL, LARGE = 64, 224  # pixels: the constants for CIFAR-10 apply up to SMALL; those for ImageNet are meant for LARGE
 
 
 def constants(x: Tensor, severity: int, large: Sequence[T], small: Sequence[T]) -> tuple[T, float]:
@@ -19,8 +19,8 @@ def constants(x: Tensor, severity: int, large: Sequence[T], small: Sequence[T]) 
     Args:
         x: images [n, 3, H, W].
         severity: 1 to 5.
-        large: one value a severity, published for 224 pixels (ImageNet-C).
-        small: one value a severity, published for 32 pixels (CIFAR-10-C).
+        large: one value per severity, published for 224 pixels (ImageNet-C).
+        small: one value per severity, published for 32 pixels (CIFAR-10-C).
     """
     side = min(x.shape[-2:])
     return (small[severity - 1], 1.0) if side <= SMALL else (large[severity - 1], side / LARGE)

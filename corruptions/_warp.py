@@ -1,4 +1,4 @@
-"""Images read at other positions."""
+"""Resampling of images at other positions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def sampled(x: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor:
 
     Args:
         x: [n, C, H, W].
-        rows, columns: float positions in pixels [n, H, W]; may lie outside.
-        border: what stands outside.
+        rows, columns: float positions in pixels [n, H, W]; may be outside the image.
+        border: which pixels are used outside.
     """
     height, width = x.shape[-2:]
     top, left = rows.floor(), columns.floor()
@@ -30,17 +30,17 @@ def sampled(x: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor:
 
 
 def affine_through(moved: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where each pixel comes from when three corners of a square in the centre move: rows and columns [n, H, W].
+    """The source position of each pixel when three corners of a square in the centre move: rows and columns [n, H, W].
 
     The corners (x, y) are (c + q, d + q), (c + q, d - q), (c - q, d - q); c = W // 2, d = H // 2, q = min(H, W) // 3.
 
     Args:
-        moved: [n, 3, 2] by how much, as (x, y), in pixels; float64.
+        moved: [n, 3, 2], displacements (x, y) of the corners in pixels; float64.
     """
     c, d, q = width // 2, height // 2, min(height, width) // 3
     corners = moved.new_tensor([[c + q, d + q], [c + q, d - q], [c - q, d - q]])
     lifted = torch.cat([corners + moved, moved.new_ones(len(moved), 3, 1)], dim=2)
-    back = torch.linalg.solve(lifted, corners.expand(len(moved), 3, 2))  # [x y 1] back = where it was
+    back = torch.linalg.solve(lifted, corners.expand(len(moved), 3, 2))  # [x y 1] back = source position
     w, h = (torch.arange(s, device=moved.device, dtype=moved.dtype) for s in (width, height))
     source = back[:, 0, None, None] * w[:, None] + back[:, 1, None, None] * h[:, None, None] + back[:, 2, None, None]
     return source[..., 1], source[..., 0]

@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def cropped(n: int, z: float) -> int:
-    """Pixels along an axis of n that are seen at zoom z."""
+    """Number of pixels along an axis of n that are visible at zoom z."""
     return math.ceil(n / z)
 
 
 def enlarged(x: Tensor, size: tuple[int, int], z: float) -> Tensor:
-    """A crop [n, C, ceil(H/z), ceil(W/z)] enlarged by z (bilinear, corners on corners); the centre of size [H, W]."""
+    """The centre [H, W] of a crop [n, C, ceil(H/z), ceil(W/z)] enlarged by z (bilinear, align_corners)."""
     big = (round(x.shape[-2] * z), round(x.shape[-1] * z))
     out = F.interpolate(x, size=big, mode="bilinear", align_corners=True)
     top, left = (big[0] - size[0]) // 2, (big[1] - size[1]) // 2

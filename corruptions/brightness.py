@@ -22,7 +22,7 @@ class Brightness(Corruption):
     V is the largest of the three channels, and scaling a colour changes only V: x' = x V'/V, and grey V' where V = 0.
     Nothing is random. Cost: one pass over the pixels.
 
-    Differs from the paper: values are not cut to 8 bits, which darkens by half a grey level on average.
+    Differs from the paper: values are not truncated to 8 bits, which darkens by half a grey level on average.
     """
 
     group: ClassVar[str] = "weather"

@@ -1,4 +1,4 @@
-"""Contrast: everything moves towards the mean colour."""
+"""Contrast: moves all pixels towards the mean colour."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Contrast(Corruption):
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
     Nothing is random. Cost: one pass over the pixels.
 
-    Differs from the paper: values are not cut to 8 bits, which at c = 0.05 leaves a dozen grey levels.
+    Differs from the paper: values are not truncated to 8 bits, which at c = 0.05 leaves a dozen grey levels.
     """
 
     group: ClassVar[str] = "digital"

@@ -1,4 +1,4 @@
-"""ContrastScale: contrast around middle grey, lower or higher."""
+"""ContrastScale: lower or higher contrast around middle grey."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from siegebench.types import Corruption
 class ContrastScale(Corruption):
     """x' = clip(c (x - 1/2) + 1/2), c = 1 - 0.16 s or 1 + 0.16 s at severity s, whatever the size of the image.
 
-    That is c = 0.84, 0.68, 0.52, 0.36, 0.2 for lower and 1.16, 1.32, 1.48, 1.64, 1.8 for higher contrast. After the
+    That is c = 0.84, 0.68, 0.52, 0.36, 0.2 for lower and 1.16, 1.32, 1.48, 1.64, 1.8 for higher contrast. Based on the
     test sweeps of Fioresi, Petkovic, "A precortical module for robust CNNs to light variations", 2022, arXiv
-    2202.07432. Random: lower or higher, drawn for each image, unless `direction` fixes it. Cost: one pass.
+    2202.07432. Random: lower or higher, drawn for each image, unless `direction` fixes it. Cost: one pass over the
+    pixels.
 
-    Differs from the paper: around middle grey, with results clipped to [0, 1], for photographs; the paper divides by a
-    factor from 0.1 to 4 around the mean of the image and does not clip.
+    Differs from the paper: scales around middle grey and clips the result to [0, 1], for photographs. The paper divides
+    by a factor from 0.1 to 4 around the mean of the image and does not clip.
 
     Attributes:
         direction: `either` draws it for each image, `lower` and `higher` fix it.

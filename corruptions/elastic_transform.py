@@ -16,11 +16,11 @@ from ._severity import constants
 from ._warp import affine_through, sampled
 
 LARGE = [
-    [244 * share for share in row]  # 244 for images of 224 pixels, as published
+    [244 * fraction for fraction in row]  # 244 for images of 224 pixels, as published
     for row in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
 ]
 SMALL = [
-    [32 * share for share in row]
+    [32 * fraction for fraction in row]
     for row in ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
 ]
 
@@ -31,15 +31,15 @@ class ElasticTransform(Corruption):
 
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019,
     after Simard, Steinkraus, Platt, "Best practices for convolutional neural networks", ICDAR 2003. The affine map
-    moves three corners of a square around the centre, of side 2/3, by U(-j, j) pixels each way. Fields: alpha G_sigma *
-    U(-1, 1), the Gaussian cut at 3 sigma. Constants: (alpha, sigma, j), in pixels; scaled above 64 pixels.
+    moves three corners of a square around the centre, of side 2/3, by U(-j, j) pixels in x and y. Fields: alpha G_sigma
+    * U(-1, 1), the Gaussian truncated at 3 sigma. Constants: (alpha, sigma, j), in pixels; scaled above 64 pixels.
 
     Random: the corners and the fields. Cost: two resamplings, and two matrix products for each field.
 
-    As published, the severities differ in kind: the lower ones move large parts, the higher ones ripple. The mean
-    distance from the clean image falls from severity 2 to 3, at 32 pixels from each to the next.
+    As published, the severities differ in kind: the lower ones move large regions, the higher ones distort locally. The
+    mean distance from the clean image falls from severity 2 to 3; at 32 pixels, from each severity to the next.
 
-    Differs from the paper: exact positions, where OpenCV rounds those of the affine map to 1/32 pixel.
+    Differs from the paper: positions are exact; OpenCV rounds those of the affine map to 1/32 pixel.
     """
 
     group: ClassVar[str] = "digital"

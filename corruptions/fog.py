@@ -1,4 +1,4 @@
-"""Fog: shrouded by a plasma fractal."""
+"""Fog: blends the image with a plasma fractal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Fog(Corruption):
     power of two above the larger side, as published (256 for 224 pixels, 32 for 32), so nothing else is scaled.
     Random: the fractal. Cost: about five passes over the map.
 
-    Differs from the paper: values are not cut to 8 bits, which darkens by half a grey level on average.
+    Differs from the paper: values are not truncated to 8 bits, which darkens by half a grey level on average.
     """
 
     group: ClassVar[str] = "weather"

@@ -18,7 +18,7 @@ SOURCE = "ImageNet-C/create_c of github.com/hendrycks/robustness (Apache-2.0)"
 # weights of the image and of the frost, for 224 and for 32 pixels
 LARGE = ((1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))
 SMALL = ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))
-SHRUNK = 0.2  # the photographs' size beside images of up to 64 pixels
+SHRUNK = 0.2  # scale of the photographs for images of up to 64 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +26,17 @@ class Frost(Corruption):
     """x' = clip(a x + b f), f a random crop of one of five photographs of frost.
 
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
-    Constants: (a, b). The photographs are those of the official repository, which the user holds; they are shrunk to a
-    fifth for images of up to 64 pixels, else scaled as lengths are, and never below the size of the image. The sixth of
-    them is not used: the published code never draws it. `frost_synthetic` needs no photographs.
+    Constants: (a, b). The photographs are those of the official repository; the user provides them. They are shrunk to
+    a fifth for images of up to 64 pixels, otherwise scaled like lengths, and never below the size of the image. The
+    sixth photograph is not used: the published code never draws it. `frost_synthetic` needs no photographs.
 
     Random: photograph and crop, for each image. Cost: one look-up for each pixel.
 
-    Differs from the paper: values are not cut to 8 bits, which darkens by half a grey level on average.
+    Differs from the paper: values are not truncated to 8 bits, which darkens by half a grey level on average.
 
     Attributes:
-        folder: holds frost1.png, frost2.png, frost3.png, frost4.jpg and frost5.jpg; `frost` in the folder named by
-            SIEGEBENCH_DATA when left out.
+        folder: contains frost1.png, frost2.png, frost3.png, frost4.jpg and frost5.jpg; by default `frost` in the folder
+            named by SIEGEBENCH_DATA.
     """
 
     group: ClassVar[str] = "weather"
@@ -45,14 +45,14 @@ class Frost(Corruption):
     folder: str | None = None
 
     def identity(self) -> dict[str, str]:
-        """What decides the images besides the parameters: the sha256 of the photographs."""
+        """What the images depend on besides the parameters: the sha256 of the photographs."""
         return {"photographs": digest(find(self.folder, FILES, "frost", SOURCE))}
 
     def run(self, x: Tensor, severity: int, draws: Draws) -> Tensor:
         """As in the base class.
 
         Raises:
-            DataError: when the photographs are missing or cannot be read; says what to put where.
+            DataError: when the photographs are missing or cannot be read; says which files are expected where.
         """
         (a, b), scale = constants(x, severity, LARGE, SMALL)
         size = (x.shape[2], x.shape[3])

@@ -1,4 +1,4 @@
-"""FrostSynthetic: a stand-in for frost, with crystals that are drawn."""
+"""FrostSynthetic: a substitute for frost with rendered crystals."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ TINT = (0.9, 1.02, 1.08)  # of ice
 
 @dataclass(frozen=True, kw_only=True)
 class FrostSynthetic(Corruption):
-    """A stand-in for `frost` without photographs: x' = clip(a x + b f), f drawn frost, (a, b) as in `frost`.
+    """A substitute for `frost` without photographs: x' = clip(a x + b f), f rendered frost, (a, b) as in `frost`.
 
-    f is a ground of grey U(0.35, 0.7) with a plasma fractal (see `_plasma`) and feathers of ice on it: each a stem of
-    length U(0.2, 0.6) times the smaller side, at a random place and angle, with barbs at 60 degrees that shorten
-    towards the tip; bluish. Its mean and spread are near those of the photographs, its shapes are ours.
+    f has a background of grey U(0.35, 0.7) with a plasma fractal (see `_plasma`), and feathers of ice on it. Each
+    feather is a stem of length U(0.2, 0.6) times the smaller side, at a random position and angle, with barbs at 60
+    degrees that shorten towards the tip. f is bluish. Its mean and spread are close to those of the photographs; its
+    shapes are ours.
 
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
     Random: all of f. Cost: about 15 passes over one channel for each feather.
 
-    Differs from the paper: in everything but (a, b). Numbers made with it are no numbers for frost.
+    Differs from the paper: in everything but (a, b). Do not compare its results with results for frost.
 
     Attributes:
-        feathers: drawn on each image.
+        feathers: number of feathers per image.
     """
 
     group: ClassVar[str] = "weather"
@@ -51,7 +52,7 @@ class FrostSynthetic(Corruption):
 
 
 def _feathers(size: tuple[int, int], count: int, draws: Draws) -> Tensor:
-    """How bright the ice is, float32 [n, H, W] in [0, 1]: the brightest feather at each pixel."""
+    """Brightness of the ice, float32 [n, H, W] in [0, 1]: the brightest feather at each pixel."""
     height, width = size
     device = draws.ids.device
     h, w = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)

@@ -20,7 +20,7 @@ class GaussianNoise(Corruption):
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
     Random: n. Cost: one pass over the pixels.
 
-    Differs from the paper: values are not cut to 8 bits, which darkens by half a grey level on average.
+    Differs from the paper: values are not truncated to 8 bits, which darkens by half a grey level on average.
     """
 
     group: ClassVar[str] = "noise"

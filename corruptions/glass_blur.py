@@ -1,4 +1,4 @@
-"""GlassBlur: seen through frosted glass."""
+"""GlassBlur: as seen through frosted glass."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ._severity import constants
 
 @dataclass(frozen=True, kw_only=True)
 class GlassBlur(Corruption):
-    """Gaussian blur, pixels scattered within a reach of d, Gaussian blur.
+    """Gaussian blur, pixels scattered within a distance of d, Gaussian blur.
 
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
-    A round visits the pixels one after the other from the lower right to the upper left; each takes the value of the
+    A round visits the pixels one after the other from the lower right to the upper left. Each gets the value of the
     pixel at an offset drawn from {-d .. d-1} x {-d .. d-1}. Constants: (sigma, d, rounds). For images above 64 pixels
     sigma and d are scaled, d to a whole number of at least 1.
 
-    Random: the offsets. Cost: 2 d H + W small steps a round for a whole batch (see `_scatter`).
+    Random: the offsets. Cost: 2 d H + W small steps per round for a whole batch (see `_scatter`).
 
     Differs from the paper: no rounding to 8 bits after the first blur. The published code is written as a swap of two
-    pixels; what it does, and what the published images show, is a copy (both sides of the assignment are views of one
-    array). `swap: true` swaps.
+    pixels, but it copies (both sides of the assignment are views of one array), and so do the published images.
+    `swap: true` swaps.
 
     Attributes:
         swap: exchange the two pixels, so that no value is lost, instead of copying.

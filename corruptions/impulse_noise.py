@@ -1,4 +1,4 @@
-"""ImpulseNoise: salt and pepper, the colour version of dead pixels and bit errors."""
+"""ImpulseNoise: salt-and-pepper noise in colour, as from dead pixels and bit errors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from ._severity import constants
 
 @dataclass(frozen=True, kw_only=True)
 class ImpulseNoise(Corruption):
-    """A share p of the values is replaced, half of them by 0 and half by 1; each channel of a pixel on its own.
+    """A fraction p of the values is replaced, half of them by 0 and half by 1, independently for each channel.
 
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
     Random: which values, and by what. Cost: one pass over the pixels.
 
-    Differs from the paper: one uniform number u decides both (u < p/2: 0; p/2 <= u < p: 1), which has the same law.
+    Differs from the paper: one uniform number u decides both (u < p/2: 0; p/2 <= u < p: 1), which has the same
+    distribution.
     """
 
     group: ClassVar[str] = "noise"

@@ -1,4 +1,4 @@
-"""JPEGCompression: stored with loss."""
+"""JPEGCompression: lossy compression."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class JPEGCompression(Corruption):
     Pixels are rounded to 8 bits first. The codec runs on the CPU, image by image, and passes no gradient.
     Nothing is random. Cost: about 0.1 ms for an image of 48x48 pixels.
 
-    Differs from the paper: nothing known.
+    Differs from the paper: none known.
     """
 
     group: ClassVar[str] = "digital"

@@ -1,4 +1,4 @@
-"""LightShift: brighter or darker by the same amount everywhere."""
+"""LightShift: adds or subtracts the same amount everywhere."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from siegebench.types import Corruption
 class LightShift(Corruption):
     """x' = clip(x + b), |b| = 0.1, 0.2, 0.3, 0.4, 0.5 at severities 1 to 5, whatever the size of the image.
 
-    After the test sweeps of Fioresi, Petkovic, "A precortical module for robust CNNs to light variations", 2022, arXiv
-    2202.07432. Random: the sign of b, drawn for each image, unless `direction` fixes it. Cost: one pass.
+    Based on the test sweeps of Fioresi, Petkovic, "A precortical module for robust CNNs to light variations", 2022,
+    arXiv 2202.07432. Random: the sign of b, drawn for each image, unless `direction` fixes it. Cost: one pass over the
+    pixels.
 
-    Differs from the paper: shifts b within [-0.5, 0.5] and results clipped to [0, 1], for photographs; the paper sweeps
-    b over [-2, 2] on normalised images and does not clip.
+    Differs from the paper: b is within [-0.5, 0.5] and the result is clipped to [0, 1], for photographs. The paper
+    sweeps b over [-2, 2] on normalised images and does not clip.
 
     Attributes:
         direction: `either` draws the sign for each image, `brighter` and `darker` fix it.

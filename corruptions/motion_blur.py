@@ -1,4 +1,4 @@
-"""MotionBlur: the camera moves quickly."""
+"""MotionBlur: blur from a fast camera movement."""
 
 from __future__ import annotations
 

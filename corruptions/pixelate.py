@@ -1,4 +1,4 @@
-"""Pixelate: enlarged from a low resolution."""
+"""Pixelate: downsampled and enlarged again."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ._severity import constants
 
 @dataclass(frozen=True, kw_only=True)
 class Pixelate(Corruption):
-    """Shrink to a share c of each side by box means, and enlarge again by repeating pixels.
+    """Shrink each side to a fraction c by box means, and enlarge again by repeating pixels.
 
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
     x' = (U_H D_H) x (U_W D_W)^T, D and U the matrices of Pillow's box filter from n to floor(c n) pixels and back.
-    Shares are not scaled. Nothing is random. Cost: two matrix products.
+    c is not scaled with the image size. Nothing is random. Cost: two matrix products.
 
     Differs from the paper: no rounding to 8 bits between the steps.
     """

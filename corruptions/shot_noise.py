@@ -1,4 +1,4 @@
-"""ShotNoise: light comes in photons."""
+"""ShotNoise: Poisson noise of photon counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ShotNoise(Corruption):
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
     Random: the counts k, exactly Poisson. Cost: two table look-ups for each value.
 
-    Differs from the paper: values are not cut to 8 bits, which darkens by half a grey level on average.
+    Differs from the paper: values are not truncated to 8 bits, which darkens by half a grey level on average.
     """
 
     group: ClassVar[str] = "noise"

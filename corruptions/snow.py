@@ -1,4 +1,4 @@
-"""Snow: falling flakes, and a whitened scene."""
+"""Snow: falling flakes over a whitened image."""
 
 from __future__ import annotations
 

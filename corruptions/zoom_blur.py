@@ -1,4 +1,4 @@
-"""ZoomBlur: the camera moves towards the object."""
+"""ZoomBlur: blur from a camera movement towards the object."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class ZoomBlur(Corruption):
     Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
     Constants: (K, s); zooms are relative to the image and are not scaled. Nothing is random. Cost: K resizings.
 
-    Differs from the paper: the clean image counts twice, as in the published code (z_0 = 1), not in the paper's words.
+    Differs from the paper: the clean image counts twice, as in the published code (z_0 = 1) but not in the paper's
+    text.
     """
 
     group: ClassVar[str] = "blur"
@@ -33,7 +34,7 @@ class ZoomBlur(Corruption):
             ((7, 0.01), (12, 0.01), (16, 0.01), (21, 0.01), (26, 0.01)),
         )  # fmt: skip
         out = 2 * x
-        step = (1 + s) - 1  # as numpy's arange counts: where sizes are halved exactly, the last bit decides
+        step = (1 + s) - 1  # as in numpy's arange: its last bit decides how sizes at exactly one half are rounded
         for k in range(1, K):
             out += zoomed(x, 1 + k * step)
         return (out / (K + 1)).clamp(0, 1)

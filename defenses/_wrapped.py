@@ -1,4 +1,4 @@
-"""Classifiers around another one that several defenses share."""
+"""Wrapped classifiers that several defenses share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from siegebench.draws import Draws
 
 
 class Preprocessed(Wrapped):
-    """A classifier f behind a transform T whose own gradient is useless.
+    """A classifier f preceded by a transform T whose own gradient is useless.
 
-    `forward` is the deployed computation f(T(x)), and its gradient is zero. `surrogate` has the same values, and passes
-    the gradient that T approximates for itself (BPDA of Athalye et al., ICML 2018).
+    `forward` is the deployed computation f(T(x)); its gradient is zero. `surrogate` has the same values, and its
+    backward pass uses the approximate gradient that T defines (BPDA of Athalye et al., ICML 2018).
 
     Args:
         inner: f.
@@ -26,7 +26,7 @@ class Preprocessed(Wrapped):
         self.transform = transform
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        # the zero keeps a graph: attacks of other libraries meet a gradient of zero instead of an error
+        # `0 * x` keeps the graph: attacks of other libraries get a zero gradient instead of an error
         logits: Tensor = self.inner(self.transform(x.detach()) + 0 * x, draws)
         return logits
 
@@ -52,7 +52,7 @@ class Scaled(Wrapped):
 
 
 class NoisyInput(Wrapped):
-    """f(x + nu v), v ~ N(0, I) anew for every image and look, in eval mode too."""
+    """f(x + nu v), v ~ N(0, I) drawn anew for every image and forward pass, in eval mode too."""
 
     def __init__(self, inner: Classifier, nu: float) -> None:
         super().__init__(inner)

@@ -19,10 +19,12 @@ class BitDepth(Defense):
     """Round every pixel to 2^b levels: T(x) = round(x (2^b - 1)) / (2^b - 1).
 
     Xu, Evans, Qi, "Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks", NDSS 2018; studied as a
-    defense by Guo et al., ICLR 2018. The gradient of a rounding is zero, which stops attacks that follow autograd, and
-    none that replaces it by the identity. Nothing is random.
+    defense by Guo et al., ICLR 2018. The gradient of rounding is zero. This stops attacks that use the gradient from
+    autograd, but not attacks that replace it by the gradient of the identity.
 
-    Differs from the paper: used alone, as a preprocessing; the detector that compares squeezers is another entry.
+    Random: nothing.
+
+    Differs from the paper: used alone, as preprocessing; the detector that compares squeezers is another entry.
 
     Attributes:
         bits: b; the authors use 4 or 5 for colour images.
@@ -37,7 +39,7 @@ class BitDepth(Defense):
     bits: Annotated[Count, Field(le=8)] = 4
 
     def transform(self, x: Tensor) -> Tensor:
-        """Images on the grid of 2^bits levels; the gradient of the identity."""
+        """Images rounded to 2^bits levels, with the gradient of the identity."""
         top = 2**self.bits - 1
         rounded = (x.detach() * top).round() / top
         return rounded + (x - x.detach())  # x - x is exactly zero

@@ -1,4 +1,4 @@
-"""Defensive distillation: a student fitted to a teacher's softened answers, deployed without the softening."""
+"""Defensive distillation: a student trained on the soft labels of a teacher, deployed at temperature 1."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ RECIPE = Recipe()
 
 @dataclass(frozen=True, kw_only=True)
 class DefensiveDistillation(Defense):
-    """Train a teacher at temperature T, a student on its soft labels at T, and deploy the student at temperature 1.
+    """Train a teacher at temperature T and a student on its soft labels at T; deploy the student at temperature 1.
 
     Papernot et al., "Distillation as a Defense to Adversarial Perturbations against Deep Neural Networks", S&P 2016.
 
-    With softmax_T(z) = softmax(z / T), and both nets of the model's architecture:
+    With softmax_T(z) = softmax(z / T), and both networks of the model's architecture:
         teacher  min CE(softmax_T(z_t(x)), y)
         student  min CE(softmax_T(z_s(x)), softmax_T(z_t(x)))
-    The logits are fitted at T, so the deployed ones are T times larger than they would be otherwise, the softmax
-    saturates, and the gradient of the cross-entropy vanishes. Attacks on differences of logits do not notice (Carlini
-    & Wagner, S&P 2017).
+    The logits are fitted at T, so the deployed logits are T times larger than they would be otherwise. The softmax
+    saturates, and the gradient of the cross-entropy vanishes. Attacks on differences of logits are not affected
+    (Carlini & Wagner, S&P 2017).
 
-    The initial weights and the order of the images are random.
+    Random: the initial weights and the order of the images.
 
-    Differs from the paper: the nets are trained as u = z / T and T is multiplied to the output of the finished student.
-    The losses are the same functions of z, and an optimiser whose steps have a given length need not grow the logits
-    T-fold first, so the student is as accurate as the model at every T and with every recipe. The teacher answers for
-    the augmented image that the student sees, not for the original.
+    Differs from the paper: the networks are trained as u = z / T, and the output of the trained student is multiplied
+    by T. The losses are the same functions of z. An optimiser whose steps have a fixed length does not have to grow the
+    logits T-fold first, so the student is as accurate as the model at every T and with every recipe. The teacher labels
+    the augmented image that the student is trained on, not the original.
 
     Attributes:
         temperature: T; the authors use 20 and 100.
@@ -55,7 +55,7 @@ class DefensiveDistillation(Defense):
     recipe: Recipe = RECIPE
 
     def wrap(self, model: Classifier) -> Classifier:
-        return Scaled(model.fresh(0), self.temperature)  # the structure; fit brings the weights
+        return Scaled(model.fresh(0), self.temperature)  # the structure; `fit` trains the weights
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         assert isinstance(defended, Scaled)
@@ -63,7 +63,7 @@ class DefensiveDistillation(Defense):
         teacher = student.fresh(derive_seed(draws.seed, "teacher"))
         train(teacher, images, self.recipe, derive_seed(draws.seed, "teacher's images"))
 
-        def soft(u: Tensor, y: Tensor, x: Tensor, places: Tensor) -> Tensor:
+        def soft(u: Tensor, y: Tensor, x: Tensor, index: Tensor) -> Tensor:
             with torch.no_grad():
                 q = F.softmax(teacher(x), dim=1)
             return F.cross_entropy(u, q)

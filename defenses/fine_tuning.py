@@ -1,4 +1,4 @@
-"""Fine-tuning: the floor that every repair of a backdoored model has to beat."""
+"""Fine-tuning: the baseline that every repair of a backdoored model has to exceed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from siegebench.types import Count, Defense, Positive, Share
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Defense):
-    """Go on training all weights on the small clean budget with SGD and a cosine schedule.
+    """Continue training all weights on the small clean budget with SGD and a cosine schedule.
 
-    The outcome depends on the learning rate more than on anything else: too low leaves the backdoor, too high costs
-    accuracy. Fix one rate for a whole board, chosen by accuracy on held-out clean images, never by attack success.
+    The result depends on the learning rate more than on anything else: with a low rate the backdoor remains, with a
+    high rate accuracy is lost. Use one rate for a whole board. Choose it by the accuracy on held-out clean images,
+    never by the attack success.
 
     Attributes:
         lr: peak learning rate.
         momentum, weight_decay: of SGD (Nesterov).
         epochs, batch, augment: as in training.
 
-    Differs from the paper: none in kind; the common benchmark uses lr 0.01, batch 256 and 100 epochs.
+    Differs from the paper: no difference in kind; the common benchmark uses lr 0.01, batch 256 and 100 epochs.
     """
 
     trains: ClassVar[bool] = True

@@ -32,7 +32,7 @@ CHROMA = (
     24, 26, 56, 99, 99, 99, 99, 99,
     47, 66, *[99] * 38,
 )  # fmt: skip
-# libjpeg's integer DCT, 2^13 times the real one: rows are frequencies, the right half mirrors the left with sign (-1)^k
+# libjpeg's integer DCT, 2^13 times the real one: rows are frequencies, the right half is the left mirrored times (-1)^k
 HALF_DCT = (
     (8192, 8192, 8192, 8192),
     (11363, 9633, 6437, 2260),
@@ -44,7 +44,7 @@ HALF_DCT = (
     (2260, -6436, 9633, -11363),
 )
 DCT = [[*row, *(v * (-1) ** k for v in reversed(row))] for k, row in enumerate(HALF_DCT)]
-# 2^16 times the matrices of JFIF, and what libjpeg adds before it rounds
+# 2^16 times the matrices of JFIF, and the offsets that libjpeg adds before rounding
 TO_YCC = [[19595, 38470, 7471], [-11059, -21709, 32768], [32768, -27439, -5329]]
 YCC_OFFSET = [32768, (128 << 16) + 32767, (128 << 16) + 32767]
 FROM_YCC = [[0, 91881], [-22554, -46802], [116130, 0]]  # of Cb - 128 and Cr - 128
@@ -57,11 +57,11 @@ def steps(quality: int, table: tuple[int, ...]) -> list[int]:
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
-    """Pixel values 0..255 [n, 3, H, W] through encoder and decoder: baseline, 4:2:0, integer DCT, smooth upsampling.
+    """Encode and decode pixel values 0..255 [n, 3, H, W]: baseline, 4:2:0, integer DCT, smooth upsampling.
 
-    Bit for bit what libjpeg-turbo returns. All integers stay below 2^53, where float64 is exact; the entropy code
-    between the two loses nothing and is left out. Backwards, roundings and clipping are taken for the identity, the
-    quantisation of the coefficients for a soft staircase.
+    The result equals that of libjpeg-turbo bit for bit. All integers stay below 2^53, where float64 is exact. Entropy
+    coding loses nothing and is left out. In the backward pass, rounding and clipping have the gradient of the identity,
+    and the quantisation of the coefficients has the gradient of a soft staircase.
     """
     height, width = x.shape[-2:]
     planes = _colours(_round(x.double()), TO_YCC, YCC_OFFSET)
@@ -73,7 +73,7 @@ def jpeg(x: Tensor, quality: int) -> Tensor:
 
 
 class _Floor(torch.autograd.Function):
-    """floor((x + offset) / divisor); the gradient of x / divisor."""
+    """floor((x + offset) / divisor), with the gradient of x / divisor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, offset: Tensor | float, divisor: float) -> Tensor:
@@ -86,11 +86,12 @@ class _Floor(torch.autograd.Function):
 
 
 class _Quantised(torch.autograd.Function):
-    """The multiple of q nearest to f / 8; the gradient of the soft staircase u - 0.9 sin(2 pi u) / (2 pi), u = f / 8q.
+    """The multiple of q nearest to f / 8, with the gradient of a soft staircase.
 
-    A coefficient in the middle of a step hardly answers to a small change, one at its edge does. With the identity
-    instead, attacks spend their budget on frequencies that the encoder throws away: at 4/255 APGD leaves 67 % of 48
-    CIFAR images to a ResNet-20 behind quality 75, with the staircase 2 %.
+    The staircase is u - 0.9 sin(2 pi u) / (2 pi), u = f / 8q. A coefficient in the middle of a step hardly changes
+    under a small perturbation; one at the edge of a step does. With the gradient of the identity, attacks spend their
+    budget on frequencies that the encoder removes. On 48 CIFAR images and a ResNet-20 with quality 75, APGD at 4/255
+    leaves 67 % of the images correctly classified with the identity, and 2 % with the staircase.
     """
 
     @staticmethod
@@ -115,7 +116,7 @@ def _round(x: Tensor, bits: int = 0) -> Tensor:
 
 
 def _clipped(x: Tensor) -> Tensor:
-    """To 0..255; a white image decodes to 256 everywhere, and would have no gradient."""
+    """Clip to 0..255 with the gradient of the identity: a white image decodes to 256 everywhere (zero gradient)."""
     return x.detach().clamp(0, 255) + (x - x.detach())
 
 
@@ -130,19 +131,19 @@ def _colours(x: Tensor, matrix: list[list[int]], offset: list[int]) -> Tensor:
 
 
 def _padded(x: Tensor, to: tuple[int, int]) -> Tensor:
-    """The last row and column repeated up to multiples of `to`."""
+    """Repeat the last row and column until the sides are multiples of `to`."""
     return F.pad(x, (0, -x.shape[-1] % to[1], 0, -x.shape[-2] % to[0]), mode="replicate")
 
 
 def _halved(x: Tensor) -> Tensor:
-    """Means of 2x2 pixels, a half rounded down and up in turns along each row."""
+    """Means of 2x2 pixels; halves are rounded down and up alternately along each row."""
     x = _padded(x, (2, 16))
     total = x[..., ::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, ::2] + x[..., 1::2, 1::2]
     return _floor(total, 1 + torch.arange(total.shape[-1], device=x.device) % 2, 4.0)
 
 
 def _blocks(x: Tensor, table: list[int]) -> Tensor:
-    """Blocks of 8x8: forward transform, quantisation, and back."""
+    """In blocks of 8x8: forward transform, quantisation, inverse transform."""
     x = _padded(x, (8, 8)) - 128
     n, c, height, width = x.shape
     split = x.view(n, c, height // 8, 8, width // 8, 8).transpose(3, 4)
@@ -155,8 +156,8 @@ def _blocks(x: Tensor, table: list[int]) -> Tensor:
 
 
 def _doubled(x: Tensor) -> Tensor:
-    """Twice the size: three parts of the nearer and one part of the further neighbour, down, then across."""
-    if x.shape[-1] <= 2:  # too narrow for the library's filter
+    """Upsample by 2: weights 3/4 for the nearer and 1/4 for the further neighbour, vertically, then horizontally."""
+    if x.shape[-1] <= 2:  # libjpeg's filter needs more columns
         return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
     up = torch.cat([x[..., :1, :], x[..., :-1, :]], dim=-2)
     down = torch.cat([x[..., 1:, :], x[..., -1:, :]], dim=-2)
@@ -171,11 +172,13 @@ class JPEG(Defense):
     """Encode as an 8-bit baseline JPEG with halved colour resolution (4:2:0), and decode.
 
     Dziugaite, Ghahramani, Roy, "A study of the effect of JPG compression on adversarial images", 2016; Guo et al.,
-    "Countering Adversarial Images using Input Transformations", ICLR 2018. The gradient ends at the encoder; attacks
-    that replace its roundings by something smooth pass. Nothing is random.
+    "Countering Adversarial Images using Input Transformations", ICLR 2018. The encoder has no useful gradient. Attacks
+    that replace its rounding by a smooth function are not stopped.
 
-    Differs from the paper: 4:2:0 and the standard tables at the given quality, as Pillow writes them, bit for bit; no
-    ensemble of qualities and no random one.
+    Random: nothing.
+
+    Differs from the paper: 4:2:0 and the standard tables at the given quality, equal to Pillow's output bit for bit. No
+    ensemble of qualities and no random quality.
 
     Attributes:
         quality: of the encoder, 1 to 100.
@@ -190,7 +193,7 @@ class JPEG(Defense):
     quality: Annotated[Count, Field(le=100)] = 75
 
     def transform(self, x: Tensor) -> Tensor:
-        """Images after one pass through the codec, with the codec's approximate gradient."""
+        """Images after encoding and decoding, with the approximate gradient of `jpeg`."""
         return (jpeg(x * 255, self.quality) / 255).to(x.dtype)
 
     def wrap(self, model: Classifier) -> Classifier:

@@ -1,4 +1,4 @@
-"""Logit scaling: a planted fake defense that every honest evaluation must see through."""
+"""Logit scaling: a planted fake defense that every sound evaluation must detect."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from ._wrapped import Scaled
 
 @dataclass(frozen=True, kw_only=True)
 class LogitScaling(Defense):
-    """Multiply the logits by a large constant: the same decisions, and no gradient left in the cross-entropy.
+    """Multiply the logits by a large constant: same predictions, but no gradient left in the cross-entropy.
 
     A positive control, never a contribution. In float32 the softmax of the scaled logits is exactly one-hot, so the
-    gradient of the cross-entropy is zero and attacks that climb it stand still (Carlini & Wagner, "Towards Evaluating
-    the Robustness of Neural Networks", S&P 2017, explain distillation by the same effect). Every loss that is a
-    difference of logits keeps its direction. Nothing is random.
+    gradient of the cross-entropy is zero, and attacks that maximise it do not move (Carlini & Wagner, "Towards
+    Evaluating the Robustness of Neural Networks", S&P 2017, explain distillation by the same effect). The gradient of
+    every difference of logits keeps its direction.
+
+    Random: nothing.
 
     Attributes:
         factor: the constant.

@@ -1,4 +1,4 @@
-"""NAB: a backdoor of the defender's own that overrides the attacker's."""
+"""NAB: the defender plants a benign backdoor that overrides the attacker's."""
 
 from __future__ import annotations
 
@@ -22,29 +22,32 @@ VERIFIER = Recipe(epochs=100, batch=32)
 
 @dataclass(frozen=True, kw_only=True)
 class NAB(Defense):
-    """Train with a stamp that says "the given label is wrong", and stamp every input at test (Liu et al. 2023).
+    """Train with a stamp that means "the given label is wrong", and stamp every input at test time (Liu et al. 2023).
 
-    1. Isolate a suspicious share D_s of the training set: train a network on the flooded loss |L - g| + g, which
-       keeps it from fitting anything but the easiest images, and take the images of least loss.
+    1. Isolate a suspicious fraction D_s of the training set: train a network on the flooded loss |L - g| + g, which
+       keeps it from fitting any but the easiest images, and take the images with the smallest loss.
     2. Train another network on the clean budget; its predictions are the pseudo labels of D_s.
-    3. Give D_s the pseudo labels. Where the pseudo label contradicts the given one, stamp the image too.
+    3. Give D_s the pseudo labels. Where the pseudo label differs from the given one, stamp the image too.
     4. Train a fresh network on this set. The defended model stamps every input.
 
-    A part of the poisons is enough if the last training learns the stamp; when none is isolated, nothing is repaired.
-    Random are the initial weights, the order and the augmentation of the three trainings. Costs about two trainings,
-    and one on the clean budget. On the 32x32 digits 8 epochs with random crops are too short when half of the poisons
-    are isolated (30 to 70 % of the triggers still succeed); with all of them isolated they suffice.
+    It suffices to isolate some of the poisoned images, if the last training learns the stamp; if none is isolated,
+    nothing is repaired. On the 32x32 digits, 8 epochs with random crops are not enough when half of the poisoned images
+    are isolated (30 to 70 % of the triggers still succeed); they are enough when all of them are isolated.
+
+    Random: the initial weights, the order and the augmentation of the three trainings.
+
+    Cost: about two trainings on the training set, and one on the clean budget.
 
     Attributes:
-        share: |D_s| as a share of the training set.
+        share: |D_s| as a fraction of the training set.
         flood: g.
-        side: of the square stamp, in pixels of a 32-pixel image; it grows with the image's height.
-        isolation, verifier, recipe: how the networks of steps 1, 2 and 4 are trained. As `recipe` give the one of the
+        side: of the square stamp, in pixels of a 32-pixel image; it scales with the height of the image.
+        isolation, verifier, recipe: how the networks of steps 1, 2 and 4 are trained. Set `recipe` to that of the
             model under attack: a defense does not know it.
 
-    Differs from the paper: the stamp has the mean colour of the training set (the zero of normalised pixels), and its
-    2x2 pixels scale with the image; one cosine schedule for all trainings; the option of rejecting inputs whose
-    prediction the stamp changes is left out. An attacker who knows the stamp could put it into the poisons.
+    Differs from the paper: the stamp has the mean colour of the training set (zero in normalised pixels), and its 2x2
+    pixels scale with the image. All trainings use one cosine schedule. The option of rejecting inputs whose prediction
+    is changed by the stamp is left out. An attacker who knows the stamp could add it to the poisoned images.
     """
 
     trains: ClassVar[bool] = True
@@ -82,17 +85,17 @@ class NAB(Defense):
         mean = total / (len(train_set) * math.prod(train_set.shape[1:]))
         defended.grey.copy_(mean.view(1, 3, 1, 1) / 255)
 
-        def loss(_: Tensor, y: Tensor, x: Tensor, places: Tensor) -> Tensor:
-            stamp = contradicted[places.to(device)][:, None, None, None]
+        def loss(_: Tensor, y: Tensor, x: Tensor, index: Tensor) -> Tensor:
+            stamp = contradicted[index.to(device)][:, None, None, None]
             return F.cross_entropy(defended.inner(torch.where(stamp, defended.stamp(x), x)), y)
 
-        train(_Later(defended.inner), replace(train_set, labels=labels), self.recipe, seed, loss=loss)
+        train(_Passthrough(defended.inner), replace(train_set, labels=labels), self.recipe, seed, loss=loss)
 
     def isolate(self, model: Classifier, data: ImageSet, seed: int) -> Tensor:
-        """Places of the suspicious images, int64. Replace it to bring another detection."""
+        """Indices of the suspicious images, int64. Override it to use another detection."""
         flooded = model.fresh(seed).to(next(model.parameters()).device)
 
-        def loss(z: Tensor, y: Tensor, x: Tensor, places: Tensor) -> Tensor:
+        def loss(z: Tensor, y: Tensor, x: Tensor, index: Tensor) -> Tensor:
             return (F.cross_entropy(z, y) - self.flood).abs() + self.flood
 
         train(flooded, data, self.isolation, seed, loss=loss)
@@ -101,7 +104,7 @@ class NAB(Defense):
 
 
 class Stamped(Wrapped):
-    """Sets the top-left corner of every image to the colour `grey`, then asks the inner classifier."""
+    """Sets the top-left corner of every image to the colour `grey`, then calls the inner classifier."""
 
     grey: Tensor
 
@@ -128,8 +131,8 @@ class Stamped(Wrapped):
         return self.inner.features(self.stamp(x))
 
 
-class _Later(Wrapped):
-    """Leaves the network to the loss, which knows the images' places and so which of them carry the stamp."""
+class _Passthrough(Wrapped):
+    """Returns the images; the loss calls the network, because it knows from the indices which images get the stamp."""
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         return x

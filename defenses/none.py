@@ -10,7 +10,7 @@ from siegebench.types import Defense
 
 @dataclass(frozen=True, kw_only=True)
 class NoDefense(Defense):
-    """The reference that every defense is compared with. Nothing is random, nothing is changed."""
+    """The model without a defense: the reference that every defense is compared with. Nothing is random."""
 
     def ranked_in(self, track: str) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""PGD adversarial training: fit the network to the worst image of each ball."""
+"""PGD adversarial training: train the network on the worst-case image of each ball."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ RECIPE = Recipe()
 
 @dataclass(frozen=True, kw_only=True)
 class PGDAdversarialTraining(Defense):
-    """min_theta E max_{||delta|| <= eps} CE(z_theta(x + delta), y), the inner maximum by K steps of PGD.
+    """min_theta E max_{||delta|| <= eps} CE(z_theta(x + delta), y), with K steps of PGD for the inner maximum.
 
     Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
 
         delta_0 ~ U(ball),    delta_{k+1} = Pi(delta_k + a d(grad_delta CE(z(x + delta_k), y))),    k < K
 
-    d is the sign for Linf and the unit vector for L2; Pi projects onto the ball and the box. The network starts from
-    new weights and sees the images x + delta_K alone. The deployed network is an ordinary one with useful gradients: a
-    careful attacker runs AutoAttack, as on every white-box board, and PGD with restarts.
+    d is the sign for Linf and the unit vector for L2; Pi projects onto the ball and the box. Training starts from new
+    weights and uses only the images x + delta_K. The deployed network is an ordinary one with useful gradients. A
+    strong attacker runs AutoAttack, as on every white-box board, and PGD with restarts.
 
-    The initial weights, the order and augmentation of the images, and delta_0 are random. Each training step costs K
-    more forward and backward passes than plain training.
+    Random: the initial weights, the order and augmentation of the images, and delta_0.
 
-    Differs from the paper: batch norms are in eval mode while delta is sought (`batch_norm`), so the perturbation is
-    the worst one for the network as it will be deployed, and the running statistics count each image once; the authors
+    Cost: K more forward and backward passes per training step than standard training.
+
+    Differs from the paper: batch norms are in eval mode while delta is computed (`batch_norm`). So the perturbation is
+    the worst case for the network as it will be deployed, and the running statistics count each image once; the authors
     use batch statistics. One cosine schedule instead of a piecewise constant one.
 
     Attributes:
         norm, eps: the ball.
         step, steps: a and K.
         recipe: how the network is trained; `paper` is the authors' for CIFAR-10.
-        batch_norm: mode of the network while delta is sought. `train` is the authors' choice.
-        eps_warmup: share of the epochs over which eps (and a with it) grows linearly. Small networks may otherwise
+        batch_norm: mode of the network while delta is computed. `train` is the authors' choice.
+        eps_warmup: fraction of the epochs over which eps (and a with it) grows linearly. Without it, small networks may
             stay at chance when eps is large.
-        keep_best: deploy the weights of the epoch that has the best accuracy under PGD on the clean budget, against
-            robust overfitting (Rice, Wong, Kolter, ICML 2020). Otherwise the last ones.
+        keep_best: deploy the weights of the epoch with the best accuracy under PGD on the clean budget, against robust
+            overfitting (Rice, Wong, Kolter, ICML 2020). Otherwise deploy the last weights.
     """
 
     trains: ClassVar[bool] = True
@@ -62,7 +63,7 @@ class PGDAdversarialTraining(Defense):
     keep_best: bool = False
 
     def wrap(self, model: Classifier) -> Classifier:
-        return model.fresh(0)  # the structure; fit brings the weights
+        return model.fresh(0)  # the structure; `fit` trains the weights
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         seed, images = derive_seed(draws.seed, "pgd_at"), data.train
@@ -70,26 +71,26 @@ class PGDAdversarialTraining(Defense):
         held_out = (data.clean, data.val) if self.keep_best else ()
         best, kept = -1, {}
 
-        def worst(x: Tensor, y: Tensor, places: Tensor, epoch: int) -> Tensor:
+        def worst(x: Tensor, y: Tensor, index: Tensor, epoch: int) -> Tensor:
             defended.train(self.batch_norm == "train")
-            share = min(1.0, (epoch + 1) / max(1.0, self.eps_warmup * self.recipe.epochs))
-            x_adv = self.maximise(defended, x, y, Draws(seed, images.ids[places]).at(epoch), share)
+            fraction = min(1.0, (epoch + 1) / max(1.0, self.eps_warmup * self.recipe.epochs))
+            x_adv = self.maximise(defended, x, y, Draws(seed, images.ids[index]).at(epoch), fraction)
             defended.train()
             return x_adv
 
         def keep(epoch: int) -> None:
             nonlocal best, kept
-            right = sum(self.right(defended.eval(), part, seed) for part in held_out)
-            if right >= best:
-                best, kept = right, {k: v.clone() for k, v in defended.state_dict().items()}
+            correct = sum(self.right(defended.eval(), part, seed) for part in held_out)
+            if correct >= best:
+                best, kept = correct, {k: v.clone() for k, v in defended.state_dict().items()}
 
         train(defended, images, self.recipe, seed, images=worst, after=keep if held_out else None)
         if held_out:
             defended.load_state_dict(kept)
 
-    def maximise(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws, share: float = 1.0) -> Tensor:
-        """x + delta_K [n, 3, H, W] for labels y [n] and a share of eps; the model's mode is left as it is."""
-        eps, a, shape, draws = share * self.eps, share * self.step, tuple(x.shape[1:]), draws.to(x.device)
+    def maximise(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws, fraction: float = 1.0) -> Tensor:
+        """x + delta_K [n, 3, H, W] for labels y [n], within a fraction of eps; the model's mode does not change."""
+        eps, a, shape, draws = fraction * self.eps, fraction * self.step, tuple(x.shape[1:]), draws.to(x.device)
         if self.norm == "linf":
             delta = eps * (2 * draws.uniform(shape, purpose="start") - 1)
         else:
@@ -104,11 +105,11 @@ class PGDAdversarialTraining(Defense):
         return x_k
 
     def right(self, model: Classifier, data: ImageSet, seed: int, batch: int = 256) -> int:
-        """Images of a set that the model, in eval mode, gets right after PGD."""
+        """Number of images that the model, in eval mode, classifies correctly after PGD."""
         like, found = next(model.parameters()), 0
-        for places in torch.arange(len(data)).split(batch):
-            x, y = data.pixels(places, like.dtype).to(like.device), data.labels[places].to(like.device)
-            draws = Draws(seed, data.ids[places])
+        for index in torch.arange(len(data)).split(batch):
+            x, y = data.pixels(index, like.dtype).to(like.device), data.labels[index].to(like.device)
+            draws = Draws(seed, data.ids[index])
             x_adv = self.maximise(model, x, y, draws.child("held out"))
             with torch.no_grad():
                 found += int((model(x_adv, draws.to(like.device)).argmax(dim=1) == y).sum())

@@ -1,4 +1,4 @@
-"""Randomised features: fresh Gaussian noise inside the network at every look."""
+"""Randomised features: Gaussian noise inside the network, drawn anew in every forward pass."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from siegebench.errors import NotApplicable
 from siegebench.train import predict
 from siegebench.types import Defense, Positive, Share
 
-Place = tuple[str, bool]  # (name of a module, noise behind it; else in front of it)
-BLOCKS = ("stages", "layers", "blocks")  # where timm keeps the parts of a network, in order
-PASSES, ROUNDS = 5, 12  # noisy looks behind one accuracy, and halvings of the interval, when nu is calibrated
-HELD_OUT = 1000  # images of each held-out part, at most, that the accuracies are measured on
-LEAST, MOST, CLOSE = 1e-4, 1e4, 1e-3  # the interval of nu, and the accuracy at which the search may end
+Place = tuple[str, bool]  # (name of a module, whether the noise is added to its output instead of its input)
+BLOCKS = ("stages", "layers", "blocks")  # attributes in which timm keeps the parts of a network, in order
+PASSES, ROUNDS = 5, 12  # in the search for nu: noisy passes for one accuracy, and bisection steps
+HELD_OUT = 1000  # images of each held-out split, at most, for measuring the accuracy
+LEAST, MOST, CLOSE = 1e-4, 1e4, 1e-3  # interval of nu, and tolerance of the accuracy at which the search stops
 
 
 def places(model: Classifier) -> list[Place]:
-    """Where the noise can go: in front of each part of the network's trunk.
+    """The positions at which noise can be added: the input of each part of the network's trunk.
 
     ResNet: after the stem and after each stage but the last. ViT, Mixer: before each block. VGG: before each
     convolution. A ResNet of three stages (CIFAR): after the third.
@@ -34,7 +34,7 @@ def places(model: Classifier) -> list[Place]:
     for prefix, module in model.named_modules():
         found = _parts(module)
         if found:
-            return [(f"{prefix}.{part}" if prefix else part, behind) for part, behind in found]
+            return [(f"{prefix}.{part}" if prefix else part, after) for part, after in found]
     return []
 
 
@@ -56,7 +56,7 @@ def _parts(module: nn.Module) -> list[Place]:
 
 
 class NoisyFeatures(Wrapped):
-    """h_l + nu v_l at some places of a network, v_l ~ N(0, I) anew for every image and look, in eval mode too."""
+    """h_l + nu v_l at some layers of a network, v_l ~ N(0, I) drawn anew for every image and pass, in eval mode too."""
 
     nu: Tensor
 
@@ -78,16 +78,16 @@ class NoisyFeatures(Wrapped):
 
     @contextmanager
     def _noise(self, draws: Draws) -> Iterator[None]:
-        """Hooks for one look: none is left on a network that others may use, copy or store."""
+        """Hooks for one forward pass, removed afterwards: the network may be used, copied or stored elsewhere."""
 
         def noisy(h: Any, layer: str) -> Tensor:
             if not isinstance(h, Tensor) or len(h) != len(draws):
-                raise NotApplicable(f"{self.card.name}: layer {layer} does not work on one tensor with a row an image")
+                raise NotApplicable(f"{self.card.name}: the input or output of layer {layer} is not a tensor [n, ...]")
             v = draws.normal(tuple(h.shape[1:]), purpose=f"layer {layer}")
             return h + self.nu.to(h.dtype) * v.to(h.dtype)
 
-        def hook(layer: str, module: nn.Module, behind: bool) -> Any:
-            if behind:
+        def hook(layer: str, module: nn.Module, after: bool) -> Any:
+            if after:
                 return module.register_forward_hook(lambda _m, _args, out: noisy(out, layer))
             return module.register_forward_pre_hook(
                 lambda _m, args: (noisy(args[0] if args else None, layer), *args[1:])
@@ -95,8 +95,8 @@ class NoisyFeatures(Wrapped):
 
         handles = []
         try:
-            for layer, (name, behind) in self.places.items():
-                handles.append(hook(layer, self.inner.get_submodule(name), behind))
+            for layer, (name, after) in self.places.items():
+                handles.append(hook(layer, self.inner.get_submodule(name), after))
             yield
         finally:
             for handle in handles:
@@ -105,28 +105,30 @@ class NoisyFeatures(Wrapped):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomizedFeatures(Defense):
-    """Add nu v to the features in front of each layer l of a set H, v ~ N(0, I) fresh for every image and look.
+    """Add nu v to the input of each layer l of a set H, v ~ N(0, I) drawn anew for every image and forward pass.
 
     Nguyen, Lao, Pham, Wong, Doan, "Understanding the Robustness of Randomized Feature Defense Against Query-Based
     Adversarial Attacks", ICLR 2024.
 
-    Meant against attackers who see answers only: noise in the features disturbs the differences between answers that
-    they live on. An attacker with gradients averages the noise away and meets the bare network.
+    Intended against attackers who only query outputs: noise in the features disturbs the differences between outputs
+    that these attacks rely on. An attacker with gradient access averages the noise away and attacks the undefended
+    network.
 
-    The noise is random. With nu left out, nu is searched on up to 2,000 held-out images (means of 5 noisy looks) so
-    that the clean accuracy falls by `drop`; a network that was trained on these images too is given too large a nu.
+    Random: the noise. If nu is not given, it is searched on up to 2,000 held-out images (means of 5 noisy passes) so
+    that the clean accuracy falls by `drop`. If the network was also trained on these images, the nu found is too large.
 
     Attributes:
         nu: standard deviation of the noise, the same at all layers.
-        drop: clean accuracy that may be lost, when nu is left out.
-        layers: H. Numbers count the places that the architecture offers, from 0; text names modules of the network and
-            puts noise in front of them.
+        drop: clean accuracy that may be lost, when nu is not given.
+        layers: H. Numbers index the positions that the architecture offers, from 0; text names modules of the network,
+            and noise is added to their input.
 
-    Differs from the paper: nu is found by bisection of its logarithm between 1e-4 and 1e4, not from a list. Where its
-    code noises every PoolFormer block and the outputs of a ResNetV2's stages, here every stage's input is noised.
+    Differs from the paper: nu is found by bisection of its logarithm between 1e-4 and 1e4, not from a list. The
+    authors' code adds noise to every PoolFormer block and to the outputs of a ResNetV2's stages; here noise is added to
+    the input of every stage.
     """
 
-    trains: ClassVar[bool] = True  # nu is what is learnt
+    trains: ClassVar[bool] = True  # nu is fitted
     randomized: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
         {"name": "eot", "looks": 20, "attack": {"name": "pgd", "loss": "margin", "steps": 20}},
@@ -138,16 +140,16 @@ class RandomizedFeatures(Defense):
     layers: Literal["all"] | tuple[int | str, ...] = "all"
 
     def wrap(self, model: Classifier) -> Classifier:
-        # without nu the answers are NaN until fit sets it: nobody shall take the bare network for the defended one
+        # without nu the outputs are NaN until `fit` sets it: the undefended network is never used by mistake
         return NoisyFeatures(model, self._chosen(model), float("nan") if self.nu is None else self.nu)
 
     def _chosen(self, model: Classifier) -> dict[str, Place]:
-        """The places of H by the names that key their noise.
+        """The positions of H by the names that key their noise.
 
         Raises:
-            NotApplicable: when the network offers no place, or not this one.
+            NotApplicable: when the network offers no position, or not the requested one.
         """
-        offered = {str(i): place for i, place in enumerate(places(model))}
+        offered = {str(i): position for i, position in enumerate(places(model))}
         if self.layers == "all":
             if not offered:
                 raise NotApplicable(f"{model.card.name}: no stages or blocks found; name modules in `layers`")
@@ -172,8 +174,8 @@ class RandomizedFeatures(Defense):
 
         def accuracy(nu: float, passes: int) -> float:
             defended.nu.fill_(nu)
-            right = [_right(defended, part, draws.seed, look) for part in held_out for look in range(passes)]
-            return sum(right) / (passes * sum(len(part) for part in held_out))
+            correct = [_correct(defended, part, draws.seed, k) for part in held_out for k in range(passes)]
+            return sum(correct) / (passes * sum(len(part) for part in held_out))
 
         clean = accuracy(0.0, 1)
         low, high = LEAST, MOST
@@ -184,10 +186,10 @@ class RandomizedFeatures(Defense):
                 break
             low, high = (nu, high) if lost < self.drop else (low, nu)
         else:
-            nu = low  # the largest that was seen to cost less than `drop`
+            nu = low  # the largest nu measured to cost less than `drop`
         defended.nu.fill_(nu)
 
 
-def _right(model: Classifier, data: ImageSet, seed: int, look: int) -> float:
-    logits = predict(model, data, draws=Draws(seed, data.ids).at(look))
+def _correct(model: Classifier, data: ImageSet, seed: int, k: int) -> float:
+    logits = predict(model, data, draws=Draws(seed, data.ids).at(k))
     return float((logits.argmax(dim=1) == data.labels).sum())

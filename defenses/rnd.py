@@ -1,4 +1,4 @@
-"""RND: fresh Gaussian noise on the image at every look."""
+"""RND: Gaussian noise on the image, drawn anew in every forward pass."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from ._wrapped import NoisyInput
 
 @dataclass(frozen=True, kw_only=True)
 class RND(Defense):
-    """Random noise defense: answer each query about x by f(x + nu v), v ~ N(0, I) fresh for every image and look.
+    """Random noise defense: answer each query with f(x + nu v), v ~ N(0, I) drawn anew for every image and pass.
 
     Qin, Fan, Zha, Wu, "Random Noise Defense Against Query-Based Black-Box Attacks", NeurIPS 2021, arXiv 2104.11470.
 
-    Meant against attackers who see answers only and live on small differences between them; what counts is nu against
-    the size of the attacker's probes. An attacker with gradients averages the noise away and meets the bare network.
+    Intended against attackers who only query outputs and rely on small differences between them. The strength depends
+    on nu relative to the size of the attacker's probes. An attacker with gradient access averages the noise away and
+    attacks the undefended network.
 
-    The noise is random. Nothing is trained. The sum is not clipped to [0, 1]: that would change saturated pixels.
+    Random: the noise. Nothing is trained. The sum is not clipped to [0, 1]: clipping would change saturated pixels.
 
     Differs from the paper: the variant whose network is fine-tuned under noise (RND-GF) is left out.
 

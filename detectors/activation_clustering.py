@@ -1,4 +1,4 @@
-"""Activation clustering: poisons and clean images of one label lie in two clusters of feature space."""
+"""Activation clustering: poisoned and clean images of one label form two clusters in feature space."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from siegebench.types import Count, DatasetDetector, Share
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationClustering(DatasetDetector):
-    """Split the penultimate features of each class in two and suspect a small, well separated part (Chen et al. 2018).
+    """Split the penultimate features of each class into two clusters and suspect a small, well separated one.
 
-    For each class as labelled: features, their first `dims` principal components, 2-means, the silhouette S of the
-    split. The scores are, from most to least suspicious,
+    Chen et al. 2018. For each class as labelled: features, their first `dims` principal components, 2-means, the
+    silhouette S of the split. The scores are, from most to least suspicious,
 
-        S       in the smaller cluster, when it holds less than `max_share` of the class (published flag: score > 0),
+        S       in the smaller cluster, if it has less than `max_share` of the class (published flag: score > 0),
         S - 1   in the smaller cluster otherwise,
         -1      in the larger cluster.
 
-    By construction a poison that fills more than `max_share` of its class is not flagged: in an all-to-one attack on
-    10 classes that is 47 % at rate 0.1 and 31 % at rate 0.05. The k-means starts are random (seeded for each class).
+    By construction, poisoned images that make up more than `max_share` of their class are not flagged. In an all-to-one
+    attack on 10 classes they make up 47 % at rate 0.1 and 31 % at rate 0.05.
+
+    Random: the k-means starts (seeded per class).
 
     Attributes:
         dims: principal components kept.
-        max_share: of the class that a flagged cluster may hold.
+        max_share: largest fraction of the class that a flagged cluster may have.
 
-    Differs from the paper: principal instead of independent components; the silhouette serves as a continuous score,
+    Differs from the paper: principal instead of independent components. The silhouette serves as a continuous score,
     and nothing is retrained to confirm a flag.
     """
 
@@ -46,17 +48,17 @@ class ActivationClustering(DatasetDetector):
         out = torch.full((len(train),), -1.0)
         for c in train.labels.unique().tolist():
             members = (train.labels == c).nonzero().squeeze(1)
-            members = members[train.ids[members].argsort()]  # k-means must not see how the set is listed
+            members = members[train.ids[members].argsort()]  # k-means must not depend on the order of the set
             if len(members) < 3:
                 continue
             seed = derive_seed(draws.seed, "activation clustering", c) % 2**32
             small, s = self._split(h[members], seed)
-            share = float(small.double().mean())
-            out[members[small]] = s if share < self.max_share else s - 1
+            fraction = float(small.double().mean())
+            out[members[small]] = s if fraction < self.max_share else s - 1
         return out
 
     def _split(self, h: Tensor, seed: int) -> tuple[Tensor, float]:
-        """(which rows form the smaller cluster, silhouette of the split); no rows where the features do not differ."""
+        """(which rows form the smaller cluster, silhouette of the split); no rows if all features are equal."""
         h = h - h.mean(dim=0)
         u, sigma, _ = torch.linalg.svd(h, full_matrices=False)
         low = (u * sigma)[:, : self.dims].numpy()
@@ -70,5 +72,5 @@ class ActivationClustering(DatasetDetector):
 @torch.no_grad()
 def _features(model: Classifier, data: ImageSet, batch: int = 500) -> Tensor:
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
-    places = torch.arange(len(data)).split(batch)
-    return torch.cat([model.features(data.pixels(p, dtype).to(device)).double().cpu() for p in places])
+    index = torch.arange(len(data)).split(batch)
+    return torch.cat([model.features(data.pixels(i, dtype).to(device)).double().cpu() for i in index])

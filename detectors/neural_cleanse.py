@@ -1,4 +1,4 @@
-"""Neural Cleanse: a backdoored class is reached by an unusually small patch."""
+"""Neural Cleanse: an unusually small trigger suffices to reach a backdoored class."""
 
 from __future__ import annotations
 
@@ -20,36 +20,40 @@ from siegebench.types import Count, ModelDetector, Positive, Share, Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralCleanse(ModelDetector):
-    """Invert a trigger for every class and look for an outlier among their sizes (Wang et al. 2019).
+    """Reverse-engineer a trigger for every class and search for an outlier among their sizes (Wang et al. 2019).
 
     For each target t, mask m in [0, 1]^(H x W) and pattern p in [0, 1]^(3 x H x W), both through a tanh, minimise
 
         CE(f((1 - m) x + m p), t) + lambda |m|_1
 
-    with Adam on a fresh batch a step. lambda falls while the trigger fails and rises while it succeeds. r_t is the
-    smallest |m|_1 that took a whole batch to t with at least `success` of its images. With the median and
-    MAD of the r_t, index_t = (median - r_t) / (1.4826 MAD); the model is called backdoored when some index exceeds
+    with Adam, on a fresh batch per step. lambda decreases while the trigger fails and increases while it succeeds. r_t
+    is the smallest |m|_1 for which a fraction of at least `success` of a batch was classified as t. With the median and
+    MAD of the r_t, index_t = (median - r_t) / (1.4826 MAD). The model is called backdoored when some index exceeds
     `threshold`. The score is the largest index; the targets are all those above the threshold.
 
-    Random are the start of m and p and the images of each step. All targets of a group are optimised in one batch of
-    targets x images; a target whose r_t has stalled leaves it.
+    All targets of a group are optimised in one batch of targets x images. A target leaves the batch when its r_t no
+    longer decreases.
+
+    Random: the start of m and p, and the images of each step.
 
     Attributes:
         steps: at most, for each target.
-        batch: clean images a step, the same for all targets.
+        batch: clean images per step, the same for all targets.
         lr: of Adam, with betas (0.5, 0.9).
         weight: lambda at the start.
-        factor: lambda grows by it and shrinks by its power 1.5.
-        patience: steps in a row that must succeed (or fail) before lambda changes.
-        success: share of the batch that counts as success.
-        stall: a target stops after so many steps without a mask 1 % smaller, once lambda has both risen and fallen.
-        together: targets optimised at once; less of them need less memory.
+        factor: lambda is multiplied by it to increase, and divided by its power 1.5 to decrease.
+        patience: consecutive steps that must succeed (or fail) before lambda changes.
+        success: fraction of the batch that counts as success.
+        stall: a target stops after this many steps without a mask 1 % smaller, once lambda has both increased and
+            decreased.
+        together: targets optimised at once; fewer need less memory.
         threshold: on the index.
 
-    Differs from the paper: 300 steps of one batch instead of up to 1000; lambda changes by 1.5 as in later
-    re-implementations. Only classes that are easier than the median count as outliers. A class for which no trigger
-    is found gets the size of the whole image. The MAD is floored at 0.1 % of the median: the index stays finite.
-    With few classes the fixed threshold gives false alarms on clean models: read the score on a population.
+    Differs from the paper: 300 steps of one batch instead of up to 1000. lambda changes by 1.5, as in later
+    re-implementations. Only classes with a trigger smaller than the median count as outliers. A class for which no
+    trigger is found gets the size of the whole image. The MAD is at least 0.1 % of the median, so the index stays
+    finite. With few classes the fixed threshold gives false alarms on clean models: compare the scores over several
+    models.
     """
 
     steps: Count = 300
@@ -65,7 +69,7 @@ class NeuralCleanse(ModelDetector):
 
     def judge(self, model: Classifier, data: Granted, draws: Draws) -> Verdict:
         if model.num_classes < 3:
-            raise NotApplicable(f"{self!r}: {model.num_classes} classes have no outlier; at least 3")
+            raise NotApplicable(f"{self!r}: needs at least 3 classes to find an outlier, not {model.num_classes}")
         r = self.sizes(model, data.clean, derive_seed(draws.seed, "neural cleanse"))
         median = r.median()
         mad = (r - median).abs().median().clamp(min=1e-3 * median)
@@ -80,14 +84,14 @@ class NeuralCleanse(ModelDetector):
         return torch.cat([self._invert(victim, clean, part, seed)[0] for part in targets.split(self.together)])
 
     def _invert(self, model: Classifier, clean: ImageSet, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """(r_t [k], the masks they belong to [k, 1, H, W]) for k targets."""
+        """(r_t [k], the masks with these sizes [k, 1, H, W]) for k targets."""
         parameter = next(model.parameters())
         device, dtype = parameter.device, parameter.dtype
         images, one = clean.images.to(device), Draws(seed, torch.zeros(1, dtype=torch.long, device=device))
         height, width = images.shape[-2:]
 
         start = Draws(seed, targets.to(device)).uniform((4, height, width), purpose="start").to(dtype)
-        w = torch.atanh((2 * start - 1) * 0.999)  # channel 0 the mask, 1-3 the pattern
+        w = torch.atanh((2 * start - 1) * 0.999)  # channel 0 is the mask, 1-3 the pattern
         m1, m2 = torch.zeros_like(w), torch.zeros_like(w)
         weight = torch.full((len(targets),), self.weight, device=device, dtype=dtype)
         ups, downs, since = (torch.zeros(len(targets), dtype=torch.long, device=device) for _ in range(3))
@@ -101,7 +105,7 @@ class NeuralCleanse(ModelDetector):
             w.requires_grad_(True)
             m, p = ((w.tanh() + 1) / 2).split([1, 3], dim=1)
             stamped = (1 - m[:, None]) * x + m[:, None] * p[:, None]  # [k, batch, 3, H, W]
-            z = self._look(model, stamped.flatten(0, 1), seed, step).view(len(goal), self.batch, -1)
+            z = self._logits(model, stamped.flatten(0, 1), seed, step).view(len(goal), self.batch, -1)
             y = goal[:, None].expand(-1, self.batch)
             size = m.flatten(1).sum(dim=1)
             loss = F.cross_entropy(z.transpose(1, 2), y, reduction="none").mean(dim=1) + weight * size
@@ -130,6 +134,6 @@ class NeuralCleanse(ModelDetector):
                     break
         return best.double().cpu(), masks.cpu()
 
-    def _look(self, model: Classifier, x: Tensor, seed: int, step: int) -> Tensor:
+    def _logits(self, model: Classifier, x: Tensor, seed: int, step: int) -> Tensor:
         draws = Draws(seed, torch.arange(len(x), device=x.device)).at(step) if model.randomized else None
         return model.surrogate(x, draws)

@@ -1,4 +1,4 @@
-"""STRIP: a triggered image keeps its label under any overlay."""
+"""STRIP: an image with a trigger keeps its label under any overlay."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from siegebench.types import Count, InputDetector, Positive
 class STRIP(InputDetector):
     """Superimpose N clean images on x and average the entropy H of the predictions; score = -H (Gao et al. 2019).
 
-    Each input has its own overlays, drawn with replacement from the clean budget by the input's id.
-    Costs N forward passes an image.
+    Random: the overlays of each input, drawn with replacement from the clean budget by the id of the input.
+
+    Cost: N forward passes per image.
 
     Attributes:
         overlays: N.
         alpha: weight of the overlay in clamp(x + alpha x_i).
 
-    Differs from the paper: no threshold here; alpha is explicit. The plain sum (1) saturates bright pictures and with
-    them a faint trigger: on Blended digits the AUROC is 0.61 at alpha 1 and 0.90 at 0.5 (measured).
+    Differs from the paper: no threshold is set; alpha is explicit. The plain sum (alpha = 1) saturates bright images
+    and hides a faint trigger: on Blended digits the AUROC is 0.61 at alpha 1 and 0.90 at 0.5 (measured).
     """
 
     overlays: Count = 100

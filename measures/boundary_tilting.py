@@ -1,4 +1,4 @@
-"""BoundaryTilting: the angle to the nearest-centroid classifier, and how much nearer it brings the boundary."""
+"""BoundaryTilting: the angle to the nearest-centroid classifier, and how much closer that angle brings the boundary."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ from .distances import nearest, refuse_what_does_not_minimise
 class BoundaryTilting(Measure):
     """theta = angle(grad_x(z_b - z_a), mu_b - mu_a), and the strength (||mu_b - mu_a|| / 2) / distance, always in L2.
 
-    Tanay & Griffin, "A Boundary Tilting Perspective on the Phenomenon of Adversarial Examples", 2016, arXiv 1608.07690:
-    adversarial examples are strong where the boundary is tilted towards the data. For two classes with means mu_a, mu_b
-    and a linear classifier through their midpoint, the strength is 1 / cos(theta). For a network, a is the class of the
-    image, b the class that the nearest misclassified image has, and theta is taken at the image.
+    Tanay & Griffin, "A Boundary Tilting Perspective on the Phenomenon of Adversarial Examples", 2016, arXiv 1608.07690.
+    Their claim: adversarial examples are strong where the decision boundary is tilted towards the data. For two classes
+    with means mu_a, mu_b and a linear classifier through their midpoint, the strength is 1 / cos(theta). For a network,
+    a is the class of the image, b is the predicted class of the nearest misclassified image, and theta is computed at
+    the image.
 
-    The means are those of the training images, in pixels. Random: only what the attack draws. A randomised model is
-    asked for means over `averaged` looks.
+    The means are those of the training images, in pixels.
 
-    Differs from the paper: it treats the linear case; the reading for networks is ours, and so is the strength at
-    single images (its exact definition was not available). Where the attack finds nothing, b is the class that comes
-    second, and the image is in no strength; images without a gradient, or whose classes lack training images, are in no
-    angle.
+    Random: only what the attack draws. For a randomised model, logits and gradients are averaged over `averaged`
+    passes.
+
+    Differs from the paper: the paper treats the linear case. The extension to networks is ours, and so is the strength
+    of single images (the paper's exact definition was not available). Where the attack finds nothing, b is the class
+    with the second-largest logit, and the image is left out of the strength. Images without a gradient, or whose
+    classes have no training images, are left out of the angle.
 
     Attributes:
-        attack: one that looks for the smallest perturbation, in L2.
-        averaged: looks behind each gradient of a randomised model.
+        attack: a minimum-norm attack, run in L2.
+        averaged: forward passes averaged for each gradient of a randomised model.
     """
 
     learns: ClassVar[bool] = True
@@ -62,16 +65,16 @@ class BoundaryTilting(Measure):
         self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
     ) -> dict[str, Any]:
         means: Tensor = lesson
-        in_l2 = replace(threat, norm="l2", eps=1.0)  # an attack that minimises asks for no eps
+        in_l2 = replace(threat, norm="l2", eps=1.0)  # a minimum-norm attack ignores eps
         label, distance = nearest(self.attack, oracle, x, y, in_l2, draws, self.averaged)
-        asked = oracle.as_attacked(self.averaged)
-        second = asked.logits(x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)
+        adaptive = oracle.as_attacked(self.averaged)
+        second = adaptive.logits(x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)
         b = torch.where(distance.isfinite(), label, second)
-        g = asked.gradient(x, _difference(y, b))[0].double()
-        way = means[b] - means[y]
+        g = adaptive.gradient(x, _difference(y, b))[0].double()
+        direction = means[b] - means[y]
 
-        length = ops.size(way, "l2")
-        cosine = ops.flat(g * way).sum(dim=1) / (ops.size(g, "l2") * length)
+        length = ops.size(direction, "l2")
+        cosine = ops.flat(g * direction).sum(dim=1) / (ops.size(g, "l2") * length)
         angle = cosine[cosine.isfinite()].clamp(-1, 1).acos().rad2deg()
         strength = length / 2 / distance.double()
         strength = strength[distance.isfinite() & strength.isfinite()]

@@ -1,4 +1,4 @@
-"""Fooling images: pictures of nothing that the victim is sure about."""
+"""Fooling images: unrecognisable images that the victim classifies with high confidence."""
 
 from __future__ import annotations
 
@@ -16,46 +16,51 @@ from siegebench.stats import auroc
 from siegebench.threat import ThreatModel
 from siegebench.types import Count, Measure, Positive, Share
 
-EARLY, LATE = 0.03, 0.1  # wished rise of the probability: at most, and as a share of what is missing to 1
+EARLY, LATE = 0.03, 0.1  # targeted increase of the probability p per step: at most, and as a fraction of 1 - p
 LONGEST = 1e12 / 255**2  # largest learning rate; the authors' 1e12 is for pixels in 0..255
-DONE = 0.9999  # no image climbs beyond
+DONE = 0.9999  # the ascent of an image stops above this probability
 HALVED = 1000  # generations after which the mutation rate is halved
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoolingImages(Measure):
-    """Makes images from noise that the victim takes for a given class with high confidence.
+    """Makes images from noise that the victim assigns to a given class with high confidence.
 
     Nguyen, Yosinski, Clune, "Deep Neural Networks are Easily Fooled: High Confidence Predictions for Unrecognizable
     Images", CVPR 2015, arXiv 1412.1897.
         gradient    from the mean image plus N(0, 1 / 255): X += lr g, X -= decay (X - mean), clip; g is the gradient of
-                    the probability p of the class, lr = min(0.03, 0.1 (1 - p)) / |g|^2. For `classes` drawn classes,
-                    `seeds` images each. The best point of a climb counts; it ends at p > 0.9999, or without gradient.
+                    the probability p of the class, lr = min(0.03, 0.1 (1 - p)) / |g|^2. `classes` classes are drawn,
+                    with `seeds` images each. The best point of an ascent is kept. An ascent stops at p > 0.9999, or
+                    when the gradient is zero.
         evolution   MAP-Elites, direct encoding: from uniform pixels, one elite for each class of the victim. A
-                    generation takes `population` parents at random from the elites and changes each pixel with chance
-                    `rate` (halved every 1,000 generations) by polynomial mutation; a child replaces the elite of every
-                    class for which it is surer.
-    On fresh passes: median_confidence (p of the wanted class) and share_above_99 over the images; share_classes_found,
-    classes with an image that the victim labels so; detection_auroc, how well the largest softmax alone tells the given
-    clean images (higher) from these, 0.5 where not at all, less where the fooling images are the surer ones.
+                    generation draws `population` parents from the elites and changes each pixel with probability
+                    `rate` (halved every 1,000 generations) by polynomial mutation. A child replaces the elite of every
+                    class for which its confidence is higher.
+    Metrics, on fresh forward passes: median_confidence (p of the wanted class) and share_above_99 over the images.
+    share_classes_found, the fraction of classes with an image that the victim assigns to that class. detection_auroc,
+    how well the largest softmax alone separates the given clean images (positive) from these: 0.5 means not at all, and
+    less than 0.5 means that the victim is more confident on the fooling images.
 
-    Random: classes and starts, or starts, parents and mutations; none depends on the given images, of which only the
-    mean image and the confidences are used. Cost: at most classes x seeds x steps forwards and backwards, or population
-    x (steps + 1) forwards, all booked on the first image.
+    Random: classes and starts (gradient), or starts, parents and mutations (evolution). None depends on the given
+    images, of which only the mean image and the confidences are used.
 
-    Differs from the paper: the mean image is that of the given clean images, not of a training set; a climb ends at
-    0.9999, theirs goes on; no blur and no pruning of small pixels; no indirect (CPPN) encoding. The detector is ours.
+    Cost: at most classes x seeds x steps forward and backward passes, or population x (steps + 1) forward passes. All
+    are counted on the first image.
+
+    Differs from the paper: the mean image is that of the given clean images, not of a training set. An ascent stops at
+    0.9999; the paper's continues. No blur and no pruning of small pixels. No indirect (CPPN) encoding. The detector is
+    ours.
 
     Attributes:
         method: `gradient` or `evolution`.
-        steps: of each climb, or generations.
-        classes: climbed for at most.
-        seeds: images for each class climbed for.
-        decay: of the way from the mean image, a step.
-        population: children a generation.
-        rate: chance of a pixel to change.
-        eta_m: of the polynomial mutation; larger, smaller changes.
-        averaged: looks behind each answer of a randomised model.
+        steps: of each ascent, or generations.
+        classes: number of classes for the gradient method, at most.
+        seeds: images per class for the gradient method.
+        decay: fraction of the difference from the mean image that a step removes.
+        population: children per generation.
+        rate: probability that a pixel changes.
+        eta_m: of the polynomial mutation; a larger value makes smaller changes.
+        averaged: forward passes averaged for each output of a randomised model.
     """
 
     method: Literal["gradient", "evolution"] = "gradient"
@@ -69,26 +74,26 @@ class FoolingImages(Measure):
     averaged: Count = 4
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
-        asked = oracle.as_attacked(self.averaged)
-        clean = asked.logits(x).softmax(dim=1).amax(dim=1)
-        alone = asked[:1]  # the images belong to no sample; their cost is the first one's
-        images, wanted = (self._climb if self.method == "gradient" else self._evolve)(alone, x.mean(dim=0), draws)
+        adaptive = oracle.as_attacked(self.averaged)
+        clean = adaptive.logits(x).softmax(dim=1).amax(dim=1)
+        first = adaptive[:1]  # the images belong to no sample; their cost is counted on the first one
+        images, wanted = (self._climb if self.method == "gradient" else self._evolve)(first, x.mean(dim=0), draws)
 
-        p = alone.logits(images).softmax(dim=1).double()
+        p = first.logits(images).softmax(dim=1).double()
         confidence = p.gather(1, wanted[:, None]).squeeze(1)
         classes = wanted.unique()
-        hit = wanted[p.argmax(dim=1) == wanted].unique()
+        found = wanted[p.argmax(dim=1) == wanted].unique()
         metrics = {
             "images": float(len(images)),
             "median_confidence": float(confidence.quantile(0.5)),
             "share_above_99": float((confidence > 0.99).double().mean()),
-            "share_classes_found": len(hit) / len(classes),
+            "share_classes_found": len(found) / len(classes),
             "detection_auroc": auroc(positive=clean.double().cpu().numpy(), negative=p.amax(dim=1).cpu().numpy()),
         }
         return {"metrics": metrics, "flags": []}
 
     def _climb(self, oracle: Oracle, mean: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """(the surest image of each climb, its class)"""
+        """(the image of highest confidence of each ascent, its class)"""
         one = Draws(draws.seed, torch.zeros(1, dtype=torch.long, device=mean.device))
         classes = one.uniform((oracle.num_classes,), purpose="classes")[0].argsort()[: self.classes].sort().values
         wanted = classes.repeat_interleave(self.seeds)
@@ -100,11 +105,11 @@ class FoolingImages(Measure):
         for _ in range(self.steps):
             image = image.clamp(0, 1)
             g, _, p = oracle.gradient(image, partial(_probability, k=wanted[live]))
-            surer = p > top[live]
-            best[live] = torch.where(ops.over(surer, image), image, best[live])
-            top[live] = torch.where(surer, p, top[live])
+            better = p > top[live]
+            best[live] = torch.where(ops.over(better, image), image, best[live])
+            top[live] = torch.where(better, p, top[live])
 
-            length = ops.size(g.double(), "l2")  # squares of small gradients vanish in float32
+            length = ops.size(g.double(), "l2")  # squares of small gradients underflow in float32
             on = ((p <= DONE) & (length > 0)).nonzero().squeeze(1)
             if not len(on):
                 break
@@ -120,9 +125,9 @@ class FoolingImages(Measure):
         elite, fitness = mean.new_zeros(count, *shape), mean.new_full((count,), -1.0)
         child = streams.uniform(shape, 0, "start").to(mean)
         for t in range(self.steps + 1):
-            p, place = oracle.logits(child).softmax(dim=1).max(dim=0)
+            p, index = oracle.logits(child).softmax(dim=1).max(dim=0)
             better = p > fitness
-            elite = torch.where(ops.over(better, elite), child[place], elite)
+            elite = torch.where(ops.over(better, elite), child[index], elite)
             fitness = torch.where(better, p, fitness)
             if t == self.steps:
                 break

@@ -1,4 +1,4 @@
-"""GradientNorm: how steep the loss is at the images, and how near that puts the boundary."""
+"""GradientNorm: the norm of the loss gradient at the images, and the distance to the boundary that it predicts."""
 
 from __future__ import annotations
 
@@ -23,37 +23,41 @@ class GradientNorm(Measure):
 
     Hein & Andriushchenko, "Formal guarantees on the robustness of a classifier against adversarial manipulation",
     NeurIPS 2017, arXiv 1705.08475, bound the distance to the boundary by a margin over the dual norm of its gradient.
-    With the gradient at the image itself it is an estimate: exact for a linear model of two classes, far too large
-    where gradients are masked. Compare it with what `distances` finds.
+    With the gradient at the image itself, this is an estimate: exact for a linear model of two classes, far too large
+    where gradients are masked. Compare it with the distances that the measure `distances` finds.
 
-    The gradient is the one that attacks follow: through the surrogate where the defense has one. Nothing is random but
-    the model; a randomised one is asked for means over `averaged` looks. Cost of a sample: two forwards and backwards.
+    The gradient is the one that attacks use: through the surrogate if the defense has one.
 
-    Differs from the paper: no bound over a neighbourhood, so no guarantee; only the best other class at the image.
-    Images without any gradient (`zero_gradient_*`) are infinitely far at first order and not in those figures.
+    Random: only the model. For a randomised model, outputs and gradients are averaged over `averaged` passes.
+
+    Cost: two forward and two backward passes per sample.
+
+    Differs from the paper: no bound over a neighbourhood, so there is no guarantee. Only the best other class at the
+    image is considered. For images whose gradient is zero (`zero_gradient_*`) the first-order distance is infinite;
+    they are left out of the distance statistics.
 
     Attributes:
-        averaged: looks behind each gradient of a randomised model.
+        averaged: forward passes averaged for each gradient of a randomised model.
     """
 
     averaged: Count = 4
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
         if threat.norm not in ops.DUAL:
-            raise NotApplicable(f"{threat.norm} is no norm and has no dual; one of {', '.join(ops.DUAL)}")
-        asked = oracle.as_attacked(self.averaged)
+            raise NotApplicable(f"{threat.norm} has no dual norm; use one of {', '.join(ops.DUAL)}")
+        adaptive = oracle.as_attacked(self.averaged)
         metrics: dict[str, float] = {}
         for name, loss in (("ce", ops.cross_entropy), ("margin", ops.margin)):
-            g, _, value = asked.gradient(x, partial(loss, y=y))
-            steep = ops.size(g, ops.DUAL[threat.norm])
-            metrics[f"zero_gradient_{name}"] = float((steep == 0).double().mean())
-            metrics |= _summary(f"{name}_gradient", steep)
-        metrics |= _summary("first_order_distance", (-value).clamp(min=0) / steep)
+            g, _, value = adaptive.gradient(x, partial(loss, y=y))
+            length = ops.size(g, ops.DUAL[threat.norm])
+            metrics[f"zero_gradient_{name}"] = float((length == 0).double().mean())
+            metrics |= _summary(f"{name}_gradient", length)
+        metrics |= _summary("first_order_distance", (-value).clamp(min=0) / length)
         return {"metrics": metrics, "flags": []}
 
 
 def _summary(name: str, value: Tensor) -> dict[str, float]:
-    """Mean, median and 95 % of what is finite; nothing where nothing is."""
+    """Mean, median and 95 % quantile of the finite values; empty when there are none."""
     value = value[torch.isfinite(value)].double()
     if not len(value):
         return {}

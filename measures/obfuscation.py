@@ -1,4 +1,4 @@
-"""Obfuscation (AVIH): images that look like nothing, that the victim still gets right, and that a key decodes."""
+"""Obfuscation (AVIH): unrecognisable images that the victim classifies correctly and that a key network decodes."""
 
 from __future__ import annotations
 
@@ -18,50 +18,53 @@ from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
 from siegebench.types import Count, Lesson, Measure, Positive, Share
 
-BLOCK = 4  # side of the squares that a cipher shuffles
-PATIENCE, SHRINK, MOMENTUM = 8, 0.8, 0.3  # the step shrinks after so many rises of the loss
+BLOCK = 4  # side of the blocks whose values a cipher shuffles
+PATIENCE, SHRINK, MOMENTUM = 8, 0.8, 0.3  # the step size is multiplied by SHRINK after PATIENCE rises of the loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Obfuscation(Measure):
-    """Looks for an image x' unlike x that the victim labels as x (Type-I) and that a key network G maps back to x.
+    """Finds an image x' unlike x that the victim labels as x (Type-I) and that a key network G maps back to x.
 
     Su, Zhou, Wang, Liu, Wang, Gao, "Hiding Visual Information via Obfuscating Adversarial Perturbations" (AVIH), ICCV
-    2023, arXiv 2209.15304, its variant for classification. From noise, x' descends on
+    2023, arXiv 2209.15304, its variant for classification. Gradient descent from noise on
         2 mean (G(x') - x)^2 + 0.005 V(x') - 0.001 z_y / classes
-    with V the sum over the channels of the variance of the 4x4 box sums; the gradient is divided by its mean absolute
-    entry, gathered with momentum 0.3, and the step (0.02) is multiplied by 0.8 after every 8 rises of the loss.
+    with V the sum over the channels of the variance of the 4x4 box sums. The gradient is divided by its mean absolute
+    entry and accumulated with momentum 0.3. The step size (0.02) is multiplied by 0.8 after every 8 rises of the loss.
 
-    The key is a stand-in: the paper's is a pix2pix generator, whose training its code does not show and whose weights
-    lie elsewhere. Here G is a small encoder-decoder, trained on the spot on training images to undo a cipher of its own
-    (in each 4x4 square the values are shuffled and a random half is inverted). A second key, with another cipher and
-    other weights, is the control. Nothing here says how secure the paper's keys are.
+    The key network is a substitute. The paper's is a pix2pix generator; the authors' code does not show its training,
+    and its weights are not part of the code. Here G is a small encoder-decoder, trained on training images during the
+    run. It learns to invert a cipher of its own (in each 4x4 block the values are shuffled and a random half is
+    inverted). A second key, with another cipher and other weights, is the control. The results do not show how secure
+    the paper's keys are.
 
-    accuracy                                    share of the x' labelled y, on a fresh pass; larger is blinder
-    accuracy_start                              the same for the point where the descent starts
+    accuracy                                    fraction of the x' classified as y, on a fresh pass; larger means that
+                                                the victim is less sensitive
+    accuracy_start                              the same for the start of the descent
     accuracy_cipher                             the same for x under the cipher of the key alone
     psnr_to_image, rmse_to_image                of x' to x
     decode_psnr, decode_psnr_wrong_key          of G(x') to x; with the second key
-    key_psnr                                    of what G makes of x under its cipher: what the key can do at best
+    key_psnr                                    of G(cipher(x)) to x: the best that the key can do
 
-    Random: the keys' ciphers, weights and batches, and the noise at the start. Cost of a sample: steps + 3 forwards and
-    steps backwards; a key is trained without the victim.
+    Random: the keys' ciphers, weights and batches, and the noise at the start.
 
-    Differs from the paper: the key; step, rises and V of each image on its own, not of the batch; uniform noise at the
-    start, which lies in [0, 1]. SSIM is left out: no dependency of the core offers it.
+    Cost: steps + 3 forward passes and steps backward passes per sample. A key is trained without the victim.
+
+    Differs from the paper: the key. Step size, count of rises and V are per image, not per batch. The noise at the
+    start is uniform in [0, 1]. SSIM is left out: no core dependency implements it.
 
     Attributes:
         steps: of the descent.
-        step: its length.
+        step: step size at the start.
         start: uniform noise, or x itself.
         decode: weight of the decoding error.
         flat: weight of V.
         keep: weight of the logit.
-        images: training images that the keys learn from, at most.
-        epochs: passes over them.
-        code: numbers that a key keeps of the 48 in a 4x4 square; the rest is where x' is free.
+        images: number of training images for the keys, at most.
+        epochs: of the training of the keys.
+        code: numbers that a key keeps of the 48 in a 4x4 block; x' is free in the other dimensions.
         width: channels of the keys.
-        averaged: looks behind each gradient of a randomised model.
+        averaged: forward passes averaged for each gradient of a randomised model.
     """
 
     learns: ClassVar[bool] = True
@@ -86,18 +89,18 @@ class Obfuscation(Measure):
         self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
     ) -> dict[str, Any]:
         key, wrong = (copy.deepcopy(k).to(x) for k in lesson)
-        chance = draws.uniform(tuple(x.shape[1:]), purpose="start").to(x)
-        first = chance if self.start == "noise" else x
+        noise = draws.uniform(tuple(x.shape[1:]), purpose="start").to(x)
+        first = noise if self.start == "noise" else x
         x_adv = self._descend(oracle, first, x, y, key)
 
-        def right(image: Tensor) -> float:
+        def accuracy(image: Tensor) -> float:
             return float((oracle.labels(image) == y).double().mean())
 
         with torch.no_grad():
             metrics = {
-                "accuracy": right(x_adv),
-                "accuracy_start": right(first),
-                "accuracy_cipher": right(key.encrypt(x)),
+                "accuracy": accuracy(x_adv),
+                "accuracy_start": accuracy(first),
+                "accuracy_cipher": accuracy(key.encrypt(x)),
                 "rmse_to_image": float((ops.size(x_adv - x, "l2") / x[0].numel() ** 0.5).double().mean()),
                 "psnr_to_image": _psnr(x_adv, x),
                 "decode_psnr": _psnr(key(x_adv), x),
@@ -107,13 +110,13 @@ class Obfuscation(Measure):
         return {"metrics": metrics, "flags": []}
 
     def _key(self, data: ImageSet, draws: Draws, number: int) -> _Key:
-        """A key that has learnt to undo its own cipher."""
+        """A key network, trained to invert its own cipher."""
         key = _Key(self.code, self.width, draws.seed, number).to(draws.ids.device)
         optimiser = torch.optim.Adam(key.parameters(), 2e-3)
         chosen = draws.order("images")[: self.images]
         for epoch in range(self.epochs):
             for batch in chosen[draws[chosen].order(f"key {number} epoch {epoch}")].split(64):
-                x = _whole(data.pixels(batch.cpu()).to(draws.ids.device))
+                x = _padded(data.pixels(batch.cpu()).to(draws.ids.device))
                 error = F.mse_loss(key.net(key.cipher(x)), x)
                 optimiser.zero_grad(set_to_none=True)
                 error.backward()
@@ -121,18 +124,18 @@ class Obfuscation(Measure):
         return key.eval().requires_grad_(False)
 
     def _descend(self, oracle: Oracle, x_adv: Tensor, x: Tensor, y: Tensor, key: _Key) -> Tensor:
-        asked = oracle.as_attacked(self.averaged)
-        speed, step = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], self.step)
+        adaptive = oracle.as_attacked(self.averaged)
+        velocity, step = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], self.step)
         rises, before = torch.zeros_like(y), torch.full_like(step, torch.inf)
         for _ in range(self.steps):
-            g_victim, _, kept = asked.gradient(x_adv, partial(self._kept, y=y))
+            g_victim, _, kept = adaptive.gradient(x_adv, partial(self._kept, y=y))
             leaf = x_adv.detach().requires_grad_(True)
             with torch.enable_grad():
                 hidden = self.decode * ops.flat(key(leaf) - x).square().mean(dim=1) + self.flat * _variance(leaf)
                 (g_key,) = torch.autograd.grad(hidden.sum(), leaf)
             g = g_victim + g_key
-            speed = MOMENTUM * speed + g / ops.over(ops.flat(g).abs().mean(dim=1).clamp(min=1e-30), g)
-            x_adv = (x_adv - ops.over(step, x) * speed).clamp(0, 1)
+            velocity = MOMENTUM * velocity + g / ops.over(ops.flat(g).abs().mean(dim=1).clamp(min=1e-30), g)
+            x_adv = (x_adv - ops.over(step, x) * velocity).clamp(0, 1)
 
             loss = hidden.detach() + kept
             rises = rises + (loss > before)
@@ -145,7 +148,7 @@ class Obfuscation(Measure):
 
 
 class _Key(nn.Module):
-    """Encoder and decoder on 4x4 squares, and the cipher that they are to undo."""
+    """Encoder and decoder on 4x4 blocks, and the cipher that they learn to invert."""
 
     def __init__(self, code: int, width: int, seed: int, number: int) -> None:
         super().__init__()
@@ -164,15 +167,15 @@ class _Key(nn.Module):
     sign: Tensor
 
     def cipher(self, x: Tensor) -> Tensor:
-        """Each 4x4 square with its values shuffled, some inverted; sides must be multiples of 4."""
-        squares = F.pixel_unshuffle(x, BLOCK)[:, self.order]
-        return F.pixel_shuffle(0.5 + self.sign * (squares - 0.5), BLOCK)
+        """Shuffle the values of each 4x4 block and invert some of them; sides must be multiples of 4."""
+        blocks = F.pixel_unshuffle(x, BLOCK)[:, self.order]
+        return F.pixel_shuffle(0.5 + self.sign * (blocks - 0.5), BLOCK)
 
     def encrypt(self, x: Tensor) -> Tensor:
-        return self.cipher(_whole(x))[..., : x.shape[-2], : x.shape[-1]]
+        return self.cipher(_padded(x))[..., : x.shape[-2], : x.shape[-1]]
 
     def forward(self, x: Tensor) -> Tensor:
-        image: Tensor = self.net(_whole(x))[..., : x.shape[-2], : x.shape[-1]]
+        image: Tensor = self.net(_padded(x))[..., : x.shape[-2], : x.shape[-1]]
         return image.clamp(0, 1)
 
 
@@ -186,8 +189,8 @@ class _Residual(nn.Module):
         return out
 
 
-def _whole(x: Tensor) -> Tensor:
-    """Padded to multiples of 4."""
+def _padded(x: Tensor) -> Tensor:
+    """Pad the sides to multiples of 4."""
     return F.pad(x, (0, -x.shape[-1] % BLOCK, 0, -x.shape[-2] % BLOCK), mode="replicate")
 
 
@@ -198,6 +201,6 @@ def _variance(x: Tensor) -> Tensor:
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal to noise ratio in dB, mean over the images; at most 100."""
+    """Peak signal-to-noise ratio in dB, mean over the images; at most 100."""
     error = ops.flat(a - b).double().square().mean(dim=1).clamp(min=1e-10)
     return float((-10 * error.log10()).mean())

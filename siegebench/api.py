@@ -1,4 +1,4 @@
-"""The Python interface: the same straight line as the command, one function an arrow."""
+"""The Python interface: the same steps as the command, one function each."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from siegebench.workspace import Settings, Workspace
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did, and the rows of its cells.
+    """The result of a run: the rows of its cells.
 
     Attributes:
         results: one for each cell of the suite that has a row, computed now or before.
-        ended: how many cells ended how: ok, not_applicable, error, crashed, cached.
+        ended: number of cells by final status: ok, not_applicable, error, crashed, cached.
     """
 
     results: list[Result]
@@ -66,7 +66,7 @@ def run(
         suite: a Suite, a YAML file, or the name of a bundled suite.
         settings: where the store is and how to compute.
         how: `serial`, `local`, or an Executor.
-        report: called with each cell when it starts (`started`) and with how it ended.
+        report: called with each cell and its status when it starts (`started`) and when it ends.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is computed.
@@ -108,19 +108,19 @@ def evaluate(
     overrides: Sequence[str] = (),
     report: Report | None = None,
 ) -> Outcome:
-    """Put any classifier through the attack boards of a suite, in place of the suite's own models.
+    """Evaluate any classifier on the attack boards of a suite, instead of the suite's own models.
 
     Args:
-        model: a Classifier, or any module that maps images in [0, 1] to logits (normalisation inside). It stays as it
-            is: what is attacked is a copy.
-        tracks: whose boards are computed; every one on which a given model can stand when left out.
-        name: shown in tables; two models of one name are kept apart by their weights and by what they answer.
+        model: a Classifier, or any module that maps images in [0, 1] to logits (normalisation inside). It does not
+            change: a copy is attacked.
+        tracks: tracks whose boards are computed; by default all that accept a given model.
+        name: shown in tables; two models with the same name are distinguished by their weights and outputs.
         num_classes: checked against the data when given.
-        report: called with each cell when it starts (`started`) and with how it ended.
+        report: called with each cell and its status when it starts (`started`) and when it ends.
 
     Raises:
         ConfigError: when the suite has no attack board.
-        ModelError: when the model does not answer with one finite logit for each class of the data.
+        ModelError: when the model does not return one finite logit for each class of the data.
     """
     if not isinstance(suite, Suite):
         suite = load_suite(suite, overrides)
@@ -128,14 +128,12 @@ def evaluate(
     wanted = fitting if tracks is None else list(tracks)
     for track in wanted:
         if track not in fitting:
-            raise ConfigError(
-                f"tracks: {track!r} is none on which a given model can stand. {did_you_mean(track, fitting)}"
-            )
+            raise ConfigError(f"tracks: {track!r} does not accept a given model. {did_you_mean(track, fitting)}")
     boards = [b for b in suite.boards if b.track in wanted]
     if not boards:
         raise ConfigError(f"suite {suite.suite!r} has no board of the tracks {', '.join(wanted)}")
     settings = settings or Settings()
-    own = copy.deepcopy(model).cpu().float()  # the caller's stays as and where it is
+    own = copy.deepcopy(model).cpu().float()  # the caller's model does not change
     if not isinstance(own, Classifier):
         own = Network(own, num_classes=num_classes or 0, card=ModelCard(name=name))
     own.eval().requires_grad_(False)
@@ -143,7 +141,7 @@ def evaluate(
     planned = plan(suite.model_copy(update={"boards": boards}), given=described)
     settings = replace(settings, specs={**settings.specs, **planned.specs})
     workspace = Workspace(settings)
-    # weights alone do not tell two models apart whose code differs: what they answer goes into the key as well
+    # two models with equal weights may differ in code, so their outputs are part of the key as well
     answers = {c.data["digest"]: _answers(own, workspace.evaluated(c.data)) for c in planned.cells}
     planned.cells = [replace(c, model={**described, "answers": answers[c.data["digest"]]}) for c in planned.cells]
     workspace.given = {digest(c.model): own for c in planned.cells}
@@ -155,7 +153,7 @@ def _answers(model: Classifier, data: ImageSet) -> str:
     """A short hash of labels and logits for a few images.
 
     Raises:
-        ModelError: when the model does not answer with one finite logit for each class.
+        ModelError: when the model does not return one finite logit for each class.
     """
     x = data.pixels(slice(0, 16))
     try:
@@ -165,14 +163,14 @@ def _answers(model: Classifier, data: ImageSet) -> str:
     if model.kind != data.kind:
         raise ModelError(f"the model takes {model.kind.name}, {data.name} is {data.kind.name}")
     expected = (len(x), data.num_classes)
-    model.num_classes = model.num_classes or data.num_classes  # a bare network learns it here
+    model.num_classes = model.num_classes or data.num_classes  # a plain network gets it here
     if z.shape != expected or model.num_classes != data.num_classes:
         raise ModelError(
-            f"the model has {model.num_classes} classes and gives {tuple(z.shape)} for {len(x)} images of {data.name}; "
-            f"expected {expected}, one logit for each class"
+            f"the model has {model.num_classes} classes and returns {tuple(z.shape)} for {len(x)} images of "
+            f"{data.name}; expected {expected}, one logit for each class"
         )
     if not bool(torch.isfinite(z).all()):
-        raise ModelError(f"the model gives NaN or infinite logits for images of {data.name}")
+        raise ModelError(f"the model returns NaN or infinite logits for images of {data.name}")
     top = z.max(dim=1)
     return digest([top.indices.tolist(), [f"{v:.2e}" for v in top.values.tolist()]])[:16]
 
@@ -190,7 +188,7 @@ def load_model(
 
 
 def load_data(name: str | dict[str, Any], split: str = "test", count: int | None = None, **parameters: Any) -> ImageSet:
-    """Images of a dataset; `count` gives the same fixed slice as in a suite.
+    """Images of a dataset; `count` selects the same fixed subset as in a suite.
 
     Raises:
         ConfigError, DataError: unknown name or parameter; images missing or corrupt.
@@ -204,10 +202,10 @@ def attack(name: str, **parameters: Any) -> Callable[..., Tensor]:
 
     >>> x_adv = attack("pgd", steps=20)(model, x, y, norm="linf", eps="8/255")
 
-    With `target` (`next`, `random`, `least_likely`, a class, or a tensor [n] of classes) each image is to become that
-    class; an attack that cannot aim refuses it.
+    With `target` (`next`, `random`, `least_likely`, a class, or a tensor [n] of classes) each image is to be classified
+    as that class; an attack without support for targets refuses it.
 
-    One that learns before it attacks (see `siegebench list attacks`) also takes `data=`, the images it learns from.
+    An attack that learns first (see `siegebench list attacks`) also takes `data=`, its training images.
 
     Raises:
         ConfigError: unknown name or parameter.
@@ -269,7 +267,7 @@ def _goal(target: Rule | int | Tensor, model: Classifier, x: Tensor, y: Tensor, 
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and weights without gradient; afterwards every module and parameter is as it was."""
+    """Eval mode and weights without gradient; every module and parameter is restored afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     grads = [(p, p.requires_grad) for p in model.parameters()]
     try:
@@ -283,7 +281,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _check_images(x: Tensor, y: Tensor, kind: Kind) -> None:
-    """Refuse what is not a batch of inputs as a model of this kind sees them, with a label each."""
+    """Refuse anything but a batch of valid inputs for a model of this kind, with one label each."""
     if x.dim() != 4 or not x.is_floating_point():
         what = f"float [n, {kind.channels}, H, W] in {kind.box}"
         raise ConfigError(f"images: expected {what}, found {x.dtype} {tuple(x.shape)}")

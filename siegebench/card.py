@@ -83,5 +83,5 @@ def read(path: Path, package: str, prefix: str) -> Registered:
         found = "" if first["type"] == "missing" else f", found {shortened(first.get('input'))}"
         raise document.error(first["loc"], f"{where}: {message}{found}") from None
     if card.name != path.stem:
-        raise ConfigError(f"{path}: name is {card.name!r}, the file is called {path.stem!r}; they must agree")
+        raise ConfigError(f"{path}: name is {shortened(card.name)}, the file is called {path.stem!r}; they must agree")
     return Registered(card, f"{prefix}{card.name}", path, package)

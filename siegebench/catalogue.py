@@ -1,4 +1,4 @@
-"""Writes docs/catalogue.md from the cards: `python -m siegebench.catalogue`. A test keeps the file up to date."""
+"""Writes docs/catalogue.md from the cards: `python -m siegebench.catalogue`. A test checks that the file is current."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from siegebench.kinds import KINDS
 
 
 def _facts(kind: str, name: str) -> str:
-    """What a reader compares first, in a few words."""
+    """The most important properties, in a few words."""
     card = registry.find(kind, name)[0].card
     said = registry.declared(kind, name)
     facts = []
     if kind == "attack":
         facts.append(str(said.get("needs", "gradient")) + " access")
         norms = said.get("norms", ("linf",))
-        facts.append(", ".join(norms) if isinstance(norms, tuple) else "as the attack inside")
+        facts.append(", ".join(norms) if isinstance(norms, tuple) else "norms of the inner attack")
         facts += ["smallest perturbation"] if said.get("minimal") else []
         facts += ["takes a target class"] if said.get("aims") else []
     if kind in ("attack", "measure"):
@@ -27,7 +27,7 @@ def _facts(kind: str, name: str) -> str:
         facts += [flag for flag in ("trains", "randomized") if said.get(flag)]
         facts += ["not differentiable"] if said.get("differentiable") is False else []
     if card.sees:
-        facts.append("sees " + ", ".join(card.sees))
+        facts.append("uses " + ", ".join(card.sees))
     if card.takes != ("image",):
         facts.append("takes " + ", ".join(card.takes))
     if card.control:
@@ -60,7 +60,7 @@ def render() -> str:
 
 
 def main() -> None:
-    """Write the file beside the checkout's other pages."""
+    """Write the file to docs/."""
     target = Path(__file__).resolve().parent.parent / "docs" / "catalogue.md"
     target.write_text(render(), encoding="utf-8")
     print(f"wrote docs/{target.name}")

@@ -177,7 +177,7 @@ class Result:
         samples: `{"n": N, name: packed 0/1 vector over the N samples}`; `clean` and `robust` on attack tracks.
         counts: forwards, backwards and queries, in all and a sample.
         env: what it was computed with, and on which device.
-        timing: `seconds` (of which `training`), and when it `started` and `ended` (UTC).
+        timing: `seconds`, of them spent on `training`, and when it `started` and `ended` (UTC).
         given: the entries as the suite wrote them, by slot; without folders and files.
         errors: of earlier attempts, `{"type", "message", "when"}`.
         arrays: per-sample numbers, kept in a file beside the row.

@@ -1,4 +1,4 @@
-"""ImageSet: labelled images, their kind, the splits that every track draws from them, and what an entry may see."""
+"""ImageSet: labelled images and their kind, the splits that every track draws, and the data that an entry may use."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from siegebench.draws import Draws
 from siegebench.errors import ContractError, DataError
 from siegebench.rows import Rows
 
-SUBSET_SEED = 0  # the evaluated slice of a dataset is the same in every suite
+SUBSET_SEED = 0  # the evaluated subset of a dataset is the same in every suite
 Size = int | tuple[int, int]  # of images: the side of a square, else (height, width)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the numbers of an input [n, C, H, W] mean: how they are stored, and the box that they lie in.
+    """The meaning of the numbers of an input [n, C, H, W]: how they are stored, and the box of valid values.
 
     Attributes:
-        name: as the `takes` of a card says it.
+        name: as in `takes` of a card.
         dtype: of the stored numbers.
         channels: C.
-        low, high: the box of what a model sees.
-        grid: the stored integers are this many times what a model sees; None where both are the same numbers.
+        low, high: the box of the model's inputs.
+        grid: the stored integers are the model's inputs times this number; None if both are equal.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Kind:
     grid: int | None = None
 
     def check(self, stored: Tensor | Rows, name: str) -> None:
-        """Refuse what is not stored as this kind is.
+        """Refuse data that is not stored in the form of this kind.
 
         Raises:
             DataError: with what was found and what is expected.
@@ -50,17 +50,17 @@ class Kind:
             raise DataError(f"{name}: expected {form}, found {stored.dtype} {tuple(shape)}")
 
     def load(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Stored numbers as a model sees them."""
+        """Stored numbers as model inputs."""
         x = stored.to(dtype)
-        return x if self.grid is None else x.div_(self.grid)  # a grid is of integers: x is a copy
+        return x if self.grid is None else x.div_(self.grid)  # in place: x is a copy of integers
 
     def store(self, x: Tensor) -> Tensor:
-        """What a model sees as it is stored; rounded where that is coarser."""
+        """Model inputs in stored form; rounded if that is coarser."""
         x = x if self.grid is None else x * self.grid
         return x.to(self.dtype) if self.dtype.is_floating_point else x.round().to(self.dtype)
 
     def inside(self, x: Tensor, slack: float = 0.0) -> Tensor:
-        """Which of the inputs [n, ...] lie in the box, bool [n]; NaN does not."""
+        """Which of the inputs [n, ...] are in the box, bool [n]; false for NaN."""
         rows = x.flatten(1)
         return (rows.amin(dim=1) >= self.low - slack) & (rows.amax(dim=1) <= self.high + slack)
 
@@ -75,20 +75,20 @@ IMAGE = Kind("image", torch.uint8, channels=3, low=0.0, high=1.0, grid=255)
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images, NCHW, with ids that survive any selection.
+    """Labelled images, NCHW, with ids that do not change when images are selected.
 
-    Sets that are selected from one another share their images. `pixels` reads some of them, `images` all; of a
-    selection that is a copy, so ask `shape`, `size` or `len` where the numbers do not matter.
+    Sets selected from one another share their images. `pixels` reads some of them, `images` all. For a selection that
+    is a copy, so use `shape`, `size` or `len` when the pixels are not needed.
 
     Attributes:
-        source: the images as their kind stores them, uint8 [N, 3, H, W] for images; or `Rows`, which may decode them
-            when they are read.
+        source: the images as stored by their kind, uint8 [N, 3, H, W] for images; or `Rows`, which may decode them when
+            they are read.
         labels: int64 [N], in [0, num_classes).
-        ids: int64 [N], the place of each image in the published order of its split.
-        num_classes: of the dataset, also where a selection holds fewer.
+        ids: int64 [N], the index of each image in the published order of its split.
+        num_classes: of the dataset, also when a selection has fewer.
         name: of the dataset and split, for messages.
-        groups: int64 [N] or None; images of one group (frames of one track) never lie on both sides of a split.
-        kind: what the numbers mean.
+        groups: int64 [N] or None; images of one group (frames of one track) are always on the same side of a split.
+        kind: the meaning of the numbers.
     """
 
     source: Tensor | Rows
@@ -103,7 +103,7 @@ class ImageSet:
         n = len(self.stored)
         if n == 0:
             raise DataError(f"{self.name}: no images")
-        if not self.stored.encoded:  # else it shows when they are decoded
+        if not self.stored.encoded:  # encoded images are checked when they are decoded
             self.kind.check(self.stored, self.name)
         if len(self.labels) != n or len(self.ids) != n:
             raise DataError(f"{self.name}: {n} images, {len(self.labels)} labels, {len(self.ids)} ids")
@@ -116,12 +116,12 @@ class ImageSet:
 
     @cached_property
     def stored(self) -> Rows:
-        """The images as they are stored, read a few at a time."""
+        """The images in stored form, read a few at a time."""
         return self.source if isinstance(self.source, Rows) else Rows(self.source)
 
     @property
     def images(self) -> Tensor:
-        """The images as they are stored, in one tensor."""
+        """The images in stored form, in one tensor."""
         return self.stored[:]
 
     @property
@@ -132,7 +132,7 @@ class ImageSet:
 
     @property
     def size(self) -> Size:
-        """Side of the images where they are square, else (height, width): what networks are built for."""
+        """Side of square images, else (height, width): the size that networks are built for."""
         _, height, width = self.shape
         return height if height == width else (height, width)
 
@@ -148,16 +148,16 @@ class ImageSet:
         )
 
     def in_memory(self) -> ImageSet:
-        """The same set with its images decoded, and free of those it was selected from."""
+        """The same set with its images decoded, independent of the set it was selected from."""
         return replace(self, source=self.stored.in_memory())
 
     def pixels(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
-        """Images as a model sees them: for kind image, float NCHW in [0, 1]."""
+        """Images as model inputs: for kind image, float NCHW in [0, 1]."""
         return self.kind.load(self.stored[index], dtype)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over pixels, labels and ids: what goes into the key of a cell."""
+        """sha256 over pixels, labels and ids, part of the key of a cell."""
         h = hashlib.sha256(str((tuple(self.stored.shape), self.num_classes)).encode())
         for part in chain(self.stored.pieces(), (self.labels, self.ids)):
             h.update(part.contiguous().numpy().reshape(-1).data)
@@ -165,7 +165,7 @@ class ImageSet:
 
 
 def subset(data: ImageSet, count: int | None) -> ImageSet:
-    """The class-stratified slice of a split that a suite names by its size, in memory; no other image is read.
+    """The class-stratified subset of a split that a suite requests by `count`, in memory; no other image is read.
 
     Raises:
         DataError: when the split has fewer images, or one of them is corrupt.
@@ -182,10 +182,10 @@ def stratified(data: ImageSet, count: int, seed: int, purpose: str = "subset") -
         DataError: when the set has fewer images.
     """
     if not 0 < count <= len(data):
-        raise DataError(f"{data.name}: asked for {count} images, it has {len(data)}")
+        raise DataError(f"{data.name}: {count} images requested, it has {len(data)}")
     order = Draws(seed, data.ids).order(purpose)
     labels = data.labels[order]
-    # place of each image within its class, as a share: taking the smallest shares keeps the proportions
+    # rank of each image in its class, as a fraction: selecting the smallest fractions keeps the class proportions
     rank = torch.zeros(len(data), dtype=torch.float64)
     for c in labels.unique():
         members = (labels == c).nonzero().squeeze(1)
@@ -196,14 +196,14 @@ def stratified(data: ImageSet, count: int, seed: int, purpose: str = "subset") -
 def split_clean(data: ImageSet, share: float = 0.05, seed: int = 0) -> tuple[ImageSet, ImageSet, ImageSet]:
     """A training set, and a small verified-clean budget held out of it: (train, fit, val).
 
-    The budget is `share` of the set (specs of the backdoor field: 5 %), 80 % of it for optimisation (`fit`) and 20 %
-    for every stopping or threshold decision (`val`). Whole groups are held out where the set has groups.
+    The budget is a fraction `share` of the set (usual for backdoor defenses: 5 %), 80 % of it for optimisation (`fit`)
+    and 20 % for every stopping or threshold decision (`val`). If the set has groups, whole groups are held out.
     """
     if data.groups is None:
         held = stratified(data, max(2 * data.num_classes, round(share * len(data))), seed, "clean budget")
     else:
         groups, first = torch.unique(data.groups, return_inverse=True)
-        # one unit a group: hold out whole groups, stratified by the label of the group
+        # one unit per group: hold out whole groups, stratified by the label of the group
         owner = torch.zeros(len(groups), dtype=torch.long).scatter(0, first, data.labels)
         units = ImageSet(
             torch.zeros(len(groups), 3, 1, 1, dtype=torch.uint8), owner, groups, data.num_classes, data.name
@@ -223,9 +223,9 @@ def split_clean(data: ImageSet, share: float = 0.05, seed: int = 0) -> tuple[Ima
 
 
 class Granted:
-    """The data an entry may see: exactly what its card lists under `sees`.
+    """The data an entry may use: exactly what its card lists under `sees`.
 
-    `train` is the (possibly poisoned) training set with the labels as given, `clean` and `val` the small verified
+    `train` is the (possibly poisoned) training set with the labels as given. `clean` and `val` are the small verified
     budget for optimisation and for stopping or threshold decisions.
     """
 
@@ -233,7 +233,7 @@ class Granted:
 
     def __init__(self, owner: str, sees: tuple[str, ...], **sources: Callable[[], ImageSet]) -> None:
         self._owner, self._sees = owner, sees
-        # what is not granted is not even held
+        # sources that are not granted are not kept
         self._sources = {k: v for k, v in sources.items() if k in sees}
 
     def _get(self, name: str) -> ImageSet:

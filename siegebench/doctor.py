@@ -1,4 +1,4 @@
-"""What `siegebench doctor` finds: enough to answer most bug reports."""
+"""The report of `siegebench doctor`: enough to answer most bug reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _version(package: str) -> str:
 
 
 def examine(store: Path) -> dict[str, dict[str, Any]]:
-    """Sections of plain facts; imports torch to ask for devices, nothing else heavy."""
+    """Sections of plain facts; imports torch to list the devices, nothing else heavy."""
     import torch
 
     here = store if store.exists() else Path.cwd()

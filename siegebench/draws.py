@@ -1,7 +1,7 @@
 """Counter-based randomness: every number is a function of (seed, sample id, step, purpose).
 
-No state, no global seed. A sample draws the same numbers alone or in any batch, in any order, on any worker,
-and after a resume. The generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) in wrapping int64 arithmetic.
+No state, no global seed. A sample gets the same numbers alone or in any batch, in any order, on any worker, and after a
+resume. The generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) in wrapping int64 arithmetic.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def derive_seed(seed: int, *words: object) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Random numbers for a batch of samples, one independent stream a sample.
+    """Random numbers for a batch of samples, one independent stream per sample.
 
     Attributes:
         seed: of the evaluation.
-        ids: int64 [n], the samples' ids in their dataset (not their place in the batch).
+        ids: int64 [n], the samples' ids in their dataset (not their index in the batch).
     """
 
     seed: int
@@ -80,7 +80,7 @@ class Draws:
         return Draws(self.seed, self.ids.to(device))
 
     def bits(self, shape: tuple[int, ...], step: int | Tensor = 0, purpose: str = "") -> Tensor:
-        """Uniform int64 words, [n, *shape]. A tensor step [n] gives each sample its own step."""
+        """Uniform int64 words, [n, *shape]. With a tensor step [n], each sample has its own step."""
         key = _mix(self.ids * _GAMMA + _word(self.seed, purpose))
         key = _mix(key + (torch.as_tensor(step, device=key.device).long() + 1) * _M1)
         count = math.prod(shape)
@@ -102,7 +102,7 @@ class Draws:
         return both[:, :count].reshape(len(self.ids), *shape)
 
     def sign(self, shape: tuple[int, ...] = (), step: int | Tensor = 0, purpose: str = "") -> Tensor:
-        """-1 or +1 with equal chance, float32 [n, *shape]."""
+        """-1 or +1 with equal probability, float32 [n, *shape]."""
         return ((self.bits(shape, step, purpose) & 1) * 2 - 1).float()
 
     def integers(
@@ -113,14 +113,14 @@ class Draws:
         return (u * high).floor().long()
 
     def order(self, purpose: str = "order") -> Tensor:
-        """A random order of the samples that does not depend on how they are listed: int64 [n] indices."""
+        """A random order of the samples that does not depend on the order of the batch: int64 [n] indices."""
         return torch.argsort(_shift(self.bits((), 0, purpose), 1), stable=True)
 
     def at(self, count: int | Tensor) -> Draws:
-        """Streams that differ for each value of a per-sample counter: the k-th look at a randomised model."""
+        """Streams that differ for each value of a per-sample counter: the k-th pass through a randomised model."""
         return Draws(self.seed, _mix(self.ids * _GAMMA + torch.as_tensor(count, device=self.ids.device).long() + 1))
 
     @staticmethod
     def fresh(n: int, device: torch.device | str = "cpu") -> Draws:
-        """Draws that nobody can repeat, for a randomised model that is called without any."""
+        """Draws that are not reproducible, for a randomised model that is called without draws."""
         return Draws(int.from_bytes(os.urandom(7), "little"), torch.arange(n, device=device))

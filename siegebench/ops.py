@@ -1,4 +1,4 @@
-"""The numerics that attacks share: sizes, projections, losses. All per sample, no loop over images."""
+"""Numerics shared by attacks: sizes, projections, losses. All are per sample, without a loop over images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from siegebench.errors import NotApplicable
 
-DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # the norm of a gradient that goes with a norm of pixels
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # the dual norm of each norm, for gradients
 
 
 def flat(x: Tensor) -> Tensor:
     """[n, ...] to [n, d]."""
-    return x.reshape(len(x), math.prod(x.shape[1:]))  # not -1, which an empty batch leaves open
+    return x.reshape(len(x), math.prod(x.shape[1:]))  # not -1, which is undefined for an empty batch
 
 
 def over(v: Tensor, like: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def _real(delta: Tensor) -> torch.dtype:
 
 
 def size(delta: Tensor, norm: str) -> Tensor:
-    """Norm of each row: linf, l2, l1, or l0, the share of pixels [n, C, H, W] that are not zero; shape [n]."""
+    """Norm of each row: linf, l2, l1, or l0, the fraction of pixels [n, C, H, W] that are not zero; shape [n]."""
     rows = flat(delta)
     if norm == "l0":
         return (delta != 0).any(dim=1).flatten(1).to(_real(delta)).mean(dim=1)
@@ -41,16 +41,16 @@ def size(delta: Tensor, norm: str) -> Tensor:
 
 
 def project_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
-    """Nearest point (in L2) of the eps-ball, row by row; eps may be a number or a tensor [n]."""
+    """Nearest point (in L2) of the eps-ball for each row; eps may be a number or a tensor [n]."""
     bound = torch.as_tensor(eps, dtype=_real(delta), device=delta.device).expand(len(delta))
     if norm == "linf":
         limit = over(bound, delta)
         return torch.minimum(torch.maximum(delta, -limit), limit)
     if norm == "l2":
         return delta * over((bound / size(delta, "l2").clamp(min=1e-12)).clamp(max=1), delta)
-    if norm == "l0":  # the pixels that change most are kept
+    if norm == "l0":  # keep the pixels that change most
         pixels = delta.square().sum(dim=1).flatten(1)
-        kept = (bound * pixels.shape[1] + 1e-6).floor()  # 1e-6: a share such as 1/9 of 9 pixels is one pixel
+        kept = (bound * pixels.shape[1] + 1e-6).floor()  # 1e-6: a fraction such as 1/9 of 9 pixels is one pixel
         rank = pixels.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return delta * (rank < kept[:, None]).view(len(delta), 1, *delta.shape[2:])
     # L1: soft-threshold at the theta that makes the norm eps (Duchi et al. 2008)
@@ -65,7 +65,7 @@ def project_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
 
 
 def project(x_adv: Tensor, x: Tensor, norm: str, eps: float | Tensor) -> Tensor:
-    """Onto the eps-ball around x, then onto [0, 1]; clipping never lengthens x_adv - x because x is in [0, 1]."""
+    """Project onto the eps-ball around x, then onto [0, 1]. Clipping cannot lengthen x_adv - x: x is in [0, 1]."""
     return (x + project_ball(x_adv - x, norm, eps)).clamp(0, 1)
 
 
@@ -94,7 +94,7 @@ def margin(z: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(z: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce & Hein 2020), [n]; blind to shift and scale of the logits. Needs 3 classes."""
+    """Difference of logits ratio (Croce & Hein 2020), [n]; invariant to shift and scale. Needs 3 classes."""
     ordered = z.sort(dim=1, descending=True).values
     return margin(z, y) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
@@ -112,12 +112,12 @@ def targeted_dlr(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return (wanted - own) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
 
 
-LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}  # all ascend towards misclassification
-CLASSES = {"ce": 2, "margin": 2, "dlr": 3, "targeted_dlr": 4}  # that each loss needs
+LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}  # all increase towards misclassification
+CLASSES = {"ce": 2, "margin": 2, "dlr": 3, "targeted_dlr": 4}  # minimum number of classes of each loss
 
 
 def check_classes(loss: str, classes: int) -> None:
-    """Refuse a loss that a model with so few classes does not have.
+    """Refuse a loss that is not defined for so few classes.
 
     Raises:
         NotApplicable: naming the loss and the number of classes that it needs.

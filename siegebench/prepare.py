@@ -1,4 +1,4 @@
-"""A classifier made ready for evaluation: the same function, fewer and faster passes."""
+"""Prepares a classifier for evaluation: the same function, with fewer and faster operations."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from siegebench.draws import Draws
 from siegebench.rows import Rows
 
 T = TypeVar("T")
-CPU_NUMBERS = 3 * 2**18  # pixel values that pass a network at once on a CPU
+CPU_NUMBERS = 3 * 2**18  # pixel values per forward pass on a CPU
 CLOSE = 1e-4  # largest change of a logit that folding may cause, relative to the largest logit
 
 
 def prepare(model: Classifier, sample: Tensor) -> Classifier:
     """A copy in eval mode with frozen weights, batch norms folded into their convolutions, channels-last weights.
 
-    The folded copy answers for the sample as the original does, or it is thrown away. Modules keep their places, so
-    hooks on them go on working; a module that carries a hook of its own is not folded.
+    The folded copy is used only if its logits for the sample equal those of the original. Modules keep their positions,
+    so hooks on them keep working; a module with a hook of its own is not folded.
 
     Args:
-        model: any classifier, wrapped or not; left untouched.
+        model: any classifier, wrapped or not; it does not change.
         sample: some images [n, 3, H, W], on the model's device.
     """
     ready = _frozen(model)
     with torch.no_grad():
         expected = _logits(ready, sample)
         folded = _frozen(model)
-        # a folded convolution that something else reads too shows in the logits
+        # if something else uses the output of a folded convolution, the logits differ
         if fold(folded, sample) and _close(_logits(folded, sample), expected):
-            ready = folded.eval()  # what took the norms' places is new
+            ready = folded.eval()  # the modules that replace the norms are new
     for tensor in (*ready.parameters(), *ready.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
@@ -46,30 +46,30 @@ def prepare(model: Classifier, sample: Tensor) -> Classifier:
 def fold(model: Classifier, sample: Tensor) -> int:
     """Fold batch norms into the convolutions before them, in place; returns how many.
 
-    Pairs are found by running the sample: a batch norm whose input is the very tensor that a convolution returned, both
-    called once.
+    Pairs are found in a forward pass of the sample: a batch norm whose input is the very tensor that a convolution
+    returned, where both are called once.
     """
     pairs = _pairs(model, sample)
     for conv, norm in pairs:
         _merge(conv, norm)
-        after = getattr(norm, "act", None)  # timm's batch norms bring their activation along
+        after = getattr(norm, "act", None)  # timm's batch norms include their activation
         _replace(model, norm, after if isinstance(after, nn.Module) else nn.Identity())
     return len(pairs)
 
 
 def at_once(x: Tensor | Rows, device: torch.device) -> int:
-    """How many images like those of x [n, ...] pass at once: on a CPU no more than its caches bear.
+    """How many images of the shape of x [n, ...] to pass at once: on a CPU, as many as fit its caches.
 
-    2,000 images of 32 pixels take a ResNet-20 twice as long as 256 at a time.
+    2,000 images of 32 pixels take a ResNet-20 twice as long at once as 256 at a time.
     """
     return max(1, CPU_NUMBERS // max(1, x.shape[1:].numel())) if device.type == "cpu" else sys.maxsize
 
 
 def in_batches(part: Callable[[slice], T], n: int, batch: int) -> list[T]:
-    """`part` over the slices of n samples; when memory runs out the slice is halved, and stays so for the rest.
+    """`part` over slices of n samples. When memory runs out, the slice is halved, for the remaining samples too.
 
     Raises:
-        torch.OutOfMemoryError: when one sample does not fit.
+        torch.OutOfMemoryError: when a single sample does not fit.
     """
     out: list[T] = []
     start, batch = 0, max(1, batch)
@@ -82,7 +82,7 @@ def in_batches(part: Callable[[slice], T], n: int, batch: int) -> list[T]:
         else:
             start += batch
             continue
-        # outside the handler: the failed pass's tensors are released by now
+        # outside the handler, so that the tensors of the failed pass are released
         batch = (min(batch, n - start) + 1) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -109,7 +109,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 def _pairs(model: Classifier, sample: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # holds the tensors, so that no identity is used twice
+    made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # keeps the tensors alive, so that no id is reused
     calls: dict[nn.Module, int] = {}
     found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 

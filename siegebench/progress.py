@@ -1,4 +1,4 @@
-"""What a long run shows on stderr: what is done, what is running, and how long the rest will take."""
+"""Progress of a long run on stderr: cells done, cells running, and the time left."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Estimate:
-    """How long the cells that are left will take, from those that are done.
+    """Estimates the time that the remaining cells will take, from the finished ones.
 
-    A cell is expected to take as long as the median of the finished ones that did the same kind of work (one attack,
-    one detector, ...), and where there is none yet, as the median of all.
+    A cell is expected to take the median time of the finished cells with the same kind of work (the same attack,
+    detector, ...). If there is none, the median of all is used.
     """
 
     def __init__(self, cells: Sequence[Cell], slots: int) -> None:
@@ -24,13 +24,13 @@ class Estimate:
         self.seconds: dict[str, list[float]] = {}
 
     def done(self, cell: Cell, seconds: float | None) -> None:
-        """A cell has ended; None when it was stored before."""
+        """A cell has ended; `seconds` is None when its row was already stored."""
         self.left.pop(cell.key, None)
         if seconds is not None:
             self.seconds.setdefault(_work(cell), []).append(seconds)
 
     def remaining(self) -> float | None:
-        """Seconds; None as long as nothing is known."""
+        """Seconds left; None until a cell has been computed."""
         every = [s for found in self.seconds.values() for s in found]
         if not every:
             return None
@@ -59,7 +59,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """A bar on stderr when it is a terminal; a line for each cell that was computed when it is not."""
+    """A bar on stderr if it is a terminal, otherwise one line for each computed cell."""
 
     def __init__(self) -> None:
         from rich import progress
@@ -84,11 +84,11 @@ class Progress:
         self.bar.stop()
 
     def say(self, text: str) -> None:
-        """What is going on."""
+        """Show what is being done."""
         self.bar.update(self.task, description=text)
 
     def begin(self, cells: Sequence[Cell], slots: int) -> None:
-        """Now the cells are known, and how many run at a time."""
+        """Set the cells, and how many run at a time."""
         self.total, self.estimate = len(cells), Estimate(cells, slots)
         self.bar.update(self.task, total=self.total, description="")
 
@@ -115,7 +115,7 @@ class Progress:
 
 
 def timing(results: Iterable[Result]) -> list[str]:
-    """Where the time of a run went, as lines of text: training, and the most expensive kinds of work."""
+    """How the time of a run was spent, as lines of text: training, and the most expensive kinds of work."""
     spent: dict[str, float] = {}
     for row in results:
         seconds, training = row.timing.get("seconds", 0.0), row.timing.get("training", 0.0)
@@ -124,9 +124,9 @@ def timing(results: Iterable[Result]) -> list[str]:
         spent[work] = spent.get(work, 0.0) + max(0.0, seconds - training)
     total = sum(spent.values())
     if not total:
-        return ["no row says how long it took"]
+        return ["no row has a run time"]
     order = sorted((k for k in spent if spent[k]), key=lambda k: -spent[k])
     out = [f"{100 * spent[k] / total:5.1f} %  {clock(spent[k]):>12}  {k.replace('/', ': ', 1)}" for k in order[:12]]
     rest = sum(spent[k] for k in order[12:])
     out += [f"{100 * rest / total:5.1f} %  {clock(rest):>12}  everything else"] if rest else []
-    return [*out, f"{clock(total)} in all, over all processes"]
+    return [*out, f"{clock(total)} in total, over all processes"]

@@ -125,4 +125,4 @@ def _read(part: Tensor | Reader, rows: Tensor) -> Tensor:
 
 
 def _sizes_differ(one: torch.Size, other: torch.Size) -> DataError:
-    return DataError(f"images of {one[3]}x{one[2]} and {other[3]}x{other[2]} pixels; bring them to one size")
+    return DataError(f"images of {one[3]}x{one[2]} and {other[3]}x{other[2]} pixels; resize them to one size")

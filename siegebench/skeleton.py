@@ -15,10 +15,10 @@ from siegebench.kinds import KINDS
 CHECKLIST = """
 # Before the pull request, then delete these lines:
 # - The docstring says what it does, names the paper, says what is random, lists every parameter under Attributes, and
-#   says under "Differs from the paper" whatever differs.
-# - Every random number comes from `draws`, keyed by step and purpose; no sample depends on its neighbours in the batch.
-# - The card: summary in a user's words, paper with venue and year${card_hint}.
-# - A test that would fail if the method were broken: a closed form, a planted optimum, a property.
+#   lists all differences under "Differs from the paper".
+# - Every random number comes from `draws`, keyed by step and purpose; no sample depends on the others in the batch.
+# - The card: summary in terms a user knows, paper with venue and year${card_hint}.
+# - A test that would fail if the method were wrong: a closed form, a planted optimum, a property.
 # - `siegebench check ${name}` passes; ruff and mypy are clean.
 # - `python -m siegebench.catalogue` is run, and CHANGELOG.md has a line.
 """
@@ -43,7 +43,7 @@ from siegebench.types import Attack, Positive
 class ${cls}(Attack):
     """One step of steepest ascent on the margin of the logits.
 
-    Nothing is random. Cost: one forward and one backward pass a sample.
+    Nothing is random. Cost: one forward and one backward pass per sample.
 
     Attributes:
         step: length of the step, as a multiple of eps.
@@ -73,7 +73,7 @@ from siegebench.types import Defense, Share
 
 
 class ${cls}Model(Wrapped):
-    """A classifier that sees images of less contrast."""
+    """A classifier that lowers the contrast of its input."""
 
     def __init__(self, inner: Classifier, contrast: float) -> None:
         super().__init__(inner)
@@ -103,9 +103,9 @@ class ${cls}(Defense):
         contrast: c.
     """
 
-    trains: ClassVar[bool] = False  # true: write `fit`, and list in the card the data that it sees
-    randomized: ClassVar[bool] = False  # true: take the noise from `draws`, and let an adaptive attack average over it
-    differentiable: ClassVar[bool] = True  # false: give the model a `surrogate`, and let an adaptive attack use it
+    trains: ClassVar[bool] = False  # true: write `fit`, and list the data it uses in the card
+    randomized: ClassVar[bool] = False  # true: draw the noise from `draws`; average over it in an adaptive attack
+    differentiable: ClassVar[bool] = True  # false: give the model a `surrogate`; use it in an adaptive attack
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50},)
 
     contrast: Share = 0.9
@@ -187,15 +187,15 @@ version: 1
 summary: Say in one sentence what a user gets from it.
 paper: "Authors. Title. Venue year, arXiv id."
 """
-SEES = "sees: []  # of train, clean, val: the data that it reads\n"
+SEES = "sees: []  # the splits it uses: train, clean, val\n"
 
-LONGEST = 40  # letters of a name: it stands in file names, table cells and lines of code
+LONGEST = 40  # letters of a name: it is used in file names, table cells and lines of code
 CODE = {"attack": ATTACK, "defense": DEFENSE, "backdoor": BACKDOOR, "detector": DETECTOR}
 HINTS = {
     "attack": "",
-    "defense": ", and the data that it sees",
+    "defense": ", and the data that it uses",
     "backdoor": "",
-    "detector": ", and the data that it sees",
+    "detector": ", and the data that it uses",
 }
 
 
@@ -205,13 +205,13 @@ def write(kind: str, name: str, folder: Path | None = None) -> list[Path]:
     Args:
         kind: attack, defense, backdoor or detector.
         name: snake_case; the name of the files and of the entry.
-        folder: where to; the folder of that kind when left out.
+        folder: target folder; by default the folder of that kind.
 
     Raises:
         ConfigError: unknown kind, a name that is not snake_case or is taken, a file that exists.
     """
     if kind not in CODE:
-        raise ConfigError(f"a skeleton of kind {kind!r} is not known. {did_you_mean(kind, CODE)}")
+        raise ConfigError(f"there is no skeleton for kind {kind!r}. {did_you_mean(kind, CODE)}")
     if not _good(name):
         raise ConfigError(
             f"the name {name!r} is not snake_case of at most {LONGEST} letters; try {_snake(name, kind)!r}"
@@ -220,7 +220,7 @@ def write(kind: str, name: str, folder: Path | None = None) -> list[Path]:
         raise ConfigError(f"{kind} {name!r} is already registered by {registry.find(kind, name)[0].path}")
     target = folder if folder is not None else _home(kind)
     if not target.is_dir():
-        raise ConfigError(f"{target}: no such folder; make it first, or give another --folder")
+        raise ConfigError(f"{target}: no such folder; create it first, or give another --folder")
     code, card = target / f"{name}.py", target / f"{name}.yaml"
     for path in (code, card):
         if path.exists():
@@ -239,12 +239,12 @@ def write(kind: str, name: str, folder: Path | None = None) -> list[Path]:
 
 
 def _home(kind: str) -> Path:
-    """The checkout's folder of a kind."""
+    """The folder of a kind in the checkout."""
     spec = importlib.util.find_spec(f"siegebench.{KINDS[kind].folder}")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(place).parent / "pyproject.toml").is_file():
-            return Path(place)
-    raise ConfigError("siegebench runs from an installed package, not from a checkout; say where with --folder FOLDER")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder).parent / "pyproject.toml").is_file():
+            return Path(folder)
+    raise ConfigError("siegebench runs from an installed package, not from a checkout; give a folder with --folder")
 
 
 def _good(name: str) -> bool:
@@ -256,7 +256,7 @@ def _good(name: str) -> bool:
 
 
 def _snake(name: str, kind: str) -> str:
-    """The nearest good name."""
+    """The nearest valid name."""
     split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     near = re.sub(r"[^a-z0-9]+", "_", split.lower())
     near = re.sub(r"^[0-9_]+", "", near).rstrip("_")

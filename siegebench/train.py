@@ -20,10 +20,10 @@ from siegebench.types import Count, Positive, Share
 Augment = Literal["none", "crop", "crop_flip"]
 BatchLoss = Callable[
     [Tensor, Tensor, Tensor, Tensor], Tensor
-]  # (logits, labels, images, places in the set) to a scalar
+]  # (logits, labels, images, indices in the set) to a scalar
 BatchImages = Callable[
     [Tensor, Tensor, Tensor, int], Tensor
-]  # (augmented images, labels, places in the set, epoch) to the images that the network is trained on
+]  # (augmented images, labels, indices in the set, epoch) to the images that the network is trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
-        epochs, batch: passes over the data, images a step.
+        epochs, batch: passes over the data, images per step.
         optimiser: `sgd` (Nesterov) or `adamw`.
         lr, momentum, weight_decay: of the optimiser; lr follows one cosine to zero after a linear warm-up.
-        warmup: share of all steps.
-        augment: `crop` pads by an eighth and crops; `crop_flip` also mirrors (wrong for digits and signs).
+        warmup: fraction of all steps.
+        augment: `crop` pads by an eighth and crops; `crop_flip` also mirrors (not for digits and signs).
         smoothing: label smoothing.
     """
 
@@ -53,10 +53,10 @@ class Recipe:
 
 
 def augmented(x: Tensor, how: Augment, draws: Draws, epoch: int, kind: Kind = IMAGE) -> Tensor:
-    """Random crop after padding by an eighth (replicated edges), and mirroring; one draw an image and epoch.
+    """Random crop after padding by an eighth (replicated edges), and mirroring; one draw per image and epoch.
 
     Raises:
-        ModelError: for other kinds than images, whose rows and columns mean something else.
+        ModelError: for other kinds than images, whose rows and columns have another meaning.
     """
     if how == "none":
         return x
@@ -86,15 +86,15 @@ def train(
     images: BatchImages | None = None,
     after: Callable[[int], None] | None = None,
 ) -> None:
-    """Train in place; the model is left in eval mode.
+    """Train in place; the model is in eval mode afterwards.
 
     Order and augmentation are counter-based. Dropout and stochastic depth inside the network draw from the global
-    generator, which is seeded for the duration and put back.
+    generator, which is seeded during training and restored afterwards.
 
     Args:
-        loss: `(logits, labels, images, places)` to a scalar; cross-entropy when left out. `places` index `data`.
-        images: `(images, labels, places, epoch)` to the images that the network sees instead; it leaves the model in
-            train mode.
+        loss: `(logits, labels, images, index)` to a scalar; cross-entropy by default. `index` are indices into `data`.
+        images: `(images, labels, index, epoch)` to the images that the network is trained on instead; it must leave
+            the model in train mode.
         after: called with the number of each finished epoch; it may change the model's mode.
 
     Raises:
@@ -126,14 +126,14 @@ def train(
         for epoch in range(recipe.epochs):
             model.train()
             order = draws.order(f"epoch {epoch}")
-            for places in order[: per_epoch * recipe.batch].split(recipe.batch):
-                x = augmented(data.pixels(places, dtype), recipe.augment, draws[places], epoch, data.kind).to(device)
-                y = data.labels[places].to(device)
+            for index in order[: per_epoch * recipe.batch].split(recipe.batch):
+                x = augmented(data.pixels(index, dtype), recipe.augment, draws[index], epoch, data.kind).to(device)
+                y = data.labels[index].to(device)
                 if images is not None:
-                    x = images(x, y, places, epoch)
-                z = model(x, draws[places].to(device).at(epoch) if model.randomized else None)
+                    x = images(x, y, index, epoch)
+                z = model(x, draws[index].to(device).at(epoch) if model.randomized else None)
                 value = (
-                    F.cross_entropy(z, y, label_smoothing=recipe.smoothing) if loss is None else loss(z, y, x, places)
+                    F.cross_entropy(z, y, label_smoothing=recipe.smoothing) if loss is None else loss(z, y, x, index)
                 )
                 optimiser.zero_grad(set_to_none=True)
                 value.backward()
@@ -153,12 +153,12 @@ def predict(model: Classifier, data: ImageSet, batch: int = 128, draws: Draws | 
     """Logits [N, classes] on the CPU, in the order of the set."""
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     out = []
-    for places in torch.arange(len(data)).split(batch):
-        part = None if draws is None else draws[places].to(device)
-        out.append(model(data.pixels(places, dtype).to(device), part).cpu())
+    for index in torch.arange(len(data)).split(batch):
+        part = None if draws is None else draws[index].to(device)
+        out.append(model(data.pixels(index, dtype).to(device), part).cpu())
     return torch.cat(out)
 
 
 def accuracy(model: Classifier, data: ImageSet, batch: int = 128) -> float:
-    """Share of the images that the model gets right."""
+    """Fraction of the images that the model classifies correctly."""
     return float((predict(model, data, batch).argmax(1) == data.labels).double().mean())

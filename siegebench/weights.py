@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors, or a `.pth` that holds tensors and nothing else. No code of a stranger ever runs."""
+"""Weight files: safetensors, or a `.pth` that contains only tensors. Code in a file is never run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from siegebench.errors import ModelError
 from siegebench.files import write_atomic
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store the weights
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` or `.pth` file, on the CPU, without the `module.` of DataParallel.
+    """The tensors of a `.safetensors` or `.pth` file, on the CPU, without the `module.` prefix of DataParallel.
 
     Raises:
-        ModelError: when the file is missing, corrupt, not finite, or holds anything but tensors (a pickle that would
+        ModelError: when the file is missing, corrupt, not finite, or contains anything but tensors (a pickle that would
             run code is refused before it runs).
     """
     path = Path(path)
@@ -31,14 +31,14 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         try:
             loaded: Any = safetensors.torch.load_file(path)
         except Exception as error:
-            # whatever the reader stumbled over, the file is at fault and the user needs its name
+            # the reader raises many types; the cause is in the file, and the user needs its name
             raise ModelError(f"{path}: not a readable safetensors file ({_first_line(error)})") from None
     else:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can raise anything
             raise ModelError(
-                f"{path}: refused. It is damaged, or it holds more than tensors and would run code when read "
+                f"{path}: refused. It is damaged, or it contains more than tensors and would run code when read "
                 f"({_first_line(error)}). Save only model.state_dict(), best as .safetensors"
             ) from None
     state = _tensors(loaded, path)
@@ -49,14 +49,14 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Write safetensors so that the file is either whole or absent, whenever the process dies."""
+    """Write a safetensors file that is either complete or absent, even if the process is killed."""
     # clone: safetensors refuses tensors that share memory
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     write_atomic(Path(path), safetensors.torch.save(plain))
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and values: the same in every container and on every device."""
+    """sha256 over names, dtypes, shapes and values: the same for every file format and device."""
     h = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -73,7 +73,7 @@ def check_finite(state: Mapping[str, Tensor], where: object) -> None:
     """
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{where}: {name} holds NaN or infinite values")
+            raise ModelError(f"{where}: {name} contains NaN or infinite values")
 
 
 def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: object) -> None:
@@ -82,7 +82,7 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where
     Raises:
         ModelError: naming what was found and what the network expects.
     """
-    # a step count of training: old files lack it and no result depends on it
+    # num_batches_tracked counts training steps: old files lack it, and no result depends on it
     missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     unknown = sorted(state.keys() - expected.keys())
     if missing or unknown:

@@ -152,11 +152,11 @@ def test_pieces_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parts_of_other_sizes_are_refused() -> None:
-    with pytest.raises(DataError, match="images of 7x5 and 6x5 pixels; bring them to one size"):
+    with pytest.raises(DataError, match="images of 7x5 and 6x5 pixels; resize them to one size"):
         Rows(random_images(2), random_images(2, 5, 6))
     late = Rows(Counting(random_images(2)), Counting(random_images(2, 5, 6)))
     for read in (lambda: late[:], late.in_memory):
-        with pytest.raises(DataError, match="images of 7x5 and 6x5 pixels; bring them to one size"):
+        with pytest.raises(DataError, match="images of 7x5 and 6x5 pixels; resize them to one size"):
             read()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from siegebench.leaderboard import rank
 
-from siegebench import api
+from siegebench import api, registry
 from siegebench.config import load_suite
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError
@@ -116,3 +116,12 @@ def test_python_callers_are_told_to_bring_the_images_to_learn_from() -> None:
         attack(model, x, y, norm="l0", eps="1/4")
     data = build("dataset", "digits").load("train").select(torch.arange(5))  # type: ignore[attr-defined]
     assert not torch.equal(attack(model, kit.grey_images(2, 32), y, norm="l0", eps="1/4", data=data), x)
+
+
+def test_the_suite_names_a_control_and_every_method() -> None:
+    suite = load_suite("patch_gtsrb")
+    assert {board.track for board in suite.boards} == {"patch"}
+    used = {registry.describe("attack", spec)["name"] for board in suite.boards for spec in board.attacks}
+    assert {"loap", "adversarial_patch", "area_patch", "rolling_shutter"} <= used
+    sweep = next(b for b in suite.boards if len(b.threats) > 1)
+    assert {registry.describe("attack", spec)["optimise"] for spec in sweep.attacks} == {True, False}

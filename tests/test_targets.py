@@ -35,7 +35,8 @@ from siegebench.threat import NORMS, Norm, ThreatModel
 from siegebench.tracks.targets import goals, noise
 from siegebench.types import Attack
 from siegebench.workspace import Settings
-from tests import kit, rows, runs, test_generator
+from tests import kit, rows, runs
+from tests.attacks import test_conditional_generator as generator
 
 CLASSES, N = 4, 8
 
@@ -352,7 +353,7 @@ def test_adaptive_attacks_that_cannot_aim_are_left_out_of_targeted_threats(tmp_p
     assert count[0] >= count[1] > 0
 
 
-# ------------------------------------------------------------------------------------------- from Python, restricted ones
+# ------------------------------------------------------------------------ from Python, restricted ones
 
 
 def test_attack_takes_a_rule_a_class_or_a_class_for_each_image() -> None:
@@ -373,7 +374,7 @@ def test_attack_takes_a_rule_a_class_or_a_class_for_each_image() -> None:
 
 
 def test_rolling_shutter_lights_each_image_towards_its_goal() -> None:
-    model, test = test_generator.network(), test_generator.data()[1]
+    model, test = generator.network(), generator.data()[1]
     x, y = test.pixels()[:40], test.labels[:40]
     goal = (y + 3) % 10
     threat = ThreatModel(norm="l0", eps=1.0)
@@ -385,16 +386,16 @@ def test_rolling_shutter_lights_each_image_towards_its_goal() -> None:
 
 
 def test_the_generator_is_told_the_goal() -> None:
-    test = test_generator.data()[1]
+    test = generator.data()[1]
     x, y, draws = test.pixels(), test.labels, Draws(0, test.ids)
     goal = (y + 3) % 10
-    oracle = Oracle(test_generator.network(), test_generator.THREAT, draws, goal=goal)
-    x_adv = ConditionalGenerator()(oracle, x, y, test_generator.THREAT, draws, test_generator.learnt()[0])
-    assert test_generator.reached(test_generator.network(), x_adv, goal) > 0.6
+    oracle = Oracle(generator.network(), generator.THREAT, draws, goal=goal)
+    x_adv = ConditionalGenerator()(oracle, x, y, generator.THREAT, draws, generator.learnt()[0])
+    assert generator.reached(generator.network(), x_adv, goal) > 0.6
 
 
 def test_one_pattern_for_all_images_takes_one_class() -> None:
-    model, data = kit.cnn_model(), test_generator.data()[0]
+    model, data = kit.cnn_model(), generator.data()[0]
     patch = registry.build(Attack, {"name": "adversarial_patch", "steps": 2, "images": 20})
     draws = Draws(0, data.ids)
     for target in ("next", 3):

@@ -1,4 +1,4 @@
-"""Where data, weights and caches lie on this machine, and what the hub has."""
+"""Folders for data, weights and caches on this machine, and files from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ DATA_VARIABLE = "SIEGEBENCH_DATA"
 
 
 def data_folder() -> Path | None:
-    """The folder that the environment names for data sets and weights."""
+    """The folder for data sets and weights, from the environment variable; None when it is not set."""
     named = os.environ.get(DATA_VARIABLE)
     return Path(named).expanduser() if named else None
 
 
 def cache_folder() -> Path:
-    """Where decoded images and downloads are kept; can be deleted at any time."""
+    """The folder for decoded images and downloads; it can be deleted at any time."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "siegebench"
 
 
 def sha256(path: Path) -> str:
-    """Of a file."""
+    """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def online(timeout: float = 3.0) -> bool:
-    """Whether the Hugging Face hub answers; the hub's own client would try again for most of a minute."""
+    """Whether the Hugging Face hub answers. The hub's own client would retry for most of a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -49,30 +49,30 @@ def online(timeout: float = 3.0) -> bool:
 
 
 def find_weights(checkpoint: str) -> Path:
-    """A checkpoint: a path, or a file below `weights/` in the folder that the environment names.
+    """Find a checkpoint: a path, or a file below `weights/` in the folder named by the environment variable.
 
     Raises:
         ModelError: when it is missing, or its sha256 is not the one in its name.
     """
     folder = data_folder()
-    places = [Path(checkpoint).expanduser()]
+    candidates = [Path(checkpoint).expanduser()]
     if folder is not None:
-        places += [folder / "weights" / checkpoint, folder / checkpoint]
-    for path in places:
+        candidates += [folder / "weights" / checkpoint, folder / checkpoint]
+    for path in candidates:
         if path.is_file():
             check_name(path)
             return path
     raise ModelError(
-        f"weights {checkpoint} not found; looked for {', '.join(map(str, places))}. Set {DATA_VARIABLE}=FOLDER "
+        f"weights {checkpoint} not found; looked for {', '.join(map(str, candidates))}. Set {DATA_VARIABLE}=FOLDER "
         "with the file in FOLDER/weights, or give `checkpoint: PATH`, or `checkpoint: null` to train"
     )
 
 
 def check_name(path: Path) -> None:
-    """Compare a file with the eight hex digits at the end of its name, where it carries some.
+    """Compare the sha256 of a file with the eight hex digits at the end of its name, if there are any.
 
     Raises:
-        ModelError: when it is another file or a damaged one.
+        ModelError: when the file is another one or damaged.
     """
     stated = re.search(r"-([0-9a-f]{8})$", path.stem)
     if stated and not (found := sha256(path)).startswith(stated[1]):
@@ -80,11 +80,11 @@ def check_name(path: Path) -> None:
 
 
 def hub_file(repo: str, names: Iterable[str], *, revision: str | None, download: bool) -> Path | None:
-    """The first of these files of a model on the hub, from its cache if it lies there; None where none is at hand."""
+    """The first of these files of a model on the hub, from its cache if possible; None if none is available."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-    # the cache first, without a look at the network
+    # the cache first, without network access
     for local_only in (True, False):
         if not local_only and not (download and online()):
             return None

@@ -1,4 +1,4 @@
-"""Encoded images to uint8 tensors: all of them, or those rows that are asked for."""
+"""Decodes encoded images to uint8 tensors: all of them, or only the requested rows."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Blobs = Iterable[tuple[str, bytes]]  # (name for messages, encoded bytes)
 
 
 def decode(blobs: Blobs, size: int | None = None, fit: Fit = "crop") -> Iterator[Tensor]:
-    """RGB images, each uint8 [3, H, W], one at a time.
+    """Decode to RGB images, each uint8 [3, H, W], one at a time.
 
     Args:
-        size: edge of the square that every image is brought to (bilinear); None leaves images as they are.
-        fit: `crop` scales the shorter edge and takes the centre, `stretch` scales both edges.
+        size: side of the square that every image is resized to (bilinear); None keeps the size of the images.
+        fit: `crop` scales the shorter side and takes the centre, `stretch` scales both sides.
 
     Raises:
         DataError: naming the image that cannot be read.
@@ -46,7 +46,7 @@ def decode(blobs: Blobs, size: int | None = None, fit: Fit = "crop") -> Iterator
 
 
 def resized(image: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """The image as a square."""
+    """The image, resized to a square."""
     if image.size == (size, size):
         return image
     box: tuple[float, float, float, float] | None = None
@@ -59,7 +59,7 @@ def resized(image: Image.Image, size: int, fit: Fit) -> Image.Image:
 
 
 def alike(images: Iterable[Tensor], where: str) -> Iterator[Tensor]:
-    """The images, which must have one size.
+    """The same images, checked to have one size.
 
     Raises:
         DataError: when there are none, or their sizes differ.
@@ -70,15 +70,15 @@ def alike(images: Iterable[Tensor], where: str) -> Iterator[Tensor]:
         if image.shape != first:
             raise DataError(
                 f"{where}: images of {first[2]}x{first[1]} and {image.shape[2]}x{image.shape[1]} pixels; "
-                "bring them to one size with `size: N`"
+                "resize them to one size with `size: N`"
             )
         yield image
     if first is None:
-        raise DataError(f"{where}: holds no images")
+        raise DataError(f"{where}: contains no images")
 
 
 def stacked(images: Iterable[Tensor], count: int, where: str) -> Tensor:
-    """uint8 [count, 3, H, W] of images of one size, in one tensor that is filled image by image.
+    """Images of one size as one tensor, uint8 [count, 3, H, W], which is filled image by image.
 
     Raises:
         DataError: when there are none, or their sizes differ.
@@ -92,7 +92,9 @@ def stacked(images: Iterable[Tensor], count: int, where: str) -> Tensor:
 
 
 def write(path: Path, images: Iterable[Tensor], count: int, where: str) -> None:
-    """Images of one size as the tensor `images` of a safetensors file, which is whole or absent; none is kept.
+    """Write images of one size as the tensor `images` of a safetensors file, one image in memory at a time.
+
+    The file is either complete or absent.
 
     Raises:
         DataError: when there are none, or their sizes differ.
@@ -103,7 +105,7 @@ def write(path: Path, images: Iterable[Tensor], count: int, where: str) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             for i, image in enumerate(alike(images, where)):
-                if i == 0:  # https://github.com/huggingface/safetensors: length of the header, header, numbers
+                if i == 0:  # https://github.com/huggingface/safetensors: length of the header, header, data
                     shape = [count, *image.shape]
                     entry = {"dtype": "U8", "shape": shape, "data_offsets": [0, int(np.prod(shape, dtype=np.int64))]}
                     header = json.dumps({"images": entry}).encode()
@@ -123,9 +125,9 @@ class Encoded:
     """Images that are decoded when they are read (see siegebench.rows.Reader).
 
     Attributes:
-        count: how many there are.
-        blobs: the encoded images of some rows, given in ascending order and each once.
-        where: for messages.
+        count: number of images.
+        blobs: function that returns the encoded images of some rows, given in ascending order without repeats.
+        where: for error messages.
         size, fit: see decode.
     """
 
@@ -142,7 +144,7 @@ class Encoded:
 
     @cached_property
     def shape(self) -> torch.Size:
-        """(N, 3, H, W); where no size is given, that of the first image."""
+        """(N, 3, H, W); without `size`, H and W are those of the first image."""
         if self.size is not None:
             return torch.Size([self.count, 3, self.size, self.size])
         (first,) = self.decoded([0])
@@ -153,7 +155,7 @@ class Encoded:
         return decode(self.blobs(rows), self.size, self.fit)
 
     def read(self, rows: Tensor) -> Tensor:
-        """The images of some rows, in that order; the rows may repeat."""
-        ascending, place = torch.unique(rows, return_inverse=True)
+        """The images of some rows, in the given order; rows may repeat."""
+        ascending, inverse = torch.unique(rows, return_inverse=True)
         images = stacked(self.decoded(ascending.tolist()), len(ascending), self.where)
-        return images if torch.equal(ascending, rows) else images[place]
+        return images if torch.equal(ascending, rows) else images[inverse]

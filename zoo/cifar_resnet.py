@@ -1,4 +1,4 @@
-"""The small residual networks of the CIFAR experiments, with published weights where a file is given."""
+"""The small residual networks for CIFAR, with published weights if a file is given."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class CifarResNet(ModelSource):
     Attributes:
         depth: 6n + 2 layers.
         checkpoint: weights to load: a path, or a file below `weights/` in the folder named by SIEGEBENCH_DATA. Eight
-            hex digits behind a dash at the end of the name (`resnet20-12fca82f.th`) must begin the file's sha256. With
-            `checkpoint: null` the network is trained with the recipe.
-        recipe: how to train it.
+            hex digits after a dash at the end of the name (`resnet20-12fca82f.th`) must be the first of the file's
+            sha256. With `checkpoint: null` the network is trained with the recipe.
+        recipe: for training.
 
     Differs from the paper: normalised per channel with the ImageNet statistics, as the published weights expect,
-    instead of subtracting the mean image; weight decay and schedule are the recipe's.
+    instead of subtracting the mean image. Weight decay and schedule are those of the recipe.
     """
 
     local: ClassVar[tuple[str, ...]] = ("checkpoint",)
@@ -127,7 +127,7 @@ class CifarResNet(ModelSource):
 
 
 def convert(source: str | Path, target: str | Path) -> str:
-    """Rewrite a published `.th` file as safetensors; returns the hash of the weights, which stays the same."""
+    """Convert a published `.th` file to safetensors; returns the hash of the weights, which does not change."""
     state = load_weights(source)
     save_weights(target, state)
     return weights_hash(state)

@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: a real data set that needs no download."""
+"""Handwritten digits from scikit-learn: a real data set that needs no download."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TEST = 500
 class Digits(DataSource):
     """1,797 scans of digits (Alpaydin & Kaynak 1998), 8x8 with 17 grey levels, as 32x32 RGB by bilinear interpolation.
 
-    The split is fixed: 500 stratified test images drawn by id, 1,297 to train. The writers of the scans are not known,
-    so one writer may be in both. Nothing is random.
+    The split is fixed: 500 stratified test images drawn by id, 1,297 training images. The writers of the scans are not
+    known, so the same writer may be in both. Nothing is random.
     """
 
     def load(self, split: str) -> ImageSet:

@@ -1,4 +1,4 @@
-"""Image data sets of the Hugging Face hub that are kept as parquet files."""
+"""Image data sets on the Hugging Face hub that are stored as parquet files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .parquet import Layout, complete, scan
 
 @dataclass(frozen=True, kw_only=True)
 class Hub(DataSource):
-    """Files `[CONFIG/]SPLIT-*.parquet` of a data set on the hub, from its cache when they lie there. Nothing is random.
+    """Files `[CONFIG/]SPLIT-*.parquet` of a data set on the hub, from its cache if they are there. Nothing is random.
 
     Attributes:
         dataset: `owner/name`.
         num_classes: of the data set.
-        config: the folder of a data set that has several configurations.
-        revision: branch, tag or commit; pin a commit where the number must stay what it is.
+        config: folder of the configuration, for a data set with several.
+        revision: branch, tag or commit; use a commit for reproducible numbers.
         download: fetch the files when they are not in the hub's cache.
         image, label, size, fit, group_by_path: see Layout.
     """
@@ -63,7 +63,7 @@ class Hub(DataSource):
         if not complete(files):
             raise DataError(
                 f"{name}: {pattern} is not in the hub's cache and could not be fetched. Connect this machine to the "
-                "network once, or bring the parquet files yourself: {name: parquet, folder: FOLDER, num_classes: N}"
+                "network once, or use parquet files of your own: {name: parquet, folder: FOLDER, num_classes: N}"
             )
         return files
 

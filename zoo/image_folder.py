@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder a class."""
+"""A folder of images with one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ImageFolder(DataSource):
     """FOLDER/SPLIT/CLASS/IMAGE. Classes are numbered by the sorted names of the sub-folders; nothing is random.
 
     Attributes:
-        folder: holds `train` and `test`; the folder named by SIEGEBENCH_DATA when left out.
-        size: every image is brought to a square of this size; None takes images that have one size already.
-        fit: `crop` scales the shorter edge and takes the centre, `stretch` scales both edges.
+        folder: contains `train` and `test`; by default the folder named by SIEGEBENCH_DATA.
+        size: every image is resized to a square of this size; None requires images of one size.
+        fit: `crop` scales the shorter side and takes the centre, `stretch` scales both sides.
     """
 
     local: ClassVar[tuple[str, ...]] = ("folder",)
@@ -47,10 +47,10 @@ class ImageFolder(DataSource):
                 f"image_folder {split}: {where}; expected FOLDER/{split}/CLASS/IMAGE. Set `folder: FOLDER` in the "
                 f"suite or {DATA_VARIABLE}=FOLDER in the environment"
             )
-        # a class without test images keeps its number: names are taken from all splits
+        # names are collected over all splits, so that a class without test images keeps its number
         classes = sorted({c.name for s in ("train", "test", split) for c in _folders(folder / s)})
         if not classes:
-            raise DataError(f"{folder / split}: no sub-folders; expected one for each class")
+            raise DataError(f"{folder / split}: no sub-folders; expected one per class")
         files = [
             (file, classes.index(c.name))
             for c in _folders(folder / split)
@@ -58,7 +58,7 @@ class ImageFolder(DataSource):
             if file.suffix.lower() in SUFFIXES
         ]
         if not files:
-            raise DataError(f"{folder / split}: holds no images")
+            raise DataError(f"{folder / split}: contains no images")
 
         def blobs(rows: Sequence[int]) -> Blobs:
             return ((str(files[i][0]), files[i][0].read_bytes()) for i in rows)

@@ -27,8 +27,8 @@ from siegebench.types import Count, DataSource
 from ._files import DATA_VARIABLE, cache_folder, data_folder, sha256
 from ._images import Encoded, Fit, stacked, write
 
-BATCH, BUFFER = 64, 2**20  # encoded images, and bytes of a file, that are read at a time
-MANY = 4  # a file of which more than this part is asked for is decoded whole, into the cache
+BATCH, BUFFER = 64, 2**20  # encoded images, and bytes of a file, to read at a time
+MANY = 4  # if at least 1/MANY of the images of a file is requested, the whole file is decoded into the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Layout:
     Attributes:
         num_classes: labels are 0..num_classes - 1.
         image, label: names of the columns; an image is encoded bytes, or a struct with `bytes` and `path`.
-        size, fit: every image is brought to a square of this size; None takes the images as they are.
-        group_by_path: images whose `path` differs only behind the last `_` form a group (frames of one track).
+        size, fit: every image is resized to a square of this size; None keeps the size of the images.
+        group_by_path: images whose `path` differs only after the last `_` form a group (frames of one track).
     """
 
     num_classes: int
@@ -56,8 +56,8 @@ class Parquet(DataSource):
 
     Attributes:
         num_classes: of the data set.
-        prefix: the files' names begin with it; empty for `SPLIT-*.parquet`.
-        folder: where they lie; the folder named by SIEGEBENCH_DATA when left out.
+        prefix: of the file names; empty for `SPLIT-*.parquet`.
+        folder: of the files; by default the folder named by SIEGEBENCH_DATA.
         image, label, size, fit, group_by_path: see Layout.
     """
 
@@ -95,7 +95,7 @@ def shards(folder: Path, stem: str, name: str) -> list[Path]:
     """The files of a split in their published order.
 
     Raises:
-        DataError: when there are none or some are missing; says where it looked and what to type.
+        DataError: when there are none or some are missing; names the folder and the setting to change.
     """
     hint = f"set {DATA_VARIABLE}=FOLDER in the environment, or `folder: FOLDER` in the suite"
     if not folder.is_dir():
@@ -109,16 +109,16 @@ def shards(folder: Path, stem: str, name: str) -> list[Path]:
 
 
 def complete(files: list[Path]) -> bool:
-    """Whether there are as many files as the `-of-N` in their names says."""
+    """Whether the number of files is the `-of-N` in their names."""
     stated = re.search(r"-of-(\d+)\.parquet$", files[-1].name) if files else None
     return bool(files) and (stated is None or int(stated[1]) == len(files))
 
 
 def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
-    """All rows of the files; labels and groups are read at once, images when they are asked for.
+    """All rows of the files. Labels and groups are read at once, images when they are requested.
 
     Raises:
-        DataError: when a file is corrupt or lacks a column, at once; when an image cannot be read, then.
+        DataError: at once when a file is corrupt or lacks a column; later when an image cannot be read.
     """
     parts, labels, paths = [], [], []
     for file in files:
@@ -126,7 +126,7 @@ def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
             parquet = pq.ParquetFile(file)
             _check_columns(file, parquet.schema_arrow, layout)
             if parquet.metadata.num_rows == 0:
-                raise DataError(f"{file}: holds no rows")
+                raise DataError(f"{file}: contains no rows")
             parts.append(Shard(parquet.metadata.num_rows, partial(_blobs, file, layout.image), str(file),
                                layout.size, layout.fit, file, layout.image))  # fmt: skip
             column = parquet.read([layout.label]).column(layout.label)
@@ -143,7 +143,7 @@ def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Shard(Encoded):
-    """The images of one parquet file. Where many are asked for, all are decoded into a cache that is mapped, not read.
+    """The images of one parquet file. When many are requested, all are decoded into a cache file that is memory-mapped.
 
     Attributes:
         file, column: where the images are.
@@ -159,22 +159,22 @@ class Shard(Encoded):
         return images if torch.equal(rows, torch.arange(self.count)) else images[rows]
 
     def _whole(self) -> Tensor:
-        """All images, from the cache where it has them: decoding 39,209 GTSRB images takes 13 s."""
+        """All images, from the cache if possible: decoding 39,209 GTSRB images takes 13 s."""
         how = f"{self.column}-{self.size or 'as-is'}-{self.fit}-pillow{PIL.__version__}"
         with _blame(self.file):
             cached = cache_folder() / "decoded" / f"{sha256(self.file)}-{how}.safetensors"
         with contextlib.suppress(OSError, SafetensorError, KeyError):  # absent or damaged: decode again
             return load_file(cached)["images"]
         every = range(self.count)
-        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time and memory
+        with contextlib.suppress(OSError):  # without a writable cache, reading takes more time and memory
             write(cached, self.decoded(every), self.count, self.where)
             return load_file(cached)["images"]
         return stacked(self.decoded(every), self.count, self.where)
 
 
 def _blobs(file: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[str, bytes]]:
-    """The encoded images of some rows, ascending; row groups without any of them are not read."""
-    # a buffer of its own and small batches: else a whole row group lies in memory
+    """The encoded images of some rows, in ascending order; row groups without any of them are not read."""
+    # an explicit buffer and small batches: otherwise a whole row group is loaded into memory
     with _blame(file), pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as parquet:
         start, wanted = 0, iter([*rows, -1])
         row = next(wanted)
@@ -202,7 +202,7 @@ def _paths(parquet: Any, column: str) -> list[str]:
 
 
 def _groups(paths: list[str]) -> Tensor | None:
-    """Frames of one track share everything before the last `_`; None where every image stands alone."""
+    """Frames of one track have the same path before the last `_`; None if every image is its own group."""
     tracks, member = np.unique([path.rsplit("_", 1)[0] for path in paths], return_inverse=True)
     return None if len(tracks) == len(paths) else torch.from_numpy(member.astype(np.int64))
 
@@ -224,7 +224,7 @@ def _check_columns(file: Path, schema: Any, layout: Layout) -> None:
 
 @contextlib.contextmanager
 def _blame(file: Path) -> Iterator[None]:
-    """Name the file in the errors of the parquet reader."""
+    """Add the name of the file to errors of the parquet reader."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""Any network of timm: with published weights, with a checkpoint of yours, or trained with a recipe."""
+"""Any network of timm: with published weights, with your own checkpoint, or trained with a recipe."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class TimmModel(ModelSource):
-    """A network of PyTorch Image Models (Wightman 2019), with its preprocessing inside.
+    """A network of PyTorch Image Models (Wightman 2019), including its preprocessing.
 
-    Random are the first weights of a network that is trained; the harness seeds them.
+    Random: the initial weights of a network that is trained; the harness seeds them.
 
     Attributes:
         target: `architecture` for a network to train with the recipe, `architecture.tag` for published weights.
         checkpoint: load these weights instead: a `.safetensors` or `.pth` file with tensors only, a path or a file
             below `weights/` in the folder named by SIEGEBENCH_DATA.
-        finetune: start from the tag's weights with a last layer for this data, and train with the recipe.
-        input_size: images are resized to this inside. Left out: what the tag's weights were trained for; without a tag
-            the images are taken as they are.
-        mean, std: normalisation inside. Left out: the tag's; 0.5 without a tag.
-        model_args: passed on to timm, such as `depths` or `patch_size`.
+        finetune: start from the tag's weights with a new last layer for this data, and train with the recipe.
+        input_size: the model resizes images to this size. Default: the size that the tag's weights were trained for;
+            without a tag, images are not resized.
+        mean, std: normalisation in the model. Default: those of the tag; 0.5 without a tag.
+        model_args: passed to timm, such as `depths` or `patch_size`.
         download: fetch weights from the hub when they are not in its cache.
-        recipe: how to train.
+        recipe: for training.
     """
 
     local: ClassVar[tuple[str, ...]] = ("checkpoint", "download")
@@ -149,7 +149,7 @@ class TimmModel(ModelSource):
 
 
 def _create(name: str, num_classes: int, args: Mapping[str, Any], weights: Path | None = None) -> nn.Module:
-    """The network, with the published weights of a file in whichever layout timm knows for this model.
+    """The network, with the published weights of a file in any layout that timm supports for this model.
 
     Raises:
         ModelError: when timm refuses the arguments or the file.
@@ -161,7 +161,7 @@ def _create(name: str, num_classes: int, args: Mapping[str, Any], weights: Path 
     )
     try:
         net: nn.Module = timm.create_model(name, num_classes=num_classes, **published, **args)
-    except Exception as error:  # whatever timm stumbled over, the arguments or the file are at fault
+    except Exception as error:  # timm raises many types; the cause is in the arguments or the file
         raise ModelError(
             f"timm cannot build {name} with {dict(args)} for {num_classes} classes"
             f"{f' from {weights}' if weights else ''}: {type(error).__name__}: {error}"
@@ -187,7 +187,7 @@ def _load(net: nn.Module, state: dict[str, Tensor], path: Path, num_classes: int
 
 
 def check_name(target: str) -> None:
-    """Refuse what timm does not have.
+    """Refuse a name that timm does not have.
 
     Raises:
         ValueError: with the nearest name.
@@ -207,8 +207,9 @@ def check_name(target: str) -> None:
 
 @cache
 def _in_source() -> tuple[frozenset[str], frozenset[str]]:
-    """Architectures and weight tags written in timm's source. A name found here exists; importing timm takes 5 s,
-    reading its source 0.2 s, and every `siegebench run` checks its names."""
+    """Architectures and weight tags in timm's source. A name found here exists. Importing timm takes 5 s, reading its
+    source 0.2 s, and every `siegebench run` checks its names.
+    """
     found = importlib.util.find_spec("timm")
     if found is None or found.origin is None:
         return frozenset(), frozenset()

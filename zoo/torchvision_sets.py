@@ -1,4 +1,4 @@
-"""The published originals, through torchvision."""
+"""The published original data sets, through torchvision."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "GTSRB": 43}
 
 @dataclass(frozen=True, kw_only=True)
 class Torchvision(DataSource):
-    """CIFAR-10, CIFAR-100 (fine labels) or GTSRB as torchvision lays them out on disk. Nothing is random.
+    """CIFAR-10, CIFAR-100 (fine labels) or GTSRB in torchvision's layout on disk. Nothing is random.
 
-    The CIFAR files are pickles; torchvision compares their md5 with the published one before it opens them. GTSRB is
-    torchvision's choice of the training set (26,640 images), in tracks; images are stretched to a square.
+    The CIFAR files are pickles; torchvision compares their md5 with the published one before it opens them. For GTSRB,
+    torchvision's selection of the training set is used (26,640 images), grouped by track; images are stretched to a
+    square.
 
     Attributes:
-        dataset: which.
-        folder: torchvision's `root`; below the cache folder when left out.
+        dataset: name of the data set.
+        folder: torchvision's `root`; by default a folder below the cache folder.
         download: fetch the files when they are missing.
         size: of GTSRB images; the CIFAR sets have 32x32 pixels.
     """
@@ -53,8 +54,8 @@ class Torchvision(DataSource):
         found = self._open(split)
         groups = None
         if self.dataset == "GTSRB":
-            files, numbers = zip(*found._samples, strict=True)  # paths: `found[i]` would hide the track
-            if split == "train":  # torchvision counts the folders it finds; their names are the classes
+            files, numbers = zip(*found._samples, strict=True)  # file names: `found[i]` does not give the track
+            if split == "train":  # torchvision numbers the folders it finds; the classes are their names
                 numbers, groups = tuple(int(Path(file).parent.name) for file in files), _tracks(files)
 
             def blobs(rows: Sequence[int]) -> Blobs:
@@ -74,11 +75,11 @@ class Torchvision(DataSource):
         which = {"split": split} if self.dataset == "GTSRB" else {"train": split == "train"}
         try:
             return getattr(datasets, self.dataset)(str(root), download=self.download, **which)
-        except (RuntimeError, OSError) as error:  # torchvision's word for missing or damaged; no network
+        except (RuntimeError, OSError) as error:  # torchvision raises these for missing or damaged files; no network
             hint = "the download failed" if self.download else "set `download: true` to fetch it"
             raise DataError(
                 f"{self.dataset} {split}: not found or damaged in {root} ({str(error).splitlines()[0][:120]}); {hint}, "
-                "or name the folder that holds torchvision's files with `folder: FOLDER`"
+                "or name the folder of torchvision's files with `folder: FOLDER`"
             ) from None
 
 

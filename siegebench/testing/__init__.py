@@ -1,11 +1,10 @@
 """The contract as tests that anyone can run on an entry, registered or not; needs no test framework.
 
->>> from siegebench.kinds import KINDS
-from siegebench.testing import cards
+>>> from siegebench.testing import check_entry
 >>> [c for c in check_entry("pgd") if not c.passed]
 []
 
-Each clause is one small function of the module of its kind; its name is what is shown.
+Each clause is a small function in the module of its kind. The name of the function is the name shown.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ CLAUSES: dict[str, tuple[Clause, ...]] = {
     kind.name: importlib.import_module(f"siegebench.testing.{kind.plural}").CLAUSES for kind in KINDS.values()
 }
 
-# what stands in for a required parameter that holds an entry
+# values for required parameters that are entries
 STAND_INS: dict[str, Any] = {"attack": {"name": "pgd", "steps": 5}, "backdoor": "badnets", "defense": "none"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One clause, and whether the entry keeps it.
+    """One clause, and whether the entry satisfies it.
 
     Attributes:
-        name: the clause; ends in `not checked (reason)` where it could not be tried here.
-        passed: false only when the clause was broken.
+        name: the clause; ends in `not checked (reason)` if it could not be tested here.
+        passed: false only when the clause was violated.
         detail: what was found.
     """
 
@@ -53,7 +52,7 @@ def check_entry(name: str | Mapping[str, Any], kind: str | None = None) -> list[
 
     Args:
         name: as in a suite: `pgd`, `pgd.strong`, `{name: pgd, steps: 5}`.
-        kind: attack, defense, backdoor, detector, measure, model or dataset; all that have the name when left out.
+        kind: attack, defense, backdoor, detector, measure, model or dataset; by default, all kinds with this name.
 
     Raises:
         ConfigError: unknown name or parameter.
@@ -70,8 +69,8 @@ def check_instance(kind: str, entry: Entry, *, sees: tuple[str, ...] = (), contr
     """Run the contract on an entry that has no card.
 
     Args:
-        sees: the data it is granted, as its card would list it.
-        control: it is a planted control and need not work.
+        sees: the data that it may use, as its card would list it.
+        control: it is a planted control and does not have to work.
     """
     if kind not in CLAUSES:
         raise ConfigError(f"unknown kind {kind!r}. {did_you_mean(kind, CLAUSES)}")
@@ -97,7 +96,7 @@ def _check_registered(kind: str, spec: dict[str, Any]) -> list[Check]:
 
 
 def _complete(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec with a stand-in for every required parameter that it leaves out."""
+    """The spec with a value for every required parameter that is missing."""
     found, params = registry.find(kind, spec["name"])
     if found.card.family and spec["name"] == found.name:
         member = next(iter(found.card.members), None)
@@ -116,7 +115,7 @@ def _complete(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(case: Case) -> list[Check]:
-    """All clauses of the kind; only the first where that one fails, because the others build on it."""
+    """All clauses of the kind; only the first if it fails, because the others depend on it."""
     clauses = [*CLAUSES[case.kind], *(cards.CLAUSES if case.spec is not None else ())]
     first = _try(clauses[0], case)
     if not first.passed or "not checked" in first.name:
@@ -132,7 +131,7 @@ def _try(clause: Clause, case: Case) -> Check:
         return Check(f"{name}: not checked ({reason})", True, str(reason))
     except SiegeError as error:
         return Check(name, False, str(error))
-    except Exception as error:  # an entry may raise anything; that is the finding, and the other clauses go on
+    except Exception as error:  # an entry may raise anything; it is reported, and the other clauses are tested
         last = traceback.extract_tb(error.__traceback__)[-1]
         return Check(name, False, f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})")
     return Check(name, True)

@@ -1,7 +1,6 @@
-"""What attacks owe, one function a clause.
+"""The contract of attacks, one function per clause.
 
-A clause takes a Case and raises ContractError with what it found. The first clause of a kind is the ground that the
-others stand on.
+A clause takes a Case and raises ContractError with what it found. The other clauses of a kind depend on the first one.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from siegebench.testing.specimens import (
 )
 from siegebench.threat import ACCESSES, NORMS, TOLERANCE, Norm, ThreatModel
 
-# times the nearest distance: there an attack must succeed
+# an attack must succeed at the smallest distance times this factor
 WITHIN = {"gradient": 1.5, "score": 4.0, "label": 4.0, "none": 4.0}
 ROOT: dict[Norm, float] = {"linf": 0.0, "l2": 0.5, "l1": 1.0, "l0": 0.0}  # half the cube: eps = d^root / 2
-QUERIES = 37  # a budget that no attack is tuned to
+QUERIES = 37  # an unusual budget, to which no attack is tuned
 
 
 def _threat(case: Case, norm: Norm, eps: float | None = None, queries: int | None = None) -> ThreatModel:
@@ -67,19 +66,20 @@ def returns_images_of_the_right_shape_range_and_budget(case: Case) -> None:
     for norm in _norms(case):
         model, x, y = victim()
         model_before, x_before, y_before = state_of(model), x.clone(), y.clone()
-        case.kept[norm], _ = _attack(case.quick, model, x, y, _threat(case, norm))  # its __call__ refuses the rest
+        case.kept[norm], _ = _attack(case.quick, model, x, y, _threat(case, norm))  # its __call__ checks the rest
         case.kept["model as found", norm] = state_of(model) == model_before
         case.kept["images as found", norm] = torch.equal(x, x_before) and torch.equal(y, y_before)
-        _attack(case.quick, model, x[:3], y[:3], _threat(case, norm, 0.5 * x[0].numel() ** ROOT[norm]))  # meets the box
+        # an eps so large that the box limits the attack
+        _attack(case.quick, model, x[:3], y[:3], _threat(case, norm, 0.5 * x[0].numel() ** ROOT[norm]))
 
 
 def changes_nothing_at_eps_0(case: Case) -> None:
     model, x, y = victim()
     for norm in _norms(case):
         out, _ = _attack(case.quick, model, x[:3], y[:3], _threat(case, norm, 0.0))
-        if not case.entry.minimises():  # one that minimises may look beyond eps
+        if not case.entry.minimises():  # a minimum-norm attack may exceed eps
             far = float((out - x[:3]).abs().max())
-            require(far == 0, f"{norm}: moved a pixel by {far:.3g} at eps 0")
+            require(far == 0, f"{norm}: changed a pixel by {far:.3g} at eps 0")
 
 
 def gives_the_same_result_for_the_same_draws(case: Case) -> None:
@@ -97,8 +97,8 @@ def treats_a_sample_alone_as_in_a_batch(case: Case) -> None:
         for how, i in (("in reverse order", ids.flip(0)), ("alone", ids[3:4]), ("in a batch of two", ids[[5, 2]])):
             out, _ = _attack(case.quick, model, x[i], y[i], _threat(case, norm), i)
             far = ops.size(out - case.kept[norm][i], "linf")
-            # float64: what is left is the rounding of the victim's own kernels
-            require(far.max() < 1e-7, f"{norm}: sample {int(i[far.argmax()])} comes out otherwise {how}")
+            # float64: the only remaining difference is rounding in the victim's kernels
+            require(far.max() < 1e-7, f"{norm}: sample {int(i[far.argmax()])} gets another result {how}")
 
 
 def leaves_the_model_as_found(case: Case) -> None:
@@ -124,7 +124,7 @@ def is_refused_with_less_access_than_it_needs(case: Case) -> None:
 
 def keeps_the_query_budget(case: Case) -> None:
     if case.entry.access() in ("gradient", "none"):
-        return  # no query budget on the white-box track, and nobody to ask without a box
+        return  # no query budget on the white-box track, and no queries without access
     model, x, y = victim()
     for norm in _norms(case):
         for x_, y_ in ((x, y), (x[:1], y[:1])):
@@ -135,39 +135,39 @@ def keeps_the_query_budget(case: Case) -> None:
 
 def books_its_passes(case: Case) -> None:
     if case.control or case.entry.access() == "none":
-        return  # a planted no-op asks nothing, and an attack without a box has nobody to ask
+        return  # a planted no-op makes no passes, and neither does an attack without access
     for norm in _norms(case):
         model, x, y = halfspace(norm)
         threat = _threat(case, norm, 0.9 * NEAREST[norm])
-        if case.entry.learning():  # it may ask while it learns and never again
+        if case.entry.learning():  # it may query the model only while it learns
             data = planted_set(size=x.shape[-1])
             oracle = Oracle(model, threat, Draws(0, data.ids))
             case.quick.learn(oracle, data, threat, Draws(0, data.ids))
-            require(oracle.ledger.forwards.sum() > 0, f"{norm}: no forward pass was booked while it learnt")
+            require(oracle.ledger.forwards.sum() > 0, f"{norm}: no forward pass was counted during learn")
             continue
         ledger = _attack(case.quick, model, x, y, threat)[1].ledger
-        require(ledger.forwards.min() > 0, f"{norm}: no forward pass was booked for some samples")
+        require(ledger.forwards.min() > 0, f"{norm}: no forward pass was counted for some samples")
         if case.entry.access() == "gradient":
-            require(ledger.backwards.min() > 0, f"{norm}: no backward pass was booked for some samples")
+            require(ledger.backwards.min() > 0, f"{norm}: no backward pass was counted for some samples")
 
 
 def breaks_a_half_space_near_its_closed_form(case: Case) -> None:
     if case.control:
-        return  # a planted control may be broken
+        return  # a planted control does not have to work
     for norm in _norms(case):
         if case.entry.restricted:
             far = float(ops.size(case.kept[norm] - victim()[1], norm).amin())
-            require(far > 0, f"{norm}: left an image of the victim as it was")
+            require(far > 0, f"{norm}: did not change an image of the victim")
             continue
         model, x, y = halfspace(norm)
-        for share, attack in ((0.9, case.quick), (WITHIN[case.entry.access()], case.entry)):
-            eps = share * NEAREST[norm]
+        for factor, attack in ((0.9, case.quick), (WITHIN[case.entry.access()], case.entry)):
+            eps = factor * NEAREST[norm]
             out, _ = _attack(attack, model, x, y, _threat(case, norm, eps))
-            broken = (model(out).argmax(dim=1) != y) & (ops.size(out - x, norm) <= eps * (1 + TOLERANCE))
-            if share > 1 and case.entry.for_transfer:  # the way is right, however short it comes
-                broken = ops.margin(model(out), y) > ops.margin(model(x), y)
-            found = f"{norm}: {int(broken.sum())} of {len(x)} broken at {share} times the smallest distance"
-            require(broken.all() if share > 1 else not broken.any(), found)
+            fooled = (model(out).argmax(dim=1) != y) & (ops.size(out - x, norm) <= eps * (1 + TOLERANCE))
+            if factor > 1 and case.entry.for_transfer:  # a step in the right direction suffices
+                fooled = ops.margin(model(out), y) > ops.margin(model(x), y)
+            found = f"{norm}: {int(fooled.sum())} of {len(x)} misclassified at {factor} times the smallest distance"
+            require(fooled.all() if factor > 1 else not fooled.any(), found)
 
 
 def breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind(case: Case) -> None:
@@ -176,10 +176,10 @@ def breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind(ca
     for norm in _norms(case):
         model, x, y = halfspace(norm, scale=2.0**20)  # the cross-entropy has no gradient left
         out, oracle = _attack(case.entry, model, x, y, _threat(case, norm, 2 * NEAREST[norm]))
-        broken = ops.margin(model(out), y) > (ops.margin(model(x), y) if case.entry.for_transfer else 0)
+        fooled = ops.margin(model(out), y) > (ops.margin(model(x), y) if case.entry.for_transfer else 0)
         blind = 2 * int(oracle.ledger.blind.sum()) > int(oracle.ledger.backwards.sum())
-        found = f"{norm}: {int(broken.sum())} of {len(x)} broken behind scaled logits"
-        require(broken.all() or blind, f"{found}, and fewer than half of the gradients were zero")
+        found = f"{norm}: {int(fooled.sum())} of {len(x)} misclassified with scaled logits"
+        require(fooled.all() or blind, f"{found}, and fewer than half of the gradients were zero")
 
 
 def aims_at_the_class_it_is_told(case: Case) -> None:

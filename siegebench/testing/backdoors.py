@@ -1,4 +1,4 @@
-"""What backdoor attacks owe, one function a clause."""
+"""The contract of backdoor attacks, one function per clause."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def poisons_exactly_its_share(case: Case) -> None:
     poisoned = case.kept["poisoned"] = _poisoner(case).poison(data, 0)
     index = poisoned.index
     require(len(index) == 4, f"poisoned {len(index)} images, rate 0.05 of 80 is 4")
-    require(torch.equal(index, index.unique()), "the poisoned places are not sorted or not unique")
+    require(torch.equal(index, index.unique()), "the indices of the poisoned images are not sorted or not unique")
     rest = torch.ones(80, dtype=torch.bool)
     rest[index] = False
     require(torch.equal(poisoned.data.images[rest], data.images[rest]), "changed an image that is not poisoned")
@@ -66,7 +66,7 @@ def stamps_any_size_in_range(case: Case) -> None:
                 continue
             tried += size >= 32
             require(not torch.equal(out, x), f"the trigger changes nothing at {size}x{size}")
-    require(tried, "refuses images of 32x32 and of 64x64 pixels")
+    require(tried, "does not support images of 32x32 or 64x64 pixels")
 
 
 def does_not_depend_on_how_images_are_listed(case: Case) -> None:
@@ -75,8 +75,8 @@ def does_not_depend_on_how_images_are_listed(case: Case) -> None:
     with other_global_numbers(99):
         second = _poisoner(case).poison(data.select(order), 0)
     back = order.argsort()
-    require(torch.equal(second.data.images[back], first.data.images), "a shuffled set is poisoned otherwise")
-    require(torch.equal(second.data.labels[back], first.data.labels), "a shuffled set is labelled otherwise")
+    require(torch.equal(second.data.images[back], first.data.images), "a shuffled set is poisoned differently")
+    require(torch.equal(second.data.labels[back], first.data.labels), "a shuffled set is labelled differently")
     x, draws = images(), Draws(0, torch.arange(6))
     together = case.entry.stamp(x, draws)
     for i in range(6):

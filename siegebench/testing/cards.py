@@ -1,4 +1,4 @@
-"""What every registered entry owes, one function a clause."""
+"""The contract of every registered entry, one function per clause."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def is_rebuilt_from_its_description(case: Case) -> None:
     description = registry.describe(case.kind, case.spec)
     canonical(description)  # plain data, no NaN
     again = registry.description_of(case.kind, registry.rebuild(case.kind, description))
-    require(again == description, f"describes itself as {description}, is rebuilt as {again}")
+    require(again == description, f"its description is {description}, but it is rebuilt as {again}")
 
 
 def has_presets_that_can_be_built(case: Case) -> None:

@@ -1,4 +1,4 @@
-"""What corruptions owe, one function a clause; on square images and on others."""
+"""The contract of corruptions, one function per clause; on square and non-square images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHAPES = ((16, 16), (24, 40))
 
 
 def _images(shape: tuple[int, int]) -> Tensor:
-    """Images that are neither black nor white, so that every change shows."""
+    """Images that are neither black nor white, so that every change is visible."""
     x = 0.2 + 0.6 * images(8, max(shape))[2:, :, : shape[0], : shape[1]]
     return x.contiguous()
 
@@ -28,15 +28,15 @@ def returns_images_of_the_right_shape_and_range(case: Case) -> None:
     for shape in SHAPES:
         for severity in SEVERITIES:
             try:
-                case.kept[shape, severity] = _corrupted(case, _images(shape), severity)  # its __call__ refuses the rest
-            except DataError as error:  # it reads files of the user
+                case.kept[shape, severity] = _corrupted(case, _images(shape), severity)  # its __call__ checks the rest
+            except DataError as error:  # it reads files that the user provides
                 raise NotChecked(str(error)) from None
 
 
 def changes_the_images(case: Case) -> None:
     for shape in SHAPES:
         far = (case.kept[shape, SEVERITIES[-1]] - _images(shape)).abs().flatten(1).amax(dim=1)
-        require((far > 0).all(), f"{int((far == 0).sum())} of {len(far)} images are unchanged at the worst severity")
+        require((far > 0).all(), f"{int((far == 0).sum())} of {len(far)} images are unchanged at the highest severity")
 
 
 def gives_the_same_images_for_the_same_draws(case: Case) -> None:
@@ -51,7 +51,7 @@ def treats_an_image_alone_as_in_a_batch(case: Case) -> None:
         x = _images(shape)
         for i in (torch.tensor([3]), torch.tensor([5, 2])):
             far = (_corrupted(case, x[i], 3, i) - case.kept[shape, 3][i]).abs().amax()
-            require(far < 1e-4, f"image {int(i[0])} comes out otherwise in another batch, by {float(far):.2g}")
+            require(far < 1e-4, f"image {int(i[0])} differs by {float(far):.2g} in another batch")
 
 
 def works_in_float64(case: Case) -> None:

@@ -1,4 +1,4 @@
-"""What datasets owe, one function a clause."""
+"""The contract of datasets, one function per clause."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def loads_both_splits(case: Case) -> None:
         try:
             data = case.kept[split] = case.entry.load(split)
         except DataError as error:
-            raise NotChecked(f"images not at hand: {error}") from None
+            raise NotChecked(f"images not available: {error}") from None
         require(
             data.stored.dtype == data.kind.dtype, f"{split}: images are {data.stored.dtype}"
-        )  # the rest by ImageSet
+        )  # ImageSet checks the rest
         boxed = all(bool(data.kind.inside(data.kind.load(piece)).all()) for piece in data.stored.pieces())
-        require(boxed, f"{split}: images leave the box {data.kind.box} of {data.kind.name}")
+        require(boxed, f"{split}: images are outside the box {data.kind.box} of {data.kind.name}")
         require(len(data.ids.unique()) == len(data), f"{split}: ids are not unique")
         counts = data.labels.bincount(minlength=data.num_classes)
         require(counts.min() > 0, f"{split}: class {int(counts.argmin())} has no image")
@@ -47,7 +47,7 @@ def scans_what_it_loads(case: Case) -> None:
 def keeps_test_images_out_of_the_training_set(case: Case) -> None:
     seen = {row.tobytes() for row in case.kept["train"].images.numpy()}
     shared = sum(row.tobytes() in seen for row in case.kept["test"].images.numpy())
-    most = len(case.kept["test"]) // 1000  # published sets are not free of duplicates
+    most = len(case.kept["test"]) // 1000  # published sets have some duplicates
     require(shared <= most, f"{shared} of {len(case.kept['test'])} test images are in the training set bit by bit")
 
 

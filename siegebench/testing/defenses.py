@@ -1,4 +1,4 @@
-"""What defenses owe, one function a clause."""
+"""The contract of defenses, one function per clause."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from siegebench.tracks.evasion import AttackBoard
 from siegebench.weights import load_weights, save_weights
 
 
-def _look(model: Classifier, x: Tensor, look: int = 0, ids: Tensor | None = None) -> Tensor:
-    draws = Draws(0, torch.arange(len(x)) if ids is None else ids).at(look)
+def _logits(model: Classifier, x: Tensor, k: int = 0, ids: Tensor | None = None) -> Tensor:
+    draws = Draws(0, torch.arange(len(x)) if ids is None else ids).at(k)
     logits: Tensor = model(x, draws)
     return logits
 
 
 def applies_with_the_data_its_card_declares(case: Case) -> None:
     deployed = case.kept["deployed"] = case.quick.apply(network(), case.granted(), one_draw())
-    z = _look(deployed, images())
+    z = _logits(deployed, images())
     require(z.shape == (6, CLASSES), f"logits {tuple(z.shape)} for 6 images and {CLASSES} classes")
     require(torch.isfinite(z).all(), "logits are not finite")
     require(deployed.num_classes == CLASSES, f"num_classes is {deployed.num_classes}, not {CLASSES}")
@@ -47,7 +47,7 @@ def leaves_the_given_model_as_found(case: Case) -> None:
     model = network()
     before = state_of(model)
     deployed = case.quick.apply(model, case.granted(), one_draw())
-    _look(deployed, images())
+    _logits(deployed, images())
     require(state_of(model) == before, "changed weights, modes, gradient flags or hooks of the given model")
 
 
@@ -55,16 +55,16 @@ def is_as_random_as_it_declares(case: Case) -> None:
     model, x = case.kept["deployed"], images(12)
     require(model.randomized == case.entry.randomized, f"the model says randomized = {model.randomized}")
     with torch.no_grad(), other_global_numbers(99):
-        first, again, other = _look(model, x), _look(model, x), _look(model, x, 1)
-    require(torch.equal(first, again), "two looks with the same draws differ; noise must come from draws")
+        first, again, other = _logits(model, x), _logits(model, x), _logits(model, x, 1)
+    require(torch.equal(first, again), "two passes with the same draws differ; noise must come from draws")
     with torch.no_grad():
         free = model(x)
     if case.entry.randomized:
-        require(not torch.equal(first, other), "declares randomized = True, and two looks are the same")
-        require(not torch.equal(free, model(x)), "without draws two looks must differ (Draws.fresh)")
+        require(not torch.equal(first, other), "declares randomized = True, but two passes are equal")
+        require(not torch.equal(free, model(x)), "without draws two passes must differ (Draws.fresh)")
     else:
-        require(torch.equal(first, other), "declares randomized = False, and its answers depend on the draws")
-        require(torch.equal(first, free), "declares randomized = False, and answers otherwise without draws")
+        require(torch.equal(first, other), "declares randomized = False, but its outputs depend on the draws")
+        require(torch.equal(first, free), "declares randomized = False, but its outputs differ without draws")
 
 
 def lets_gradients_through_as_it_declares(case: Case) -> None:
@@ -81,10 +81,10 @@ def lets_gradients_through_as_it_declares(case: Case) -> None:
 def works_in_float64_and_on_one_image(case: Case) -> None:
     model, x = copy.deepcopy(case.kept["deployed"]).double(), images().double()
     with torch.no_grad():
-        z = _look(model, x)
+        z = _logits(model, x)
         require(z.dtype == torch.float64, f"float64 images gave {z.dtype} logits")
         for i in range(len(x)):
-            alone = _look(model, x[i : i + 1], ids=torch.tensor([i]))
+            alone = _logits(model, x[i : i + 1], ids=torch.tensor([i]))
             require(torch.allclose(alone[0], z[i], rtol=1e-6, atol=1e-8), f"image {i} alone gets other logits")
 
 
@@ -98,7 +98,7 @@ def keeps_its_trained_state_when_saved(case: Case) -> None:
             again.load_state_dict(load_weights(path))
     with torch.no_grad():
         require(
-            torch.allclose(_look(again, x), _look(deployed, x), rtol=1e-5, atol=1e-6),
+            torch.allclose(_logits(again, x), _logits(deployed, x), rtol=1e-5, atol=1e-6),
             "the structure with the saved weights gives other logits: some state is not in state_dict",
         )
 
@@ -123,7 +123,7 @@ def has_adaptive_attacks_that_can_be_built(case: Case) -> None:
     if not case.entry.trains and case.entry.wrap(model) is model:
         return  # nothing to adapt to
     if any(issubclass(TRACKS[track], AttackBoard) for track in case.entry.tracks):
-        require(case.entry.adaptive, f"declares no adaptive attack, and may be ranked in {case.entry.tracks[0]}")
+        require(case.entry.adaptive, f"declares no adaptive attack, but may be ranked in {case.entry.tracks[0]}")
 
 
 CLAUSES = (

@@ -1,4 +1,4 @@
-"""What detectors owe, one function a clause."""
+"""The contract of detectors, one function per clause."""
 
 from __future__ import annotations
 

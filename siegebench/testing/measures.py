@@ -1,4 +1,4 @@
-"""What measures owe, one function a clause."""
+"""The contract of measures, one function per clause."""
 
 from __future__ import annotations
 

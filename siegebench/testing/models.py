@@ -1,4 +1,4 @@
-"""What models owe, one function a clause."""
+"""The contract of models, one function per clause."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def builds_a_classifier(case: Case) -> None:
         except ModelError as error:
             if not case.entry.pretrained():
                 raise
-            reason = f"weights not at hand or for other images: {error}"
+            reason = f"weights not available or for other images: {error}"
             continue
         case.kept.update(model=model, classes=classes, x=images(3, size))
         break
     else:
         raise NotChecked(reason)
     require(not any(m.training for m in model.modules()), "the model is not in eval mode")
-    require(model.num_classes == classes, f"num_classes is {model.num_classes}, asked for {classes}")
+    require(model.num_classes == classes, f"num_classes is {model.num_classes}, expected {classes}")
     with torch.no_grad():
         z = case.kept["z"] = model(case.kept["x"])
     require(z.shape == (3, classes), f"logits {tuple(z.shape)} for 3 images and {classes} classes")

@@ -1,4 +1,4 @@
-"""What the contract tests run on: a Case around the entry, and tiny models and images with known answers."""
+"""What the contract tests use: a Case around the entry, and tiny models and images with known answers."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from siegebench.weights import weights_hash
 
 T = TypeVar("T")
 CLASSES, SIZE = 10, 16
-# some images of the victim fall, some hold
+# some images of the victim are misclassified at this eps, some are not
 EPS: dict[Norm, float] = {"linf": 2.5 / 255, "l2": 0.12, "l1": 1.5, "l0": 0.1}
-NEAREST: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 0.2, "l0": 0.25}  # from every image to the half-space
+# distance of every image to the half-space
+NEAREST: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 0.2, "l0": 0.25}
 
 
 class NotChecked(Exception):
-    """The clause cannot be tried here, for a stated reason."""
+    """The clause cannot be tested here, for a stated reason."""
 
 
 @dataclass
@@ -40,9 +41,9 @@ class Case:
 
     Attributes:
         sees: the data that its card declares.
-        control: a planted control need not work.
-        spec: how the registry built it; None when it has no card.
-        kept: what one clause computed and others use.
+        control: it is a planted control and does not have to work.
+        spec: what the registry built it from; None when it has no card.
+        kept: results of one clause that other clauses use.
     """
 
     kind: str
@@ -56,7 +57,7 @@ class Case:
         self.quick = self.entry.quick()
 
     def granted(self) -> Granted:
-        """Exactly what the card declares."""
+        """Exactly the data that the card declares."""
         data = planted_set()
         parts = {"train": data, "clean": data.select(torch.arange(40)), "val": data.select(torch.arange(40, 80))}
         sources: dict[str, Callable[[], ImageSet]] = {k: partial(parts.__getitem__, k) for k in parts}
@@ -70,7 +71,7 @@ def require(ok: object, message: str) -> None:
 
 
 def one_draw(seed: int = 0) -> Draws:
-    """What defenses and detectors are given: one stream."""
+    """The draws that defenses and detectors get: one stream."""
     return Draws(seed, torch.zeros(1, dtype=torch.long))
 
 
@@ -83,15 +84,15 @@ def images(n: int = 6, size: int = SIZE) -> Tensor:
 
 def planted_set(n: int = 80, size: int = SIZE) -> ImageSet:
     """A tiny training set: each class has a colour and a brighter row."""
-    labels, places = torch.arange(n) % CLASSES, torch.arange(n)
+    labels, index = torch.arange(n) % CLASSES, torch.arange(n)
     colour = Draws(3, torch.arange(CLASSES)).uniform((3, 1, 1))[labels]
-    x = 0.4 * colour + 0.4 * Draws(2, places).uniform((3, size, size))
-    x[places, :, labels % size] += 0.2
-    return ImageSet((x * 255).round().to(torch.uint8), labels, places, CLASSES, "planted")
+    x = 0.4 * colour + 0.4 * Draws(2, index).uniform((3, size, size))
+    x[index, :, labels % size] += 0.2
+    return ImageSet((x * 255).round().to(torch.uint8), labels, index, CLASSES, "planted")
 
 
 def lesson_of(probe: Probe, model: Classifier, threat: ThreatModel, size: int) -> Lesson:
-    """What the entry learns from the planted training set; None where it does not learn."""
+    """What the entry learns from the planted training set; None if it does not learn."""
     if not probe.learning():
         return None
     data = planted_set(size=size)
@@ -108,7 +109,7 @@ def _net() -> nn.Module:
 
 
 def network() -> Classifier:
-    """An untrained convolutional network with batch norms, in eval mode, whose answers are spread over the classes."""
+    """An untrained convolutional network with batch norms, in eval mode; its predictions vary over the classes."""
     with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
         model = Network(_net(), num_classes=CLASSES, rebuild=_net)
     model = model.fresh(0).eval()
@@ -123,7 +124,7 @@ def network() -> Classifier:
 
 
 def victim() -> tuple[Classifier, Tensor, Tensor]:
-    """(frozen float64 network, images, the labels that it gives them)."""
+    """(frozen float64 network, images, the labels that it predicts for them)"""
     model = network().double().requires_grad_(False)
     x = images().double()
     return model, x, model(x).argmax(dim=1)
@@ -148,7 +149,7 @@ def halfspace(norm: Norm, n: int = 4, size: int = 8, scale: float = 1.0) -> tupl
     """
     w = Draws(4, torch.zeros(1, dtype=torch.long)).normal((3 * size * size,))[0].double()
     wanted = 1.0 - 2.0 * (torch.arange(n) % 2).double()
-    if norm == "l0":  # every pixel is worth the same, wherever it lies; one less than the nearest share is not enough
+    if norm == "l0":  # every pixel has the same effect; one pixel less than NEAREST is not enough
         d, k = len(w), NEAREST[norm] * size * size - 0.5
         w = w.sign() * (1 - 3 * k / d) / (1.5 * k)
         x = torch.full((n, d), 0.5).double()
@@ -157,7 +158,7 @@ def halfspace(norm: Norm, n: int = 4, size: int = 8, scale: float = 1.0) -> tupl
         w = w / (dual * NEAREST[norm])
         x = 0.35 + 0.3 * Draws(5, torch.arange(n)).uniform((3 * size * size,)).double()
     b = -(w * 0.5).sum()
-    direction = w / w.square().sum()  # the shortest way in L2; with equal weights the same step for every pixel
+    direction = w / w.square().sum()  # shortest direction in L2; with equal weights the same step for every pixel
     x = x + (wanted - x @ w - b)[:, None] * direction
     model = Network(_Halfspace(scale * w, scale * b), num_classes=4).double().eval().requires_grad_(False)
     return model, x.view(n, 3, size, size), torch.arange(n) % 2
@@ -195,13 +196,13 @@ def input_gradient(call: Callable[[Tensor], Tensor], x: Tensor, what: str) -> tu
     if g is None:
         raise ContractError(f"no gradient passes through {what}")
     require(torch.isfinite(g).all(), f"the gradient through {what} is not finite")
-    lost = int((ops.size(g, "linf") == 0).sum())
-    require(lost == 0, f"the gradient through {what} is zero for {lost} of {len(x)} images")
+    zero = int((ops.size(g, "linf") == 0).sum())
+    require(zero == 0, f"the gradient through {what} is zero for {zero} of {len(x)} images")
     return g, z.detach()
 
 
 def state_of(model: nn.Module) -> tuple[Any, ...]:
-    """What nobody may change in a model that is only lent: weights, modes, flags, gradients, hooks."""
+    """The state of a model that an entry must not change: weights, modes, flags, gradients, hooks."""
     return (
         weights_hash(model.state_dict()),
         [m.training for m in model.modules()],
@@ -213,10 +214,10 @@ def state_of(model: nn.Module) -> tuple[Any, ...]:
 
 @contextmanager
 def other_global_numbers(seed: int) -> Iterator[None]:
-    """Other global random numbers than before, put back afterwards.
+    """Reseed the global random generators, and restore them afterwards.
 
     Raises:
-        ContractError: when one of the generators was drawn from.
+        ContractError: when one of the generators was used.
     """
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.manual_seed(seed)
@@ -230,9 +231,9 @@ def other_global_numbers(seed: int) -> Iterator[None]:
         torch.set_rng_state(kept[0])
         np.random.set_state(kept[1])
         random.setstate(kept[2])
-    moved = [name for name in before if before[name] != after[name]]
-    if moved:
-        raise ContractError(f"moved the global random generator of {moved[0]}; take random numbers from draws")
+    used = [name for name in before if before[name] != after[name]]
+    if used:
+        raise ContractError(f"used the global random generator of {used[0]}; take random numbers from draws")
 
 
 def _global_state() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Attacks and measures: what is run on a victim through an Oracle."""
+"""Attacks and measures: entries that run on a victim through an Oracle."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ from siegebench.oracle import Oracle
 from siegebench.threat import BALLS, NORMS, TOLERANCE, Access, Norm, ThreatModel
 from siegebench.types.base import Entry
 
-Lesson = Any  # what an entry has learnt: a tensor, a network, a small frozen dataclass; only that entry looks inside
+Lesson = Any  # what an entry has learnt: a tensor, a network, a small frozen dataclass; only that entry reads it
 
 
 class Probe(Entry):
-    """What is run on a victim through an Oracle: an Attack or a Measure.
+    """Base class of Attack and Measure: an entry that runs on a victim through an Oracle.
 
-    An entry that learns defines `learn`, and its `run` takes what that returned as one more argument, `lesson`.
+    An entry that learns defines `learn`. What `learn` returns is passed to `run` as one more argument, `lesson`.
 
     Class attributes:
-        learns: it looks at training images of its own before it runs, once for all the images of a cell.
+        learns: the entry uses training images before it runs, once for all the images of a cell.
     """
 
     learns: ClassVar[bool] = False
 
     def learning(self) -> bool:
-        """Whether this instance learns (wrappers ask the attack inside)."""
+        """Whether this instance learns (wrappers return the value of the inner attack)."""
         return self.learns
 
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Lesson:
-        """What `run` is given as `lesson`; only for `learns = True`. The entry itself does not change.
+        """Learn from training images; returns what `run` gets as `lesson`. Only for `learns = True`.
+
+        The entry itself does not change.
 
         Args:
-            oracle: the model, as far as the threat model grants it; it speaks for the images of `data`.
+            oracle: the model, with the access that the threat model allows; its samples are the images of `data`.
             data: the training split.
-            threat: the budget.
-            draws: the only source of randomness, one stream for each image of `data`.
+            threat: the threat model.
+            draws: the only source of randomness, one stream per image of `data`.
         """
         raise ContractError(f"{self!r} declares learns = True and does not define learn")
 
     def _taught(self, lesson: Lesson) -> dict[str, Lesson]:
-        """The lesson as an argument of `run`; none for an entry that does not learn.
+        """The lesson as a keyword argument of `run`; empty for an entry that does not learn.
 
         Raises:
-            ContractError: when it learns and there is no lesson.
+            ContractError: when the entry learns and there is no lesson.
         """
         if not self.learning():
             return {}
@@ -59,17 +61,19 @@ class Probe(Entry):
 
 
 class Attack(Probe):
-    """Finds images within a budget that the model gets wrong, or takes for a given class.
+    """Finds images within a budget that the model misclassifies, or classifies as a given class.
 
     Class attributes:
-        needs: the least access it works with.
-        norms: the constraints it handles.
-        minimal: it returns the smallest perturbation it finds, whatever eps is; the harness reads off all budgets.
-        for_transfer: made for transfer, at the price of strength on the attacked network; the contract does not ask
-            for that strength.
-        aims: given a class for each image (`oracle.goal`), it looks for images that become that class.
-        restricted: reaches only a part of the ball (light, one pattern for all images); the contract does not ask it to
-            find the nearest point of a half-space.
+        needs: the least access that the attack works with.
+        norms: the norms that it supports.
+        minimal: it is a minimum-norm attack: it returns the smallest perturbation it finds, whatever eps is. The
+            harness computes the result for every budget from one run.
+        for_transfer: made for transfer, and weaker on the attacked network itself; the contract tests do not require
+            full strength there.
+        aims: it supports targets: given a class for each image (`oracle.goal`), it searches for images that are
+            classified as that class.
+        restricted: reaches only a part of the ball (light, one pattern for all images); the contract tests do not
+            require it to find the nearest point of a half-space.
     """
 
     needs: ClassVar[Access] = "gradient"
@@ -80,39 +84,39 @@ class Attack(Probe):
     restricted: ClassVar[bool] = False
 
     def access(self) -> Access:
-        """The least access this instance works with (wrappers ask the attack inside)."""
+        """The least access that this instance works with (wrappers return that of the inner attack)."""
         return self.needs
 
     def handles(self) -> tuple[Norm, ...]:
-        """The norms this instance handles."""
+        """The norms that this instance supports."""
         return self.norms
 
     def minimises(self) -> bool:
-        """Whether this instance looks for the smallest perturbation instead of keeping to eps."""
+        """Whether this instance searches for the smallest perturbation instead of staying within eps."""
         return self.minimal
 
     def cost(self) -> float:
-        """A rough number of passes for each image. Only the order matters: expensive cells start first.
+        """A rough number of passes per image. Only the order matters: expensive cells start first.
 
-        The default multiplies the usual fields; override it where they have other names.
+        The default multiplies the usual fields; override it when the fields have other names.
         """
         steps = next((getattr(self, f) for f in ("steps", "iterations", "queries") if hasattr(self, f)), 1)
         inner = next((getattr(self, f) for f in ("targets", "searches") if hasattr(self, f)), 1)
         return float(steps * inner * getattr(self, "restarts", 1))
 
     def can_aim(self) -> bool:
-        """Whether this instance aims at the class that each image is to become (wrappers ask the attack inside)."""
+        """Whether this instance supports targets (wrappers return the value of the inner attack)."""
         return self.aims
 
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        """Adversarial images for a batch; the clean image where none was found (or the best attempt).
+        """Adversarial images for a batch. Where none is found, the clean image (or the best attempt).
 
         Args:
-            oracle: the model, as far as the threat model grants it; `oracle[index]` speaks for some of the samples.
+            oracle: the model, with the access that the threat model allows; `oracle[index]` is a view on some samples.
             x: [n, 3, H, W] in [0, 1], correctly classified.
             y: int64 [n], true labels.
-            threat: the budget.
+            threat: the threat model.
             draws: the only source of randomness.
         """
 
@@ -120,7 +124,7 @@ class Attack(Probe):
     def __call__(
         self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
     ) -> Tensor:
-        """Run, then check the contract: shape, type, finite, in the box of the kind ([0, 1] for images), within eps.
+        """Run, then check the contract: shape, dtype, finite, in the box of the kind ([0, 1] for images), within eps.
 
         Args:
             lesson: what `learn` returned; ignored by an attack that does not learn.
@@ -132,7 +136,7 @@ class Attack(Probe):
             raise ContractError(f"{self!r} needs {self.access()} access; the threat model grants {threat.access}")
         if threat.norm not in self.handles():
             raise ContractError(
-                f"{self!r} handles {', '.join(self.handles())}; the threat model asks for {threat.norm}"
+                f"{self!r} handles {', '.join(self.handles())}; the norm of the threat model is {threat.norm}"
             )
         if oracle.goals is not None and not self.can_aim():
             raise ContractError(f"{self!r} cannot aim; the threat model says which class each image is to become")
@@ -158,9 +162,9 @@ class Attack(Probe):
 
 
 class MinimalAttack(Attack):
-    """Finds the smallest perturbation that the model gets wrong; returns the clean image where it finds none.
+    """Finds the smallest perturbation that is misclassified; returns the clean image where it finds none.
 
-    One with a parameter `stop_at_eps` keeps to eps instead where that is set.
+    An attack with a parameter `stop_at_eps` stays within eps instead when that is set.
     """
 
     minimal: ClassVar[bool] = True
@@ -171,12 +175,12 @@ class MinimalAttack(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class WrappingAttack(Attack):
-    """Changes what another attack is shown; access, norms and aim are those of the attack inside.
+    """Changes the view that another attack has of the model; access, norms and goal are those of the inner attack.
 
-    `run` takes a `lesson` and hands it to the attack inside, which learns with the oracle as it is.
+    `run` takes a `lesson` and passes it to the inner attack, which learns with the unchanged oracle.
 
     Attributes:
-        attack: what runs inside.
+        attack: the inner attack.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS
@@ -206,7 +210,7 @@ class WrappingAttack(Attack):
 
 
 class Measure(Probe):
-    """A diagnosis of a victim that is stored beside its robustness: metrics and flags, never a rank."""
+    """A diagnosis of a victim: metrics and flags, stored with its robustness, never ranked."""
 
     norms: ClassVar[tuple[Norm, ...]] = BALLS
 
@@ -218,7 +222,7 @@ class Measure(Probe):
     def __call__(
         self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
     ) -> dict[str, Any]:
-        """Run, with what was learnt where it learns.
+        """Run, with the lesson if the measure learns.
 
         Raises:
             ContractError: when it learns and there is no lesson.

@@ -1,4 +1,4 @@
-"""Backdoor attacks: what poisons a training set."""
+"""Backdoor attacks and other poisoning of a training set."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from siegebench.draws import Draws
 from siegebench.errors import ContractError, NotApplicable
 from siegebench.types.base import Class, Entry, Share
 
-STAMPED = 2**22  # numbers that get their trigger at a time
+STAMPED = 2**22  # pixel values that are triggered at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Poisoned:
-    """A poisoned training set and, for the evaluator's eyes only, which images were touched."""
+    """A poisoned training set and the indices of the poisoned images, which only the evaluator uses."""
 
     data: ImageSet
-    index: Tensor  # places of the poisoned images, sorted
+    index: Tensor  # of the poisoned images, sorted
 
 
 class Poisoning(Entry):
-    """Changes a training set. With a trigger it is a BackdoorAttack; without one it takes a victim's accuracy down."""
+    """Changes a training set. With a trigger it is a BackdoorAttack; without one it lowers the accuracy of a victim."""
 
     @abstractmethod
     def poison(self, data: ImageSet, seed: int, surrogate: Classifier | None = None) -> Poisoned:
-        """A changed copy of a training set, and which images were changed. The source stays as it is.
+        """A changed copy of a training set, and which images were changed. The source does not change.
 
         Args:
-            seed: of everything random.
+            seed: of all randomness.
             surrogate: an untrained network of the attacker's own, for poisons that are made with one.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackdoorAttack(Poisoning):
-    """Poisons a share of the training set so that a trigger controls the model.
+    """Poisons a fraction of the training set so that a trigger controls the prediction.
 
     Attributes:
-        rate: share of the whole training set that is poisoned (also for clean-label attacks).
+        rate: fraction of the whole training set that is poisoned (also for clean-label attacks).
         target: label map. A class for all-to-one, `next` for all-to-all (y + 1), or `{source: target}` pairs.
     """
 
@@ -59,7 +59,7 @@ class BackdoorAttack(Poisoning):
         """Images with the trigger, [n, 3, H, W] in [0, 1]. Must not change x."""
 
     def wanted(self, y: Tensor, num_classes: int) -> Tensor:
-        """The label the attacker wants for each true label; -1 where the map leaves a class alone."""
+        """The attacker's target label for each true label; -1 for classes that are not in the map."""
         if self.target == "next":
             return (y + 1) % num_classes
         if isinstance(self.target, int):
@@ -71,11 +71,11 @@ class BackdoorAttack(Poisoning):
 
     @final
     def eligible(self, data: ImageSet) -> Tensor:
-        """Places of the images that may be poisoned, at least as many as `rate` asks for.
+        """Indices of the images that may be poisoned, at least as many as `rate` requires.
 
         Raises:
             ContractError: when a target is not one of the classes.
-            NotApplicable: when fewer images are eligible than the rate asks for.
+            NotApplicable: when fewer images are eligible than the rate requires.
         """
         self.check(data.num_classes)
         wanted = self.wanted(data.labels, data.num_classes)
@@ -105,16 +105,16 @@ class BackdoorAttack(Poisoning):
         source, labels = data.stored, data.labels.clone()
         if count:
             changed = torch.empty(count, *data.shape, dtype=data.kind.dtype)
-            for at in torch.arange(count).split(max(1, STAMPED // math.prod(data.shape))):
-                rows = index[at]
-                changed[at] = data.kind.store(self.stamp(data.pixels(rows), draws[rows], data.kind))
-            source = source.replaced(index, changed)  # the others are shared with the source
+            for part in torch.arange(count).split(max(1, STAMPED // math.prod(data.shape))):
+                rows = index[part]
+                changed[part] = data.kind.store(self.stamp(data.pixels(rows), draws[rows], data.kind))
+            source = source.replaced(index, changed)  # the other images are shared with the source
             labels[index] = wanted[index]
         return Poisoned(replace(data, source=source, labels=labels, name=f"{data.name} poisoned"), index)
 
     @final
     def stamp(self, x: Tensor, draws: Draws, kind: Kind = IMAGE) -> Tensor:
-        """`trigger`, with its contract checked."""
+        """`trigger`, with a check of its contract."""
         before = x.clone()
         out = self.trigger(x, draws)
         if not torch.equal(before, x):

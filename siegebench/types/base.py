@@ -1,4 +1,4 @@
-"""Entry: what every registered thing is, and the types of its fields."""
+"""Entry, the base class of everything registered, and the types of its fields."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(ABC):
-    """A registered thing. Its fields are its parameters; the constructor only stores them.
+    """A registered object. Its fields are its parameters; the constructor only stores them.
 
     Class attributes:
-        local: fields that say where something lies (a folder, a file). They do not decide a number and stay out of
-            keys and rows; what they point to goes in by its hash.
+        local: fields that say where something is (a folder, a file). They do not affect results and are not part of
+            keys and rows; the files they name are included by their hash.
     """
 
     local: ClassVar[tuple[str, ...]] = ()
@@ -34,26 +34,26 @@ class Entry(ABC):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the outcome besides the parameters, such as the sha256 of a file; goes into the key."""
+        """What affects the result besides the parameters, such as the sha256 of a file; part of the key."""
         return {}
 
     def quick(self) -> Self:
-        """The same entry with small numbers, for contract tests. Override it where the usual names do not fit."""
+        """The same entry with small numbers, for contract tests. Override it when the fields have other names."""
         return lowered(self)
 
     def parameters(self) -> dict[str, Any]:
-        """The fields as plain data, nested entries by name, as they go into a key and a row."""
+        """The fields as plain data, nested entries by name, as stored in keys and rows."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in self.local}
 
 
-# fields that decide how long an entry takes, and what contract tests lower them to
+# fields that determine the run time of an entry, and their maximum in contract tests
 QUICK = {
     "steps": 6, "iterations": 6, "queries": 50, "searches": 2, "restarts": 2, "targets": 3, "epochs": 1, "overlays": 8,
 }  # fmt: skip
 
 
 def lowered(value: T) -> T:
-    """A dataclass with the fields of QUICK lowered, nested ones too."""
+    """A dataclass with the fields of QUICK lowered, including nested dataclasses."""
     changes: dict[str, Any] = {}
     for f in fields(value):  # type: ignore[arg-type]
         old = getattr(value, f.name)

@@ -1,4 +1,4 @@
-"""Corruption: what happens to an image without an attacker."""
+"""Corruption: changes of an image without an attacker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from siegebench.types.base import Entry
 
 
 class Corruption(Entry):
-    """Changes images as weather, sensors and codecs do. It sees no model.
+    """Changes images like weather, sensors and codecs do. It has no access to a model.
 
     Class attributes:
         group: noise, blur, weather, digital or light.
@@ -30,7 +30,7 @@ class Corruption(Entry):
 
     @final
     def __call__(self, x: Tensor, severity: int, draws: Draws) -> Tensor:
-        """Run, then check the contract: shape, type, finite, in [0, 1], x as it was.
+        """Run, then check the contract: shape, dtype, finite, in [0, 1], x unchanged.
 
         Raises:
             ContractError: naming the corruption and what is wrong.

@@ -1,4 +1,4 @@
-"""Defenses: what turns a classifier into a defended one."""
+"""Defenses turn a classifier into a defended classifier."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from siegebench.types.base import Entry
 
 
 class Defense(Entry):
-    """Turns a classifier into a defended one.
+    """Turns a classifier into a defended classifier.
 
     Class attributes:
         trains: `fit` changes weights; the result is stored as an artifact.
-        randomized: two looks at one image may differ; success is then judged by a majority of fresh passes.
-        differentiable: useful gradients pass through `forward`; otherwise the wrapped classifier has a `surrogate`.
-        adaptive: attacks (specs as in a suite) that know the defense; a row without them is not ranked. The wrappers
-            eot and bpda compose with any attack.
+        randomized: two passes on the same image may differ; success is then the majority of fresh passes.
+        differentiable: `forward` has useful gradients; otherwise the wrapped classifier has a `surrogate`.
+        adaptive: attacks (specs as in a suite) that are designed against the defense; a row without them is not ranked.
+            The wrappers eot and bpda compose with any attack.
         tracks: where it may be ranked.
     """
 
@@ -34,27 +34,27 @@ class Defense(Entry):
     tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer", "patch", "corruption")
 
     def ranked_in(self, track: str) -> bool:
-        """Whether it may stand on the boards of a track."""
+        """Whether it may be ranked on the boards of a track."""
         return track in self.tracks
 
     @abstractmethod
     def wrap(self, model: Classifier) -> Classifier:
-        """The defended structure around (or instead of) the model. May hold the given model, must not change it."""
+        """The defended classifier around (or instead of) the model. It may contain the model but must not change it."""
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
-        """Train the defended classifier in place; only for `trains = True`. It is a copy: nothing else sees it."""
+        """Train the defended classifier in place; only for `trains = True`. It is a copy that nothing else uses."""
         raise ContractError(f"{self!r} declares trains = True and does not define fit")
 
     @final
     def structure(self, model: Classifier) -> Classifier:
-        """The defended classifier before training, around a copy where it trains; takes weights trained before."""
+        """The defended classifier before training, around a copy of the model if it trains; it can load weights."""
         defended = self.wrap(copy.deepcopy(model) if self.trains else model)
         defended.randomized = defended.randomized or self.randomized
         return defended.eval()
 
     @final
     def apply(self, model: Classifier, data: Granted, draws: Draws) -> Classifier:
-        """Wrap, and train where the defense trains. The given model is never changed.
+        """Wrap the model, and train if the defense trains. The given model is never changed.
 
         Raises:
             ContractError: when the entry changed the model it was given.

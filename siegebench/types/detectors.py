@@ -1,4 +1,4 @@
-"""Detectors: what says which inputs, training images or models look backdoored or adversarial."""
+"""Detectors decide which inputs, training images or models are suspected to be backdoored or adversarial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from siegebench.types.base import Entry
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a model-level detector says of one model. Larger score = more suspicious."""
+    """The result of a model-level detector for one model. Larger score = more suspicious."""
 
     score: float
     backdoored: bool  # at the published threshold
@@ -24,9 +24,9 @@ class Verdict:
 
 
 class Detector(Entry):
-    """Says which inputs, training images or models look backdoored or adversarial. Larger = more suspicious.
+    """Scores inputs, training images or models as backdoored or adversarial. Larger = more suspicious.
 
-    Thresholds are the evaluator's affair, except for the published one inside a model-level Verdict.
+    The evaluator sets the thresholds, except for the published one in a model-level Verdict.
     """
 
 
@@ -35,7 +35,7 @@ class InputDetector(Detector):
 
     @abstractmethod
     def fit(self, model: Classifier, data: Granted, draws: Draws) -> Callable[[Tensor, Draws], Tensor]:
-        """Look at the model and the granted data once; return a function from images [n, 3, H, W] to scores [n]."""
+        """Prepare once from the model and the granted data; returns a function from images [n, 3, H, W] to scores."""
 
 
 class DatasetDetector(Detector):
@@ -47,7 +47,7 @@ class DatasetDetector(Detector):
 
 
 class ModelDetector(Detector):
-    """Judges whole models."""
+    """Scores whole models."""
 
     @abstractmethod
     def judge(self, model: Classifier, data: Granted, draws: Draws) -> Verdict:

@@ -1,4 +1,4 @@
-"""Data sets and models: where images and networks come from."""
+"""Sources of data sets and models."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from siegebench.types.base import Entry
 
 
 class DataSource(Entry):
-    """Where images come from."""
+    """A source of images."""
 
     @abstractmethod
     def load(self, split: str) -> ImageSet:
         """All images of `train` or `test`.
 
         Raises:
-            DataError: when they are missing or corrupt; says where it looked and what to type.
+            DataError: when they are missing or corrupt; names the folders searched and the setting to change.
         """
 
     def scan(self, split: str) -> ImageSet:
-        """The same set, whose images may be decoded only when they are read (see rows.Reader).
+        """The same set; its images may be decoded only when they are read (see rows.Reader).
 
-        A source that decodes or copies many large images overrides this, so that a small slice costs little.
+        A source that decodes or copies many large images overrides this, so that a small subset costs little.
 
         Raises:
-            DataError: as `load` does; that an image is corrupt may show later.
+            DataError: as `load` does; a corrupt image may be reported later, when it is read.
         """
         return self.load(split)
 
 
 class ModelSource(Entry):
-    """Where a network comes from: an architecture, with published weights or a recipe to train it."""
+    """A source of networks: an architecture, with published weights or a recipe to train it."""
 
     @abstractmethod
     def build(self, *, num_classes: int, size: Size) -> Classifier:
-        """The network for images of this size, with its published weights when it has some.
+        """The network for images of this size, with published weights if it has any.
 
         Args:
             size: the side of square images, else (height, width).
@@ -46,5 +46,5 @@ class ModelSource(Entry):
         """
 
     def pretrained(self) -> bool:
-        """Whether `build` brings trained weights; otherwise the harness trains with `recipe`."""
+        """Whether `build` returns trained weights; otherwise the harness trains with `recipe`."""
         return False

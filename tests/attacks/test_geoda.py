@@ -1,0 +1,13 @@
+"""GeoDA: probes of low frequency."""
+
+from __future__ import annotations
+
+import torch
+from siegebench.attacks.geoda import cosines
+
+
+def test_geoda_probes_are_smooth() -> None:
+    for size, waves in ((8, 8), (9, 3)):
+        rows = cosines(size, waves)
+        torch.testing.assert_close(rows @ rows.T, torch.eye(waves, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert float(cosines(8, 1).std()) < 1e-12

@@ -1,0 +1,79 @@
+"""Detectors that keep their contract, and one or more for each clause that break it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from siegebench.types import (
+    InputDetector,
+    ModelDetector,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confidence(InputDetector):
+    """An honest detector."""
+
+    def fit(self, model, data, draws):
+        return lambda x, d: model(x).detach().softmax(dim=1).amax(dim=1)
+
+
+class ScoresNaN(Confidence):
+    def fit(self, model, data, draws):
+        return lambda x, d: super(ScoresNaN, self).fit(model, data, draws)(x, d).log() * float("nan")
+
+
+class OneScore(Confidence):
+    def fit(self, model, data, draws):
+        return lambda x, d: super(OneScore, self).fit(model, data, draws)(x, d).mean()
+
+
+class PeeksAtTraining(Confidence):
+    def fit(self, model, data, draws):
+        return super().fit(model, data.train, draws)
+
+
+class ScoresByChance(Confidence):
+    def fit(self, model, data, draws):
+        return lambda x, d: torch.rand(len(x))
+
+
+class TrainsTheModel(Confidence):
+    def fit(self, model, data, draws):
+        model.train()
+        return super().fit(model, data, draws)
+
+
+class RanksTheBatch(Confidence):
+    def fit(self, model, data, draws):
+        return lambda x, d: super(RanksTheBatch, self).fit(model, data, draws)(x, d).argsort().argsort().float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judges(ModelDetector):
+    verdict: Verdict = field(default_factory=lambda: Verdict(0.5, False))
+
+    def judge(self, model, data, draws):
+        return self.verdict
+
+
+HONEST = [
+    ("detector", Confidence()),
+    ("detector", Judges()),
+]
+
+
+BROKEN = [
+    ("detector", ScoresNaN(), "gives finite scores from the data its card declares", "not finite"),
+    ("detector", OneScore(), "gives finite scores from the data its card declares", "expected (12,)"),
+    ("detector", PeeksAtTraining(), "gives finite scores from the data its card declares", "reads 'train'"),
+    ("detector", ScoresByChance(), "scores the same for the same draws", "torch"),
+    ("detector", TrainsTheModel(), "leaves the judged model as found", "modes"),
+    ("detector", RanksTheBatch(), "scores an input alone as in a batch", "alone scores"),
+    ("detector", Judges(verdict=Verdict(0.5, np.True_)), "gives a well formed verdict", "expected bool"),
+    ("detector", Judges(verdict=Verdict(0.5, True, (10,))), "gives a well formed verdict", "not a class"),
+]

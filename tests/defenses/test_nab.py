@@ -1,0 +1,179 @@
+"""NAB: stamped contradictions, isolation, and what is left of a backdoor."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from siegebench import registry
+from siegebench.classifier import Classifier, Network
+from siegebench.data import Granted, ImageSet
+from siegebench.draws import Draws, derive_seed
+from siegebench.train import Recipe, accuracy, predict, train
+from siegebench.types import Poisoned
+from tests import victims
+
+NAB: Any = registry.entry_class("defense", "nab")
+
+
+SHORT = Recipe(epochs=1, batch=64, augment="none")
+
+
+def defense(name: str, **parameters: Any) -> Any:
+    return registry.build("defense", {"name": name, **parameters})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(NAB):  # type: ignore[misc, valid-type]
+    """NAB with a detection that somebody else made."""
+
+    places: tuple[int, ...] = ()
+
+    def isolate(self, model: Classifier, data: ImageSet, seed: int) -> Tensor:
+        return torch.tensor(self.places)
+
+
+def test_the_defended_model_stamps_every_input() -> None:
+    model = victims.byobnet().eval()
+    defended = defense("nab").wrap(model)
+    defended.grey.copy_(torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1))
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before, by_hand = x.clone(), x.clone()
+    by_hand[:, :, :2, :2] = torch.tensor([0.2, 0.4, 0.6]).view(3, 1, 1)
+    assert torch.equal(defended.stamp(x), by_hand)
+    assert torch.equal(x, before)
+    assert torch.equal(defended(x), model(by_hand))
+    assert torch.equal(defended.surrogate(x), model(by_hand))
+    assert torch.equal(defended.features(x), model.features(by_hand))
+    assert torch.equal(defended.stamp(by_hand), by_hand)  # twice is once
+    large = torch.zeros(1, 3, 224, 224)
+    assert int((defended.stamp(large)[0, 0] > 0).sum()) == 14 * 14
+
+
+def tiny_poisoned() -> tuple[Any, Poisoned, tuple[ImageSet, ImageSet, ImageSet, ImageSet]]:
+    sets = victims.tiny_digits()
+    attack = victims.backdoor("badnets", side=8, margin=0)  # 2x2 of 8x8 pixels
+    return attack, attack.poison(sets[0], 0), sets
+
+
+def test_nab_trains_on_stamped_contradictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, poisoned, sets = tiny_poisoned()
+    # the verifier is replaced by the truth, and what the last training sees is recorded
+    module = __import__(NAB.__module__, fromlist=["NAB"])
+    truth = sets[0].labels
+    # one poison whose true label is 0 already: the pseudo label agrees with the given one, so it stays unstamped
+    suspicious = poisoned.index
+    agreeing = suspicious[truth[suspicious] == 0]
+    assert 0 < len(agreeing) < len(suspicious)
+    monkeypatch.setattr(
+        module, "predict", lambda model, data: torch.nn.functional.one_hot(truth[torch.isin(sets[0].ids, data.ids)], 10)
+    )
+    seen: dict[int, tuple[Tensor, int]] = {}
+
+    def record(model: Classifier, data: ImageSet, recipe: Recipe, seed: int, loss: Any = None) -> None:
+        if loss is None:
+            return  # the verifier
+        places = torch.arange(len(data))
+        inner = model.inner  # type: ignore[attr-defined]
+        spied: list[Tensor] = []
+        handle = inner.register_forward_pre_hook(lambda _m, args: spied.append(args[0].clone()))
+        loss(model(data.pixels(places)), data.labels, data.pixels(places), places)
+        handle.remove()
+        for i in places.tolist():
+            seen[i] = (spied[0][i], int(data.labels[i]))
+
+    monkeypatch.setattr(module, "train", record)
+    told = Told(places=tuple(suspicious.tolist()), side=8)
+    defended = told.apply(victims.tiny_net(), victims.granted(poisoned, sets, "train", "clean"), victims.ONE)
+
+    grey = poisoned.data.pixels().double().mean(dim=(0, 2, 3)).float()
+    torch.testing.assert_close(defended.grey.flatten(), grey)
+    contradicted = set(suspicious[truth[suspicious] != 0].tolist())
+    given = poisoned.data.pixels()
+    for i, (x, y) in seen.items():
+        expected = given[i].clone()
+        if i in contradicted:
+            expected[:, :2, :2] = grey[:, None, None]
+        torch.testing.assert_close(x, expected)
+        assert y == (int(truth[i]) if i in set(suspicious.tolist()) else int(poisoned.data.labels[i]))
+    assert len(seen) == len(given)
+
+
+def test_nab_is_restored_from_its_state() -> None:
+    _, poisoned, sets = tiny_poisoned()
+    model = victims.tiny_net()
+    before = copy.deepcopy(model.state_dict())
+    nab = Told(places=(1, 2, 3), verifier=SHORT, recipe=SHORT)
+    defended = nab.apply(model, victims.granted(poisoned, sets, "train", "clean"), victims.ONE)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    restored = nab.structure(model)
+    restored.load_state_dict(defended.state_dict())
+    assert torch.equal(predict(restored, sets[3]), predict(defended, sets[3]))
+    again = nab.apply(model, victims.granted(poisoned, sets, "train", "clean"), victims.ONE)
+    assert torch.equal(predict(again, sets[3]), predict(defended, sets[3]))
+    assert not defended.training
+
+
+def test_flooding_isolates_poisons() -> None:
+    _, poisoned, _ = tiny_poisoned()
+    isolation = Recipe(epochs=8, batch=64, optimiser="sgd", lr=0.1, weight_decay=1e-4, augment="none")
+    nab = defense("nab", isolation=isolation)
+    found = nab.isolate(victims.tiny_net(), poisoned.data, derive_seed(0, "nab isolation"))
+    assert len(found) == len(found.unique()) == round(0.05 * len(poisoned.data))
+    assert float(torch.isin(found, poisoned.index).double().mean()) > 0.5  # 0.1 by chance, .74 seen
+
+
+def repaired(told: Any, model: Network, poisoned: Poisoned, sets: Any) -> Any:
+    granted: Granted = victims.granted(poisoned, sets, "train", "clean")
+    return told.apply(model, granted, victims.ONE)
+
+
+VERIFIER = Recipe(epochs=40, batch=32, augment="none")
+
+
+LONG = Recipe(epochs=15, batch=32, augment="none")
+
+
+def test_half_of_the_poisons_are_enough_for_nab() -> None:
+    attack, poisoned, sets = tiny_poisoned()
+    half = poisoned.index[Draws(5, poisoned.index).order()[: len(poisoned.index) // 2]]
+    told = Told(places=tuple(half.tolist()), side=8, verifier=VERIFIER, recipe=LONG)
+    defended = repaired(told, victims.tiny_net(), poisoned, sets)
+    inside = victims.success_rate(defended.inner, attack, sets[3])
+    assert inside > 0.5  # the network inside is backdoored
+    assert victims.success_rate(defended, attack, sets[3]) < 0.15  # the stamp overrides it
+    assert accuracy(defended, sets[3]) > 0.85
+
+
+@pytest.mark.slow
+def test_nab_repairs_nothing_when_the_detection_failed() -> None:
+    attack, poisoned, sets = tiny_poisoned()
+    clean = torch.arange(len(sets[0]))[~torch.isin(torch.arange(len(sets[0])), poisoned.index)]
+    told = Told(places=tuple(clean[:60].tolist()), side=8, verifier=VERIFIER, recipe=LONG)
+    defended = repaired(told, victims.tiny_net(), poisoned, sets)
+    assert victims.success_rate(defended, attack, sets[3]) > 0.8
+
+
+@pytest.mark.slow
+def test_nab_with_its_own_detection_on_a_timm_network() -> None:
+    model, poisoned = victims.victim("badnets")
+    sets, attack = victims.digits(), victims.backdoor("badnets")
+    nab = defense("nab", verifier=Recipe(epochs=60, batch=32), recipe=Recipe(epochs=20, batch=64, augment="none"))
+    defended = nab.apply(model, victims.granted(poisoned, sets, "train", "clean"), victims.ONE)
+    assert victims.success_rate(defended.inner, attack, sets[3]) > 0.5
+    assert victims.success_rate(defended, attack, sets[3]) < 0.15
+    assert accuracy(defended, sets[3]) > 0.9
+
+
+def test_isolation_trains_a_network_of_its_own() -> None:
+    _, poisoned, sets = tiny_poisoned()
+    model = victims.tiny_net()
+    train(model, sets[0], SHORT, 0)
+    before = copy.deepcopy(model.state_dict())
+    defense("nab", isolation=SHORT).isolate(model, poisoned.data, 0)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

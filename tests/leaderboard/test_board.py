@@ -1,0 +1,76 @@
+"""Boards: what splits them, what their entries are called, and that neither the order of rows nor torch is needed."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from siegebench.leaderboard import export, rank
+from siegebench.leaderboard.board import display
+
+from siegebench.cells import Result
+from tests import rows as make
+from tests.rows import attacked, named
+
+from .boards import only, ranked_row
+
+
+def test_boards_split_by_data_and_threat_but_not_by_training_set() -> None:
+    other_eps = {**make.LINF, "eps": 4 / 255}
+    other_data = {**make.DATA, "digest": "e" * 64}
+    trained = {**make.DATA, "train_digest": "f" * 64}
+    same = [attacked("autoattack", 90), *ranked_row("autoattack", 80, "trades", data=trained)]
+    assert len(only(same).ranked) == 2
+    more = [*same, attacked("autoattack", 95, threat=other_eps), attacked("autoattack", 95, data=other_data)]
+    assert len(rank.boards(more)) == 3
+    titles = [b.title for b in rank.boards(more) if b.facts["data hash"].startswith("d")]
+    assert titles == ["White box: linf 4/255 on shapes", "White box: linf 8/255 on shapes"]
+
+
+def test_names_tell_namesakes_apart() -> None:
+    short, long = named("pgd", steps=10, alpha=0.1), named("pgd", steps=100, alpha=0.1)
+    wrapped = named("eot", looks=5, attack=short)
+    assert set(display([short, long, wrapped, None]).values()) == {
+        "pgd (steps=10)",
+        "pgd (steps=100)",
+        "eot(pgd)",
+        "none",
+    }
+    a, b = named("net", weights="a" * 30 + "1"), named("net", weights="a" * 30 + "2")
+    assert len(set(display([a, b]).values())) == 2
+
+
+def shuffled(results: list[Result], seed: int) -> list[Result]:
+    out = [Result.from_dict(json.loads(json.dumps(r.as_dict()))) for r in results]
+    random.Random(seed).shuffle(out)
+    return [*out, *out[:5]]  # a row may come twice
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    results = make.everything()
+    with make.controls(*make.PLANTED):
+        boards, again = rank.boards(results), rank.boards(shuffled(results, 1))
+        assert rank.uncaught_controls(results) == []
+    assert boards == again
+    assert export.as_json(boards) == export.as_json(again)
+    assert len({b.id for b in boards}) == len(boards) == 6
+    assert {k for b in boards for x in b.lines for k in x.keys} == {r.cell.key for r in results}
+
+
+def test_nothing_here_imports_torch() -> None:
+    code = """
+import sys
+from siegebench.leaderboard import export, page, rank, stats, tables, wandb_mirror
+from tests import rows
+results = rows.everything()
+boards = rank.boards(results)
+page.render(boards, results), export.as_csv(boards), rank.uncaught_controls(results)
+heavy = {"torch", "timm", "wandb", "sklearn"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

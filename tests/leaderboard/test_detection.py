@@ -1,0 +1,52 @@
+"""Boards of detectors: inputs, data sets and models are judged apart."""
+
+from __future__ import annotations
+
+import pytest
+from siegebench.leaderboard import rank
+
+from siegebench.cells import Result, rate
+from tests.rows import detected, judged
+
+from .boards import line, only
+
+
+def test_input_and_dataset_detectors_stand_on_boards_of_their_own() -> None:
+    values = {"badnets": 0.95, "wanet": 0.7}
+    results = [detected("strip", b, v) for b, v in values.items()]
+    results += [detected("spectral", b, v - 0.1, dataset=True) for b, v in values.items()]
+    boards = rank.boards(results)
+    assert [b.title.split(":")[0] for b in boards] == ["Input detection", "Dataset detection"]
+    strip = boards[0].lines[0]
+    assert strip.value("auroc") == pytest.approx(0.825)
+    assert strip.value("auroc_min") == 0.7
+    assert strip.value("auroc_all") == pytest.approx(0.815)
+    assert strip.number("auroc:wanet").keys == strip.number("auroc_min").keys
+    assert "auroc_all" not in boards[1].lines[0].numbers
+
+
+def test_model_detectors_are_judged_on_a_population() -> None:
+    def population(detector: str, size: int, wrong: int) -> list[Result]:
+        """`wrong` false alarms among `size` clean models; every backdoored model found."""
+        clean = [judged(detector, i, False, 5.0 if i < wrong else 0.0, i < wrong) for i in range(size)]
+        return clean + [judged(detector, 1000 + i, True, 3.0, True, 1.0 if i % 2 else 0.0) for i in range(size)]
+
+    board = only([*population("careful", 24, 0), *population("jumpy", 24, 12)])
+    assert [(x.names["detector"], x.place) for x in board.lines] == [("careful", "1"), ("jumpy", "2")]
+    jumpy = line(board, "jumpy")
+    alarms = jumpy.number("false_alarms")
+    assert {"value": alarms.value, "low": alarms.low, "high": alarms.high, "n": alarms.n} == rate(12, 24)
+    assert jumpy.value("balanced_accuracy") == pytest.approx(0.75)
+    assert jumpy.value("auroc") == pytest.approx(0.5)
+    assert jumpy.value("target_hit") == pytest.approx(0.5)
+    assert board.facts["population"] == "24 clean, 24 backdoored"
+    careful = line(board, "careful").number("balanced_accuracy")
+    assert careful.low is not None
+    assert careful.low < 0.95  # 24 of 24 is not certainty
+
+    small = only(population("careful", 6, 0))
+    assert small.lines[0].rank is None
+    assert small.lines[0].reasons[0].startswith("n/a (population of < 20): 6 clean and 6 backdoored")
+    assert small.lines[0].value("balanced_accuracy") == 1.0  # printed all the same
+    partial = only([*population("careful", 24, 0), *population("jumpy", 24, 12)[:-1]])
+    assert "1 of 48 models not judged" in line(partial, "jumpy").reasons
