@@ -196,15 +196,16 @@ PROBE = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
 from siegebench.cli import main
-found = {}
+found, seen = {}, set()
 for command in json.load(sys.stdin):
-    sys.argv, before, out, err = ["siegebench", *command.split()], set(sys.modules), io.StringIO(), io.StringIO()
+    sys.argv, out, err = ["siegebench", *command.split()], io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err):
             main()
     except SystemExit as end:
         code = end.code or 0
-    loaded = [m for m in HEAVY if m in sys.modules and m not in before]
+    loaded = [m for m in HEAVY if m in sys.modules and m not in seen]
+    seen.update(loaded)
     found[command] = code, out.getvalue(), err.getvalue(), loaded
 print(json.dumps(found))
 """
