@@ -1,4 +1,4 @@
-"""Residual encoders and decoders: what no_box and conditional_generator train."""
+"""Residual encoders and decoders, which no_box and conditional_generator train."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ class Residual(nn.Module):
 
 
 def stem(inputs: int, outputs: int) -> nn.Sequential:
-    """7x7 at full size."""
+    """A 7x7 convolution at full resolution."""
     convolution = nn.Conv2d(inputs, outputs, 7, bias=False)
     return nn.Sequential(nn.ReflectionPad2d(3), convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def down(inputs: int, outputs: int) -> nn.Sequential:
-    """To half the size."""
+    """A convolution that halves height and width."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def up(inputs: int, outputs: int) -> nn.Sequential:
-    """To twice the size."""
+    """A transposed convolution that doubles height and width."""
     convolution = nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class AutoEncoder(nn.Module):
-    """Images [n, 3, H, W] to one image of each decoder, [n, decoders, 3, h, w] in [0, 1].
+    """Maps images [n, 3, H, W] to one image per decoder, [n, decoders, 3, h, w] in [0, 1].
 
-    The features of `encode` are [n, 4 width, H/4, W/4]. A single decoder returns images of H x W (rounded up to
-    multiples of 4); of several, each has two convolutions of its own and returns images of the features' size.
+    `encode` returns features [n, 4 width, H/4, W/4]. A single decoder returns images of H x W (rounded up to multiples
+    of 4). Each of several decoders has two convolutions of its own and returns images of the features' size.
     """
 
     mean: Tensor
@@ -68,7 +68,7 @@ class AutoEncoder(nn.Module):
         )
         if decoders == 1:
             layers = [up(deep, 2 * width), up(2 * width, width), nn.Conv2d(width, 3, 3, 1, 1)]
-        else:  # all decoders at once: the groups of the second convolution keep them apart
+        else:  # all decoders in one pass: the groups of the second convolution separate them
             hidden = decoders * 2 * width
             layers = [nn.Conv2d(deep, hidden, 3, 1, 1), nn.BatchNorm2d(hidden), nn.ReLU()]
             layers += [nn.Conv2d(hidden, decoders * 3, 3, 1, 1, groups=decoders)]
@@ -84,22 +84,22 @@ class AutoEncoder(nn.Module):
 
 
 def fresh(make: Callable[[], M], seed: int) -> M:
-    """What `make` makes, with weights that depend on the seed alone."""
+    """Call `make` to build a module whose weights depend on the seed only."""
     with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
         torch.manual_seed(seed)
         return make()
 
 
 def arranged(x: Tensor, how: Arrangement, which: Tensor) -> Tensor:
-    """Each image turned by 0 to 3 quarters, or with its halves swapped in neither, one or both directions.
+    """Rotate each image by 0 to 3 quarter turns, or swap its halves in neither, one or both directions.
 
     Raises:
-        NotApplicable: when images to be turned are not square.
+        NotApplicable: when images to be rotated are not square.
     """
     height, width = x.shape[-2:]
     if how == "rotation":
         if height != width:
-            raise NotApplicable(f"images of {height}x{width} cannot be turned by a quarter; they must be square")
+            raise NotApplicable(f"images of {height}x{width} cannot be rotated by a quarter turn; they must be square")
         every = torch.stack([x.rot90(k, (2, 3)) for k in range(4)])
     else:
         every = torch.stack([x.roll((i * (height // 2), j * (width // 2)), (2, 3)) for i in (0, 1) for j in (0, 1)])
@@ -107,7 +107,7 @@ def arranged(x: Tensor, how: Arrangement, which: Tensor) -> Tensor:
 
 
 def slope(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Gradient of f, which gives one number a row, with respect to x."""
+    """Gradient with respect to x of f, which returns one number per row."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         (g,) = torch.autograd.grad(f(leaf).sum(), leaf)

@@ -1,4 +1,4 @@
-"""What attacks that see labels only share: the queries of a batch, a start, and the way to the boundary."""
+"""Shared by label-only attacks: the query budget of a batch, a starting point, and the search for the boundary."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from siegebench.oracle import Oracle
 from siegebench.search import Budget, keep
 from siegebench.threat import ThreatModel
 
-IMAGES = 2**24  # pixels that go through the victim in one pass of probes, at most
-NUMBERS = 2**20  # random numbers a sample that are held at once
-PROBES = 32  # probes a sample that are drawn at once, at most
+IMAGES = 2**24  # largest number of pixels in one forward pass of probes
+NUMBERS = 2**20  # random numbers per sample that are kept in memory
+PROBES = 32  # largest number of probes per sample that are drawn together
 
 
 class Queries(Budget):
-    """Who may still ask, what was answered, and the nearest misclassified image of each sample.
+    """Counts the queries of each sample and keeps its nearest misclassified image.
 
     Attributes:
-        nearest: the nearest misclassified image that was asked about, the clean one where there is none.
-        distance: of `nearest`, [n]; infinite where there is none.
+        nearest: the nearest misclassified image that was queried; the clean image if there is none.
+        distance: size of the perturbation of `nearest`, [n]; infinite if there is none.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class Queries(Budget):
         self.stop_at_eps = stop_at_eps
 
     def open(self, rows: Tensor, least: int = 1) -> Tensor:
-        """Whether they go on: queries are left, and none inside eps is known where that is enough; bool [m]."""
+        """Whether samples are still attacked, bool [m]: queries are left and `stop_at_eps` has not stopped them."""
         going = super().open(rows, least)
         return going & (self.distance[rows] > self.threat.eps) if self.stop_at_eps else going
 
     def wrong(self, rows: Tensor, points: Tensor) -> Tensor:
-        """Whether each image is misclassified, bool [m], for one query each; False, unasked, of rows not open."""
+        """Whether each image is misclassified, bool [m], one query each. False, without a query, for rows not open."""
         going = self.open(rows)
         if bool(going.all()):
             return self._ask(rows, points) if len(rows) else going
@@ -61,17 +61,17 @@ class Queries(Budget):
         return hit
 
     def votes(self, rows: Tensor, points: Tensor, most: Tensor) -> Tensor:
-        """+1 for misclassified, -1 for not, 0 for not asked, [m, k]; a query each.
+        """+1 for misclassified, -1 for correctly classified, 0 for not queried, [m, k]; one query each.
 
         Args:
-            rows: [m], open.
+            rows: [m], indices of samples that are open.
             points: [m, k, 3, H, W].
-            most: int64 [m], how many of its k images each row asks about, the first ones.
+            most: int64 [m], how many of its k images each row queries (the first ones).
         """
         k = points.shape[1]
         most = torch.minimum(most, self.left[rows]).clamp(min=0, max=k)
         out = torch.zeros_like(points[:, :, 0, 0, 0])
-        for count in most.unique().tolist():  # one number, but for the last probes of a budget
+        for count in most.unique().tolist():  # a single value, except for the last probes of a budget
             same = (most == count).nonzero().squeeze(1)
             at = rows[same]
             width = max(1, IMAGES // max(1, len(at) * points[0, 0].numel()))
@@ -83,23 +83,23 @@ class Queries(Budget):
         return out
 
     def result(self) -> Tensor:
-        """The nearest misclassified images; the clean one where there is none, or none inside eps if that counts."""
+        """The nearest misclassified images; the clean image if there is none (with `stop_at_eps`, none within eps)."""
         if not self.stop_at_eps:
             return self.nearest
         return torch.where(ops.over(self.distance <= self.threat.eps, self.x), self.nearest, self.x)
 
 
 def probes(draws: Draws, shape: tuple[int, ...], most: int, kind: str = "normal") -> Iterator[tuple[int, Tensor]]:
-    """(first, random images [n, k, *shape]): `most` images a sample, in portions that fit into memory.
+    """(first, random images [n, k, *shape]): `most` images per sample, in chunks that fit into memory.
 
-    The images are the same whatever `most` is.
+    The images do not depend on `most`.
 
     Args:
         kind: `normal`, or `uniform` in [-1, 1).
     """
     size = max(1, min(PROBES, NUMBERS // math.prod(shape)))
     for first in range(0, most, size):
-        # whole portions are drawn, for the numbers depend on how many are drawn at once
+        # always draw whole chunks: the numbers depend on how many are drawn together
         u = draws.normal((size, *shape), first) if kind == "normal" else 2 * draws.uniform((size, *shape), first) - 1
         yield first, u[:, : most - first]
 
@@ -107,17 +107,17 @@ def probes(draws: Draws, shape: tuple[int, ...], most: int, kind: str = "normal"
 def bisect(
     ask: Queries, rows: Tensor, place: Callable[[Tensor, Tensor], Tensor], high: Tensor, tolerance: Tensor
 ) -> Tensor:
-    """The smallest numbers, to a tolerance, where the image is misclassified: halves [0, high], all samples at once.
+    """Bisect [0, high] for the smallest number, up to a tolerance, at which the image is misclassified.
 
     Args:
-        place: images of some of the rows (their places in `rows`) at some numbers.
-        high: [m], where the image is known to be misclassified.
+        place: (indices into `rows`, numbers) to the images at these numbers.
+        high: [m], numbers at which the image is known to be misclassified.
         tolerance: [m].
     """
     low, high = torch.zeros_like(high), high.clone()
     while True:
         middle = (low + high) / 2
-        # rounding may end a search before its tolerance
+        # rounding may end a search before it reaches its tolerance
         wide = (high - low > tolerance) & (middle > low) & (middle < high) & ask.open(rows)
         live = wide.nonzero().squeeze(1)
         if not len(live):
@@ -129,13 +129,13 @@ def bisect(
 
 
 def to_boundary(ask: Queries, rows: Tensor, far: Tensor, tolerance: float) -> Tensor:
-    """Misclassified images on the way from the clean images to `far`, next to the boundary.
+    """Misclassified images next to the boundary, on the path from the clean images to `far`.
 
-    The way is the line in L2, and the shrinking ball that clips the perturbation in Linf.
+    In L2 the path is a line. In Linf the perturbation of `far` is clipped to a ball of growing radius.
 
     Args:
         far: [m, 3, H, W], misclassified.
-        tolerance: of the search, as a share of the way; not below what the pixels' type resolves.
+        tolerance: of the search, as a fraction of the path; not below the resolution of the pixels' dtype.
     """
     if not len(rows):
         return far
@@ -143,17 +143,17 @@ def to_boundary(ask: Queries, rows: Tensor, far: Tensor, tolerance: float) -> Te
     delta = far - x
     length = ops.size(delta, norm)
 
-    def place(at: Tensor, share: Tensor) -> Tensor:
-        return (x[at] + ops.project_ball(delta[at], norm, share * length[at])).clamp(0, 1)
+    def place(at: Tensor, fraction: Tensor) -> Tensor:
+        return (x[at] + ops.project_ball(delta[at], norm, fraction * length[at])).clamp(0, 1)
 
     finest = torch.finfo(x.dtype).eps / length.clamp(min=torch.finfo(x.dtype).tiny)
-    share = bisect(ask, rows, place, torch.ones_like(length), finest.clamp(min=tolerance))
+    fraction = bisect(ask, rows, place, torch.ones_like(length), finest.clamp(min=tolerance))
     every = torch.arange(len(rows), device=rows.device)
-    return torch.where(ops.over(share < 1, far), place(every, share), far)
+    return torch.where(ops.over(fraction < 1, far), place(every, fraction), far)
 
 
 def noise(like: Tensor, draws: Draws, number: int) -> Tensor:
-    """U[0, 1) images: pixel by pixel at first, then in cells of 2, 4, ... pixels up to one colour, and again."""
+    """U[0, 1) images; with `number` the cells of one colour grow from 1 to 2, 4, ... pixels up to the whole image."""
     channels, height, width = like.shape[1:]
     side = 2 ** (number % (max(height, width).bit_length()))
     u = draws.uniform((channels, -(-height // side), -(-width // side)), number, "start").to(like)
@@ -161,15 +161,16 @@ def noise(like: Tensor, draws: Draws, number: int) -> Tensor:
 
 
 def start(ask: Queries, draws: Draws, tolerance: float, directions: int = 1) -> tuple[Tensor, Tensor]:
-    """(rows, points): the samples that go on, and misclassified images next to the boundary towards uniform noise.
+    """(rows, points): the samples still attacked, and misclassified images next to the boundary towards uniform noise.
 
-    Noise is drawn for each sample until it is misclassified: first in pixels; where the noise has the label of the
-    image, in ever larger cells. Samples that find none spend their budget. Then come further draws, one query each at
-    the distance known so far; one that is misclassified there is nearer, and is followed to the boundary.
+    Noise is drawn for each sample until it is misclassified: first per pixel, then, if the noise gets the label of the
+    image, in larger and larger cells. Samples without misclassified noise spend their budget. Further noise images cost
+    one query each, at the smallest distance known so far. If one is misclassified there, it is nearer, and its boundary
+    is searched.
 
     Args:
-        tolerance: of the search on the way to the noise, as a share of it.
-        directions: draws that are tried.
+        tolerance: of the search for the boundary, as a fraction of the path to the noise.
+        directions: number of noise images tried.
     """
     rows = ask.rows()
     points, number = ask.x[rows], 0

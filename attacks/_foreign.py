@@ -1,4 +1,4 @@
-"""What the adapters to other libraries share: arguments, random state, and what is made of the points they return."""
+"""Shared by the adapters to other libraries: arguments, random state, and the choice of the returned points."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from siegebench.oracle import Oracle
 from siegebench.threat import TOLERANCE, Access, Norm, ThreatModel, parse_number
 from siegebench.types import Attack
 
-BUDGETS = ("eps", "max_epsilon")  # how the libraries call the radius
-FILLED = {  # parameters that are no choice of the user, and where they come from
+BUDGETS = ("eps", "max_epsilon")  # the libraries' names for eps
+FILLED = {  # parameters that users cannot set, and where they come from
     "model": "the victim", "estimator": "the victim", "classifier": "the victim", "n_classes": "the victim",
     "norm": "the threat model", "seed": "the cell's seed", "targeted": "the suite: attacks are untargeted",
     "verbose": "siegebench", "summary_writer": "siegebench",
 }  # fmt: skip
-SLACK = 1e-5  # overshoot that is rounding in another library's arithmetic
+SLACK = 1e-5  # an overshoot up to this size counts as rounding error of the library
 
 
 class Known(NamedTuple):
-    """What a class of another library needs and handles; the library itself does not say it."""
+    """Access and norms of a class of another library, which the library does not declare."""
 
     needs: Access
     norms: tuple[Norm, ...]
@@ -40,7 +40,7 @@ class Known(NamedTuple):
 
 @contextlib.contextmanager
 def contained(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators that other libraries draw from, silence stdout, and put everything back."""
+    """Seed the global generators that other libraries use and silence stdout; restore both at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -76,10 +76,10 @@ class Foreign(Attack):
 
     @abstractmethod
     def once(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
-        """Make the attack and run it on these images."""
+        """Construct the attack and run it on these images."""
 
     def __post_init__(self) -> None:
-        self.resolved()  # refuses unknown names before anything is computed
+        self.resolved()  # raises for unknown names before anything is computed
 
     def access(self) -> Access:
         return self.known[self.target].needs
@@ -117,12 +117,12 @@ class Foreign(Attack):
         return next((name for name in BUDGETS if name in self.accepted()), None)
 
     def resolved(self) -> dict[str, Any]:
-        """Every choice behind the attack: what the user gave, and the defaults of the installed version.
+        """All parameters of the attack: those given by the user, and the defaults of the installed version.
 
-        The radius is listed only when it is given; otherwise it is the threat model's.
+        eps is listed only when the user gives it; otherwise it is the threat model's.
 
         Raises:
-            ValueError: for an option that the class does not have, or that is not the user's to give.
+            ValueError: for an option that the class does not have, or that users cannot set.
         """
         accepted = self.accepted()
         free = {k: v for k, v in accepted.items() if k not in FILLED}
@@ -148,10 +148,10 @@ class Foreign(Attack):
         return self.foreign()(model, **given)
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        """Sample by sample (or on the whole batch), keeping the best point that was shown.
+        """Run sample by sample (or on the whole batch) and return the best point that was queried.
 
-        Where the returned point is not misclassified, which one more look decides, the nearest misclassified point that
-        passed the oracle within the budget is returned instead. So it is when the queries ran out.
+        One more forward pass decides whether the returned point is misclassified. If it is not, or if the queries ran
+        out, the nearest misclassified point that the attack queried within the budget is returned instead.
         """
         x_adv = x.clone()
         if threat.eps == 0 and not self.minimises():
@@ -169,7 +169,7 @@ class Foreign(Attack):
         return x_adv if self.minimises() else _settled(x_adv, x, threat)
 
     def _better(self, view: Oracle, found: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-        """The returned point, or the best one seen where the returned one fails."""
+        """The returned point, or the best queried point if the returned one is not misclassified."""
         best, far = view.best()
         usable = far.isfinite() if self.minimises() else far <= threat.eps + TOLERANCE
         if not bool(usable.any()):
@@ -182,13 +182,13 @@ class Foreign(Attack):
 
 
 def _read(value: Any, default: Any) -> Any:
-    """Text such as 2/255 as a number, where the parameter is one."""
+    """Parse text such as 2/255 if the parameter is a number."""
     number = isinstance(default, (int, float)) and not isinstance(default, bool)
     return parse_number(value) if number and isinstance(value, str) else value
 
 
 def _settled(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """Take back an overshoot of rounding size; a broken budget stays as it is, for the contract to report."""
+    """Project a rounding-sized overshoot back; leave a larger violation, which the contract then reports."""
     low, high = x_adv.flatten(1).amin(dim=1), x_adv.flatten(1).amax(dim=1)
     slight = (threat.size(x_adv, x) <= threat.eps + SLACK) & (low >= -SLACK) & (high <= 1 + SLACK)
     return torch.where(ops.over(slight, x), threat.project(x_adv, x), x_adv)

@@ -1,4 +1,4 @@
-"""What patterns for all images share: where pixels lie under a pose, how a pattern is worn, and how it is learnt."""
+"""Shared by universal patterns: pixel coordinates under a pose, pasting a pattern, and optimising it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel, parse_number
 
 Degrees = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=180)]
-Wear = Callable[[Tensor, Tensor, Draws, int], Tensor]  # (pattern, images, draws, step) to images that wear it
+Wear = Callable[[Tensor, Tensor, Draws, int], Tensor]  # (pattern, images, draws, step) to images with the pattern
 
 
-def pixels_in(share: float, x: Tensor) -> int:
-    """How many pixels this share of an image is."""
-    return math.floor(share * x.shape[2] * x.shape[3] + 1e-6)
+def pixels_in(fraction: float, x: Tensor) -> int:
+    """Number of pixels in this fraction of an image, rounded down."""
+    return math.floor(fraction * x.shape[2] * x.shape[3] + 1e-6)
 
 
 def spread(low: float, high: float, x: Tensor, draws: Draws, step: int, purpose: str) -> Tensor:
-    """One number a sample, uniform between two bounds, [n]."""
+    """One uniform number between two bounds per sample, [n]."""
     return low + (high - low) * draws.uniform((), step, purpose).to(x.dtype)
 
 
 def around(x: Tensor, reach: Tensor, draws: Draws, step: int) -> tuple[Tensor, Tensor]:
-    """(down, right), [n, H, W]: where pixels lie as seen from a random centre that is `reach` [n] from the edges.
+    """(down, right), [n, H, W]: pixel coordinates relative to a random centre at least `reach` [n] from the edges.
 
-    Where there is no such centre, it is the middle of the image.
+    If there is no such centre, the middle of the image is used.
     """
     out = []
     for d, name in zip(x.shape[2:], ("row", "column"), strict=True):
@@ -45,28 +45,28 @@ def around(x: Tensor, reach: Tensor, draws: Draws, step: int) -> tuple[Tensor, T
 
 
 def turned(down: Tensor, right: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """The same points as seen by an observer who is turned by an angle [n] in degrees."""
+    """The coordinates in a system rotated by an angle [n] in degrees."""
     cos, sin = (ops.over(f(angle.deg2rad()), down) for f in (torch.cos, torch.sin))
     return cos * down - sin * right, sin * down + cos * right
 
 
 def nearest(distance: Tensor, count: int | Tensor) -> Tensor:
-    """The `count` pixels of smallest distance [n, H, W], bool [n, 1, H, W]; count may differ by sample, [n]."""
+    """Mask of the `count` pixels of smallest distance [n, H, W], bool [n, 1, H, W]; count may be per sample, [n]."""
     rank = distance.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
     count = torch.as_tensor(count, device=rank.device).expand(len(rank))
     return (rank < count[:, None]).view(len(rank), 1, *distance.shape[1:])
 
 
 def worn(x: Tensor, mask: Tensor, texture: Tensor, light: Tensor) -> Tensor:
-    """The images with a texture [n, C, H, W] under a light [n] where the mask says so."""
+    """The images with a texture [n, C, H, W], scaled by a brightness [n], inside the mask."""
     return torch.where(mask, (ops.over(light, texture) * texture).clamp(0, 1), x)
 
 
 def wanted(own: int | None, oracle: Oracle, threat: ThreatModel) -> int | None:
-    """The class that one pattern is to make of all images: the threat's, or the attack's own where it has none.
+    """The target class of one pattern for all images: the threat's, or the attack's own if the threat has none.
 
     Raises:
-        NotApplicable: when the threat wants another class for each image.
+        NotApplicable: when the threat has a different target for each image.
     """
     if isinstance(threat.target, int):
         return threat.target
@@ -77,7 +77,7 @@ def wanted(own: int | None, oracle: Oracle, threat: ThreatModel) -> int | None:
 
 
 def climbed(loss: str, y: Tensor, target: int | None, classes: int) -> Callable[[Tensor], Tensor]:
-    """What is climbed, of logits: away from the labels y, or towards a target.
+    """The function of the logits to maximise: away from the labels y, or towards a target.
 
     Raises:
         NotApplicable: when the model has no such class.
@@ -103,10 +103,11 @@ def learn_pattern(
     loss: str,
     target: int | None,
 ) -> Tensor:
-    """Adam on a pattern in [0, 1]: expectation over training images and poses, one batch of both a step.
+    """Optimise a pattern in [0, 1] with Adam over random training images and poses; one batch of both per step.
 
-    Untargeted, the loss of the labels that the model itself gives to the clean images is climbed; with a target, the
-    loss of that class is descended. Cost: one forward an image, then a forward and a backward an image of each batch.
+    Untargeted: the loss of the labels that the model predicts for the clean images is maximised. With a target: the
+    loss of the target class is minimised. Cost: one forward pass per image, then one forward and one backward pass per
+    image of each batch.
     """
     order = draws.order("images").cpu()
     if target is not None:

@@ -1,4 +1,4 @@
-"""Adversarial patch: one picture that, stuck onto any image in any pose, changes what the network sees."""
+"""Adversarial patch: one universal patch that changes the prediction when pasted onto any image in any pose."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from ._patterns import Degrees, around, learn_pattern, nearest, pixels_in, sprea
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialPatch(Attack):
-    """max_P E[loss(A(P, x, place, angle, scale, light))] over training images x and poses, then stuck onto others.
+    """max_P E[loss(A(P, x, position, angle, scale, brightness))] over training images x and poses; pasted onto others.
 
-    Brown, Mane, Roy, Abadi, Gilmer, "Adversarial patch", 2017, arXiv 1712.09665. The pattern is learnt once on training
-    images; `run` pastes it in a pose drawn for each image and asks the model nothing.
+    Brown, Mane, Roy, Abadi, Gilmer, "Adversarial patch", 2017, arXiv 1712.09665. The pattern is optimised once on
+    training images. `run` pastes it in a random pose per image and does not query the model.
 
-    Random: the order of the training images, the picture at the start, and place, angle, scale and brightness, for each
-    image and step while it learns and once for each image that is attacked. Cost: `images` forwards, steps x batch
-    forwards and backwards while it learns; nothing for the images attacked.
+    Random: the order of the training images, the initial pattern, and position, angle, scale and brightness, which are
+    drawn for each image and step during optimisation and once for each attacked image. Cost: `images` forward passes,
+    then steps x batch forward and backward passes during optimisation; none for the attacked images.
 
-    Differs from the paper: untargeted by default, away from the labels that the model gives to the clean images. The
-    pixels that change are counted out, at most eps of all at scale 1, so that a turned patch covers no more; the
-    picture lies within the image. Adam, pixels clipped to [0, 1].
+    Differs from the paper: untargeted by default, away from the labels that the model predicts for the clean images.
+    The number of changed pixels is exact, at most eps of all pixels at scale 1, so that a rotated patch covers no more.
+    The patch lies within the image. Adam, with pixels clipped to [0, 1].
 
     Attributes:
-        target: the class that is wanted where the threat names none; any wrong one when left out.
-        shape: of the patch.
-        resolution: rows and columns of the picture.
-        rotation: largest angle in degrees, both ways.
-        smallest: smallest size, as a share of the size that eps allows.
-        brightness: how far the light may change, both ways, as a share.
-        images: training images that it learns on, at most.
-        batch: of them at each step.
-        steps: of Adam.
-        lr: its learning rate.
+        target: target class if the threat has none; untargeted when left out.
+        shape: shape of the patch.
+        resolution: rows and columns of the pattern.
+        rotation: largest angle in degrees, in both directions.
+        smallest: smallest size, as a fraction of the size that eps allows.
+        brightness: largest relative change of the brightness, in both directions.
+        images: largest number of training images to optimise on.
+        batch: images in each step.
+        steps: number of Adam steps.
+        lr: learning rate of Adam.
         loss: cross-entropy or margin of the logits.
     """
 
@@ -68,10 +68,10 @@ class AdversarialPatch(Attack):
     loss: Literal["ce", "margin"] = "ce"
 
     def can_aim(self) -> bool:
-        return self.target is None  # with a class of its own it aims there, whatever the threat says
+        return self.target is None  # an attack with its own target ignores that of the threat
 
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Tensor:
-        """The picture, [C, resolution, resolution]."""
+        """The pattern, [C, resolution, resolution]."""
         one = Draws(draws.seed, draws.ids.new_zeros(1))
         start = one.uniform((data.shape[0], self.resolution, self.resolution), purpose="picture")[0]
         return learn_pattern(
@@ -80,7 +80,7 @@ class AdversarialPatch(Attack):
         )  # fmt: skip
 
     def wear(self, eps: float, picture: Tensor, x: Tensor, draws: Draws, step: int) -> Tensor:
-        """The images with the picture stuck on, each in a pose of its own."""
+        """The images with the patch pasted on, each in its own pose."""
         area = eps * x.shape[2] * x.shape[3]
         scale = spread(self.smallest, 1, x, draws, step, "scale")
         angle = spread(-self.rotation, self.rotation, x, draws, step, "angle")
@@ -89,7 +89,7 @@ class AdversarialPatch(Attack):
         turn = angle.deg2rad()
         reach = half if self.shape == "circle" else half * (turn.cos().abs() + turn.sin().abs())
         down, right = turned(*around(x, reach, draws, step), angle)
-        down, right = down / ops.over(half, down), right / ops.over(half, right)  # -1 to 1 within the picture
+        down, right = down / ops.over(half, down), right / ops.over(half, right)  # -1 to 1 within the pattern
         far = torch.maximum(down.abs(), right.abs()) if self.shape == "square" else down.square() + right.square()
         mask = nearest(far, (scale.square() * area + 1e-6).floor())
         grid = torch.stack([right, down], dim=3)

@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient ascent whose step size looks after itself."""
+"""Auto-PGD: projected gradient ascent with an automatic step size."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from siegebench.search import Best
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Share
 
-TargetLoss = Callable[..., Tensor]  # (logits, y, target) to one number a sample
+TargetLoss = Callable[..., Tensor]  # (logits, y, target) to one number per sample
 
 
 def checkpoints(steps: int) -> dict[int, int]:
-    """Steps after which the step size is judged, and how many steps each judges (22, 19, 16, ... % of all)."""
-    window, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    """Steps after which the step size is checked, and how many steps each check covers (22, 19, 16, ... % of all)."""
+    window, shrink, least = (max(int(fraction * steps), 1) for fraction in (0.22, 0.03, 0.06))
     out, at = {}, window
     while at <= steps:
         out[at] = window
@@ -32,14 +32,14 @@ def checkpoints(steps: int) -> dict[int, int]:
 
 
 def hardest(z: Tensor, y: Tensor, count: int) -> Tensor:
-    """The `count` wrong classes with the highest logits, highest first, or all there are; int64 [n, count]."""
+    """The `count` wrong classes (or all) with the highest logits, highest first; int64 [n, count]."""
     wrong = z.scatter(1, y[:, None], float("-inf"))
     return wrong.argsort(dim=1, descending=True, stable=True)[:, : min(count, z.shape[1] - 1)]
 
 
 @dataclass
 class _Climb:
-    """The samples that still climb: the present point, the best point, and what judges the step size."""
+    """State of the samples still attacked: the current point, the best point, and what decides the step size."""
 
     x0: Tensor
     y: Tensor
@@ -52,8 +52,8 @@ class _Climb:
     g_best: Tensor
     loss_best: Tensor
     step: Tensor
-    rises: Tensor  # of the loss since the last checkpoint
-    halved: Tensor  # at the last checkpoint
+    rises: Tensor  # steps that raised the loss since the last checkpoint
+    halved: Tensor  # whether the step was halved at the last checkpoint
     loss_checked: Tensor  # best loss at the last checkpoint
 
     def __getitem__(self, index: Tensor) -> _Climb:
@@ -62,30 +62,32 @@ class _Climb:
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Attack):
-    """Projected gradient ascent with momentum; each sample halves its own step when its loss stops rising.
+    """Projected gradient ascent with momentum; the step of each sample is halved when its loss stops rising.
 
     Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
-    ICML 2020, arXiv 2003.01690. The step starts at 2 eps. At fixed checkpoints a sample whose loss rose in too few of
-    the last steps, or whose best loss stood still at an unchanged step, halves it and goes back to its best point.
-    `targeted_dlr` climbs towards the strongest wrong classes of the clean image one after the other; of a threat with
-    a target, the target alone.
+    ICML 2020, arXiv 2003.01690. The step starts at 2 eps. At fixed checkpoints the step of a sample is halved, and the
+    sample returns to its best point, in two cases: its loss rose in too few of the last steps, or its best loss did not
+    change although the step did not either. `targeted_dlr` maximises the loss towards the strongest wrong classes of
+    the clean image, one after the other; with a threat that has a target, towards that target only.
 
-    Random: the starting point, one a sample, target and restart. Cost of a sample that is never broken: steps + 1
-    forwards and backwards a restart (and target), plus one forward to rank the targets.
+    Random: the starting point, drawn for each sample, target and restart. Cost per sample that is never misclassified:
+    steps + 1 forward and backward passes per restart (and target), plus one forward pass to rank the targets.
 
-    Differs from the paper: a broken sample leaves at once with the point that broke it, and one that is never broken
-    returns its point of highest loss, not the clean image. The first step counts as a rise when the loss exceeds that
-    of the starting point (the authors' code compares it with zero). When the oracle averages looks at a randomised
-    model, the mean logits decide whether a point is broken (there, the last look).
+    Differs from the paper: a sample stops at its first misclassified point and returns it; a sample that is never
+    misclassified returns its point of highest loss, not the clean image. The first step counts as a rise when the loss
+    exceeds that of the starting point (the authors' code compares it with zero). When the oracle averages forward
+    passes of a randomised model, the mean logits decide whether a point is misclassified (in the authors' code, the
+    last pass).
 
     Attributes:
-        steps: gradient steps of one run.
-        restarts: runs from fresh starting points, for samples that are not broken yet.
-        rho: a step size is kept when more than this share of the steps since the last checkpoint raised the loss.
-        loss: what is climbed. `dlr` and `targeted_dlr` do not depend on the scale of the logits.
-        targets: classes tried by `targeted_dlr`, at most the number of classes less one.
-        early_stop: a broken sample leaves at once. Without it every run goes to its end and the misclassified point of
-            highest loss is returned: for randomised models, where one lucky look is no success.
+        steps: gradient steps per run.
+        restarts: runs from new starting points, for samples that are still correctly classified.
+        rho: the step size is kept when more than this fraction of the steps since the last checkpoint raised the loss.
+        loss: what is maximised. `dlr` and `targeted_dlr` do not depend on the scale of the logits.
+        targets: number of classes tried by `targeted_dlr`, at most the number of classes minus one.
+        early_stop: stop a sample once it is misclassified. Without it every run takes all its steps, and the
+            misclassified point of highest loss is returned: for randomised models, where a single misclassified forward
+            pass is not a success.
     """
 
     steps: Count = 100
@@ -117,7 +119,7 @@ class APGD(Attack):
         return best.point
 
     def _climb(self, oracle: Oracle, s: _Climb, threat: ThreatModel, best: Best) -> None:
-        """One run of the samples that are left."""
+        """One run on the samples that are still correctly classified."""
         live = best.left()
         oracle = oracle[live]
         check = checkpoints(self.steps)
@@ -125,7 +127,7 @@ class APGD(Attack):
         climb = self._loss(aims)
         for k in range(self.steps + 1):
             if k > 0:
-                # towards the gradient, then 3/4 of that move and 1/4 of the last one
+                # a gradient step, then 3/4 of that move and 1/4 of the previous one
                 z = threat.project(s.x + ops.over(s.step, s.x) * ops.normalise(s.g, threat.norm), s.x0)
                 a = 0.75 if k > 1 else 1.0
                 s.x, s.x_old = threat.project(s.x + a * (z - s.x) + (1 - a) * (s.x - s.x_old), s.x0), s.x
@@ -140,7 +142,7 @@ class APGD(Attack):
             broken = ops.hit(logits.argmax(dim=1), s.y, s.target if aims else None)
             best.keep(live, s.x, loss, broken)
             leaving = broken & self.early_stop
-            if k == 0:  # without a gradient at the start no step ever moves a sample
+            if k == 0:  # without a gradient at the starting point no step can move a sample
                 leaving = leaving | (oracle.stuck(s.g) & ~broken)
             if bool(leaving.any()):
                 rest = ~leaving
@@ -166,7 +168,7 @@ class APGD(Attack):
         return lambda z, y, target: untargeted(z, y)
 
     def _start(self, x0: Tensor, y: Tensor, target: Tensor, threat: ThreatModel, draws: Draws) -> _Climb:
-        """A random point of the sphere of radius eps, clipped to the box."""
+        """A random point on the sphere of radius eps, clipped to the box."""
         shape = tuple(x0.shape[1:])
         if threat.norm == "linf":
             u = 2 * draws.uniform(shape, purpose="start").to(x0.dtype) - 1

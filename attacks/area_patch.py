@@ -1,4 +1,4 @@
-"""Area patch: a small element, repeated over as much of the image as the budget allows."""
+"""Area patch: a small texture, repeated over as many pixels as the budget allows."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from ._patterns import Degrees, around, learn_pattern, nearest, pixels_in, sprea
 
 @dataclass(frozen=True, kw_only=True)
 class AreaPatch(Attack):
-    """max_E E[loss(x with tile(E) in a square of the area eps)] over training images x, phases, angles and lights.
+    """max_E E[loss(x with tile(E) in a square of area eps)] over training images x, phases, angles and brightness.
 
     Niederhut, "Area is all you need: repeatable elements make stronger adversarial attacks", 2023, arXiv 2306.07768:
-    how much a patch does is mostly how large it is. The element is learnt once on training images; `run` covers a
-    square with it, at a place, phase, angle and brightness drawn for each image, and asks the model nothing.
+    the effect of a patch depends mostly on its area. The element is optimised once on training images. `run` covers a
+    square with it, at a position, phase, angle and brightness drawn for each image, and does not query the model.
 
-    Random: the order of the training images, the element at the start, and place, phase, angle and brightness, for each
-    image and step while it learns and once for each image that is attacked. Cost: `images` forwards, steps x batch
-    forwards and backwards while it learns; nothing for the images attacked.
+    Random: the order of the training images, the initial element, and position, phase, angle and brightness, which are
+    drawn for each image and step during optimisation and once for each attacked image. Cost: `images` forward passes,
+    then steps x batch forward and backward passes during optimisation; none for the attacked images.
 
-    Differs from the paper: it is about detectors of people, this is an adaptation to classifiers of our own. No terms
-    for smoothness or printable colours. lr 0.05: with 0.01 and 80 steps at a tenth of the area ResNet-20 held 40 of 64
-    images instead of 34. With `optimise: false` the element stays as random as it began: the control that says how much
-    of the effect is the area alone.
+    Differs from the paper: the paper attacks person detectors; this is our adaptation to classifiers. No terms for
+    smoothness or printable colours. lr is 0.05: with 0.01 and 80 steps at a tenth of the area, ResNet-20 still
+    classified 40 of 64 images correctly instead of 34. With `optimise: false` the element keeps its random initial
+    values; this control shows how much of the effect comes from the area alone.
 
     Attributes:
-        optimise: learn the element; else it is random.
+        optimise: optimise the element; otherwise it stays random.
         element: rows and columns of the element.
-        target: the class that is wanted where the threat names none; any wrong one when left out.
-        rotation: largest angle of the texture in degrees, both ways.
-        brightness: how far the light may change, both ways, as a share.
-        images: training images that it learns on, at most.
-        batch: of them at each step.
-        steps: of Adam.
-        lr: its learning rate.
+        target: target class if the threat has none; untargeted when left out.
+        rotation: largest angle of the texture in degrees, in both directions.
+        brightness: largest relative change of the brightness, in both directions.
+        images: largest number of training images to optimise on.
+        batch: images in each step.
+        steps: number of Adam steps.
+        lr: learning rate of Adam.
         loss: cross-entropy or margin of the logits.
     """
 
@@ -67,7 +67,7 @@ class AreaPatch(Attack):
     loss: Literal["ce", "margin"] = "ce"
 
     def can_aim(self) -> bool:
-        return self.target is None and self.optimise  # with a class of its own it aims there, whatever the threat says
+        return self.target is None and self.optimise  # its own target wins over the threat's
 
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Tensor:
         """The element, [C, element, element]."""
@@ -81,7 +81,7 @@ class AreaPatch(Attack):
         )  # fmt: skip
 
     def wear(self, eps: float, texture: Tensor, x: Tensor, draws: Draws, step: int) -> Tensor:
-        """The images with a square of repeated elements, each in a pose of its own."""
+        """The images with a square of repeated elements, each in its own pose."""
         half = math.sqrt(eps * x.shape[2] * x.shape[3]) / 2
         angle = spread(-self.rotation, self.rotation, x, draws, step, "angle")
         light = spread(1 - self.brightness, 1 + self.brightness, x, draws, step, "light")
@@ -89,7 +89,7 @@ class AreaPatch(Attack):
         mask = nearest(torch.maximum(down.abs(), right.abs()), pixels_in(eps, x))
         phase = self.element * draws.uniform((2, 1, 1), step, "phase").to(x.dtype)
         down, right = turned(down, right, angle)
-        # one more row and column on each side, so that an element runs on into the next one
+        # pad by one row and column on each side, so that neighbouring elements join
         padded = F.pad(texture.to(x.dtype)[None], (1, 1, 1, 1), mode="circular").expand(len(x), -1, -1, -1)
         at = torch.stack([right + phase[:, 1], down + phase[:, 0]], dim=3) % self.element
         grid = 2 * (at + 1) / (self.element + 2) - 1

@@ -29,14 +29,14 @@ KNOWN = {
     "PixelAttack": Known("score", ("l1",)),
     "HopSkipJump": Known("label", ("linf", "l2")),
 }
-# Left out: GeoDA (calls np.mat, gone in NumPy 2), AutoAttack and ThresholdAttack (need packages that ART does not
-# bring), SaliencyMapMethod (takes the labels as targets), and what is not an attack on one image within a norm.
+# Left out: GeoDA (calls np.mat, removed in NumPy 2), AutoAttack and ThresholdAttack (need packages that ART does not
+# install), SaliencyMapMethod (uses the labels as targets), and attacks that are not per image within a norm.
 WANTS_PROBABILITIES = ("SimBA", "NewtonFool")
 NORM_NUMBERS = {"linf": np.inf, "l2": 2, "l1": 1}
 
 
 class _Probabilities(nn.Module):
-    """Softmax over what the oracle grants."""
+    """Softmax of the oracle's logits."""
 
     def __init__(self, oracle: Oracle) -> None:
         super().__init__()
@@ -50,23 +50,23 @@ class _Probabilities(nn.Module):
 class ART(Foreign):
     """`art/HopSkipJump` and the like: Nicolae et al., "Adversarial Robustness Toolbox v1.0.0", 2018, arXiv 1807.01069.
 
-    Keys of the spec that are not listed below are passed on (`{name: art/HopSkipJump, max_iter: 20}`). All other
-    parameters keep the defaults of the installed version and are written into the cell's key; some of those are far
-    from the papers' (a step of 0.1, 10 iterations of C&W), so give them. eps, norm, classes and seed come from the
-    threat model, the victim and the cell. Attacks without eps look for the smallest perturbation; those that count
-    changed pixels (PixelAttack, CarliniL0Method) run under l1.
+    Keys of the spec that are not listed below are passed to the class (`{name: art/HopSkipJump, max_iter: 20}`). All
+    other parameters keep the defaults of the installed version and are written into the cell's key. Some defaults
+    differ much from the papers (a step of 0.1, 10 iterations of C&W), so set them. eps, norm, number of classes and
+    seed come from the threat model, the victim and the cell. Attacks without eps search for the smallest perturbation.
+    Attacks that count changed pixels (PixelAttack, CarliniL0Method) run under l1.
 
-    Random: the global generators, seeded for each sample and put back. Cost: that of the attack, and one look at the
-    returned point where an earlier point could replace it.
+    Random: the global generators, seeded for each sample and restored afterwards. Cost: that of the attack, plus one
+    forward pass on the returned point if an earlier point could replace it.
 
-    Differs from the library: run sample by sample, so that neither the result nor the count depends on the batch;
-    untargeted throughout; where the returned point is not misclassified, the nearest misclassified one seen within the
-    budget is returned; an overshoot of the budget below 1e-5 is projected back, a larger one is an error.
+    Differs from the library: run sample by sample, so that neither the result nor the query count depends on the batch.
+    Always untargeted. If the returned point is not misclassified, the nearest misclassified point that was queried
+    within the budget is returned. An overshoot of the budget below 1e-5 is projected back; a larger one is an error.
 
     Attributes:
-        target: the class in `art.attacks.evasion`.
-        options: its parameters.
-        batched: the whole batch in one call; only for attacks that send whole batches to the model.
+        target: name of the class in `art.attacks.evasion`.
+        options: parameters of the class.
+        batched: attack the whole batch in one call; only for attacks that pass whole batches to the model.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = BALLS

@@ -1,4 +1,4 @@
-"""AutoAttack: four attacks in a row, each on the samples that survived the ones before."""
+"""AutoAttack: four attacks in sequence, each on the samples that the previous ones did not break."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from .apgd import APGD
 from .fab import FAB
 from .square import Square
 
-LOOKS = 20  # at a randomised model, for each gradient
+PASSES = 20  # of a randomised model, averaged for each gradient
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(Attack):
-    """The standard cascade APGD-CE, targeted APGD, targeted FAB, Square: the worst case of each sample.
+    """The standard ensemble APGD-CE, targeted APGD, targeted FAB, Square: the worst case for each sample.
 
     Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
-    ICML 2020, arXiv 2003.01690. A sample leaves the cascade when a forward pass on the image that a component returned
-    says it is misclassified within eps. `rand`, for randomised models, is APGD-CE and APGD-DLR with every gradient and
-    every decision averaged over 20 looks.
+    ICML 2020, arXiv 2003.01690. A sample is not attacked further once a forward pass on the returned image shows that
+    it is misclassified within eps. `rand`, for randomised models, consists of APGD-CE and APGD-DLR with every gradient
+    and every decision averaged over 20 forward passes.
 
-    Random: the starting points of APGD, the places and colours of Square. Cost of a sample that nothing breaks, with
-    the defaults and 10 classes: 7,816 forwards and 1,910 backwards.
+    Random: the starting points of APGD, the positions and colours of Square. Cost per sample that is never
+    misclassified, with the defaults and 10 classes: 7,816 forward and 1,910 backward passes.
 
-    Differs from the paper: components stop at the first image that breaks a sample (see apgd, fab, square), and the
-    attempt with the highest margin is returned where nothing breaks it. Targeted DLR is not defined for 3 classes,
-    where untargeted DLR takes its place, nor for 2, where the margin does. FAB and targeted APGD try at most all wrong
-    classes.
+    Differs from the paper: each attack stops at the first misclassified image of a sample (see apgd, fab, square). A
+    sample that is never misclassified returns the attempt with the highest margin. Targeted DLR is not defined for 3
+    classes, where untargeted DLR replaces it, nor for 2 classes, where the margin replaces it. FAB and targeted APGD
+    try at most all wrong classes.
 
     Attributes:
         variant: `standard`, or `rand` for randomised models.
-        steps: of APGD and FAB.
-        queries: of Square.
-        targets: wrong classes that targeted APGD and FAB try.
+        steps: steps of APGD and FAB.
+        queries: queries of Square.
+        targets: number of wrong classes that targeted APGD and FAB try.
     """
 
     variant: Literal["standard", "rand"] = "standard"
@@ -57,7 +57,7 @@ class AutoAttack(Attack):
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         if self.variant == "rand":
-            oracle = oracle.averaged(LOOKS)
+            oracle = oracle.averaged(PASSES)
         best = Best(x)
         for number, component in enumerate(self.components(oracle.num_classes, oracle.goal is not None)):
             left = best.left()
@@ -72,7 +72,7 @@ class AutoAttack(Attack):
         return best.point
 
     def components(self, num_classes: int, aims: bool = False) -> Iterator[Attack]:
-        """The cascade for a model with this many classes, for a threat with or without a target."""
+        """The attacks for a model with this many classes and a threat with or without a target."""
         untargeted: Literal["dlr", "margin"] = "dlr" if num_classes > (3 if aims else 2) else "margin"
         if self.variant == "rand":
             yield APGD(steps=self.steps, loss="ce", early_stop=False)

@@ -1,4 +1,4 @@
-"""Bandits: gradient ascent along a prior that is learnt from two queries a step, on tiles of pixels."""
+"""Bandits: gradient ascent along a prior that is learnt from two queries per step, on tiles of pixels."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from siegebench.search import Budget, keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive
 
-# (eta, delta, online rate, step) where they are left out
+# defaults of (eta, delta, online rate, step)
 SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 100.0, 0.2), "l2": (0.1, 0.1, 0.1, 0.1)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bandits(Attack):
-    """A guess v of the gradient is carried from step to step and corrected by the slope along one random direction.
+    """Keeps an estimate v of the gradient across steps; each step corrects it with a finite difference.
 
     Ilyas, Engstrom, Madry, "Prior Convictions: Black-Box Adversarial Attacks with Bandits and Priors", ICLR 2019, arXiv
-    1807.07978; with the data prior of tiles (Bandits_TD). In a step, q+- = v +- delta u with u ~ N(0, I / dim), d =
-    (L(x + eta q+ / |q+|) - L(x + eta q- / |q-|)) / (eta delta), and v follows d delta u: by exponentiated gradients in
-    [-1, 1] for Linf, by addition for L2. Then x goes along v (its sign for Linf) and is projected. L is the margin.
+    1807.07978; with the data prior of tiles (Bandits_TD). In each step, q+- = v +- delta u with u ~ N(0, I / dim) and d
+    = (L(x + eta q+ / |q+|) - L(x + eta q- / |q-|)) / (eta delta). v is updated along d delta u: by exponentiated
+    gradients in [-1, 1] for Linf, by addition for L2. Then x moves along v (along its sign for Linf) and is projected.
+    L is the margin.
 
-    Random: u, drawn for each sample on its own. Cost of a step: two queries, and a third to look at the image where one
-    of the two probes was misclassified; at most `queries` in all, or what the threat model leaves. A broken sample
-    leaves at once; so does one with less than two queries left. The clean image is not queried.
+    Random: u, drawn for each sample. Cost per step: two queries, plus a third query of the new image if one of the two
+    probes was misclassified; at most `queries` in all, or fewer if the threat model allows fewer. A sample stops once
+    it is misclassified or has fewer than two queries left. The clean image is not queried.
 
-    Differs from the paper: the margin instead of cross-entropy; the step is a share of eps; looks are counted, and are
-    taken only where a probe gives reason to (the authors look at every step, uncounted); v = tanh(w) with w += rate
-    d delta u, which is their update of v in exact arithmetic; probes are clipped to [0, 1].
+    Differs from the paper: the margin instead of cross-entropy; the step is a fraction of eps. Queries that test for
+    success are counted, and are made only if a probe was misclassified (the authors test every step, uncounted). v =
+    tanh(w) with w += rate d delta u, which equals their update of v in exact arithmetic. Probes are clipped to [0, 1].
 
     Attributes:
-        queries: at most.
-        tile: side in pixels of the squares that share one number of the prior.
-        eta: length in L2 of a probe; left out, 0.1.
-        delta: exploration around v; left out, 1 (Linf) or 0.1 (L2).
-        rate: of learning v; left out, 100 (Linf) or 0.1 (L2).
-        step: length of an image's step as a share of eps; left out, 0.2 (Linf) or 0.1 (L2).
+        queries: largest number of queries per sample.
+        tile: side in pixels of the squares that share one value of the prior.
+        eta: L2 length of a probe; default 0.1.
+        delta: exploration around v; default 1 (Linf) or 0.1 (L2).
+        rate: learning rate of v; default 100 (Linf) or 0.1 (L2).
+        step: step size as a fraction of eps; default 0.2 (Linf) or 0.1 (L2).
     """
 
     queries: Count = 10_000
@@ -60,14 +61,14 @@ class Bandits(Attack):
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         own = (self.eta, self.delta, self.rate, self.step)
-        eta, delta, rate, share = (
+        eta, delta, rate, step_size = (
             usual if given is None else given for given, usual in zip(own, SETTINGS[threat.norm], strict=True)
         )
         squash = torch.tanh if threat.norm == "linf" else lambda w: w
         size = x.shape[-2:]
         tiles = (x.shape[1], *(math.ceil(side / self.tile) for side in size))
         x_adv, budget = x.clone(), Budget(oracle, y, self.queries)
-        # state of the samples that still search: their rows, the image, and w, of which v is made
+        # state of the samples still attacked: their rows, the image, and w, which defines v
         live = budget.rows(least=2)
         x0, image, w = x[live], x[live], x.new_zeros(len(live), *tiles)
         step = 0
@@ -81,12 +82,12 @@ class Bandits(Attack):
             slope = (value[:, 0] - value[:, 1]) / (eta * delta)
             w = w + rate * ops.over(slope, w) * delta * u
             along = ops.normalise(F.interpolate(squash(w), size), threat.norm)
-            image = threat.project(image + share * threat.eps * along, x0)
+            image = threat.project(image + step_size * threat.eps * along, x0)
             broken = torch.zeros_like(live, dtype=torch.bool)
-            look = ((value > 0).any(dim=1) & budget.open(live)).nonzero().squeeze(1)
-            if len(look):
-                z = budget.logits(live[look], image[look])
-                broken[look] = ops.hit(z.argmax(dim=1), y[live[look]], oracle[live[look]].goal)
+            check = ((value > 0).any(dim=1) & budget.open(live)).nonzero().squeeze(1)
+            if len(check):
+                z = budget.logits(live[check], image[check])
+                broken[check] = ops.hit(z.argmax(dim=1), y[live[check]], oracle[live[check]].goal)
             x_adv[live] = image
             live, x0, image, w = keep(~broken & budget.open(live, least=2), live, x0, image, w)
             step += 1

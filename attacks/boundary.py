@@ -1,4 +1,4 @@
-"""Boundary attack: a random walk along the boundary that comes nearer to the clean image by small steps."""
+"""Boundary attack: a random walk along the decision boundary, in small steps towards the clean image."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from siegebench.types import Count, MinimalAttack, Positive
 from ._decision import Queries, start
 
 TINY = 1e-12
-SPHERICAL = (0.2, 0.5)  # shares of misclassified spherical proposals between which the steps stay
-SOURCE = (0.1, 0.25)  # the same of full proposals, for the step towards the clean image
+SPHERICAL = (0.2, 0.5)  # success rates of points on the sphere between which the steps stay unchanged
+SOURCE = (0.1, 0.25)  # the same for full proposals and the step towards the clean image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boundary(MinimalAttack):
-    """A random walk on the misclassified side of the boundary that comes nearer to the clean image step by step.
+    """Random walk on the misclassified side of the boundary, in small steps towards the clean image.
 
     Brendel, Rauber, Bethge, "Decision-based adversarial attacks: reliable attacks against black-box machine learning
-    models", ICLR 2018, arXiv 1712.04248. A proposal goes a step of random direction on the sphere around the clean
-    image and then a step towards it; it is accepted when it is misclassified. Both steps are relative to the distance.
-    They grow and shrink together with the share of misclassified points on the sphere, and the second one alone with
-    the share of accepted proposals.
+    models", ICLR 2018, arXiv 1712.04248. A proposal takes a random step on the sphere around the clean image and then a
+    step towards the clean image. It is accepted if it is misclassified. Both steps are relative to the distance. The
+    rate of misclassified points on the sphere adapts both steps; the rate of accepted proposals adapts only the second
+    one.
 
-    Random: the noise it starts from and the directions, for each sample on its own. A sample spends its whole budget:
-    `queries`, or what the threat model leaves. The clean image is not queried.
+    Random: the initial noise and the directions, drawn for each sample. Cost per sample: its whole budget, which is
+    `queries`, or fewer if the threat model allows fewer. The clean image is not queried.
 
-    Differs from the paper: it starts next to the boundary, towards the best of some noise images (in larger cells where
-    fine noise has the label of the image), with a larger step on the sphere (0.1, not 0.01). Points on the sphere are
-    asked about every few steps only, and the shares are those of windows of steps, shorter than foolbox's, so that the
-    steps adapt within hundreds of queries.
+    Differs from the paper: it starts next to the boundary, towards the best of several noise images (made of larger
+    cells if pixel-wise noise gets the label of the image), with a larger step on the sphere (0.1, not 0.01). Points on
+    the sphere are queried only every few steps. The rates are measured over windows of steps, shorter than those of
+    foolbox, so that the steps adapt within hundreds of queries.
 
     Attributes:
-        queries: at most.
-        spherical_step: first step on the sphere, as a share of the distance.
-        source_step: first step towards the clean image, as a share of the distance.
-        adaptation: factor by which steps grow or shrink.
-        every: steps from one point on the sphere that is asked about to the next.
-        sphere_window: points on the sphere that decide about an adaptation of both steps.
-        source_window: proposals that decide about an adaptation of the step towards the clean image.
-        directions: draws of noise that compete for the start.
-        stop_at_eps: a sample leaves as soon as it is broken within the eps of the threat model, and one that never is
-            comes back clean.
+        queries: largest number of queries per sample.
+        spherical_step: initial step on the sphere, as a fraction of the distance.
+        source_step: initial step towards the clean image, as a fraction of the distance.
+        adaptation: factor by which steps are multiplied or divided.
+        every: number of steps between two queried points on the sphere.
+        sphere_window: points on the sphere after which both steps are adapted.
+        source_window: proposals after which the step towards the clean image is adapted.
+        directions: noise images tried for the starting point; the nearest one is used.
+        stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
+            of a sample that never is.
     """
 
     queries: Count = 5000
@@ -82,7 +82,7 @@ class Boundary(MinimalAttack):
             hit = ask.wrong(rows, trial)
             gained += hit
             now = threat.size(trial, x0)
-            nearer = hit & (now < far)  # but for rounding, always
+            nearer = hit & (now < far)  # always, except for rounding
             point, far = torch.where(ops.over(nearer, point), trial, point), torch.where(nearer, now, far)
             if t % (self.every * self.sphere_window) == 0:
                 factor = self._factor(stayed / self.sphere_window, *SPHERICAL)
@@ -95,20 +95,20 @@ class Boundary(MinimalAttack):
             )
         return ask.result()
 
-    def _factor(self, share: Tensor, low: float, high: float) -> Tensor:
-        """By how much steps change at this share of successes."""
-        return self.adaptation ** ((share > high).to(share) - (share < low).to(share))
+    def _factor(self, rate: Tensor, low: float, high: float) -> Tensor:
+        """Factor by which steps change at this success rate."""
+        return self.adaptation ** ((rate > high).to(rate) - (rate < low).to(rate))
 
     @staticmethod
     def _propose(
         x0: Tensor, point: Tensor, far: Tensor, around: Tensor, inward: Tensor, eta: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(a point beside `point`, as far from x0 as it is; the same drawn towards x0), both clipped to the box."""
+        """(a point near `point` at the same distance from x0; that point moved towards x0), both clipped to the box."""
         away = point - x0
         along = (ops.flat(eta) * ops.flat(away)).sum(dim=1) / far.square().clamp(min=TINY)
         eta = eta - ops.over(along, eta) * away
         eta = ops.over(around * far / ops.size(eta, "l2").clamp(min=TINY), eta) * eta
         sphere = (x0 + (away + eta) / ops.over((1 + around.square()).sqrt(), eta)).clamp(0, 1)
-        # clipping has shortened some
-        share = ((1 - inward) * far / ops.size(sphere - x0, "l2").clamp(min=TINY)).clamp(min=0, max=1)
-        return sphere, x0 + ops.over(share, x0) * (sphere - x0)
+        # clipping may have shortened the perturbation
+        scale = ((1 - inward) * far / ops.size(sphere - x0, "l2").clamp(min=TINY)).clamp(min=0, max=1)
+        return sphere, x0 + ops.over(scale, x0) * (sphere - x0)

@@ -1,4 +1,4 @@
-"""Backward pass differentiable approximation: the attack for defenses that cut the gradient."""
+"""Backward pass differentiable approximation: for defenses without a useful gradient."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from siegebench.types import Attack, Lesson, WrappingAttack
 
 @dataclass(frozen=True, kw_only=True)
 class BPDA(WrappingAttack):
-    """Runs the attack inside with the gradients of the defense's differentiable backward model.
+    """Runs the inner attack with the gradients of the defense's differentiable backward model.
 
     Athalye, Carlini, Wagner, "Obfuscated gradients give a false sense of security", ICML 2018, arXiv 1802.00420.
 
-    Random: what the attack inside and the model draw. Cost: that of the attack inside. Where a defense is
-    differentiable its backward model is the defense itself, and nothing changes.
+    Random: what the inner attack and the model draw. Cost: that of the inner attack. The backward model of a
+    differentiable defense is the defense itself; there nothing changes.
 
-    Differs from the paper: the approximation is the defense's own (`Classifier.backward_model`), so it is as good as
-    the author of the defense made it; often the identity on the backward pass.
+    Differs from the paper: the approximation is the defense's own (`Classifier.backward_model`), so its quality depends
+    on the author of the defense. Often it is the identity in the backward pass.
 
     Attributes:
-        attack: what runs inside; one that uses gradients.
+        attack: the inner attack; it must use gradients.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS

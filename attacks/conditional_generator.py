@@ -1,4 +1,4 @@
-"""ConditionalGenerator: one network that draws, for any image and any class, a perturbation towards that class."""
+"""ConditionalGenerator: one network that generates a perturbation of any image towards any class."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from siegebench.types import Attack, Count, Lesson, Positive
 
 from ._autoencoder import Residual, arranged, down, fresh, stem, up
 
-CODE, TOKENS = 16, 4  # numbers that stand for the class beside each pixel; vectors that attention chooses from
+CODE, TOKENS = 16, 4  # channels that encode the class at each pixel; class vectors for cross-attention
 GREY = (0.299, 0.587, 0.114)
 
 
 class Generator(nn.Module):
-    """G(x, c) in [-1, 1]: a residual encoder and decoder that is told the class at every level."""
+    """G(x, c) in [-1, 1]: a residual encoder and decoder, conditioned on the class at every level."""
 
     blur: Tensor
 
@@ -55,39 +55,40 @@ class Generator(nn.Module):
         for i, block in enumerate(self.blocks):
             h = block(h)
             if i % 2 == 1:
-                places = h.flatten(2).transpose(1, 2)
-                told, _ = self.attention[i // 2](places, tokens, tokens, need_weights=False)
-                h = h + told.transpose(1, 2).view_as(h)
+                pixels = h.flatten(2).transpose(1, 2)
+                attended, _ = self.attention[i // 2](pixels, tokens, tokens, need_weights=False)
+                h = h + attended.transpose(1, 2).view_as(h)
         out = self.decoder(h)[:, :, : x.shape[2], : x.shape[3]].tanh()
         return F.conv2d(out, self.blur, padding=1, groups=3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionalGenerator(Attack):
-    """x' = clip(x + eps G(x, c)): G is trained once on a surrogate, then one pass of it attacks an image, for any c.
+    """x' = clip(x + eps G(x, c)): G is trained once on a surrogate, then attacks any image towards any c in one pass.
 
-    In the manner of CGNC: Fang, Kong, Chen, Dai, Wu, Xia, "CLIP-guided generative networks for transferable targeted
-    adversarial attacks", ECCV 2024, arXiv 2407.10179. G minimises CE(f(x'), c), c a random class for each image and
-    epoch, summed over the image, a turned copy and a changed copy (cropped, mirrored, other brightness, contrast and
-    saturation, grey), each with a perturbation of its own. The class enters through a spectrally normalised linear map,
-    tiled beside the image and the maps of the encoder, and by cross-attention after every second residual block; tanh
-    and a 3x3 Gaussian end G. When it runs, c is the class that the threat asks for; any but the true one where it asks
-    for none and any wrong answer is a success.
+    After CGNC: Fang, Kong, Chen, Dai, Wu, Xia, "CLIP-guided generative networks for transferable targeted adversarial
+    attacks", ECCV 2024, arXiv 2407.10179. G minimises CE(f(x'), c), with a random class c for each image and epoch. The
+    loss is summed over the image, a rotated copy and an augmented copy (crop, flip, brightness, contrast, saturation,
+    greyscale), each with its own perturbation. The class enters in two ways: through a spectrally normalised linear
+    map, tiled and concatenated to the image and to the maps of the encoder, and through cross-attention after every
+    second residual block. G ends with tanh and a 3x3 Gaussian filter. In `run`, c is the target of the threat; without
+    a target it is any class but the true one, and any wrong answer is a success.
 
-    Random: which images are learnt from, weights, order, classes and copies; for each sample the class it is driven to.
-    Cost of learning: 3 epochs forwards and as many backwards of the surrogate for each image; none when it runs.
+    Random: which training images are used, weights, order, classes and copies; for each attacked sample, its target
+    class. Cost of training: 3 x epochs forward and as many backward passes of the surrogate per image; none when it
+    runs.
 
-    Differs from the paper: c is a one-hot vector, where CGNC has the CLIP embedding of a sentence with the class's
-    name. That embedding is a single vector, so that attention to it is the same everywhere; here each class has four,
-    and places choose. No self-attention, no dropout, no hue among the changes, crops without a change of scale; no
-    fine-tuning for one class under masks. Batch, width, images and learning rate are for small images; `paper` has the
-    authors' numbers, which took all of ImageNet.
+    Differs from the paper: c is a one-hot vector, where CGNC uses the CLIP embedding of a sentence with the class's
+    name. That embedding is a single vector, so attention to it is the same at every pixel; here each class has four
+    vectors, and each pixel attends to them separately. No self-attention, no dropout, no hue in the augmentation, crops
+    without a change of scale, no fine-tuning for one class under masks. Batch, width, images and learning rate are for
+    small images; `paper` has the authors' numbers, which were used with all of ImageNet.
 
     Attributes:
-        images: of the training split that are learnt from; all when null.
-        epochs, batch, lr: of Adam with betas 0.5 and 0.999.
-        width: channels of the first level of G, a quarter of those inside.
-        blocks: residual blocks.
+        images: number of training images; all when null.
+        epochs, batch, lr: training of G, by Adam with betas 0.5 and 0.999.
+        width: channels of the first level of G; the residual blocks have four times as many.
+        blocks: number of residual blocks.
     """
 
     restricted: ClassVar[bool] = True
@@ -102,23 +103,23 @@ class ConditionalGenerator(Attack):
     blocks: Count = 4
 
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Generator:
-        """G, trained."""
+        """Train G."""
         device, classes = oracle.rows.device, oracle.num_classes
         seed = derive_seed(draws.seed, "conditional_generator")
         net = fresh(lambda: Generator(classes, self.width, self.blocks), seed).to(device, oracle.dtype)
         adam = torch.optim.Adam(net.parameters(), self.lr, betas=(0.5, 0.999))
         own = draws.order("images to learn from")[: self.images]
         for epoch in range(self.epochs):
-            for places in own[draws[own].order(f"epoch {epoch}")].split(self.batch):
-                streams = draws[places]
-                x = data.pixels(places.cpu(), oracle.dtype).to(device)
+            for batch in own[draws[own].order(f"epoch {epoch}")].split(self.batch):
+                streams = draws[batch]
+                x = data.pixels(batch.cpu(), oracle.dtype).to(device)
                 c = streams.integers(classes, (), epoch, "class").repeat(3)
                 turned = arranged(x, "rotation", streams.integers(4, (), epoch, "rotation"))
                 copies = torch.cat([x, turned, changed(x, streams, epoch)])
                 x_adv = (copies + threat.eps * net(copies, c)).clamp(0, 1)
-                g, _, _ = oracle[places.repeat(3)].gradient(x_adv, partial(ops.cross_entropy, y=c))
+                g, _, _ = oracle[batch.repeat(3)].gradient(x_adv, partial(ops.cross_entropy, y=c))
                 adam.zero_grad(set_to_none=True)
-                x_adv.backward(g / len(places))
+                x_adv.backward(g / len(batch))
                 adam.step()
         return net.eval().requires_grad_(False)
 
@@ -132,12 +133,12 @@ class ConditionalGenerator(Attack):
 
 
 def targets(y: Tensor, classes: int, draws: Draws) -> Tensor:
-    """The class that each image is driven to: any but its own."""
+    """A random target class for each image, other than its own."""
     return (y + 1 + draws.integers(classes - 1, (), purpose="target class")) % classes
 
 
 def changed(x: Tensor, draws: Draws, epoch: int) -> Tensor:
-    """Cropped and mirrored; then, four times in five, other brightness, contrast and saturation; one in five grey."""
+    """Random crop and flip; colour jitter (without hue) with probability 0.8; greyscale with probability 0.2."""
     x = augmented(x, "crop_flip", draws, epoch)
     u = draws.uniform((5,), epoch, "colours").to(x.dtype)
     brightness, contrast, saturation = (ops.over(0.2 + 1.6 * u[:, i], x) for i in range(3))

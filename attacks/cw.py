@@ -1,4 +1,4 @@
-"""Carlini and Wagner's L2 attack, with the constant searched for every sample on its own."""
+"""Carlini and Wagner's L2 attack, with a separate search of the constant for every sample."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive
 
-SHRINK = 0.999999  # keeps atanh finite: a pixel at exactly 0 or 1 could otherwise never move
-LARGEST = 1e10  # no upper bound for c is known yet
+SHRINK = 0.999999  # keeps atanh finite; otherwise a pixel at exactly 0 or 1 could never change
+LARGEST = 1e10  # marks that no upper bound for c is known yet
 
 
 @dataclass(frozen=True, kw_only=True)
 class CW(MinimalAttack):
     """Minimises ||x' - x||^2 + c h(x') with x' = (tanh(w) + 1) / 2 and h = max(0, z_y - max_{j != y} z_j + kappa).
 
-    Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv 1608.04644. Adam on w at
-    fixed c, then a smaller c after a success and a larger one after a failure: bisection, or ten times as much while
-    no c has succeeded. From ten searches on, the last one takes the smallest c that succeeded.
+    Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv 1608.04644. Adam optimises
+    w at fixed c. After a success c is reduced, after a failure it is increased: by bisection, or by a factor of ten
+    while no c has succeeded. With ten or more searches, the last one uses the smallest c that succeeded.
 
-    Nothing is random. Cost: at most searches * steps forwards and backwards a sample. A sample whose objective fell by
-    less than 0.01 % in a tenth of the steps leaves the batch until its next c.
+    Nothing is random. Cost per sample: at most searches * steps forward and backward passes. A sample whose objective
+    fell by less than 0.01 % in a tenth of the steps pauses until its next c.
 
-    Differs from the paper: fewer steps and a smaller learning rate than the authors' 10000 and 0.01. In
-    100 steps a pixel moves by about 50 lr at most, and one at exactly 0 or 1 hardly moves: raise `steps` or `lr` for
-    images in black and white and for models with large distances.
+    Differs from the paper: fewer steps and a smaller learning rate than the authors' 10000 and 0.01. In 100 steps a
+    pixel changes by about 50 lr at most, and a pixel at exactly 0 or 1 hardly changes. Raise `steps` or `lr` for black
+    and white images and for models with large distances.
 
     Attributes:
-        searches: values of c tried.
-        steps: Adam steps at each of them.
-        lr: of Adam.
-        c0: the first c.
-        kappa: margin of the logits that counts as a success.
+        searches: number of values of c tried.
+        steps: Adam steps for each c.
+        lr: learning rate of Adam.
+        c0: initial value of c.
+        kappa: smallest margin of the logits that counts as a success.
     """
 
     aims: ClassVar[bool] = True
@@ -71,7 +71,7 @@ class CW(MinimalAttack):
         return c * (self.kappa - ops.gain(z, y, goal)).clamp(min=0)
 
     def _descend(self, oracle: Oracle, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Adam at fixed c: the nearest adversarial iterates and their distances, infinite where there was none."""
+        """Adam at fixed c: the nearest misclassified iterates and their distances, infinite if there is none."""
         found, nearest = x.clone(), torch.full_like(c, torch.inf)
         here, before = torch.arange(len(x), device=x.device), torch.full_like(c, torch.inf)
         w = torch.atanh(SHRINK * (2 * x - 1))

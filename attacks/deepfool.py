@@ -1,4 +1,4 @@
-"""DeepFool: steps to the nearest of the linearised boundaries, until one is crossed."""
+"""DeepFool: steps to the nearest linearised class boundary, until a boundary is crossed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from siegebench.types import Count, MinimalAttack, Positive
 
 from .apgd import hardest
 
-SHORTEST = 1e-6  # a step that ends on the boundary itself could otherwise never leave it
+SHORTEST = 1e-6  # minimum step length; otherwise an iterate exactly on the boundary would not move
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +24,21 @@ class DeepFool(MinimalAttack):
     """r_i = |f_l| / ||w_l||_* d(w_l) towards the class l with the smallest |f_k| / ||w_k||_*, f_k = z_k - z_y.
 
     Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks", CVPR 2016,
-    arXiv 1511.04599. w_k is the gradient of f_k, * the dual norm, d(w) the unit vector for L2 and the sign for Linf.
-    The steps add up, and x_i = x + (1 + eta) (r_0 + ... + r_{i-1}). A sample leaves at its first misclassified iterate:
-    fast, and some way beyond the smallest perturbation where boundaries are curved. Nothing depends on the scale of the
-    logits.
+    arXiv 1511.04599. w_k is the gradient of f_k, * denotes the dual norm, d(w) is the unit vector for L2 and the sign
+    for Linf. The steps add up, and x_i = x + (1 + eta) (r_0 + ... + r_{i-1}). A sample stops at its first misclassified
+    iterate. This is fast, but where boundaries are curved the perturbation is larger than the smallest one. The result
+    does not depend on the scale of the logits.
 
-    Nothing is random. Cost of a step: two forwards and `targets` backwards; a sample broken by its i-th step takes one
-    forward more.
+    Nothing is random. Cost per step: two forward and `targets` backward passes. A sample misclassified after its i-th
+    step takes one more forward pass.
 
-    Differs from the paper: iterates are clipped to [0, 1]; only the wrong classes with the largest logits on the clean
-    image are candidates; a sample that the last step leaves unbroken comes back clean.
+    Differs from the paper: iterates are clipped to [0, 1]. Only the wrong classes with the largest logits on the clean
+    image are candidates. A sample that is still correctly classified after the last step returns the clean image.
 
     Attributes:
-        steps: at most.
-        targets: wrong classes that are candidates, at most the number of classes less one.
-        eta: overshoot, as a share of the whole perturbation.
+        steps: largest number of steps.
+        targets: number of candidate classes, at most the number of classes minus one.
+        eta: overshoot, as a fraction of the whole perturbation.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
@@ -70,7 +70,7 @@ class DeepFool(MinimalAttack):
         return x_adv
 
     def _nearest(self, oracle: Oracle, x: Tensor, y: Tensor, goals: Tensor, norm: Norm) -> Tensor:
-        """The step to the nearest hyperplane of the candidate classes; zero where no class has a gradient."""
+        """The step to the nearest hyperplane of the candidate classes; zero if no class has a gradient."""
         w, _, f = oracle.gradients(x, lambda z: z.gather(1, goals) - z.gather(1, y[:, None]))
         steepness = ops.size(w.flatten(0, 1), ops.DUAL[norm]).view_as(f)
         flat = steepness == 0

@@ -1,4 +1,4 @@
-"""Expectation over transformation: the attack for models that answer differently at every look."""
+"""Expectation over transformation: for randomised models."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from siegebench.types import Attack, Count, Lesson, WrappingAttack
 
 @dataclass(frozen=True, kw_only=True)
 class EOT(WrappingAttack):
-    """Runs the attack inside on answers averaged over fresh looks at a randomised model.
+    """Runs the inner attack on logits and gradients averaged over several forward passes of a randomised model.
 
     Athalye, Engstrom, Ilyas, Kwok, "Synthesizing robust adversarial examples", ICML 2018, arXiv 1707.07397; against
     defenses: Athalye, Carlini, Wagner, ICML 2018, arXiv 1802.00420.
 
-    Random: what the attack inside and the model draw. Cost: that of the attack inside, times `looks`; nothing else
-    changes on a model that is not randomised.
+    Random: what the inner attack and the model draw. Cost: that of the inner attack, times `looks`. On a model that is
+    not randomised nothing else changes.
 
-    Differs from the paper: logits are averaged as well as gradients, so that every decision inside (is it broken? which
-    class is nearest?) is taken on the mean; the transformation is the defense's own noise.
+    Differs from the paper: logits are averaged as well as gradients, so that every decision of the inner attack (is it
+    misclassified? which class is nearest?) uses the mean. The transformation is the defense's own noise.
 
     Attributes:
-        attack: what runs inside.
-        looks: fresh passes behind each answer.
+        attack: the inner attack.
+        looks: number of forward passes that are averaged.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS

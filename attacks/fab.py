@@ -1,4 +1,4 @@
-"""FAB-T: steps to the linearised boundary towards one class after the other, drawn back towards the clean image."""
+"""FAB-T: steps to the linearised boundary of one class after the other, with a pull towards the clean image."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ TINY = 1e-12
 
 
 def to_hyperplane(t: Tensor, w: Tensor, c: Tensor, norm: str) -> Tensor:
-    """The shortest d with <w, d> = c and t + d in [0, 1], row by row; the nearest corner where the box ends before.
+    """The shortest d with <w, d> = c and t + d in [0, 1], per row; the nearest corner if the box contains no such d.
 
-    Every pixel moves in the direction that helps. In linf and l2 pixel i moves by min(lambda * v_i, room_i), with v = 1
-    or v = |w|, so <w, d> is concave and piecewise linear in lambda, and Newton's steps from the left end exactly at the
-    lambda where it is c. In l1 the pixels with the largest |w| move to their end one after the other.
+    Every pixel moves in the direction that increases <w, d>. In linf and l2 pixel i moves by min(lambda * v_i, room_i),
+    with v = 1 or v = |w|. <w, d> is then concave and piecewise linear in lambda, so Newton's steps from the left end
+    exactly at the lambda where it is c. In l1 the pixels move to the border of the box one after the other, in
+    decreasing order of |w|.
 
     Args:
         t: points [n, d] in [0, 1].
         w: normals [n, d].
-        c: missing values [n].
-        norm: what `shortest` means: linf, l2 or l1.
+        c: values of <w, d> to reach, [n].
+        norm: norm of d that is minimised: linf, l2 or l1.
     """
-    # one scale a row, so that nothing depends on the scale of the logits
+    # rescale each row, so that the result does not depend on the scale of the logits
     scale = w.abs().amax(dim=1, keepdim=True)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     w, c = w / scale, (c / scale.squeeze(1))[:, None]
@@ -45,18 +46,18 @@ def to_hyperplane(t: Tensor, w: Tensor, c: Tensor, norm: str) -> Tensor:
     if norm == "l1":
         order = rate.argsort(dim=1, descending=True)
         reach = (rate * room).gather(1, order).cumsum(dim=1)
-        # what is still missing when a pixel's turn comes, within its room
+        # what is still missing at each pixel, limited to the room of the pixel
         missing = torch.cat([c, c - reach[:, :-1]], dim=1).clamp(min=0)
         move = torch.minimum(missing / rate.gather(1, order).clamp(min=TINY), room.gather(1, order))
         return w.sign() * torch.zeros_like(t).scatter(1, order, move)
 
     v = (rate > 0).to(t.dtype) if norm == "linf" else rate
-    turn = room / v.clamp(min=TINY)  # lambda at which a pixel meets its end
+    turn = room / v.clamp(min=TINY)  # lambda at which a pixel reaches the box
     ended = turn <= 0
     while True:
-        held = (rate * room).masked_fill(~ended, 0).sum(dim=1, keepdim=True)
+        fixed = (rate * room).masked_fill(~ended, 0).sum(dim=1, keepdim=True)
         slope = (rate * v).masked_fill(ended, 0).sum(dim=1, keepdim=True)
-        lam = (c - held).clamp(min=0) / slope.clamp(min=TINY)
+        lam = (c - fixed).clamp(min=0) / slope.clamp(min=TINY)
         more = ended | (turn <= lam)
         if torch.equal(more, ended):
             break
@@ -73,24 +74,24 @@ def gap(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
 class FAB(MinimalAttack):
     """Finds a small perturbation by projecting onto the linearised boundary between the true class and one wrong class.
 
-    Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML 2020,
-    arXiv 1907.02044; the targeted version of AutoAttack (arXiv 2003.01690). Each step projects the present point and
-    the clean image on the same hyperplane within the box, and takes a mean of the two that leans more on the second the
-    nearer it is. A misclassified point is kept when it is the nearest so far, and the next step starts closer to the
-    clean image. The wrong classes are tried in the order of their logits on the clean image.
+    Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML 2020, arXiv
+    1907.02044; the targeted version of AutoAttack (arXiv 2003.01690). Each step projects the current point and the
+    clean image onto the same hyperplane within the box. It takes a weighted mean of the two; the weight of the second
+    grows as its distance shrinks. A misclassified point is kept if it is the nearest so far, and the next step starts
+    closer to the clean image. The wrong classes are tried in the order of their logits on the clean image.
 
-    Nothing is random. Cost of a sample: one forward, then 2 forwards and 1 backward a step and target.
+    Nothing is random. Cost per sample: one forward pass, then 2 forward and 1 backward passes per step and target.
 
     Differs from the paper: no random restarts and no final search along the line to the clean image, as in AutoAttack.
 
     Attributes:
-        steps: for each target.
-        targets: wrong classes tried, at most the number of classes less one.
-        alpha_max: largest weight of the clean image's projection.
-        eta: how far a projection goes; above 1 it crosses the hyperplane.
-        beta: a misclassified point is drawn back to this share of its perturbation.
-        stop_at_eps: a sample leaves as soon as it is broken within the eps of the threat model, and one that never
-            is comes back clean. autoattack sets it; alone, the attack keeps minimising.
+        steps: number of steps per target.
+        targets: number of wrong classes tried, at most the number of classes minus one.
+        alpha_max: largest weight of the projection of the clean image.
+        eta: length of a projection, relative to the hyperplane; above 1 it crosses the hyperplane.
+        beta: after a misclassified point the perturbation is multiplied by this factor.
+        stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
+            of a sample that never is. Set by autoattack. Without it, the attack continues to minimise.
     """
 
     steps: Count = 100
@@ -122,18 +123,18 @@ class FAB(MinimalAttack):
     def _towards(
         self, oracle: Oracle, x0: Tensor, y: Tensor, target: Tensor, threat: ThreatModel
     ) -> tuple[Tensor, Tensor]:
-        """The nearest misclassified points on the way to one class; their distances, infinite where there is none."""
+        """The nearest misclassified points found towards one class, and their distances, infinite if there is none."""
         out = x0.clone()
         nearest = torch.full_like(x0[:, 0, 0, 0], torch.inf)
         live = torch.arange(len(x0), device=x0.device)
         x = x0
         for _ in range(self.steps):
-            # the rival of the goal is the strongest other class, of a wrong class the true one
+            # a target is compared with the strongest other class, a wrong class with the true one
             goal = oracle.goal
             ahead = partial(gap, y=y, target=target) if goal is None else ops.aimed("margin", y, goal)
             w, _, df = oracle.gradient(x, ahead)
             stuck = oracle.stuck(w)
-            if bool(stuck.any()):  # no hyperplane to walk to, now or later
+            if bool(stuck.any()):  # a zero gradient defines no hyperplane, now or later
                 rest = ~stuck
                 live, oracle, w, df = live[rest], oracle[rest], w[rest], df[rest]
                 x, x0, y, target = x[rest], x0[rest], y[rest], target[rest]

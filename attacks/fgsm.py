@@ -1,4 +1,4 @@
-"""The fast gradient sign method: one step as far as the budget goes."""
+"""The fast gradient sign method: one step of length eps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class FGSM(Attack):
 
     Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial examples", ICLR 2015, arXiv 1412.6572.
 
-    Nothing is random. Cost: one forward and one backward a sample.
+    Nothing is random. Cost per sample: one forward and one backward pass.
 
-    Differs from the paper: the L2 form and the margin and DLR losses, which do not saturate when logits are large.
+    Differs from the paper: adds the L2 form and the margin and DLR losses, which do not saturate when logits are large.
 
     Attributes:
-        loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
+        loss: what is maximised: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
     """
 
     aims: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""FMN: steps of normalised length, projected on a ball that shrinks while they succeed and grows while they fail."""
+"""FMN: normalised gradient steps, projected onto a ball that shrinks after successes and grows after failures."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Count, MinimalAttack, Positive, Share
 
-ROUNDING = 1e-5  # of the largest logit: a margin that is smaller may turn over when the image is looked at again
+ROUNDING = 1e-5  # fraction of the largest logit: a smaller margin may change sign in another forward pass
 
 
-def soft_gain(z: Tensor, y: Tensor, goal: Tensor | None, share: float) -> Tensor:
-    """The soft margin of y, or that of the goal with the other sign."""
-    return soft_margin(z, y, share) if goal is None else -soft_margin(z, goal, share)
+def soft_gain(z: Tensor, y: Tensor, goal: Tensor | None, softness: float) -> Tensor:
+    """The soft margin of y; with a goal, the negated soft margin of the goal."""
+    return soft_margin(z, y, softness) if goal is None else -soft_margin(z, goal, softness)
 
 
-def soft_margin(z: Tensor, y: Tensor, share: float) -> Tensor:
-    """T log sum_{j != y} exp(z_j / T) - z_y, [n], with T = share * the standard deviation of a sample's logits."""
+def soft_margin(z: Tensor, y: Tensor, softness: float) -> Tensor:
+    """T log sum_{j != y} exp(z_j / T) - z_y, [n]; T = softness * standard deviation of a sample's logits."""
     own = z.gather(1, y[:, None]).squeeze(1)
     others = z.scatter(1, y[:, None], float("-inf"))
-    t = (share * z.detach().std(dim=1, keepdim=True)).clamp(min=1e-6)
+    t = (softness * z.detach().std(dim=1, keepdim=True)).clamp(min=1e-6)
     return (t * (others / t).logsumexp(dim=1, keepdim=True)).squeeze(1) - own
 
 
@@ -38,30 +38,30 @@ class FMN(MinimalAttack):
 
     Pintor, Roli, Brendel, Biggio, "Fast minimum-norm adversarial attacks through adaptive norm constraints",
     NeurIPS 2021, arXiv 2102.12827. The radius eps of a sample
-      - is ||delta|| + |margin| / ||g||_*, its way to the linearised boundary, while nothing has succeeded,
-      - falls to the smaller of (1 - gamma) eps and the smallest norm found after a misclassified iterate,
-      - and rises to (1 + gamma) eps after any other.
-    alpha and gamma fall with a cosine from their first to their last value, and the temperature T of the margin to 0
-    halfway. The nearest misclassified iterate is returned. Only directions and ratios of the logits matter, not their
-    scale.
+      - is ||delta|| + |margin| / ||g||_*, its distance to the linearised boundary, until an iterate is misclassified,
+      - falls to the smaller of (1 - gamma) eps and the smallest norm found, after a misclassified iterate,
+      - and rises to (1 + gamma) eps after any other iterate.
+    alpha and gamma decrease from their initial to their final value along a cosine; the temperature T of the margin
+    reaches 0 halfway. The nearest misclassified iterate is returned. The result does not depend on the scale of the
+    logits.
 
-    Nothing is random. Cost of a sample: `steps` forwards and backwards.
+    Nothing is random. Cost per sample: `steps` forward and backward passes.
 
-    Differs from the paper: a step is clipped to [0, 1] before it is projected, not after (pixels that cannot move would
-    use up the radius: of 8 black and white images on a linear model not one was broken that way); the margin begins as
-    T log sum_{j != y} exp(z_j / T) - z_y, which feels all near classes at once and not only the nearest (161 images on
-    cifar_resnet20, 100 steps: median L2 distance 0.0511 instead of 0.0520); a margin of the size
-    of the logits' rounding does not count as misclassified, as the way to a flat boundary would end on it; alpha begins
-    at 0.3, not 1 (16 images on cifar_resnet20, 100 steps: geometric mean of the L2 distances 0.036 instead of 0.040);
-    no start from a given adversarial image; a sample without any gradient leaves.
+    Differs from the paper: a step is clipped to [0, 1] before it is projected, not after (pixels that cannot change
+    would use up the radius: on a linear model, none of 8 black and white images was misclassified that way). The margin
+    begins as T log sum_{j != y} exp(z_j / T) - z_y, which takes all near classes into account and not only the nearest
+    (161 images on cifar_resnet20, 100 steps: median L2 distance 0.0511 instead of 0.0520). A margin of the size of the
+    logits' rounding error does not count as misclassified, because the step to a flat boundary would end on it. alpha
+    begins at 0.3, not 1 (16 images on cifar_resnet20, 100 steps: geometric mean of the L2 distances 0.036 instead of
+    0.040). No start from a given adversarial image. A sample with zero gradient is no longer attacked.
 
     Attributes:
-        steps: iterates looked at, the clean image first.
-        alpha: first step size, in L2 whatever the norm is.
-        alpha_end: last step size.
-        gamma: first relative change of eps.
-        gamma_end: last relative change of eps.
-        softness: first temperature, as a share of the standard deviation of a sample's logits; 0 for the margin itself.
+        steps: number of iterates, the clean image included.
+        alpha: initial step size, in L2 for every norm.
+        alpha_end: final step size.
+        gamma: initial relative change of eps.
+        gamma_end: final relative change of eps.
+        softness: initial temperature, as a fraction of the standard deviation of a sample's logits; 0: plain margin.
     """
 
     aims: ClassVar[bool] = True
@@ -85,8 +85,8 @@ class FMN(MinimalAttack):
             alpha = self.alpha_end + (self.alpha - self.alpha_end) * cosine
             gamma = self.gamma_end + (self.gamma - self.gamma_end) * cosine
 
-            share, goal = self.softness * max(0.0, math.cos(math.pi * k / self.steps)), oracle[live].goal
-            g, z, _ = oracle[live].gradient(x_k, partial(soft_gain, y=y[live], goal=goal, share=share))
+            softness, goal = self.softness * max(0.0, math.cos(math.pi * k / self.steps)), oracle[live].goal
+            g, z, _ = oracle[live].gradient(x_k, partial(soft_gain, y=y[live], goal=goal, softness=softness))
             margin = ops.gain(z, y[live], goal)
             slack = ROUNDING * z.abs().amax(dim=1)
             broken, norm = margin > slack, ops.size(x_k - x[live], p)
@@ -94,15 +94,15 @@ class FMN(MinimalAttack):
             x_adv[live] = torch.where(ops.over(closer, x_k), x_k, x_adv[live])
             nearest = torch.where(closer, norm, nearest)
 
-            way = norm + (margin.abs() + 2 * slack) / ops.size(g, ops.DUAL[p]).clamp(min=1e-12)
-            grown = torch.where(nearest.isfinite(), (1 + gamma) * eps, way)
+            linear = norm + (margin.abs() + 2 * slack) / ops.size(g, ops.DUAL[p]).clamp(min=1e-12)
+            grown = torch.where(nearest.isfinite(), (1 + gamma) * eps, linear)
             eps = torch.where(broken, torch.minimum((1 - gamma) * eps, nearest), grown).clamp(max=farthest)
 
             rest = (broken | ~oracle[live].stuck(g)).nonzero().squeeze(1)
             live, eps, nearest, farthest = live[rest], eps[rest], nearest[rest], farthest[rest]
             if k == self.steps - 1 or not len(live):
                 break
-            # the box first: what it cuts off would use up the radius
+            # clip to the box first: changes that the box removes would use up the radius
             moved = (x_k[rest] + alpha * ops.normalise(g[rest], "l2")).clamp(0, 1)
             x_k = ops.project(moved, x[live], p, eps)
         return x_adv

@@ -1,4 +1,4 @@
-"""GeoDA: the normal of a nearly flat boundary from labels of smooth probes, and the boundary along that normal."""
+"""GeoDA: estimates the normal of a nearly flat boundary from labels, then searches the boundary along the normal."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from siegebench.types import Count, MinimalAttack, Positive
 
 from ._decision import Queries, bisect, probes, start
 
-DOUBLINGS = 10  # of the distance along a normal, at most
-RESERVE = 25  # queries of a round that are kept for the way along the normal
+DOUBLINGS = 10  # largest number of doublings of the distance along a normal
+RESERVE = 25  # queries of a round that are kept for the search along the normal
 
 
 @cache
@@ -35,32 +35,33 @@ def cosines(size: int, waves: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class GeoDA(MinimalAttack):
-    """Takes the boundary for flat: estimates its normal from labels and follows the normal from the clean image.
+    """Assumes a locally flat boundary: estimates its normal from labels and follows it from the clean image.
 
-    Rahmati, Moosavi-Dezfooli, Frossard, Dai, "GeoDA: a geometric framework for black-box adversarial attacks",
-    CVPR 2020, arXiv 2003.06468. Each round asks about random smooth images around a point of the boundary; their sum,
-    with the signs of the answers, over all rounds so far, is the normal. The next point is where the boundary meets the
-    ray from the clean image along the normal (along its signs in Linf). Rounds grow by mu^(-2/3).
+    Rahmati, Moosavi-Dezfooli, Frossard, Dai, "GeoDA: a geometric framework for black-box adversarial attacks", CVPR
+    2020, arXiv 2003.06468. Each round queries random smooth images around a point on the boundary. The sum of these
+    images over all rounds so far, each with the sign of its answer, estimates the normal. The next point is where the
+    boundary meets the ray from the clean image along the normal (along its signs in Linf). Rounds grow by mu^(-2/3).
 
-    Random: the noise it starts from and the smooth images, for each sample on its own. A sample spends its whole
-    budget: `queries`, or what the threat model leaves. The clean image is not queried.
+    Random: the initial noise and the smooth images, drawn for each sample. Cost per sample: its whole budget, which is
+    `queries`, or fewer if the threat model allows fewer. The clean image is not queried.
 
-    Differs from the paper: it starts towards the best of some noise images, in larger cells where fine noise has the
-    label of the image. All probes weigh alike (in the authors' code all rounds do, however small). The first round has
-    a fixed size, and the last one takes what would not make another (the authors' code fits the number of rounds to the
-    budget so that the first has 50 to 80 probes). Along a ray it looks first at the distance of the point before, then
-    doubles it (there: steps of a fixed length).
+    Differs from the paper: it starts towards the best of several noise images (made of larger cells if pixel-wise noise
+    gets the label of the image). All probes have equal weight (in the authors' code all rounds have, whatever their
+    size). The first round has a fixed size, and the last round uses up the remaining queries if they do not suffice for
+    another round (the authors' code fits the number of rounds to the budget so that the first has 50 to 80 probes). The
+    search along a ray starts at the distance of the previous point and doubles it (the authors: steps of a fixed
+    length).
 
     Attributes:
-        queries: at most.
-        waves: the smooth images have so many cosines of the lowest frequencies in each direction.
-        sigma: of their coefficients.
-        mu: growth of the rounds.
-        tolerance: of the searches of the boundary, in L2.
-        probes: of the first round.
-        directions: draws of noise that compete for the start.
-        stop_at_eps: a sample leaves as soon as it is broken within the eps of the threat model, and one that never is
-            comes back clean.
+        queries: largest number of queries per sample.
+        waves: number of lowest cosine frequencies per axis in the smooth images.
+        sigma: standard deviation of their coefficients.
+        mu: controls the growth of the rounds.
+        tolerance: of the searches for the boundary, in L2.
+        probes: number of probes in the first round.
+        directions: noise images tried for the starting point; the nearest one is used.
+        stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
+            of a sample that never is.
     """
 
     queries: Count = 5000
@@ -102,7 +103,7 @@ class GeoDA(MinimalAttack):
         return total
 
     def _along(self, ask: Queries, rows: Tensor, point: Tensor, w: Tensor) -> Tensor:
-        """Where the boundary meets the rays from the clean images along w; the old point where it does not."""
+        """The boundary on the rays from the clean images along w; the old point if a ray does not reach it."""
         x, norm = ask.x[rows], ask.threat.norm
 
         def place(at: Tensor, r: Tensor) -> Tensor:

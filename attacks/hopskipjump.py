@@ -1,4 +1,4 @@
-"""HopSkipJump: the normal of the boundary from labels of random probes, a step along it, and back to the boundary."""
+"""HopSkipJump: estimates the normal of the boundary from labels, steps along it, and bisects back to the boundary."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ from ._decision import Queries, probes, start, to_boundary
 
 @dataclass(frozen=True, kw_only=True)
 class HopSkipJump(MinimalAttack):
-    """Walks along the boundary with gradients estimated from labels, towards the nearest misclassified image.
+    """Follows the boundary towards the nearest misclassified image, with gradients estimated from labels.
 
-    Chen, Jordan, Wainwright, "HopSkipJumpAttack: a query-efficient decision-based attack", IEEE S&P 2020,
-    arXiv 1904.02144. At a point of the boundary, the mean of random directions weighted with their answers estimates
-    the normal; the step along it starts at distance / sqrt(t) and is halved until it is misclassified; a binary search
-    leads back to the boundary. Iteration t asks about probes * sqrt(t) directions.
+    Chen, Jordan, Wainwright, "HopSkipJumpAttack: a query-efficient decision-based attack", IEEE S&P 2020, arXiv
+    1904.02144. At a point on the boundary, the mean of random directions weighted by their answers estimates the
+    normal. The step along it starts at distance / sqrt(t) and is halved until the point is misclassified; a binary
+    search returns to the boundary. Iteration t queries probes * sqrt(t) directions.
 
-    Random: the noise it starts from and the directions (normal in L2, uniform in Linf), for each sample on its own. A
-    sample spends its whole budget: `queries`, or what the threat model leaves. The clean image is not queried.
+    Random: the initial noise and the directions (normal in L2, uniform in Linf), drawn for each sample. Cost per
+    sample: its whole budget, which is `queries`, or fewer if the threat model allows fewer. The clean image is not
+    queried.
 
-    Differs from the paper: probes are 1 % of the distance away from the boundary whatever the size of the image, as in
-    ART (there: 1/d of it, too little for the rounding of float32 pixels in Linf). The start is the best of some noise
-    images, in larger cells where fine noise has the label of the image. The last estimate of a budget leaves enough
-    queries for the step after it. The search of the boundary goes no further than the pixels' type resolves. A step
-    that never is misclassified is given up when it is as short as the search is fine.
+    Differs from the paper: the length of a probe is 1 % of the distance, whatever the size of the image, as in ART (the
+    paper uses 1/d of it, which float32 pixels in Linf round away). The start is the best of several noise images (made
+    of larger cells if pixel-wise noise gets the label of the image). The last estimate of a budget leaves enough
+    queries for the step after it. The search for the boundary stops at the resolution of the pixels' dtype. A step that
+    is never misclassified is given up once it is as short as the tolerance of the search.
 
     Attributes:
-        queries: at most.
-        probes: directions of the first estimate.
-        most_probes: directions of an estimate, at most.
-        radius: length of the probes, as a share of the distance. The search of the boundary is as many times finer as
-            the noise in the estimate asks for: radius / sqrt(d) in L2 and radius / d in Linf, for d numbers an image.
-        directions: draws of noise that compete for the start.
-        stop_at_eps: a sample leaves as soon as it is broken within the eps of the threat model, and one that never is
-            comes back clean.
+        queries: largest number of queries per sample.
+        probes: number of directions in the first estimate.
+        most_probes: largest number of directions in an estimate.
+        radius: length of the probes, as a fraction of the distance. The tolerance of the boundary search is radius /
+            sqrt(d) in L2 and radius / d in Linf, for d numbers per image, as the noise of the estimate requires.
+        directions: noise images tried for the starting point; the nearest one is used.
+        stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
+            of a sample that never is.
     """
 
     queries: Count = 5000
@@ -61,8 +62,8 @@ class HopSkipJump(MinimalAttack):
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ask = Queries(oracle, x, y, threat, self.queries, self.stop_at_eps)
         d = x[0].numel()
-        theta = self.radius / (d if threat.norm == "linf" else math.sqrt(d))  # tolerance, as a share of the distance
-        search = math.ceil(-math.log2(theta)) + 2  # queries that a step and the way back take
+        theta = self.radius / (d if threat.norm == "linf" else math.sqrt(d))  # tolerance, as a fraction of the distance
+        search = math.ceil(-math.log2(theta)) + 2  # queries of a step and of the search back to the boundary
         rows, point = start(ask, draws, theta, self.directions)
         t = 0
         while len(rows):
@@ -78,7 +79,7 @@ class HopSkipJump(MinimalAttack):
 
     @staticmethod
     def _gradient(ask: Queries, rows: Tensor, point: Tensor, delta: Tensor, spend: Tensor, draws: Draws) -> Tensor:
-        """Sum over the probes of (phi_b - mean phi) u_b; without the mean where all answers are alike."""
+        """Sum over the probes of (phi_b - mean phi) u_b; without the mean if all answers are equal."""
         weighted, plain, answers = torch.zeros_like(point), torch.zeros_like(point), torch.zeros_like(delta)
         delta = delta.view(-1, 1, 1, 1, 1)
         kind = "normal" if ask.threat.norm == "l2" else "uniform"
@@ -86,7 +87,7 @@ class HopSkipJump(MinimalAttack):
             u = u.to(point)
             u = u / u.flatten(2).norm(dim=2)[:, :, None, None, None]
             probe = (point[:, None] + delta * u).clamp(0, 1)
-            u = (probe - point[:, None]) / delta  # what clipping and rounding have left of it
+            u = (probe - point[:, None]) / delta  # the direction after clipping and rounding
             phi = ask.votes(rows, probe, spend - first)
             answers += phi.sum(dim=1)
             phi = phi[:, :, None, None, None]
@@ -97,7 +98,7 @@ class HopSkipJump(MinimalAttack):
 
     @staticmethod
     def _step(ask: Queries, rows: Tensor, point: Tensor, g: Tensor, step: Tensor, theta: float) -> Tensor:
-        """Along g, half as far until it is misclassified, then back to the boundary; stays where nothing was."""
+        """A step along g, halved until it is misclassified, then bisection; the old point if no step succeeds."""
         new, moved = point.clone(), torch.zeros_like(rows, dtype=torch.bool)
         live, shortest = torch.arange(len(rows), device=rows.device), theta * step
         while len(live):

@@ -1,4 +1,4 @@
-"""LOAP: one square patch an image, its content and its place optimised together."""
+"""LOAP: one square patch per image, its content and its position optimised together."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Offset = Annotated[int, Field(ge=0, strict=True)]
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
 
 
-def largest_square(share: float, height: int, width: int) -> int:
-    """Side of the largest square that covers at most this share of an image and fits into it."""
-    return min(math.isqrt(math.floor(share * height * width + 1e-6)), height, width)
+def largest_square(fraction: float, height: int, width: int) -> int:
+    """Side of the largest square that covers at most this fraction of an image and fits into it."""
+    return min(math.isqrt(math.floor(fraction * height * width + 1e-6)), height, width)
 
 
 def cut(image: Tensor, place: Tensor, side: int) -> Tensor:
-    """The squares [n, C, side, side] of images [n, C, H, W] at their places [n, 2], (row, column) of the corner."""
+    """The squares [n, C, side, side] of images [n, C, H, W] at positions [n, 2], (row, column) of the corner."""
     return image.flatten(2).gather(2, _pixels(image, place, side)).view(*image.shape[:2], side, side)
 
 
 def paste(x: Tensor, patch: Tensor, place: Tensor) -> Tensor:
-    """The images with their squares in place."""
+    """The images with the patches pasted at their positions."""
     return x.flatten(2).scatter(2, _pixels(x, place, patch.shape[-1]), patch.flatten(2)).view_as(x)
 
 
@@ -47,33 +47,36 @@ def _pixels(image: Tensor, place: Tensor, side: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LOAP(Attack):
-    """P <- clip(P + step sign(grad loss)), and after each step the square moves where its new content does more.
+    """P <- clip(P + step sign(grad loss)); after each step the square moves if that raises the loss.
 
     Rao, Stutz, Schiele, "Adversarial training against location-optimized adversarial patches", 2020, arXiv 2005.02313.
-    The largest square that covers eps of the pixels is replaced, any colours, one content and one place an image.
+    The patch is the largest square that covers at most eps of the pixels, in any colours, with one content and one
+    position per image.
 
-    Random: content and place at the start of each attempt, and the direction tried by `random_search`. Cost of a sample
-    that is never broken: steps + 1 forwards and steps backwards an attempt; a search adds 5 forwards a step
-    (`full_search`) or 2 (`random_search`), `greedy` one forward and one backward in all.
+    Random: content and position at the start of each attempt, and the direction tried by `random_search`. Cost per
+    sample that is never misclassified: steps + 1 forward and steps backward passes per attempt. A search adds 5 forward
+    passes per step (`full_search`) or 2 (`random_search`); `greedy` adds one forward and one backward pass in all.
 
-    Differs from the paper: a broken sample leaves at once. The new content is compared with itself at the present place
-    (the authors' code compares with the loss before the step), it moves along with the square (there it is lost), every
-    place up to the last row and column is reached, and the last step is looked at as well. One attempt instead of 30.
-    `greedy` is our own: no search, but a place chosen by the gradient on the clean image, where a square could raise
-    the loss most to first order; each further attempt takes the best place that overlaps the earlier ones least.
+    Differs from the paper: a sample stops once it is misclassified. The loss of the new content at other positions is
+    compared with its loss at the current position (the authors' code compares with the loss before the step). The new
+    content moves along with the square (in their code it is lost). Every position up to the last row and column is
+    reachable, and the last step is evaluated too. One attempt instead of 30. `greedy` is our own: without a search, the
+    gradient on the clean image selects the position where a square could raise the loss most to first order. Each
+    further attempt takes the best position that overlaps the earlier ones least.
 
     Attributes:
-        location: `fixed` at `place`, `random`, `random_search` (one direction a step), `full_search` (all four), or
+        location: `fixed` at `place`, `random`, `random_search` (one direction per step), `full_search` (all four), or
             `greedy`.
-        steps: gradient steps of one attempt.
-        step: their length in each channel.
-        attempts: runs from fresh contents and places, for samples that are not broken yet.
-        stride: pixels that a square moves at a time.
-        place: row and column of the corner for `fixed`; nearer to the origin where the square does not fit.
-        forbidden: row, column, height, width of a box that no square may touch; (11, 11, 10, 10) in the paper.
-        loss: what is climbed, cross-entropy or margin of the logits.
-        early_stop: a broken sample leaves at once. Without it every attempt goes to its end and the misclassified point
-            of highest loss is returned: for randomised models, where one lucky look is no success.
+        steps: gradient steps per attempt.
+        step: step size in each channel.
+        attempts: runs from new contents and positions, for samples that are still correctly classified.
+        stride: pixels that a square moves per step.
+        place: row and column of the corner for `fixed`; moved towards the origin if the square does not fit.
+        forbidden: row, column, height, width of a box that squares must not overlap; (11, 11, 10, 10) in the paper.
+        loss: what is maximised, cross-entropy or margin of the logits.
+        early_stop: stop a sample once it is misclassified. Without it every attempt takes all its steps, and the
+            misclassified point of highest loss is returned: for randomised models, where a single misclassified forward
+            pass is not a success.
     """
 
     aims: ClassVar[bool] = True
@@ -111,7 +114,7 @@ class LOAP(Attack):
     def _climb(
         self, oracle: Oracle, x: Tensor, y: Tensor, patch: Tensor, place: Tensor, free: Tensor, draws: Draws, best: Best
     ) -> None:
-        """One attempt of the samples that are left, from their patches and places."""
+        """One attempt on the samples that are still correctly classified, from given patches and positions."""
         live, side = best.left(), patch.shape[-1]
         searches = self.location in ("random_search", "full_search")
         for t in range(self.steps + 1):
@@ -127,7 +130,7 @@ class LOAP(Attack):
                 break
             slope = cut(g, place, side)
             leaving = broken & self.early_stop
-            if not searches:  # elsewhere there may be a gradient
+            if not searches:  # with a search, another position may have a gradient
                 leaving = leaving | oracle[live].stuck(slope)
             rest = (~leaving).nonzero().squeeze(1)
             if not len(rest):
@@ -140,7 +143,7 @@ class LOAP(Attack):
     def _move(
         self, oracle: Oracle, x: Tensor, y: Tensor, patch: Tensor, place: Tensor, free: Tensor, draws: Draws, t: int
     ) -> Tensor:
-        """The best place for the content as it is now: the present one, or one of those beside it that are free."""
+        """The best position for the current content: the current position or an allowed neighbour."""
         moves = self.stride * torch.tensor(MOVES, device=x.device)
         if self.location == "random_search":
             moves = moves[draws.integers(len(MOVES), (1,), t, "direction")]
@@ -154,10 +157,10 @@ class LOAP(Attack):
         images = paste(x.repeat_interleave(k, 0), patch.repeat_interleave(k, 0), tried.flatten(0, 1))
         view = oracle.repeat(k)
         value = ops.aimed(self.loss, y.repeat_interleave(k), view.goal)(view.logits(images)).view(-1, k)
-        return tried[torch.arange(len(x), device=x.device), value.argmax(dim=1)]  # of equals the first: it stays
+        return tried[torch.arange(len(x), device=x.device), value.argmax(dim=1)]  # on ties the square stays
 
     def _free(self, side: int, x: Tensor) -> Tensor:
-        """Which corners a square may have, bool [H - side + 1, W - side + 1]."""
+        """Allowed corners of a square, bool [H - side + 1, W - side + 1]."""
         rows, columns = (torch.arange(d - side + 1, device=x.device) for d in x.shape[2:])
         if self.forbidden is None:
             return torch.ones(len(rows), len(columns), dtype=torch.bool, device=x.device)
@@ -170,17 +173,17 @@ class LOAP(Attack):
         return free
 
     def _start(self, free: Tensor, draws: Draws) -> Tensor:
-        """The place of the first square of each sample, int64 [n, 2]."""
+        """The initial position of each square, int64 [n, 2]."""
         if self.location != "fixed":
-            places = free.nonzero()
-            return places[draws.integers(len(places), purpose="place")]
+            corners = free.nonzero()
+            return corners[draws.integers(len(corners), purpose="place")]
         place = [min(at, most - 1) for at, most in zip(self.place, free.shape, strict=True)]
         if not bool(free[place[0], place[1]]):
             raise NotApplicable(f"a square at {tuple(place)} touches the forbidden box {self.forbidden}")
         return torch.tensor(place, device=free.device).expand(len(draws), 2)
 
     def _promise(self, oracle: Oracle, x: Tensor, y: Tensor, side: int, free: Tensor) -> Tensor:
-        """How much a square at each place could raise the loss to first order; -inf where it may not lie."""
+        """First-order estimate of how much a square at each position could raise the loss; -inf where not allowed."""
         g, _, _ = oracle.gradient(x, ops.aimed(self.loss, y, oracle.goal))
         rise = torch.maximum(g * (1 - x), -g * x).sum(dim=1, keepdim=True)
         total = F.avg_pool2d(rise, side, stride=1, divisor_override=1).squeeze(1)
@@ -188,7 +191,7 @@ class LOAP(Attack):
 
 
 def _most_promising(promise: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The places of highest promise, int64 [n, 2], and the promise with those that overlap them put last."""
+    """The positions of highest promise, int64 [n, 2], and the promise with overlapping positions put last."""
     width = promise.shape[2]
     at = promise.flatten(1).argmax(dim=1)
     place = torch.stack([at.div(width, rounding_mode="floor"), at % width], dim=1)

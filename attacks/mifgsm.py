@@ -1,4 +1,4 @@
-"""MI-FGSM: gradient signs with a momentum, the base of most transfer attacks."""
+"""MI-FGSM: iterated FGSM with momentum, the base of most transfer attacks."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class MIFGSM(Attack):
     Dong, Liao, Pang, Su, Zhu, Hu, Li, "Boosting adversarial attacks with momentum", CVPR 2018, arXiv 1710.06081. d is
     the sign for Linf and the unit vector for L2.
 
-    Nothing is random. Cost of a sample: steps + 1 forwards and steps backwards; less where it leaves early.
+    Nothing is random. Cost per sample: steps + 1 forward and steps backward passes, or fewer if it stops early.
 
-    Differs from the paper: the last misclassified iterate is returned, which is the last one unless the path leaves the
-    wrong class again; one forward more finds that out. With `early_stop` a sample returns its first misclassified
-    iterate: nearer to the boundary, so of little use on another model. A sample without any gradient from the start
-    leaves. Cross-entropy saturates where logits are large: use the margin there.
+    Differs from the paper: the last misclassified iterate is returned. This is the last iterate unless that one is
+    classified correctly again; checking it costs one extra forward pass. With `early_stop` a sample returns its first
+    misclassified iterate, which is nearer to the boundary and transfers less. A sample with zero gradient at the start
+    is not attacked further. Cross-entropy saturates when logits are large: use the margin there.
 
     Attributes:
-        steps: T.
-        step: their length a, in the unit of eps; eps / steps when left out.
-        mu: share of the accumulated gradient that each step keeps; 0 is the iterated FGSM.
-        loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
-        early_stop: a broken sample leaves at once.
+        steps: number of steps T.
+        step: step size a, in the units of eps; eps / steps when left out.
+        mu: fraction of the accumulated gradient that each step keeps; 0 is the iterated FGSM.
+        loss: what is maximised: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
+        early_stop: stop a sample once it is misclassified.
     """
 
     aims: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""NES: projected gradient ascent with a gradient estimated from scores, by antithetic Gaussian probes."""
+"""NES: projected gradient ascent with gradients estimated from scores by antithetic Gaussian probes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from siegebench.search import Budget, keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive, Share
 
-NUMBERS = 2**24  # pixels of probes that are held at once, at most
+NUMBERS = 2**24  # largest number of pixels of probes in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +25,21 @@ class NES(Attack):
     Ilyas, Engstrom, Athalye, Lin, "Black-box Adversarial Attacks with Limited Queries and Information", ICML 2018,
     arXiv 1804.08598. L is the margin; the step goes along the sign of g (Linf) or along g (L2), and is projected.
 
-    Random: the probes, drawn for each sample on its own. Cost of a step: 2 `pairs` queries for g and one to see where
-    the step led; at most `queries` in all, or what the threat model leaves. What is too little for a whole step goes
-    into one with fewer pairs, and at last into steps along the same g. A broken sample leaves at once, and so does one
-    that has less than three queries to begin with. The clean image is not queried.
+    Random: the probes, drawn for each sample. Cost per step: 2 `pairs` queries for g and one to check the new point; at
+    most `queries` in all, or fewer if the threat model allows fewer. If the remaining queries do not suffice for a
+    whole step, a step with fewer pairs follows, and finally steps along the same g. A sample stops once it is
+    misclassified; a sample with fewer than three queries is not attacked. The clean image is not queried.
 
-    Differs from the paper: the margin instead of cross-entropy, which is flat where a network is sure; the step is a
-    share of eps and stays as it is (the authors halve it on plateaus); the look after each step is counted; probes are
-    clipped to [0, 1], as an image that is sent somewhere has to be.
+    Differs from the paper: the margin instead of cross-entropy, which is flat where the network is confident. The step
+    is a fixed fraction of eps (the authors halve it on plateaus). The query that checks the new point is counted.
+    Probes are clipped to [0, 1], because a real system only accepts valid images.
 
     Attributes:
-        queries: at most.
-        pairs: probes behind one gradient are twice as many. With momentum few are enough; the authors take 25.
+        queries: largest number of queries per sample.
+        pairs: pairs of probes per gradient. With momentum few are enough; the authors use 25.
         sigma: standard deviation of a probe in each pixel.
-        step: length of a step as a share of eps.
-        momentum: share of the gradients before in the one that is followed.
+        step: step size as a fraction of eps.
+        momentum: weight of the previous gradients in the running mean.
     """
 
     queries: Count = 10_000
@@ -55,7 +55,7 @@ class NES(Attack):
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         x_adv = x.clone()
         budget = Budget(oracle, y, self.queries)
-        # state of the samples that still search: their rows, the point, its gradient, and the best point so far
+        # state of the samples still attacked: their rows, the point, its gradient, and the best point so far
         live = budget.rows(least=3)
         x0 = x[live]
         point, g, best, margin = x0, torch.zeros_like(x0), x0, torch.full_like(x0[:, 0, 0, 0], -torch.inf)
@@ -79,9 +79,9 @@ class NES(Attack):
     def _gradient(
         self, budget: Budget, live: Tensor, point: Tensor, y: Tensor, pairs: Tensor, draws: Draws, step: int
     ) -> Tensor:
-        """The estimate at each point [n, ...] from its own number of pairs, int64 [n]; zero where that is zero."""
+        """Estimated gradient at each point [n, ...], from its own number of pairs, int64 [n]; zero for zero pairs."""
         g = torch.zeros_like(point)
-        for count in pairs.unique().tolist():  # one number, but for the last steps of unequal budgets
+        for count in pairs.unique().tolist():  # a single value, except for the last steps of unequal budgets
             rows = (pairs == count).nonzero().squeeze(1)
             width = max(1, NUMBERS // (2 * len(rows) * point[0].numel()))
             for first in range(0, count, width):

@@ -1,4 +1,4 @@
-"""NoBox: auto-encoders of a few images stand in for a classifier that nobody may ask."""
+"""NoBox: attacks auto-encoders trained on a few images, without any access to a classifier."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class _Surrogate:
     """An auto-encoder of some classes.
 
     Attributes:
-        net: trained.
+        net: the trained auto-encoder.
         prototypes: p_kc, [classes, decoders, 3, h, w].
-        images: the attacker's, [classes, per_class, 3, H, W].
-        first: of the classes, which are consecutive.
+        images: the attacker's images, [classes, per_class, 3, H, W].
+        first: first class; the classes are consecutive.
     """
 
     net: AutoEncoder
@@ -40,39 +40,40 @@ class _Surrogate:
 
 @dataclass(frozen=True, kw_only=True)
 class NoBox(Attack):
-    """No query, no network, no training set: a few images, and an auto-encoder g = d_k(e(x)) trained on them.
+    """Without queries, networks or the training set: an auto-encoder g = d_k(e(x)) trained on a few images.
 
     Li, Guo, Chen, "Practical no-box adversarial attacks against DNNs", NeurIPS 2020, arXiv 2012.02525.
         train        min ||d_k(e(x)) - t||^2; t is, for each decoder k, one image p_kc of the class c of x
-                     (`prototypical`), or x itself, of which e sees a turned (`rotation`) or rearranged (`jigsaw`) copy
-        CE stage     x_ce climbs the cross-entropy of the logits -||d_k(e(x')) - p_kc||^2 over the classes c, averaged
-                     over k, within ce_eps; without prototypes p_c is an image of class c, and p_y = x
-        ILA stage    x' climbs <e(x') - e(x), v> within eps, v the unit vector of e(x_ce) - e(x)
-    Distances are means over pixels, steps go along the sign.
+                     (`prototypical`), or x itself, where e gets a rotated (`rotation`) or rearranged (`jigsaw`) copy
+        CE stage     x_ce maximises the cross-entropy of the logits -||d_k(e(x')) - p_kc||^2 over the classes c,
+                     averaged over k, within ce_eps; without prototypes p_c is an image of class c, and p_y = x
+        ILA stage    x' maximises <e(x') - e(x), v> within eps, v the unit vector of e(x_ce) - e(x)
+    Distances are means over pixels. Steps are sign steps.
 
-    Random: which images the attacker owns, prototypes, weights, order and augmentation; for each sample the images of
-    other classes. Nothing is asked of the oracle.
+    Random: which images the attacker owns, prototypes, weights, order and augmentation; for each sample, the images of
+    other classes. The oracle is not queried.
 
-    Differs from the paper: its attacker owns the 20 images that are attacked; here he owns others, from the training
-    split, so that no image's outcome depends on the rest. Its sets hold two classes; here one auto-encoder may serve
-    more (`together`). Its unsupervised methods pair each image with one of the other class, here with a random one of
-    each. Images are cropped at random instead of mirrored, shown in turn instead of drawn (there the unsupervised
-    methods see all of them at each step), and turned or rearranged afresh in each epoch (in the authors' code the
-    changes add up). Prototypes are shrunk by averaging. Width and steps are for small images; `paper` has the authors'
-    numbers for `prototypical` (rotation: 2000 steps, jigsaw: 5000).
+    Differs from the paper: its attacker owns the 20 images that are attacked. Here the attacker owns other images, from
+    the training split, so that the outcome of one image does not depend on the others. Its sets have two classes; here
+    one auto-encoder may serve more (`together`). Its unsupervised methods pair each image with one of the other class;
+    here with a random image of each other class. Images are randomly cropped instead of mirrored, and used in turn
+    instead of sampled (in the authors' code the unsupervised methods use all of them in each step). They are rotated or
+    rearranged anew in each epoch (in the authors' code the changes add up). Prototypes are downsampled by averaging.
+    Width and steps are for small images; `paper` has the authors' numbers for `prototypical` (rotation: 2000 steps,
+    jigsaw: 5000).
 
     Attributes:
-        method: what the auto-encoder learns.
-        per_class: images that the attacker owns of each class; a class with fewer shows them more than once.
-        together: classes that share one auto-encoder.
-        decoders: of the prototypical one; the others have one.
-        width: channels of the first convolution, a quarter of those of the features.
-        epochs: passes over the images; a step takes one image of each class.
-        lr: of Adam.
-        augment: of the images in training.
-        ce_eps, steps: budget and length of the CE stage.
-        ila_steps: length of the ILA stage.
-        step: their size, in pixels of [0, 1].
+        method: training task of the auto-encoder.
+        per_class: images of each class that the attacker owns; a class with fewer images repeats them.
+        together: number of classes per auto-encoder.
+        decoders: number of decoders for `prototypical`; the other methods have one.
+        width: channels of the first convolution; the features have four times as many.
+        epochs: passes over the images; a batch has one image of each class.
+        lr: learning rate of Adam.
+        augment: augmentation of the training images.
+        ce_eps, steps: budget and number of steps of the CE stage.
+        ila_steps: number of steps of the ILA stage.
+        step: step size, for pixels in [0, 1].
     """
 
     needs: ClassVar[Access] = "none"
@@ -93,7 +94,7 @@ class NoBox(Attack):
     step: Positive = 1 / 255
 
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> tuple[_Surrogate, ...]:
-        """The auto-encoders."""
+        """Train the auto-encoders."""
         own = self._owned(data, draws)
         sets = torch.arange(data.num_classes).tensor_split(max(1, data.num_classes // self.together))
         return tuple(self._trained(data, own[c], int(c[0]), draws) for c in sets)
@@ -111,7 +112,7 @@ class NoBox(Attack):
         return x_adv
 
     def _owned(self, data: ImageSet, draws: Draws) -> Tensor:
-        """Places in the data of the images that the attacker owns, int64 [classes, per_class]."""
+        """Indices into the data of the attacker's images, int64 [classes, per_class]."""
         order = draws.order("the attacker's images").cpu()
         own = []
         for c in range(data.num_classes):
@@ -130,7 +131,7 @@ class NoBox(Attack):
         net = fresh(lambda: AutoEncoder(self.width, decoders), derive_seed(draws.seed, "no_box", first)).to(x.device)
         shape = net.eval()(x[:1]).shape[-2:]
 
-        # the first decoders have one image of each class in turn, the rest any mix
+        # decoder k < m uses the k-th image of each class, further decoders a random image of each class
         k = torch.arange(decoders, device=x.device)
         which = torch.where(k < m, k, draws[::m].integers(m, (decoders,), purpose="prototype"))
         p = F.adaptive_avg_pool2d(x[label[:, None] * m + which].flatten(0, 1), shape).unflatten(0, (classes, decoders))
@@ -154,7 +155,7 @@ class NoBox(Attack):
         return self.along(one.net.to(x), x, self.guide(one, x, y, draws), threat)
 
     def guide(self, one: _Surrogate, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        """The CE stage: x_ce, which decoders take for images of other classes; y counts from the surrogate's first."""
+        """The CE stage: x_ce, decoded as images of other classes; y is relative to the first class of the surrogate."""
         net, p = one.net.to(x), self._references(one, x, y, draws)
 
         def confusion(x_ce: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class NoBox(Attack):
         return x_ce
 
     def along(self, net: AutoEncoder, x: Tensor, x_ce: Tensor, threat: ThreatModel) -> Tensor:
-        """The ILA stage: as far as possible from e(x) in the direction of e(x_ce)."""
+        """The ILA stage: move e(x') as far as possible from e(x) in the direction of e(x_ce)."""
         with torch.no_grad():
             v = ops.normalise(net.encode(x_ce) - net.encode(x), "l2")
         x_adv = x
@@ -178,7 +179,7 @@ class NoBox(Attack):
         return x_adv
 
     def _references(self, one: _Surrogate, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        """What decoders of each class should return, [1 or n, classes, decoders, 3, h, w]."""
+        """Target images of the decoders for each class, [1 or n, classes, decoders, 3, h, w]."""
         if self.method == "prototypical":
             return one.prototypes.to(x)[None]
         classes, m = one.images.shape[:2]

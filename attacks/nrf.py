@@ -1,4 +1,4 @@
-"""NRF: a Carlini-Wagner search whose gradient leans on the feature channels that noise destroys first."""
+"""NRF: a Carlini-Wagner search whose gradient emphasises feature channels that tolerate little noise."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from siegebench.types import Count, MinimalAttack, Positive, Share
 
 from .cw import SHRINK
 
-TINY = 1e-10  # keeps the variances of dead channels apart from 0
+TINY = 1e-10  # keeps the variances of dead channels above 0
 
 
 @dataclass
 class _Adam:
-    """Adam's two moments for rows that leave the batch over time."""
+    """Adam's two moments, for a batch that loses rows over time."""
 
     m: Tensor
     v: Tensor
@@ -50,24 +50,24 @@ class NRF(MinimalAttack):
     minimises CE(tail(z + lambda n)) + beta mean_c KL(N(z_c, var z_c) || N(z_c, lambda_c^2)), n ~ N(0, 1) one number a
     channel. A channel is robust where lambda_c^2 exceeds the largest spatial variance of a channel.
 
-    Random: the noise n. Cost of a sample: 1 + noise_steps forwards and noise_steps backwards, then at
-    most `steps` of either.
+    Random: the noise n. Cost per sample: 1 + noise_steps forward and noise_steps backward passes, then at most `steps`
+    of each.
 
-    Differs from the paper: here as in the authors' code, but for the largest variance, the length of u and the early
-    stop, which are a sample's own and not the batch's; the stop judges ||x' - x||^2 + c f, and broken samples only; the
-    tanh is shrunk so that pixels at 0 and 1 can move; the largest logit is masked with -inf, not 0; the learning rate
-    of w is a fiftieth of theirs (preset `published`). A model without convolutions is attacked with the image itself as
-    z, and one whose last maps are single numbers is refused. On cifar_resnet20 at most 8 of 64 channels are robust
-    (6 images), so that u is nearly the whole gradient.
+    Differs from the paper: follows the authors' code, with these exceptions. The largest variance, the length of u and
+    the early stop are per sample, not per batch. The stop uses ||x' - x||^2 + c f, and only for misclassified samples.
+    The tanh is shrunk so that pixels at 0 and 1 can change. The largest logit is masked with -inf, not 0. The learning
+    rate of w is a fiftieth of theirs (preset `published`). For a model without convolutions z is the image itself; a
+    model whose last maps are single numbers is not supported. On cifar_resnet20 at most 8 of 64 channels are robust (6
+    images), so that u is nearly the whole gradient.
 
     Attributes:
-        steps: Adam steps on w.
-        lr: of Adam on w.
+        steps: number of Adam steps on w.
+        lr: learning rate of Adam on w.
         c: weight of f.
-        channels: which of them the gradient leans on.
+        channels: channels that the gradient emphasises.
         towards: false pushes z' away from u (the authors' NRF2 and RF2).
-        noise_steps: Adam steps on l.
-        noise_lr: of Adam on l.
+        noise_steps: number of Adam steps on l.
+        noise_lr: learning rate of Adam on l.
         beta: weight of the KL term.
     """
 
@@ -112,12 +112,12 @@ class NRF(MinimalAttack):
         return self.c * (-ops.margin(z, y)).clamp(min=0)
 
     def _lean(self, g: Tensor, mask: Tensor) -> Tensor:
-        """g at the feature maps, and the unit vector of its chosen channels; where f is 0 both are 0."""
+        """g at the feature maps plus (or minus) the unit vector of its chosen channels; both are 0 where f is 0."""
         u = ops.normalise(g * mask, "l2")
         return g + u if self.towards else g - u
 
     def _robust(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        """Which channels tolerate more noise than any channel varies over its map, bool [n, C, 1, 1]."""
+        """Channels that tolerate more noise than the largest spatial variance of a channel, bool [n, C, 1, 1]."""
         kept: list[Tensor] = []
         oracle.tapped(partial(_read, to=kept)).logits(x)
         z = torch.stack(kept).mean(dim=0)
@@ -133,7 +133,7 @@ class NRF(MinimalAttack):
             noisy.gradient(x, partial(ops.cross_entropy, y=y))
             g_z = (
                 torch.stack(kept).mean(dim=0) if kept else torch.zeros_like(z)
-            )  # none where the defense cuts the graph
+            )  # no gradient if the defense is not differentiable
             q = scale * scale + TINY
             kl = scale * (1 / q - p / (q * q)) / p.shape[1]
             l = l - adam.step(((g_z.sum(dim=(2, 3)) * n) + self.beta * kl) * l.sigmoid(), self.noise_lr)
@@ -141,18 +141,18 @@ class NRF(MinimalAttack):
 
 
 def _read(z: Tensor, to: list[Tensor]) -> Tensor:
-    to.append(z.detach().clone())  # what follows may overwrite it
+    to.append(z.detach().clone())  # later layers may overwrite z in place
     return z
 
 
 def _disturb(z: Tensor, noise: Tensor, to: list[Tensor]) -> Tensor:
-    """The maps with noise; the gradient that comes back to them is kept."""
+    """Add noise to the maps, and append their gradient to `to` in the backward pass."""
     return _edited(z + noise, partial(_read, to=to))
 
 
 def _edited(z: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
-    """The same maps; their gradient passes through `edit` on its way back."""
-    z = z.clone()  # what follows may overwrite it, and a hook stays with the value it was given
+    """Return the maps unchanged; `edit` is applied to their gradient in the backward pass."""
+    z = z.clone()  # later layers may overwrite z in place, and a hook belongs to one tensor
     if z.requires_grad:
         z.register_hook(edit)
     return z

@@ -1,4 +1,4 @@
-"""Projected gradient descent: the common currency of robustness."""
+"""Projected gradient descent, the standard white-box attack."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ class PGD(Attack):
     Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks", ICLR 2018,
     arXiv 1706.06083. d is the sign for Linf and the unit vector for L2.
 
-    Random: the starting point, uniform in the ball, one a sample and restart. Cost of a sample that is never broken:
-    steps + 1 forwards and steps backwards a restart.
+    Random: the starting point, uniform in the ball, drawn for each sample and restart. Cost per sample that is never
+    misclassified: steps + 1 forward and steps backward passes per restart.
 
-    Differs from the paper: a sample keeps its first misclassified iterate and leaves the batch at once; one that is
-    never broken returns its iterate of highest loss over all restarts, not the last one; one whose gradient is exactly
-    zero leaves, as it would stay where it is. Under an oracle that averages looks the mean logits decide. The margin
-    and DLR losses do not saturate when logits are large.
+    Differs from the paper: a sample stops at its first misclassified iterate and returns it. A sample that is never
+    misclassified returns its iterate of highest loss over all restarts, not the last one. A run also stops for a sample
+    whose gradient is exactly zero, because it cannot move. If the oracle averages several forward passes, the mean
+    logits decide. The margin and DLR losses do not saturate when logits are large.
 
     Attributes:
-        steps: gradient steps of one run.
-        step: their length a, in the unit of eps; 2.5 eps / steps when left out.
-        restarts: runs from fresh starting points, for samples that are not broken yet.
-        random_start: from the clean image when false; all restarts are then the same.
-        loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
-        early_stop: a broken sample leaves at once. Without it every run goes to its end and the misclassified point of
-            highest loss is returned: for randomised models, where one lucky look is no success.
+        steps: gradient steps per run.
+        step: step size a, in the units of eps; 2.5 eps / steps when left out.
+        restarts: runs from new starting points, for samples that are still correctly classified.
+        random_start: when false, start from the clean image; all restarts are then identical.
+        loss: what is maximised: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
+        early_stop: stop a sample once it is misclassified. Without it every run takes all its steps, and the
+            misclassified point of highest loss is returned: for randomised models, where a single misclassified forward
+            pass is not a success.
     """
 
     aims: ClassVar[bool] = True
@@ -62,7 +63,7 @@ class PGD(Attack):
         return best.point
 
     def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, x_t: Tensor, best: Best) -> None:
-        """One run of the samples that are left, from the points x_t."""
+        """One run from the points x_t, on the samples that are still correctly classified."""
         a = 2.5 * threat.eps / self.steps if self.step is None else self.step
         live = best.left()
         for t in range(self.steps + 1):

@@ -1,4 +1,4 @@
-"""RayS: signs of ever smaller blocks of pixels are flipped, and kept where the ray meets the boundary earlier."""
+"""RayS: flips the signs of smaller and smaller blocks of pixels, and keeps flips that bring the boundary nearer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ._decision import Queries, bisect
 
 
 def blocks(d: int) -> Iterator[slice]:
-    """Of d numbers: all, the halves, the quarters, ..., each alone, and again each alone."""
+    """Blocks of d numbers: all, the halves, the quarters, ..., then single numbers, repeated without end."""
     size = d
     level = 0
     while True:
@@ -33,23 +33,23 @@ def blocks(d: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, kw_only=True)
 class RayS(MinimalAttack):
-    """Searches the signs of the perturbation block by block, and its size by halving.
+    """Searches the signs of the perturbation block by block, and its size by bisection.
 
     Chen, Gu, "RayS: a ray searching method for hard-label adversarial attack", KDD 2020, arXiv 2006.12792. The signs of
-    a block are flipped, and one query at the radius so far says whether the boundary is nearer on the new ray; if it
-    is, a binary search finds how near. Blocks run over the whole image, its halves, its quarters, down to one number.
+    a block are flipped. One query at the current radius tests whether the boundary is nearer on the new ray; if so, a
+    binary search finds the new radius. Blocks are the whole image, its halves, its quarters, down to single numbers.
 
-    Nothing is random. Cost of a sample: one query a block and about ten for each ray that is nearer, at most `queries`
-    in all, or what the threat model leaves. The clean image is not queried. The mean distance that it finds without
+    Nothing is random. Cost per sample: one query per block and about ten for each ray that is nearer, at most `queries`
+    in all, or fewer if the threat model allows fewer. The clean image is not queried. The mean distance found without
     `stop_at_eps` is the paper's ADBD.
 
-    Differs from the paper: a sample that is broken within eps leaves (the authors' code goes on to the end).
+    Differs from the paper: a sample stops once it is misclassified within eps (the authors' code continues to the end).
 
     Attributes:
-        queries: at most.
+        queries: largest number of queries per sample.
         tolerance: of the binary searches, in L2.
-        stop_at_eps: a sample leaves as soon as it is broken within the eps of the threat model, and one that never is
-            comes back clean. Without it, the attack keeps minimising.
+        stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
+            of a sample that never is. Without it, the attack continues to minimise.
     """
 
     queries: Count = 10_000
@@ -63,7 +63,7 @@ class RayS(MinimalAttack):
         ask = Queries(oracle, x, y, threat, self.queries, self.stop_at_eps)
         rows = ask.rows()
         x0, v = x[rows], torch.ones_like(x[rows])
-        radius = torch.ones_like(x0[:, 0, 0, 0])  # of the ray in Linf; at 1 every pixel is black or white
+        radius = torch.ones_like(x0[:, 0, 0, 0])  # Linf length along the ray; at 1 every pixel is black or white
         d = x[0].numel()
         tolerance = self.tolerance / math.sqrt(d)
         for block in blocks(d):

@@ -1,4 +1,4 @@
-"""Rolling shutter: light that flickers faster than the eye sees becomes stripes in a camera that reads row by row."""
+"""Rolling shutter: a lamp that flickers faster than the eye sees causes stripes in a camera that reads row by row."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from siegebench.types import Attack, Class, Count, Positive, Share
 from ._patterns import climbed, pixels_in
 
 GAMMA = 2.2
-DARK = 1e-6  # keeps the root away from zero, where its slope is infinite
+DARK = 1e-6  # keeps the root away from zero, where its gradient is infinite
 
 
 def exposed(signal: Tensor, phase: Tensor, rows: int, exposure: int) -> Tensor:
-    """Light that each row gets: the mean of `exposure` neighbours of a signal [n, c, L] that began `phase` [n] late.
+    """Light on each row: the mean of `exposure` neighbours of a signal [n, c, L] that is delayed by `phase` [n].
 
     Returns [n, c, rows].
     """
@@ -33,7 +33,7 @@ def exposed(signal: Tensor, phase: Tensor, rows: int, exposure: int) -> Tensor:
 
 
 def render(x: Tensor, signal: Tensor, phase: Tensor, light: float, exposure: int) -> Tensor:
-    """What the camera sees of a scene x: in linear light 1 - light of it always, `light` of it as the signal says."""
+    """Camera image of a scene x: in linear light, 1 - light is constant and `light` is modulated by the signal."""
     gain = (1 - light) + light * exposed(signal, phase, x.shape[2], exposure)[..., None]
     return (x**GAMMA * gain * (1 - DARK) + DARK) ** (1 / GAMMA)
 
@@ -43,25 +43,26 @@ class RollingShutter(Attack):
     """f <- clip(f + step sign(sum over phases of grad loss(render(x, f, phase)))), stripes from a flickering lamp.
 
     Sayles, Hooda, Gupta, Chatterjee, Fernandes, "Invisible perturbations: physical adversarial examples exploiting the
-    rolling shutter effect", CVPR 2021, arXiv 2011.13375. Lamp and camera are not synchronised: the image that comes
-    back is one at a phase that was drawn afresh.
+    rolling shutter effect", CVPR 2021, arXiv 2011.13375. Lamp and camera are not synchronised: the returned image is
+    rendered at a newly drawn phase.
 
-    Random: the signal at the start, the phases of each step and the last one, for each image. Cost of a sample: steps x
-    phases forwards and backwards; none leaves early, as one phase that breaks it says nothing about the next.
+    Random: the initial signal, the phases of each step and the final phase, drawn for each image. Cost per sample:
+    steps x phases forward and backward passes. There is no early stop, because one misclassified phase says nothing
+    about the next.
 
-    Differs from the paper: made for one image, untargeted by default, instead of for pairs of photographs with and
-    without the lamp, with rotations and crops; x is the scene under full light. The signal ends with the last step.
-    All rows change, which takes eps = 1. With less the lamp lights a band of whole rows at a height drawn for each
-    image, and the other rows stay as they are.
+    Differs from the paper: optimised for one image, untargeted by default, instead of for pairs of photographs with and
+    without the lamp, with rotations and crops. x is the scene under full light. The last signal is used. All rows
+    change, which needs eps = 1. With a smaller eps the lamp lights a band of whole rows at a height drawn for each
+    image, and the other rows do not change.
 
     Attributes:
-        light: share of the light that is the attacker's, in linear light (a of the specification).
-        exposure: rows that pass while one row is exposed; 4 of 252 in the authors' code. More blur the stripes.
-        colour: one signal for each channel, else one for all.
-        steps: gradient steps.
-        step: their length.
-        phases: of the signal at each step.
-        target: the class that is wanted where the threat names none; any wrong one when left out.
+        light: fraction of the light that comes from the attacker's lamp, in linear light.
+        exposure: exposure time of a row, in rows; 4 of 252 in the authors' code. More rows blur the stripes.
+        colour: one signal per channel; otherwise one for all channels.
+        steps: number of gradient steps.
+        step: step size.
+        phases: number of phases in each step.
+        target: target class if the threat has none; untargeted when left out.
         loss: cross-entropy or margin of the logits.
     """
 
@@ -79,7 +80,7 @@ class RollingShutter(Attack):
     loss: Literal["ce", "margin"] = "ce"
 
     def can_aim(self) -> bool:
-        return self.target is None  # with a class of its own it aims there, whatever the threat says
+        return self.target is None  # an attack with its own target ignores that of the threat
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         n, channels, rows, columns = x.shape

@@ -1,4 +1,4 @@
-"""Sign-OPT: the distance of the boundary as a function of the direction, descended by the signs of its changes."""
+"""Sign-OPT: minimises the distance of the boundary over directions, using only the signs of its changes."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from siegebench.types import Count, MinimalAttack, Positive
 from ._decision import Queries, bisect, probes, start
 
 FINE = 500  # searches end at beta / FINE
-DOUBLINGS = 15  # of a step, at most
-RESERVE = 15  # queries that an estimate of the slope leaves for the steps after it
-SHORTEST = 1e-4  # step; below it beta is divided by 10
+DOUBLINGS = 15  # largest number of doublings of a step
+RESERVE = 15  # queries that a gradient estimate leaves for the steps after it
+SHORTEST = 1e-4  # smallest step; below it beta is divided by 10
 LEAST_BETA = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignOPT(MinimalAttack):
-    """Descends g(theta), the distance of the boundary in direction theta, with one query for each sign of a change.
+    """Minimises g(theta), the distance of the boundary in direction theta, with one query per sign of a change.
 
-    Cheng, Singh, Chen, Chen, Liu, Hsieh, "Sign-OPT: a query-efficient hard-label adversarial attack", ICLR 2020,
-    arXiv 1909.10773. A probe theta + beta u is misclassified at distance g(theta) where g falls along u; the mean of
-    the u with these signs is the slope. The step along it is doubled while it helps, or divided by 4 until it does.
+    Cheng, Singh, Chen, Chen, Liu, Hsieh, "Sign-OPT: a query-efficient hard-label adversarial attack", ICLR 2020, arXiv
+    1909.10773. A probe theta + beta u is misclassified at distance g(theta) if g decreases along u. The mean of the u
+    with these signs estimates the gradient. The step along it is doubled while that helps, or divided by 4 until it
+    does.
 
-    Random: the noise it starts from and the probes, for each sample on its own. A sample spends its whole budget:
-    `queries`, or what the threat model leaves. The clean image is not queried.
+    Random: the initial noise and the probes, drawn for each sample. Cost per sample: its whole budget, which is
+    `queries`, or fewer if the threat model allows fewer. The clean image is not queried.
 
-    Differs from the paper: it starts towards the best of 50 images of uniform noise (there: 100 directions), in larger
-    cells where fine noise has the label of the image. A step is looked at first at the best distance so far, one query,
-    and its distance is searched only where it is nearer (the authors' code follows every step to its boundary). beta is
-    not divided below 1e-5, where float32 pixels would not show it.
+    Differs from the paper: it starts towards the best of 50 images of uniform noise (the authors: 100 directions), made
+    of larger cells if pixel-wise noise gets the label of the image. A step is first tested with one query at the best
+    distance so far, and its distance is searched only if it is nearer (the authors' code searches the boundary for
+    every step). beta is not divided below 1e-5, because float32 pixels could not represent the change.
 
     Attributes:
-        queries: at most.
-        probes: signs for one slope (K).
-        alpha: first step, a multiple of the slope.
-        beta: length of the probes, of directions of length 1.
-        directions: draws of noise that compete for the start.
-        stop_at_eps: a sample leaves as soon as it is broken within the eps of the threat model, and one that never is
-            comes back clean.
+        queries: largest number of queries per sample.
+        probes: number of probes per gradient estimate (K).
+        alpha: initial step, a multiple of the estimated gradient.
+        beta: length of the probes, relative to directions of length 1.
+        directions: noise images tried for the starting point; the nearest one is used.
+        stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
+            of a sample that never is.
     """
 
     queries: Count = 5000
@@ -78,7 +79,7 @@ class SignOPT(MinimalAttack):
         return ask.result()
 
     def _slope(self, ask: Queries, rows: Tensor, theta: Tensor, g: Tensor, beta: Tensor, draws: Draws) -> Tensor:
-        """Mean of the probes u, with the signs of the changes of g along them."""
+        """Estimated gradient of g: the mean of the probes u, each with the sign of the change of g along it."""
         x = ask.x[rows][:, None]
         spend = (ask.left[rows] - RESERVE).clamp(min=1, max=self.probes)
         total = torch.zeros_like(theta)
@@ -95,11 +96,11 @@ class SignOPT(MinimalAttack):
     def _descend(
         ask: Queries, rows: Tensor, theta: Tensor, g: Tensor, slope: Tensor, step: Tensor, tolerance: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(best direction on the line, its distance, the step that led there, 0 where none helped)."""
+        """(best direction along the line, its distance, its step size; 0 if no step helped)."""
         x, best, near, took = ask.x[rows], theta.clone(), g.clone(), torch.zeros_like(step)
 
-        def look(live: Tensor, step: Tensor) -> Tensor:
-            """Whether the boundary is nearer after this step; if so, how near."""
+        def nearer(live: Tensor, step: Tensor) -> Tensor:
+            """Whether the boundary is nearer after this step; if so, also search its distance."""
             ray = ops.normalise(theta[live] - ops.over(step, x) * slope[live], "l2")
 
             def place(i: Tensor, r: Tensor) -> Tensor:
@@ -116,9 +117,9 @@ class SignOPT(MinimalAttack):
         for _ in range(DOUBLINGS):
             if not len(live):
                 break
-            live, length = keep(look(live, length) & ask.open(rows[live]), live, 2 * length)
+            live, length = keep(nearer(live, length) & ask.open(rows[live]), live, 2 * length)
         live, length = keep((took == 0) & ask.open(rows), torch.arange(len(rows), device=rows.device), step / 4)
         while len(live):
-            helped = look(live, length)
+            helped = nearer(live, length)
             live, length = keep(~helped & ask.open(rows[live]) & (length / 4 >= SHORTEST), live, length / 4)
         return best, near, took

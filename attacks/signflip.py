@@ -1,4 +1,4 @@
-"""Sign flip: the perturbation shrinks a little and flips some of its signs, as long as the label stays wrong."""
+"""Sign flip: shrinks an Linf perturbation and flips some of its signs, while the image stays misclassified."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from siegebench.types import Count, MinimalAttack, Positive, Share
 
 from ._decision import Queries, start
 
-SEARCHES = 10  # halvings of the way to the noise
+SEARCHES = 10  # bisection steps on the path to the noise
 EVERY = 10  # iterations after which alpha and p adapt
-RANGE = (0.99, 0.9999)  # of the chance to keep a sign
-P_SIGN, P_ALL = 1e-4, 1e-3  # changes of that chance
+RANGE = (0.99, 0.9999)  # of the probability to keep a sign
+P_SIGN, P_ALL = 1e-4, 1e-3  # changes of that probability
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignFlip(MinimalAttack):
-    """Shrinks the perturbation by a little and flips some of its signs, in turns, while the label stays wrong.
+    """Alternately shrinks the perturbation and flips some of its signs, while the image stays misclassified.
 
-    Chen, Zhang, Hu, Wu, "Boosting decision-based black-box adversarial attacks with random sign flip", ECCV
-    2020. Projection: a random image of +-alpha is added, and the sum is clipped to a ball smaller by alpha. Flip: each
-    sign is kept with a chance p of its own. Both stay where the image is misclassified; alpha and p follow the shares
-    of successes, and each p what was flipped with success.
+    Chen, Zhang, Hu, Wu, "Boosting decision-based black-box adversarial attacks with random sign flip", ECCV 2020.
+    Projection: a random image of +-alpha is added, and the sum is clipped to a ball that is smaller by alpha. Flip:
+    each sign is kept with its own probability p. Both changes are kept if the image is misclassified. alpha and p are
+    adapted to the success rates, and each p also to its own successful flips.
 
-    Random: the noise it starts from, the +-alpha images and the flips, for each sample on its own. Cost of a sample:
-    what the start takes and two queries an iteration, at most `queries` in all, or what the threat model leaves. The
+    Random: the initial noise, the +-alpha images and the flips, drawn for each sample. Cost per sample: the queries of
+    the start and two queries per iteration, at most `queries` in all, or fewer if the threat model allows fewer. The
     clean image is not queried.
 
-    Differs from the paper: draws of noise for the start cost queries (not in the authors' code), and come in larger
-    cells where fine noise has the label of the image.
+    Differs from the paper: noise images for the start cost queries (not in the authors' code), and are made of larger
+    cells if pixel-wise noise gets the label of the image.
 
     Attributes:
-        queries: at most.
-        alpha: first step.
-        p: chance to keep a sign, at first.
-        resize: random images are drawn so many times smaller and interpolated.
-        stop_at_eps: a sample leaves as soon as it is broken within the eps of the threat model, and one that never is
-            comes back clean. Without it, the attack keeps minimising.
+        queries: largest number of queries per sample.
+        alpha: initial step.
+        p: initial probability to keep a sign.
+        resize: random images are drawn smaller by this factor and interpolated.
+        stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
+            of a sample that never is. Without it, the attack continues to minimise.
     """
 
     queries: Count = 10_000
@@ -98,7 +98,7 @@ class SignFlip(MinimalAttack):
 
     @staticmethod
     def _spread(u: Tensor, like: Tensor) -> Tensor:
-        """To the size of the image."""
+        """Interpolate to the size of the image."""
         u = u.to(like)
         if u.shape[2:] == like.shape[2:]:
             return u

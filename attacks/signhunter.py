@@ -19,7 +19,7 @@ from siegebench.types import Attack, Count
 
 
 def chunks(n: int) -> Iterator[slice]:
-    """The parts of n coordinates that are flipped: all, halves, quarters, ..., single ones, and all over again."""
+    """Chunks of n coordinates to flip: all, halves, quarters, ..., single ones; then again from the beginning."""
     while True:
         for level in range(math.ceil(math.log2(n)) + 1):
             length = math.ceil(n / 2**level)
@@ -28,21 +28,21 @@ def chunks(n: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, kw_only=True)
 class SignHunter(Attack):
-    """Every pixel moves up or down by the whole budget; ever smaller chunks of signs flip, and stay when it helped.
+    """Every pixel changes by the whole budget; signs are flipped in smaller and smaller chunks, and kept if that helps.
 
     Al-Dujaili, O'Reilly, "Sign Bits Are All You Need for Black-Box Attacks", ICLR 2020, arXiv 1902.06894. Linf: x + eps
-    s, L2: x + eps s / |s|, with s in {-1, +1}^n, all +1 to begin with. Chunks are consecutive in the order channel,
-    row, column. A flip stays unless the margin fell.
+    s, L2: x + eps s / |s|, with s in {-1, +1}^n, initially all +1. Chunks are consecutive in the order channel, row,
+    column. A flip is kept unless the margin decreased.
 
-    Nothing is random. Cost of a sample: one query for its first image and one for each flip, at most `queries` in all,
-    or what the threat model leaves; a broken sample leaves at once. The clean image is not queried.
+    Nothing is random. Cost per sample: one query for the first image and one per flip, at most `queries` in all, or
+    fewer if the threat model allows fewer. A sample stops once it is misclassified. The clean image is not queried.
 
-    Differs from the paper: when single signs have been tried, chunks begin anew around the same clean image (the
-    authors' code goes on around the point it found, so that its images leave the ball); images are clipped to [0, 1]
-    before they are asked about, not after.
+    Differs from the paper: after single signs, chunks start again around the same clean image (the authors' code
+    continues around the point found, so that its images leave the ball). Images are clipped to [0, 1] before they are
+    queried, not after.
 
     Attributes:
-        queries: at most, first image included.
+        queries: largest number of queries per sample, first image included.
     """
 
     queries: Count = 10_000
@@ -56,7 +56,7 @@ class SignHunter(Attack):
         budget = Budget(oracle, y, self.queries)
         n = math.prod(x.shape[1:])
         reach = threat.eps if threat.norm == "linf" else threat.eps / math.sqrt(n)
-        # state of the samples that still search: their rows, pixels for s = +1 and -1, signs, image, its margin
+        # state of the samples still attacked: their rows, pixels for s = +1 and -1, signs, image, its margin
         live = budget.rows()
         up, down = (ops.flat(x[live] + move).clamp(0, 1) for move in (reach, -reach))
         s, image, margin = torch.ones_like(up, dtype=torch.bool), up.clone(), torch.full_like(up[:, 0], -torch.inf)

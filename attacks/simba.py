@@ -1,4 +1,4 @@
-"""SimBA: one direction of an orthonormal basis after another, to one side or the other, when it helps."""
+"""SimBA: steps along the directions of an orthonormal basis, in either sign, kept if the loss rises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from siegebench.types import Attack, Count, Positive
 
 
 def cosines(n: int) -> Tensor:
-    """The orthonormal DCT-II basis, one vector a row, from low to high frequency: float64 [n, n]."""
+    """The orthonormal DCT-II basis, one vector per row, from low to high frequency: float64 [n, n]."""
     k = torch.arange(n, dtype=torch.float64)
     basis = torch.cos(math.pi / n * k[:, None] * (k[None] + 0.5)) * math.sqrt(2 / n)
     basis[0] /= math.sqrt(2)
@@ -27,27 +27,27 @@ def cosines(n: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SimBA(Attack):
-    """For q of an orthonormal basis in random order: x - step q, or else x + step q, if the loss rises by it.
+    """For q of an orthonormal basis in random order: x - step q, or else x + step q, if the loss rises.
 
     Guo, Gardner, You, Wilson, Weinberger, "Simple Black-box Adversarial Attacks", ICML 2019, arXiv 1905.07121. The
-    basis is that of single pixels in random order, or that of cosines over each channel (SimBA-DCT), low frequencies
-    first. While nothing is cut off, k steps that helped are sqrt(k) step long in L2.
+    basis consists of single pixels in random order, or of cosines over each channel (SimBA-DCT), low frequencies first.
+    Without clipping, k successful steps have L2 length sqrt(k) step.
 
-    Random: the order of the basis, drawn for each sample on its own. Cost of a sample: one query for the clean image
-    and one or two for each direction, at most `queries` in all, or what the threat model leaves; a broken sample leaves
-    at once, and so does one that has less than two queries.
+    Random: the order of the basis, drawn for each sample. Cost per sample: one query for the clean image and one or two
+    per direction, at most `queries` in all, or fewer if the threat model allows fewer. A sample stops once it is
+    misclassified; a sample with fewer than two queries is not attacked.
 
-    Differs from the paper: the margin instead of the probability of the true class, which does not move where a network
-    is sure; every image is projected onto the eps-ball and the box (the authors bound L2 by the number of steps); a
-    sample that has tried the whole basis begins again in a new order.
+    Differs from the paper: the margin instead of the probability of the true class, which hardly changes where the
+    network is confident. Every image is projected onto the eps-ball and the box (the authors bound L2 by the number of
+    steps). After the whole basis, a sample starts again in a new order.
 
     Attributes:
-        queries: at most.
+        queries: largest number of queries per sample.
         basis: `pixel` or `dct`.
-        step: length of a step in L2; left out, 0.2 (L2) or eps sqrt(H W) (Linf), which fills the ball in one channel.
-        low: of the cosines, the share of each axis in which all frequencies come first in random order; beyond it they
-            come in frames a quarter as wide (the authors: 28 and then 7 of 224).
-        loss: what has to rise. `ce` rises where the paper's probability of the true class falls.
+        step: L2 step size; default 0.2 (L2) or eps sqrt(H W) (Linf), which fills the ball in one channel.
+        low: for cosines, the fraction of each axis whose frequencies come first, in random order; higher frequencies
+            follow in frames a quarter as wide (the authors: 28 and then 7 of 224).
+        loss: loss that has to rise. `ce` rises when the paper's probability of the true class falls.
     """
 
     queries: Count = 10_000
@@ -70,8 +70,8 @@ class SimBA(Attack):
         live = budget.rows(least=2)
         if not len(live):
             return x_adv
-        # state of the samples that still search: their rows, the image, its loss, the order of the basis, the
-        # direction that is tried (counted over all rounds through the basis) and to which side
+        # state of the samples still attacked: their rows, the image, its loss, the order of the basis, the
+        # direction that is tried (counted over all rounds through the basis) and its sign
         x0, image, value = x[live], x[live], self._gain(oracle[live], budget.logits(live, x[live]), y[live])
         order = self._order(draws[live], torch.zeros_like(live), (channels, height, width))
         tried, side = torch.zeros_like(live), torch.full_like(value, -1)
@@ -102,14 +102,14 @@ class SimBA(Attack):
         return ops.aimed(self.loss, y, oracle.goal)(z)
 
     def _order(self, draws: Draws, step: Tensor, shape: tuple[int, int, int]) -> Tensor:
-        """In which order the directions come, int64 [n, channels height width]."""
+        """Order of the directions, int64 [n, channels height width]."""
         channels, height, width = shape
         key = draws.uniform((math.prod(shape),), step, "order").double()
         if self.basis == "dct":
-            share = torch.maximum(
+            frequency = torch.maximum(
                 torch.arange(height, device=key.device)[:, None] / height,
                 torch.arange(width, device=key.device)[None] / width,
             )
-            frame = ((share - self.low) / (self.low / 4)).floor().clamp(min=-1)
+            frame = ((frequency - self.low) / (self.low / 4)).floor().clamp(min=-1)
             key = key + frame.flatten().repeat(channels)
         return key.argsort(dim=1, stable=True)

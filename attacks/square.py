@@ -1,4 +1,4 @@
-"""Square: random search over squares that every pixel spends its whole budget in."""
+"""Square attack: random search with square-shaped updates that use the whole budget."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from siegebench.search import Budget, keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Share
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the share of pixels, after these steps of 10 000
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the fraction of pixels, after these steps of 10 000
 TINY = 1e-12
 
 
 def window(top: Tensor, left: Tensor, side: int, height: int, width: int) -> Tensor:
-    """One square a sample as a mask, bool [n, 1, height, width]."""
+    """Mask of one square per sample, bool [n, 1, height, width]."""
     row = torch.arange(height, device=top.device) - top[:, None]
     column = torch.arange(width, device=top.device) - left[:, None]
     inside = ((row >= 0) & (row < side))[:, :, None] & ((column >= 0) & (column < side))[:, None, :]
@@ -46,28 +46,30 @@ def bump(side: int) -> Tensor:
 
 
 def length(delta: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """L2 norm over some dimensions, which stay."""
+    """L2 norm over some dimensions, which are kept with size 1."""
     return delta.square().sum(dim=dim, keepdim=True).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Attack):
-    """Random search on the margin: a square changes at a random place, and stays when it helped.
+    """Random search on the margin: a random square is changed, and the change is kept if it helps.
 
     Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a query-efficient black-box adversarial attack via random
-    search", ECCV 2020, arXiv 1912.00049. Linf: vertical stripes to begin with, then squares of one colour at +-eps. L2:
-    a grid of bumps to begin with, then one window receives a bump and the budget of another.
+    search", ECCV 2020, arXiv 1912.00049. Linf: initially vertical stripes, then squares of one colour at +-eps. L2:
+    initially a grid of bumps, then one window receives a bump and the budget of another window.
 
-    Random: stripes, places, colours and the orientation of bumps, drawn for each sample on its own (the authors' code
-    draws one place for the whole batch). Cost of a sample: one query for its first image and one for each step, at most
-    `queries` in all, or what the threat model leaves; a broken sample leaves at once. The clean image is not queried.
+    Random: stripes, positions, colours and the orientation of bumps, drawn for each sample (the authors' code draws one
+    position for the whole batch). Cost per sample: one query for the first image and one per step, at most `queries` in
+    all, or fewer if the threat model allows fewer. A sample stops once it is misclassified. The clean image is not
+    queried.
 
-    Differs from the paper: places run over the whole image (the authors' code never reaches the last row and column).
+    Differs from the paper: squares can be anywhere in the image (the authors' code never reaches the last row and
+    column).
 
     Attributes:
-        queries: at most, first image included.
-        p: share of the pixels in the first squares; it is halved on a fixed schedule.
-        rescale: the schedule, made for 10 000 queries, is stretched to `queries`.
+        queries: largest number of queries per sample, first image included.
+        p: initial fraction of the pixels in a square; it is halved on a fixed schedule.
+        rescale: rescale the schedule from 10 000 queries to `queries`.
     """
 
     queries: Count = 5000
@@ -81,7 +83,7 @@ class Square(Attack):
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         x_adv = x.clone()
         budget = Budget(oracle, y, self.queries)
-        # state of the samples that still search: their rows, the best point and its margin
+        # state of the samples still attacked: their rows, the best point and its margin
         live = budget.rows()
         x0, best, margin = x[live], x[live], torch.full_like(x[live, 0, 0, 0], -torch.inf)
         propose = self._linf if threat.norm == "linf" else self._l2
@@ -105,7 +107,7 @@ class Square(Attack):
         return x_adv
 
     def share(self, step: int) -> float:
-        """Share of the pixels in the square of this step (from 0)."""
+        """Fraction of the pixels in the square of this step (from 0)."""
         if self.rescale:
             step = int(step / self.queries * 10_000)
         return self.p / 2 ** sum(step > at for at in HALVINGS)
@@ -151,7 +153,7 @@ class Square(Attack):
         there = window(top[:, 1], left[:, 1], side, height, width)
         delta = best - x0
 
-        # the bump, laid over the first window
+        # the bump, placed on the first window
         row = (torch.arange(height, device=x0.device) - top[:, :1]).clamp(0, side - 1)[:, :, None]
         column = (torch.arange(width, device=x0.device) - left[:, :1]).clamp(0, side - 1)[:, None, :]
         turned = (u[:, 4] < 0.5)[:, None, None]
@@ -160,7 +162,7 @@ class Square(Attack):
 
         old = delta * here
         new = (sign * laid + old / length(old, (2, 3)).clamp(min=TINY)) * here
-        # each channel gets what both windows held, and its part of what the box has cut off
+        # each channel gets the norm of both windows, plus its part of the budget lost by clipping
         unused = (eps**2 - delta.square().sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0) / channels
         budget = ((delta * (here | there)).square().sum(dim=(2, 3), keepdim=True) + unused).sqrt()
         new = new / length(new, (2, 3)).clamp(min=TINY) * budget

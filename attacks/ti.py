@@ -1,4 +1,4 @@
-"""Translation invariance: every gradient is blurred."""
+"""Translation invariance: blurs every gradient."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from siegebench.types import Attack, Count, Lesson, WrappingAttack
 
 @cache
 def gaussian(side: int) -> Tensor:
-    """Normal density at `side` points from -3 to 3 in each direction, of sum 1: float64 [side, side]."""
+    """Normal density at `side` points from -3 to 3 per axis, normalised to sum 1: float64 [side, side]."""
     row = torch.exp(-torch.linspace(-3, 3, side, dtype=torch.float64).square() / 2)
     kernel = row[:, None] * row
     return kernel / kernel.sum()
@@ -27,19 +27,19 @@ def gaussian(side: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TI(WrappingAttack):
-    """Runs the attack inside on gradients convolved with a Gaussian: about the mean over shifted images.
+    """Runs the inner attack on gradients convolved with a Gaussian, which approximates the mean over shifted images.
 
     Dong, Pang, Su, Zhu, "Evading defenses to transferable adversarial examples by translation-invariant attacks", CVPR
-    2019, arXiv 1904.02884. Made for transfer, as `di` is; both may be nested, in either order.
+    2019, arXiv 1904.02884. Made for transfer, like `di`; both can be nested, in either order.
 
-    Random: what the attack inside draws. Cost: that of the attack inside.
+    Random: what the inner attack draws. Cost: that of the inner attack.
 
-    Differs from the paper: 7x7 by default, where the paper blurs 299-pixel images with 15x15; nothing but the blur (the
+    Differs from the paper: 7x7 by default, where the paper blurs 299-pixel images with 15x15. Only the blur (the
     torchattacks version also diversifies inputs).
 
     Attributes:
-        attack: what runs inside; one that uses gradients.
-        side: of the kernel in pixels, odd; 1 changes nothing.
+        attack: the inner attack; it must use gradients.
+        side: side of the kernel in pixels, odd; 1 changes nothing.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS

@@ -22,7 +22,7 @@ KNOWN = {
     **{name: Known("gradient", ("l2",)) for name in ("PGDL2", "PGDRSL2", "CW", "DeepFool")},
     **{name: Known("gradient", ("l1",)) for name in ("EADL1", "EADEN", "SparseFool", "JSMA")},
     **{name: Known("score", ("l1",)) for name in ("OnePixel", "Pixle")},
-    "FAB": Known("gradient", ("linf", "l2")),  # its L1 form raises in version 3.5.1
+    "FAB": Known("gradient", ("linf", "l2")),  # its L1 version raises an error in version 3.5.1
     "Square": Known("score", ("linf", "l2")),
     "SPSA": Known("score", ("linf",)),
     "GN": Known("label", BALLS),
@@ -36,22 +36,22 @@ class Torchattacks(Foreign):
     """`torchattacks/PGD` and the like: Kim, "Torchattacks: a PyTorch repository for adversarial attacks", 2020,
     arXiv 2010.01950.
 
-    Keys of the spec that are not listed below are passed on (`{name: torchattacks/PGD, steps: 40, alpha: 2/255}`). All
-    other parameters keep the defaults of the installed version and are written into the cell's key. eps, norm, number
-    of classes and seed come from the threat model, the victim and the cell. Attacks without eps look for the smallest
-    perturbation; those that count changed pixels (OnePixel, Pixle, JSMA, SparseFool) run under l1.
+    Keys of the spec that are not listed below are passed to the class (`{name: torchattacks/PGD, steps: 40, alpha:
+    2/255}`). All other parameters keep the defaults of the installed version and are written into the cell's key. eps,
+    norm, number of classes and seed come from the threat model, the victim and the cell. Attacks without eps search for
+    the smallest perturbation. Attacks that count changed pixels (OnePixel, Pixle, JSMA, SparseFool) run under l1.
 
-    Random: the global generators, seeded for each sample and put back. Cost: that of the attack, and one look at the
-    returned point where an earlier point could replace it.
+    Random: the global generators, seeded for each sample and restored afterwards. Cost: that of the attack, plus one
+    forward pass on the returned point if an earlier point could replace it.
 
-    Differs from the library: run sample by sample, so that neither the result nor the count depends on the batch; where
-    the returned point is not misclassified, the nearest misclassified one seen within the budget is returned; an
-    overshoot of the budget below 1e-5 is projected back, a larger one is an error.
+    Differs from the library: run sample by sample, so that neither the result nor the query count depends on the batch.
+    If the returned point is not misclassified, the nearest misclassified point that was queried within the budget is
+    returned. An overshoot of the budget below 1e-5 is projected back; a larger one is an error.
 
     Attributes:
-        target: the class.
-        options: its parameters.
-        batched: the whole batch in one call: faster, but samples may influence one another (CW stops them together).
+        target: name of the class.
+        options: parameters of the class.
+        batched: attack the whole batch in one call: faster, but samples may affect each other (CW stops them together).
     """
 
     norms: ClassVar[tuple[Norm, ...]] = BALLS
@@ -65,6 +65,6 @@ class Torchattacks(Foreign):
 
     def once(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
         attack = self.make(oracle, threat, NORM_NAMES[threat.norm], oracle.num_classes, seed)
-        attack.set_device(x.device)  # the library reads it off the parameters, which the oracle does not show
+        attack.set_device(x.device)  # the library reads it from the parameters, which the oracle hides
         found: Tensor = attack(x, y)
         return found

@@ -1,4 +1,4 @@
-"""UniformNoise: what chance does, the floor for attacks that ask nobody."""
+"""UniformNoise: random noise, the baseline for attacks without model access."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from siegebench.types import Attack
 class UniformNoise(Attack):
     """x' = clip(x + u), u uniform in [-eps, eps]: no model, no label, no data.
 
-    An attack without a box says little unless it beats this. Random: u. Costs nothing.
+    A no-box attack is only meaningful if it beats this baseline. Random: u. Cost: no passes.
     """
 
     needs: ClassVar[Access] = "none"

@@ -1,4 +1,4 @@
-"""VMI-FGSM: the momentum attack with gradients tuned by their variance around the last point."""
+"""VMI-FGSM: MI-FGSM with gradients tuned by their variance around the previous point."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class VMI(Attack):
     """g_{t+1} = mu g_t + (grad + v_t) / ||grad + v_t||_1, then a step; v_{t+1} = mean_i grad(x_t + r_i) - grad(x_t).
 
     Wang, He, "Enhancing the transferability of adversarial attacks through variance tuning", CVPR 2021, arXiv
-    2103.15571. r_i is uniform in the cube of half side beta eps. Made for transfer: nothing stops where the attacked
-    network fails, and the last point is returned.
+    2103.15571. r_i is uniform in the cube of half side beta eps. Made for transfer: there is no early stop, and the
+    last point is returned.
 
-    Random: the neighbours, drawn for each sample and step. Cost of a sample: steps (1 + neighbours) - neighbours
-    forwards and as many backwards.
+    Random: the neighbours, drawn for each sample and step. Cost per sample: steps (1 + neighbours) - neighbours forward
+    passes and as many backward passes.
 
-    Differs from the paper: the last variance, which nothing would use, is not computed; in L2 the step goes along the
-    unit vector, and the cube has the half diagonal beta eps.
+    Differs from the paper: the last variance is not computed, because it is never used. In L2 the step goes along the
+    unit vector, and the half diagonal of the cube is beta eps.
 
     Attributes:
-        steps: T.
-        step: their length a, in the unit of eps; eps / steps when left out.
-        mu: share of the accumulated gradient that each step keeps.
-        neighbours: N.
-        beta: how far they are, in eps.
-        loss: what is climbed: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
+        steps: number of steps T.
+        step: step size a, in the units of eps; eps / steps when left out.
+        mu: fraction of the accumulated gradient that each step keeps.
+        neighbours: number of neighbours N.
+        beta: largest distance of the neighbours, in units of eps.
+        loss: what is maximised: cross-entropy, margin of the logits, or difference of logits ratio (3 classes or more).
     """
 
     aims: ClassVar[bool] = True
@@ -70,7 +70,7 @@ class VMI(Attack):
         """Mean gradient over the neighbours."""
         half = self.beta * threat.eps / (1.0 if threat.norm == "linf" else x_t[0].numel() ** 0.5)
         total = torch.zeros_like(x_t)
-        for i in range(self.neighbours):  # one batch each: all at once would not fit where the images just do
+        for i in range(self.neighbours):  # one neighbour at a time: all at once may not fit into memory
             r = half * (2 * draws.uniform(tuple(x_t.shape[1:]), t * self.neighbours + i, "neighbour") - 1)
             total = total + oracle.gradient(x_t + r.to(x_t.dtype), loss)[0]
         return total / self.neighbours

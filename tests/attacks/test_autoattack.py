@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from siegebench.attacks.apgd import APGD
-from siegebench.attacks.autoattack import LOOKS, AutoAttack
+from siegebench.attacks.autoattack import PASSES, AutoAttack
 from siegebench.attacks.fab import FAB
 from siegebench.attacks.square import Square
 from torch import Tensor
@@ -130,7 +130,7 @@ def test_rand_averages_twenty_looks_and_does_not_trust_a_lucky_one(linear: Class
     model = Noisy(linear, sigma=1.0)
     _, oracle = kit.attack_with(AutoAttack(variant="rand", steps=5), model, x, y, ThreatModel(eps=1e-4))
     far = nearest > nearest.median()
-    assert bool((oracle.ledger.forwards[far] == 2 * LOOKS * (6 + 1)).all())
+    assert bool((oracle.ledger.forwards[far] == 2 * PASSES * (6 + 1)).all())
     threat = ThreatModel(eps=1.5 * float(nearest.max()))
     x_adv, _ = kit.attack_with(AutoAttack(variant="rand", steps=20), model, x, y, threat)
     looks = torch.stack([model(x_adv, Draws(9, torch.arange(16)).at(k)).argmax(1) != y for k in range(9)])
