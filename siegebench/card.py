@@ -26,7 +26,7 @@ Trait = Literal[
 
 def _known_kind(kind: str) -> str:
     if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}. {did_you_mean(kind, KINDS)}")
+        raise ValueError(f"unknown kind {shortened(kind)}. {did_you_mean(kind, KINDS)}")
     return kind
 
 

@@ -22,7 +22,7 @@ VALUES: tuple[Any, ...] = (
     {"name": EVIL, "version": 2},
     {"value": 0.5}, {"value": None}, {"": ""}, {"attack": {"attack": {}}}, {"norm": "l0", "eps": 2.0},
 )  # fmt: skip
-NAMES = ("extra", "n", "attack", "threat", "rate", "target", "loss")
+NAMES = ("extra", "n", "attack", "threat", "rate", "target", "loss", "robust_acc")
 LEGAL = ("metrics", "counts", "flags", "cell", "timing", "env", "samples", "error")
 
 

@@ -48,9 +48,9 @@ def read(path: Path, content: bytes) -> Result | None:
         assert told.startswith(f"{path}: ")
         assert told.endswith("; remove it and run again")
         assert len(told) < len(str(path)) + 400
-        field = re.match(r"'?([A-Za-z_]*)", told.removeprefix(f"{path}: "))
-        assert field is not None
-        assert field[1] in {*FIELDS, *strangers.NAMES} or told.partition(": ")[2].startswith("the key "), told
+        field = re.match(r"the key |[A-Za-z_]+|(?=')", told.removeprefix(f"{path}: "))  # keys of strangers are quoted
+        assert field is not None, told
+        assert field[0] in {*FIELDS, *strangers.NAMES, "", "the key "}, told
         return None
 
 
