@@ -88,7 +88,7 @@ def _attack(
         far = threat.size(x_adv, x)
         inside = far <= threat.eps + TOLERANCE * max(1.0, threat.eps)  # minimum-norm attacks may end outside
         out = {
-            "held": majority(hits) | ~inside,
+            "robust": majority(hits) | ~inside,
             "expected": torch.where(inside, hits.double().mean(dim=0), 1.0),
             "never": hits.all(dim=0) | ~inside,
             "finite": torch.isfinite(z).all(dim=2).all(dim=0),
@@ -104,7 +104,7 @@ def _attack(
             out["became"] = majority(right(z, goal)) & inside
         if data.kind.grid is not None:
             rounded = threat.project(data.kind.load(data.kind.store(x_adv), x_adv.dtype), x)
-            out["held_8bit"] = majority(right(fresh_passes(victim, rounded, draws, "8bit"), y)) | ~inside
+            out["robust_8bit"] = majority(right(fresh_passes(victim, rounded, draws, "8bit"), y)) | ~inside
         return out
 
     parts = in_batches(part, len(indices), ws.batch(data.stored))
@@ -161,13 +161,13 @@ def _row(
             full[indices] = got[name].double()
         return full
 
-    robust = over_all("held", accuracy=True).bool()
+    robust = over_all("robust", accuracy=True).bool()
     metrics: dict[str, dict[str, float]] = {
         "clean_acc": rate(int(clean.sum()), n),
         "robust_acc": rate(int(robust.sum()), n),
     }
     if data.kind.grid is not None:
-        metrics["robust_acc_8bit"] = rate(float(over_all("held_8bit", accuracy=True).sum()), n)
+        metrics["robust_acc_8bit"] = rate(float(over_all("robust_8bit", accuracy=True).sum()), n)
     samples = {"n": n, "clean": pack_bits(clean), "robust": pack_bits(robust)}
     if aimed is not None:
         others = aimed.goal != data.labels
@@ -181,7 +181,7 @@ def _row(
     counts: dict[str, float] = {"attacked": len(indices)}
     arrays: dict[str, Any] = {"ids": data.ids.numpy()}
     if got:
-        broken = ~got["held"].bool()
+        broken = ~got["robust"].bool()
         metrics["asr"] = rate(int(broken.sum()), len(indices))
         if victim.randomized:
             metrics["expected_acc"] = {"value": float(over_all("expected", accuracy=True).mean())}
@@ -226,8 +226,8 @@ def _flags(threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
     bad = n - int(got["finite"].sum())
     if bad:
         out.append(Flag("nan", "fail", f"{bad} of {n} adversarial images have logits that are not finite"))
-    lost = int((~got["held"].bool()).sum())
-    lost_8bit = int((~got["held_8bit"].bool()).sum()) if "held_8bit" in got else lost
+    lost = int((~got["robust"].bool()).sum())
+    lost_8bit = int((~got["robust_8bit"].bool()).sum()) if "robust_8bit" in got else lost
     if lost - lost_8bit > 0.02 * n:
         out.append(
             Flag("rounding_helps", "info", f"{lost - lost_8bit} of {n} images are correct again after 8-bit rounding")

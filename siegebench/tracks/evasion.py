@@ -62,8 +62,8 @@ class AttackBoard(BoardSpec):
                 raise blame(attack.where, f"attack {attack.name!r} cannot aim at a class; a threat has {aims}")
             usable = norms & set(entry.handles())
             if not usable:
-                handles, asked = ", ".join(entry.handles()), ", ".join(sorted(norms))
-                raise blame(attack.where, f"attack {attack.name!r} handles {handles}; the threats are {asked}")
+                handles, wanted = ", ".join(entry.handles()), ", ".join(sorted(norms))
+                raise blame(attack.where, f"attack {attack.name!r} handles {handles}; the threats are {wanted}")
             handled |= usable
         for j, threat in enumerate(self.threats):
             if threat.norm not in handled:
