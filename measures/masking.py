@@ -48,8 +48,8 @@ class Masking(Measure):
         repeated passes on the same image agree, unless the model declares itself randomised
         outputs are logits, finite, with finite gradients
         the gradient is not zero: neither through the deployed model, nor under cross-entropy alone
-        PGD on the margin, from the image itself and through the backward model: more images are misclassified as eps grows,
-        all but chance in the whole box; the loss rises; twice the steps gain nothing more
+        PGD on the margin, from the image itself and through the backward model: more images are misclassified as eps
+        grows, all but chance in the whole box; the loss rises; twice the steps gain nothing more
 
     Checks that compare several attacks are made on the finished rows.
 

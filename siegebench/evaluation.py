@@ -27,8 +27,12 @@ def evaluate(cell: Cell, ws: Workspace) -> Result:
     except (Exception, SystemExit) as error:  # foreign code may call sys.exit
         result = failed(cell, error)
     result.env = {**environment(ws.device), "dtype": ws.settings.dtype, "batch": ws.settings.batch}
-    seconds, training = time.perf_counter() - start, ws.training - trained
-    result.timing = {"seconds": seconds, "training": training, "started": started, "ended": now()}
+    result.timing = {
+        "seconds": time.perf_counter() - start,
+        "training": ws.training - trained,
+        "started": started,
+        "ended": now(),
+    }
     result.given = as_given(cell, ws.settings.specs)
     return result
 

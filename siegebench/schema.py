@@ -20,7 +20,7 @@ from siegebench.cells import PROTOCOL, SCHEMA, SLOTS, digest
 from siegebench.errors import ConfigError, shortened
 from siegebench.metrics import COUNTS, SEVERITIES, Metric, find, is_measure, is_sample
 from siegebench.strictjson import Refused
-from siegebench.threat import MAX_EPS, Access, Norm
+from siegebench.threat import MAX_EPS, Access, Norm, parse_target
 
 ROUNDING = 1e-6  # stored numbers have six digits
 NEEDS = {  # required slots per track; rows of other tracks are shown but not ranked
@@ -123,7 +123,7 @@ class Threat(Part):
     eps: Annotated[Number, Field(ge=0)]
     access: Access
     queries: Annotated[int, Field(ge=1)] | None = None
-    target: Any = None
+    target: Annotated[Any, AfterValidator(parse_target)] = None
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
@@ -217,7 +217,7 @@ class Timing(Part):
     """Times and duration of the computation."""
 
     seconds: Annotated[Number, Field(ge=0)] | None = None
-    training: Annotated[Number, Field(ge=0)] | None = None
+    training: Annotated[Number, Field(ge=0)] | None = None  # of the seconds
     started: Time | None = None
     ended: Time | None = None
 

@@ -44,7 +44,7 @@ def parse_target(value: object) -> Rule | int | None:
     """
     is_class = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if value is not None and value not in RULES and not is_class:
-        raise ValueError(f"expected {', '.join(RULES)} or a class number, found {value!r}")
+        raise ValueError(f"expected {', '.join(RULES)} or a class number, found {shortened(value)}")
     return value  # type: ignore[return-value]
 
 

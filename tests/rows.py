@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from siegebench import registry
+from siegebench import card, registry, schema
 from siegebench.cells import Cell, Flag, Result, pack, rate
 
 N = 200
@@ -31,6 +32,12 @@ def outcome(right: int, n: int = N, start: int = 0) -> np.ndarray[Any, Any]:
 
 def flag(id: str, severity: str = "flag", evidence: str = "seen") -> dict[str, str]:
     return Flag(id, severity, evidence).as_dict()  # type: ignore[arg-type]
+
+
+def checked(row: Result) -> Result:
+    """The row, if a store would take it."""
+    schema.check(json.loads(json.dumps(row.as_dict(), default=float)))
+    return row
 
 
 def named(name: str, **parameters: Any) -> dict[str, Any]:
@@ -59,7 +66,7 @@ def attacked(
     clean = outcome(clean, n) if isinstance(clean, int) else clean
     robust = (outcome(robust, n) if isinstance(robust, int) else robust) & clean
     entry = [e if isinstance(e, dict) else named(e) for e in (attack, defense, model)]
-    return Result(
+    return checked(Result(
         cell=Cell(
             track=track, data=data, model=entry[2], defense=entry[1], attack=entry[0], adaptive=adaptive, seed=seed,  # type: ignore[arg-type]
             threat=threat or (LINF if track == "white_box" else SCORES),
@@ -77,29 +84,31 @@ def attacked(
         weights="a" * 64,
         env={"torch": "2.8", "device": "cpu", "host": "secret-host"},
         timing={"seconds": 1.5},
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def broken(row: Result, message: str = "CUDA went away", status: str = "error") -> Result:
     """The same cell, failed or not applicable."""
-    return Result(cell=row.cell, status=status, error={"type": "RuntimeError", "message": message})  # type: ignore[arg-type]
+    return checked(Result(cell=row.cell, status=status, error={"type": "RuntimeError", "message": message}))  # type: ignore[arg-type]
 
 
 def measured(
     defense: str, flags: Iterable[dict[str, str]], model: str = "resnet", measure: str = "masking", **metrics: float
 ) -> Result:
     """A row of a measure."""
-    return Result(
-        cell=Cell(
-            track="white_box",
-            data=DATA,
-            model=named(model),
-            defense=named(defense),
-            measure=named(measure),
-            threat=LINF,
-        ),
-        metrics={k: {"value": v} for k, v in metrics.items()},
-        flags=list(flags),
+    return checked(
+        Result(
+            cell=Cell(
+                track="white_box",
+                data=DATA,
+                model=named(model),
+                defense=named(defense),
+                measure=named(measure),
+                threat=LINF,
+            ),
+            metrics={k: {"value": v} for k, v in metrics.items()},
+            flags=list(flags),
+        )
     )
 
 
@@ -120,7 +129,7 @@ def repaired(
     """A finished row of the backdoor track, with the numbers that follow from the rates."""
     loss = max(0.0, ca0 - ca)
     fidelity = float(np.clip((asr0 - asr) / asr0, -1, 1) * np.clip(ca / ca0, 0, 1))
-    return Result(
+    return checked(Result(
         cell=Cell(
             track="backdoor", data=DATA, model=named("resnet", train_seed=seed), defense=named(defense),
             backdoor=named(backdoor, rate=rate_, target=0), seed=seed,
@@ -133,7 +142,7 @@ def repaired(
             "attack_success": {"value": float(asr0 >= 0.5 and ca0 >= 0.87)},
         },
         flags=list(flags),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def detected(detector: str, backdoor: str, auroc: float, *, dataset: bool = False, seed: int = 0) -> Result:
@@ -141,13 +150,13 @@ def detected(detector: str, backdoor: str, auroc: float, *, dataset: bool = Fals
     metrics = {"auroc": {"value": auroc}, "tpr@5": {"value": auroc / 2}, "tpr@1": {"value": auroc / 4}}
     if not dataset:
         metrics["auroc_all"] = {"value": auroc - 0.01}
-    return Result(
+    return checked(Result(
         cell=Cell(
             track="input_detection", data=DATA, model=named("resnet", train_seed=seed), detector=named(detector),
             backdoor=named(backdoor, rate=0.1, target=0), seed=seed,
         ),
         metrics=metrics,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def judged(detector: str, member: int, truth: bool, score: float, flagged: bool, hit: float | None = None) -> Result:
@@ -155,13 +164,13 @@ def judged(detector: str, member: int, truth: bool, score: float, flagged: bool,
     metrics = {"score": {"value": score}, "flagged": {"value": float(flagged)}, "truth": {"value": float(truth)}}
     if hit is not None:
         metrics["target_hit"] = {"value": hit}
-    return Result(
+    return checked(Result(
         cell=Cell(
             track="model_detection", data=DATA, model=named("resnet", train_seed=member), detector=named(detector),
             backdoor=named("badnets", rate=0.1, target=0) if truth else None, seed=0,
         ),
         metrics=metrics,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 @contextmanager
@@ -169,7 +178,7 @@ def controls(*entries: tuple[str, str]) -> Iterator[None]:
     """A registry in which these (kind, name) are planted controls."""
     cards = {
         (kind, name): registry.Registered(
-            registry.Card.model_validate(
+            card.Card.model_validate(
                 {
                     "name": name, "kind": kind, "entry": "here:There", "version": 1, "summary": "A planted control.",
                     "control": True,

@@ -80,7 +80,8 @@ def every_track() -> list[dict[str, Any]]:
     """Boards of all tracks, as small as they can be: one of each kind of row, also a failure and a planted control."""
     ball = [{"norm": "linf", "eps": "16/255"}]
     other = {"name": MODEL, "recipe": {"epochs": 2}}
-    poison = [{"name": "badnets", "rate": 0.3}]
+    poison = [{"name": "badnets", "side": 10, "rate": 0.2}]
+    longer = {"models": [{"name": MODEL, "recipe": {"epochs": 8, "lr": 0.01, "augment": "none"}}]}  # learns the trigger
     attacks = ["fgsm", {"name": "pgd", "steps": 3}, {"name": "fmn", "steps": 5}]
     return [
         {
@@ -93,13 +94,26 @@ def every_track() -> list[dict[str, Any]]:
             "defenses": ["outsider/noise", {"name": "logit_scaling", "factor": 1e7}],
             "measures": [{"name": "masking", "samples": 1}],
         },
+        {
+            "track": "white_box", "threats": [{**ball[0], "target": "next"}], "attacks": [{"name": "pgd", "steps": 3}],
+            "measures": [],
+        },
         {"track": "query", "threats": ball, "attacks": ["square"], "queries": 120},
         {"track": "transfer", "threats": ball, "attacks": ["fgsm"], "surrogates": [other]},
         {"track": "patch", "threats": [{"norm": "l0", "eps": 0.1}], "attacks": [{"name": "loap", "steps": 3}]},
-        {"track": "backdoor", "backdoors": poison, "defenses": ["none", {"name": "fine_tuning", "epochs": 1}]},
-        {"track": "input_detection", "backdoors": poison, "detectors": ["strip", "activation_clustering"]},
+        {
+            "track": "backdoor", **longer, "backdoors": poison,
+            "defenses": ["none", {"name": "fine_tuning", "epochs": 1}],
+        },
+        {"track": "input_detection", **longer, "backdoors": poison, "detectors": ["strip", "activation_clustering"]},
+        {
+            "track": "input_detection", "detectors": ["strip"], "inputs": [
+                {"kind": "adversarial", "attack": "fgsm", "threat": ball[0]},
+                {"kind": "corrupted", "corruption": "gaussian_noise"},
+            ],
+        },
         {"track": "model_detection", "backdoors": poison, "detectors": [{"name": "neural_cleanse", "steps": 3}]},
-        {"track": "corruption", "corruptions": ["gaussian_noise", "contrast"], "severities": [1, 5]},
+        {"track": "corruption", "corruptions": ["gaussian_noise", "contrast"], "severities": [1, 2, 3, 4, 5]},
     ]  # fmt: skip
 
 

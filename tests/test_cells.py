@@ -67,6 +67,8 @@ CHANGES: dict[str, Any] = {
     "measure": {"name": "masking", "version": 1},
     "backdoor": {"name": "badnets", "version": 1},
     "detector": {"name": "strip", "version": 1},
+    "corruption": {"name": "fog", "version": 1},
+    "severities": [1, 2, 3],
     "threat": {**CELL["threat"], "eps": 8.000001 / 255},
     "surrogates": [CELL["model"]],
     "adaptive": True,

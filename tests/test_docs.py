@@ -44,3 +44,9 @@ def test_every_replication_page_is_on_the_index() -> None:
     folder = ROOT / "docs" / "replications"
     pages = {page.name for page in folder.glob("*.md")} - {"README.md"}
     assert set(re.findall(r"\]\((\w+\.md)\)", (folder / "README.md").read_text())) == pages
+
+
+def test_files_of_the_repository_that_pages_name_exist() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        for name in re.findall(r"\btests/[\w/]+\.py\b", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).is_file(), (page.name, name)

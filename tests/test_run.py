@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from siegebench import api, evaluation, executors, registry
 from siegebench.cells import Cell, Result, unpack
@@ -22,6 +23,7 @@ from siegebench.store import Store
 from siegebench.tracks import TRACKS
 from siegebench.workspace import Settings
 from tests import runs
+from tests.outsider.tiny import net
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -184,8 +186,8 @@ def test_a_failure_that_is_repaired_is_replaced(store: Path, tmp_path: Path, mon
 
 def test_a_row_says_what_the_suite_gave_and_when_it_was_made(store: Path, tmp_path: Path) -> None:
     weights = {"name": runs.MODEL, "checkpoint": str(tmp_path / "w.safetensors")}
-    shutil.copy(next((store / "artifacts").glob("*.safetensors")), weights["checkpoint"])
-    eot = {"name": "eot", "looks": 2, "attack": {"name": "pgd", "steps": 3, "alpha": "1/255"}}
+    save_file(net(10, api.load_data("digits", count=1).size).state_dict(), weights["checkpoint"])
+    eot = {"name": "eot", "looks": 2, "attack": {"name": "pgd", "steps": 3, "step": "1/255"}}
     file = runs.suite(tmp_path / "s.yaml", runs.board(attacks=[eot], measures=[]), models=[weights])
     begun = evaluation.now()
     assert go(file, store, device="cpu").ended == {"ok": 1}

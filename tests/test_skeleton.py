@@ -15,9 +15,9 @@ import torch
 import yaml
 
 from siegebench import kinds, ops, skeleton
+from siegebench.card import Card
 from siegebench.classifier import Classifier
 from siegebench.errors import ConfigError
-from siegebench.registry import Card
 from siegebench.testing import CLAUSES, check_instance
 from siegebench.threat import ThreatModel
 from siegebench.types import Entry

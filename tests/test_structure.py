@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -40,7 +41,8 @@ def none(found: list[str]) -> None:
 LAYERS = (
     ("__init__", "errors", "kinds", "worker", "progress", "files", "stats"),
     ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled"),
-    ("ops", "cells", "registry"),
+    ("ops", "cells", "card"),
+    ("registry",),
     ("schema",),
     ("store", "weights", "rows", "data", "environment"),
     ("classifier",),
@@ -191,39 +193,56 @@ def test_importing_the_package_loads_only_itself() -> None:
 
 HEAVY = ("torch", "torchvision", "timm", "wandb", "art", "torchattacks", "ray", "sklearn", "pyarrow", "huggingface_hub")
 PROBE = """
-import sys
-sys.argv = ["siegebench", *sys.argv[1:]]
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
 from siegebench.cli import main
-try:
-    main()
-finally:
-    print("HEAVY", *[m for m in {heavy} if m in sys.modules], file=sys.stderr)
+found, seen = {}, set()
+for command in json.load(sys.stdin):
+    sys.argv, out, err = ["siegebench", *command.split()], io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = end.code or 0
+    loaded = [m for m in HEAVY if m in sys.modules and m not in seen]
+    seen.update(loaded)
+    found[command] = code, out.getvalue(), err.getvalue(), loaded
+print(json.dumps(found))
 """
+LIGHT = {
+    "--help": "Usage",
+    "--version": "0.",
+    **{f"list {kind}s --json": '"name"' for kind in kinds.KINDS},
+    "list suites --json": "quickstart",
+    "show pgd --json": '"steps"',
+    "report --store STORE": "White box",
+    "report --store STORE --format html": "<html",
+}
 
 
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        ("--help", "Usage"),
-        ("--version", "0."),
-        *((f"list {kind}s --json", '"name"') for kind in kinds.KINDS),
-        ("list suites --json", "quickstart"),
-        ("show pgd --json", '"steps"'),
-        ("report --store STORE", "White box"),
-        ("report --store STORE --format html", "<html"),
-    ],
-)
-def test_light_commands_load_nothing_heavy(command: str, expected: str, tmp_path: Path) -> None:
-    Store(tmp_path).put(rows.attacked("pgd", 100))
-    Store(tmp_path).put(rows.attacked("autoattack", 90))
-    words = [str(tmp_path) if word == "STORE" else word for word in command.split()]
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str, list[str]]]:
+    """(exit code, stdout, stderr, what heavy modules it loaded) of each command, one after the other in a process."""
+    store = tmp_path_factory.mktemp("store")
+    Store(store).put(rows.attacked("pgd", 100))
+    Store(store).put(rows.attacked("autoattack", 90))
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(heavy=HEAVY), *words],
+        [sys.executable, "-c", PROBE.replace("HEAVY", repr(HEAVY))],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"},
+        input=json.dumps([command.replace("STORE", str(store)) for command in LIGHT]),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert expected in done.stdout
-    assert done.stderr.splitlines()[-1] == "HEAVY", f"`siegebench {command}` loads {done.stderr.splitlines()[-1][6:]}"
+    return dict(zip(LIGHT, json.loads(done.stdout).values(), strict=True))
+
+
+@pytest.mark.parametrize(("command", "expected"), LIGHT.items())
+def test_light_commands_load_nothing_heavy(
+    command: str, expected: str, light: dict[str, tuple[int, str, str, list[str]]]
+) -> None:
+    code, out, err, loaded = light[command]
+    assert code == 0, err
+    assert expected in out
+    assert loaded == [], f"`siegebench {command}` loads {loaded}"
 
 
 # ------------------------------------------------------------------------------------------------------ cards and files

@@ -140,7 +140,8 @@ def hostile() -> list[Result]:
     """A row whose every word comes from an enemy."""
     words: dict[str, Any] = {"model": EVIL, "defense": EVIL + "</script><script>document.title='owned'</script>"}
     data = {**make.DATA, "name": EVIL}
-    row = attacked("autoattack", 90, data=data, **words, flags=[flag(EVIL, "flag", EVIL), flag("x", EVIL, EVIL)])
+    row = attacked("autoattack", 90, data=data, **words, flags=[flag(EVIL, "flag", EVIL)])
+    row.flags.append(flag("x", EVIL, EVIL))  # this and the next two a store would refuse
     row.metrics[EVIL] = {"value": 0.5}
     row.counts[EVIL] = 3.0
     row.env["device"] = EVIL
