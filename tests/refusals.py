@@ -99,7 +99,7 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
         "{set: {name: gtsrb, folder: /no/where}}",
         "there is no folder /no/where",
     ),
-    "more images than there are": ("count: 40", "count: 4000", "asked for 4000 images, it has 500"),
+    "more images than there are": ("count: 40", "count: 4000", "4000 images requested, it has 500"),
     "no images": ("count: 40", "count: 0", "greater than or equal to 1, found 0"),
     "unknown split": ("count: 40", "split: val", "'test' or 'train'"),
     "unknown model": (
