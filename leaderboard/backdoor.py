@@ -1,4 +1,4 @@
-"""Boards of the backdoor track: defenses on one dataset and architecture, ranked by their fidelity over the attacks."""
+"""Boards of the backdoor track: defenses on one dataset and architecture, ranked by mean fidelity over the attacks."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ from .board import (
 from .figures import Bars
 from .stats import Estimate, difference_of_means, mean_interval, standard_error
 
-GATE = 0.10  # mean loss of clean accuracy above which a defense is listed and not ranked
+GATE = 0.10  # a defense with a larger mean loss of clean accuracy is listed but not ranked
 
 ABOUT = (
-    "Each defense gets the same backdoored models. Ranked by fidelity: the share of the attack's success that is gone, "
-    "times the share of clean accuracy that is kept; negative where a defense makes it worse. Seeds and poisoning "
-    "rates are averaged within an attack, then attacks with equal weight. Ties: lower worst success rate, higher RIR."
+    "All defenses are applied to the same backdoored models. Ranked by fidelity: the fraction of the attack success "
+    "rate that the defense removes, times the fraction of clean accuracy that it keeps; negative if the defense makes "
+    "the attack stronger. Results are averaged over seeds and poisoning rates within each attack, then over attacks "
+    "with equal weight. Ties: lower worst success rate, then higher RIR."
 )
 MEANS = ("ca", "asr", "ra", "rir", "der")
 
@@ -54,14 +55,14 @@ def boards(rows: Sequence[Result]) -> list[Board]:
 
 
 def kind_of(backdoor: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What counts as one attack: rates and all-to-one target classes are repetitions of it."""
+    """The attack without its rate and (all-to-one) target class, which count as repetitions of one attack."""
     given = backdoor or {}
     repeated = ("rate", "target") if isinstance(given.get("target"), int) else ("rate",)
     return {k: v for k, v in given.items() if k not in repeated}
 
 
 def _poisoning(row: Result) -> str:
-    """One backdoored model: the attack in full, and how the model was trained."""
+    """Identifies one backdoored model: the full attack, the model and the training seed."""
     return canonical([row.cell.backdoor, row.cell.model, row.cell.seed])
 
 
@@ -69,13 +70,13 @@ def _board(members: list[Result], model: str) -> Board:
     names = display([kind_of(r.cell.backdoor) for r in members])
     attack_of = {r.cell.key: names[canonical(kind_of(r.cell.backdoor))] for r in members}
     failed = {_poisoning(r): r for r in members if metric(r, "attack_success") == 0.0}
-    asked = {_poisoning(r): attack_of[r.cell.key] for r in members if _poisoning(r) not in failed}
+    expected = {_poisoning(r): attack_of[r.cell.key] for r in members if _poisoning(r) not in failed}
     defenses = display([r.cell.defense for r in members])
 
     estimates: dict[str, dict[str, Estimate]] = {}
     lines: list[Line] = []
     for key, rows in group(members, lambda r: canonical(r.cell.defense)).items():
-        line, estimates[defenses[key]] = _line(defenses[key], rows, attack_of, asked)
+        line, estimates[defenses[key]] = _line(defenses[key], rows, attack_of, expected)
         lines.append(line)
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
@@ -96,7 +97,7 @@ def _board(members: list[Result], model: str) -> Board:
         title=f"Backdoor repair: {model} on {data}",
         about=ABOUT,
         facts={**slice_facts(members[0]), "model": model},
-        columns=_columns(sorted(set(asked.values())), placed),
+        columns=_columns(sorted(set(expected.values())), placed),
         primary="fidelity",
         row_metric="fidelity",
         figure=Bars(("ca", "clean accuracy"), ("asr", "attack success")),
@@ -118,15 +119,15 @@ def _notes(members: list[Result], failed: dict[str, Result], attack_of: dict[str
         natural = max((v for r in rows if (v := metric(r, "asr_clean_model")) is not None), default=None)
         asr = "" if reached is None else f", undefended ASR at most {100 * reached:.1f} %"
         asr += "" if natural is None else f", of a clean model {100 * natural:.1f} %"
-        left_out.append(f"Left out, the attack itself failed: {attack}{rate} (seeds {seeds}{asr}).")
-    references = registry.with_trait("defense", "reference")  # a defense below them is not one
+        left_out.append(f"Excluded, the attack itself failed: {attack}{rate} (seeds {seeds}{asr}).")
+    references = registry.with_trait("defense", "reference")  # a useful defense ranks above them
     missing = [name for name in references if name not in {label(r.cell.defense) for r in members}]
-    absent = [f"No {' and no '.join(missing)} row: there is nothing to compare a defense with."] if missing else []
+    absent = [f"No {' and no '.join(missing)} row: no reference to compare the defenses with."] if missing else []
     return (
         *left_out,
         *absent,
-        "Rank groups: a z-test of the noise of the test images on these very models, Holm-corrected. "
-        f"A mean loss of clean accuracy above {100 * GATE:.0f} points is listed and not ranked.",
+        "Rank groups: z-tests on these models, with the sampling error of the test images, Holm-corrected. "
+        f"Defenses that lose more than {100 * GATE:.0f} points of clean accuracy on average are not ranked.",
     )
 
 
@@ -140,34 +141,34 @@ def _mean(values: Collection[float]) -> float:
 
 
 def _line(
-    name: str, rows: list[Result], attack_of: Mapping[str, str], asked: Mapping[str, str]
+    name: str, rows: list[Result], attack_of: Mapping[str, str], expected: Mapping[str, str]
 ) -> tuple[Line, dict[str, Estimate]]:
-    """A defense over all backdoored models of the board.
+    """One defense on all backdoored models of the board.
 
     Args:
-        asked: the backdoored models that count, and the name of the attack on each.
+        expected: the backdoored models that count, with the name of the attack on each.
     """
-    counted = [r for r in rows if _poisoning(r) in asked]
+    counted = [r for r in rows if _poisoning(r) in expected]
     good = [r for r in counted if r.status == "ok" and metric(r, "fidelity") is not None]
     by_attack = group(good, lambda r: attack_of[r.cell.key])
     numbers = _numbers(by_attack) if good else {}
 
     control = is_control("defense", rows[0].cell.defense)
-    reasons = ["control: planted by the suite, shown and never ranked"] if control else []
+    reasons = ["control: planted by the suite, listed but never ranked"] if control else []
     reasons += problems(counted)
     if not counted:
         reasons.append("no attack on this board was strong enough to judge a defense")
     idle = sorted({attack_of[r.cell.key] for r in counted if r.status == "not_applicable"})
     if good and idle:
         reasons.append(f"not applicable under {', '.join(idle)}")
-    unseen = sorted({asked[p] for p in set(asked) - {_poisoning(r) for r in rows}})
+    unseen = sorted({expected[p] for p in set(expected) - {_poisoning(r) for r in rows}})
     if unseen:
         reasons.append(f"not run on every backdoored model of the board: {', '.join(unseen)}")
     if counted and not good and not reasons:
-        reasons.append("no row holds a fidelity")
+        reasons.append("no row has a fidelity")
     drop = numbers.get("ca_drop", Number(None)).value
     if drop is not None and drop > GATE:
-        reasons.append(f"costs {100 * drop:.1f} points of clean accuracy, more than {100 * GATE:.0f}")
+        reasons.append(f"loses {100 * drop:.1f} points of clean accuracy, more than {100 * GATE:.0f}")
     line = Line(
         names={"defense": name}, numbers=numbers, reasons=tuple(reasons), flags=in_order(marks(counted)),
         control=control, keys=tuple(r.cell.key for r in rows),
@@ -213,7 +214,7 @@ def _drop(row: Result) -> float | None:
 
 
 def _estimate(rows: Sequence[Result]) -> Estimate:
-    """Mean fidelity of one attack, and the standard error that the test images alone give it."""
+    """Mean fidelity of one attack, and its standard error from the sampling of the test images only."""
     values = [metric(r, "fidelity") or 0.0 for r in rows]
     errors = [_error(r) for r in rows]
     known = [e for e in errors if e is not None]
@@ -221,7 +222,7 @@ def _estimate(rows: Sequence[Result]) -> Estimate:
 
 
 def _error(row: Result) -> float | None:
-    """Standard error of (1 - ASR/ASR0) * (CA/CA0) with the undefended rates held fixed."""
+    """Standard error of (1 - ASR/ASR0) * (CA/CA0) for fixed undefended rates."""
     asr, asr0, ca, ca0 = (metric(row, m) for m in ("asr", "asr_undefended", "ca", "ca_undefended"))
     errors = [
         standard_error(row.metrics.get(m, {}).get("low"), row.metrics.get(m, {}).get("high")) for m in ("asr", "ca")

@@ -1,6 +1,6 @@
-"""What a ranking is made of: boards of lines of numbers, each number with the keys of the rows it came from.
+"""The data of a ranking: boards, their lines, and numbers with the keys of the rows they were computed from.
 
-Plain data. Terminal tables, JSON, CSV, Markdown and the page all print the same boards.
+Terminal tables, JSON, CSV, Markdown and the page all print the same boards.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .figures import Figure
 from .stats import rank_groups
 
 T = TypeVar("T")
-Unit = Literal["rate", "score", "count", "text"]  # shown as per cent, with three digits, as a plain number
+Unit = Literal["rate", "score", "count", "text"]  # shown in per cent, with three decimals, as a plain number, as text
 SEVERITIES = ("fail", "flag", "info")
-LARGE = 1e12  # from here on numbers are shown as powers of ten
-SHORT = 16  # digits of a key that people see: those in the names of the row's files
+LARGE = 1e12  # larger numbers are shown in scientific notation
+SHORT = 16  # digits of a key that are displayed; the row's file names have the same
 
 
 @dataclass(frozen=True)
 class Number:
-    """A figure and where it came from.
+    """A value and its source.
 
     Attributes:
-        value: None where it could not be measured, or overflows.
-        low, high: 95 % interval, where there is one.
-        n: how many things it was counted on.
-        keys: rows it was computed from.
+        value: None if it could not be measured, or is not finite.
+        low, high: 95 % interval, if there is one.
+        n: number of items it was measured on.
+        keys: keys of the rows it was computed from.
     """
 
     value: float | None
@@ -50,15 +50,15 @@ class Number:
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of every line.
+    """One column of a board.
 
     Attributes:
-        id: the same in every export.
-        unit: how it is shown.
-        better: which way is good, where one is.
-        main: shown in the terminal too; the others only on the page and in the exports.
-        group: columns of one group are comparable with each other (one for each attack).
-        heading: above the columns of the group.
+        id: name, the same in every export.
+        unit: how values are formatted.
+        better: whether high or low values are better; empty if neither.
+        main: also shown in the terminal; other columns appear only on the page and in the exports.
+        group: columns of one group are comparable with each other (one per attack).
+        heading: heading above the columns of the group.
     """
 
     id: str
@@ -89,13 +89,13 @@ class Line:
     """One entry of a board.
 
     Attributes:
-        names: `{"model": ..., "defense": ...}`, what is ranked.
-        rank: best and worst place it could hold; None where it is not ranked.
-        reasons: why it is not ranked.
+        names: `{"model": ..., "defense": ...}`, the ranked entry.
+        rank: best and worst possible rank; None if it is not ranked.
+        reasons: reasons why it is not ranked.
         numbers, texts: by column.
-        control: planted by the suite.
-        judged: a control that the checks have to catch; `uncaught` says why they did not, empty when they did.
-        keys: every row behind the line.
+        control: whether it is a control planted by the suite.
+        judged: a control that the checks must detect; `uncaught` says why they did not, and is empty if they did.
+        keys: keys of all rows of the line.
     """
 
     names: dict[str, str]
@@ -111,7 +111,7 @@ class Line:
 
     @property
     def place(self) -> str:
-        """`2`, or `1-3` where neighbours cannot be told apart; empty when not ranked."""
+        """`2`, or `1-3` if the difference to neighbours is not significant; empty when not ranked."""
         if self.rank is None:
             return ""
         best, worst = self.rank
@@ -134,16 +134,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Board:
-    """Lines that may be compared: one track, one slice of data, one threat.
+    """Lines that can be compared: one track, one slice of data, one threat.
 
     Attributes:
         id: short name that is safe in links and file names.
-        about: one sentence on how the order comes about.
-        facts: what all lines share, for people.
-        primary: the column that ranks.
-        row_metric: what a single row adds to it.
-        figure: what to draw.
-        notes: what a reader must know.
+        about: short text on how the entries are ranked.
+        facts: what all lines share, for display.
+        primary: the column that decides the ranking.
+        row_metric: the metric of a single row that contributes to it.
+        figure: the figure to draw.
+        notes: remarks below the table.
     """
 
     id: str
@@ -160,12 +160,12 @@ class Board:
 
     @property
     def entry(self) -> str:
-        """What its lines are, such as `Defense`."""
+        """Heading of the entries, such as `Defense`."""
         return next((list(line.names)[-1].capitalize() for line in self.lines), "Entry")
 
     @property
     def unit(self) -> Unit:
-        """Of the column that ranks."""
+        """Unit of the primary column."""
         return next((column.unit for column in self.columns if column.id == self.primary), "score")
 
     @property
@@ -181,13 +181,13 @@ class Board:
 
 
 def unique(results: Iterable[Result]) -> list[Result]:
-    """The rows by key: their order and repetition do not matter. A good row wins over a failed one."""
+    """One row per key, independent of order and repetition. A successful row replaces a failed one."""
     rows = sorted(results, key=lambda r: (r.cell.key, r.status != "ok", canonical([r.metrics, r.flags, r.samples])))
     return list({r.cell.key: r for r in reversed(rows)}.values())[::-1]
 
 
 def group(items: Iterable[T], by: Callable[[T], Any]) -> dict[Any, list[T]]:
-    """Items by a key, keys in their sorted order."""
+    """Group items by a key, in sorted order of the keys."""
     found: dict[Any, list[T]] = defaultdict(list)
     for item in items:
         found[by(item)].append(item)
@@ -218,13 +218,13 @@ def share(k: float, n: int, keys: tuple[str, ...] = ()) -> Number:
 
 
 def slice_of(row: Result) -> tuple[str, ...]:
-    """What makes two rows comparable as to data. The training set is not part of it."""
+    """The evaluated data of a row. Rows with the same slice are comparable; the training set is not part of it."""
     data = row.cell.data
     return tuple(str(data.get(k, "")) for k in ("name", "split", "count", "digest"))
 
 
 def slice_facts(row: Result) -> dict[str, str]:
-    """The slice for people."""
+    """The slice for display."""
     data = row.cell.data
     facts = {"data": str(data["name"])}
     if data.get("split"):
@@ -237,12 +237,12 @@ def slice_facts(row: Result) -> dict[str, str]:
 
 
 def trained_alike(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's description without the seed of its training: members of one population."""
+    """A model's description without its training seed, the same for all members of a population."""
     return {k: v for k, v in model.items() if k != "train_seed"}
 
 
 def is_control(kind: str, description: Mapping[str, Any] | None) -> bool:
-    """Whether an entry, or an attack inside it, is planted by the suite (`control: true` on its card)."""
+    """Whether an entry, or its inner attack, is a planted control (`control: true` on its card)."""
     if description is None:
         return False
     found = registry.cards().get((kind, str(description["name"])))
@@ -253,14 +253,14 @@ def is_control(kind: str, description: Mapping[str, Any] | None) -> bool:
 
 
 def why(row: Result) -> str:
-    """Why a row has no number, in one line."""
+    """The reason why a row has no result, in one line."""
     error = row.error or {}
     text = str(error.get("message") or error.get("type") or row.status)
     return text.strip().splitlines()[0][:160] if text.strip() else row.status
 
 
 def problems(rows: Iterable[Result]) -> list[str]:
-    """Reasons not to rank that the rows themselves give: failures, entries that do not apply, checks that failed."""
+    """Reasons in the rows not to rank a line: errors, entries that do not apply, failed checks."""
     out: list[str] = []
     rows = list(rows)
     idle = [r for r in rows if r.status == "not_applicable"]
@@ -275,7 +275,7 @@ def problems(rows: Iterable[Result]) -> list[str]:
 
 
 def what(row: Result) -> str:
-    """What a row adds to its line: the attack, the check, the backdoor or the detector."""
+    """What a row measures: the attack, measure, backdoor or corruption."""
     cell = row.cell
     if "truth" in row.metrics:  # one model of a population
         return f"{label(cell.backdoor) if cell.backdoor else 'clean'} model, seed {cell.seed}"
@@ -283,22 +283,22 @@ def what(row: Result) -> str:
 
 
 def marks(rows: Iterable[Result]) -> list[Mark]:
-    """The flags that the rows carry."""
+    """The flags of the rows."""
     return [Mark(f["severity"], f["id"], f["evidence"], r.cell.key) for r in rows for f in r.flags]
 
 
 def in_order(flags: Iterable[Mark]) -> tuple[Mark, ...]:
-    """Worst first."""
+    """Flags sorted by severity, worst first."""
     return tuple(sorted(set(flags), key=Mark.order))
 
 
 def place(
     lines: Iterable[Line], key: Callable[[Line], Any], compare: Callable[[Line, Line], tuple[float, float]]
 ) -> tuple[Line, ...]:
-    """Lines in their order with their rank groups; those with a reason not to rank come last, controls at the very end.
+    """Sort the lines and assign rank groups. Lines with a reason not to rank come last, controls at the end.
 
     Args:
-        key: what sorts the lines, smallest first.
+        key: sort key of a line, smallest first.
         compare: two lines to (how much better the first is, p-value).
     """
     everything = sorted(lines, key=lambda line: (key(line), tuple(line.names.values())))
@@ -308,7 +308,7 @@ def place(
     return (*placed, *sorted((line for line in everything if line.reasons), key=lambda line: line.control))
 
 
-# ------------------------------------------------------------------------------------------------------- for people
+# ------------------------------------------------------------------------------------------------------- for display
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, str]:
@@ -318,7 +318,7 @@ def _leaves(value: Any, name: str = "") -> dict[str, str]:
 
 
 def display(descriptions: Iterable[Mapping[str, Any] | None]) -> dict[str, str]:
-    """Short names that tell all the descriptions apart: the label, and the parameters in which namesakes differ."""
+    """Short unique names of the descriptions: the label, plus the parameters that differ between equal labels."""
     by_label: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for description in descriptions:
         by_label[label(description)][canonical(description)] = _leaves(description or {})
@@ -349,7 +349,7 @@ def slug(*parts: str, key: Any) -> str:
 
 
 def shown(value: float | None, unit: Unit) -> str:
-    """A value as tables print it; an en dash where there is none."""
+    """Format a value for tables; an en dash if there is none."""
     if value is None:
         return "–"
     if unit == "rate":

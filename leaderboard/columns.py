@@ -1,6 +1,6 @@
-"""What every figure of a board is called, how it is printed, and what it means.
+"""The columns of all boards: title, unit and meaning.
 
-Figures that rows hold take all this from `siegebench.metrics`; those that a board computes say it here.
+Columns of row metrics take these from `siegebench.metrics`; columns computed by a board define them here.
 """
 
 from __future__ import annotations
@@ -12,49 +12,49 @@ from siegebench.metrics import ALARM_MARKS, QUERY_MARKS, SEVERITIES, find
 
 from .board import Column, Line, Unit
 
-Way = Literal["high", "low", ""]
+Direction = Literal["high", "low", ""]
 
 
-def read(name: str, help: str = "", main: bool = True, title: str = "", better: Way | None = None) -> Column:
-    """The column of a figure that rows hold.
+def read(name: str, help: str = "", main: bool = True, title: str = "", better: Direction | None = None) -> Column:
+    """The column of a row metric.
 
     Args:
-        help, title, better: in place of what the vocabulary says.
+        help, title, better: replace those of the metric.
     """
     metric = find(name)
     if metric is None:
-        raise ValueError(f"no row holds a figure {name!r}")
+        raise ValueError(f"rows have no metric {name!r}")
     unit: Unit = "rate" if metric.unit == "rate" else "count" if metric.unit in ("count", "seconds") else "score"
-    way = metric.better if better is None else better
-    return Column(name, title or metric.title, unit, help or metric.help, way, main)
+    direction = metric.better if better is None else better
+    return Column(name, title or metric.title, unit, help or metric.help, direction, main)
 
 
-def _more(id: str, title: str, unit: Unit, help: str, better: Way = "high") -> Column:
-    """A column that the board computes, for the page and the exports; too much for a terminal."""
+def _more(id: str, title: str, unit: Unit, help: str, better: Direction = "high") -> Column:
+    """A column computed by the board that appears on the page and in the exports only."""
     return Column(id, title, unit, help, better, main=False)
 
 
 EVASION = (
-    read("robust_acc", "Worst case of each image over all attacks and seeds; Wilson 95 % interval."),
+    read("robust_acc", "Images that stay correctly classified under all attacks and seeds; Wilson 95 % interval."),
     read("clean_acc"),
     *(read(f"robust_acc@{k}", f"Robust accuracy after {k} queries per image, strongest attack.") for k in QUERY_MARKS),
-    Column("worst_attack", "Worst attack", "text", "The attack that leaves the lowest accuracy on its own.", ""),
-    read("median_queries", "Median queries of a successful attack; the fewest over the attacks."),
+    Column("worst_attack", "Worst attack", "text", "The single attack with the lowest robust accuracy.", ""),
+    read("median_queries", "Median number of queries of a successful attack; lowest over the attacks."),
 )
 TARGETED = (
-    read("target_rate", "Attacked images that some attack and seed made the target class; Wilson 95 % interval."),
-    read("target_rate_clean", "Clean images of other classes that get the target class: what nobody had to attack."),
+    read("target_rate", "Attacked images that any attack and seed turned into the target class; Wilson 95 % interval."),
+    read("target_rate_clean", "Clean images of other classes that are classified as the target class."),
     read("target_rate_noise"),
     read("robust_acc", "Images that stay correctly classified under all attacks; any wrong answer counts."),
     read("clean_acc"),
-    Column("worst_attack", "Worst attack", "text", "The attack that reaches the target most often on its own.", ""),
-    read("median_queries", "Median queries of an image that became the target; the fewest over the attacks."),
+    Column("worst_attack", "Worst attack", "text", "The single attack that reaches the target most often.", ""),
+    read("median_queries", "Median number of queries to reach the target; lowest over the attacks."),
 )
 EVASION_MORE = (
-    read("expected_acc", "Mean accuracy over the draws of a randomised defense, lowest of all attacks.", main=False),
-    read("any_hit_acc", "Images that every draw of a randomised defense got right, worst attack.", main=False),
+    read("expected_acc", "Mean accuracy over the draws of a randomised defense; lowest over the attacks.", main=False),
+    read("any_hit_acc", "Images correct in every draw of a randomised defense; lowest over the attacks.", main=False),
     read("median_distance", main=False),
-    _more("seeds", "Seeds", "count", "Seeds of the attacks.", ""),
+    _more("seeds", "Seeds", "count", "Number of attack seeds.", ""),
 )
 PASSES = Column(
     "passes", "Passes", "count", "Forward and backward passes per attacked image, all attacks together.", ""
@@ -63,55 +63,55 @@ BACKDOOR = (
     read("fidelity", "Mean over the attacks; interval by bootstrap over them."),
     read("ca", "Clean accuracy after the defense, mean over attacks."),
     read("asr", "Attack success rate after the defense, mean over attacks.", title="ASR"),
-    Column("worst_asr", "Worst ASR", help="Success rate of the attack that survives the defense best.", better="low"),
-    Column("ca_drop", "Clean loss", help="Clean accuracy lost to the defense, mean over attacks.", better="low"),
+    Column("worst_asr", "Worst ASR", help="Highest success rate of an attack after the defense.", better="low"),
+    Column("ca_drop", "Clean loss", help="Clean accuracy lost by the defense, mean over attacks.", better="low"),
 )
 BACKDOOR_MORE = (
     read("ra", main=False),
     read("rir", main=False),
     read("der", main=False),
-    _more("attacks", "Attacks", "count", "Backdoor attacks that the mean runs over.", ""),
-    _more("seeds", "Seeds", "count", "Training seeds.", ""),
+    _more("attacks", "Attacks", "count", "Number of backdoor attacks in the mean.", ""),
+    _more("seeds", "Seeds", "count", "Number of training seeds.", ""),
 )
 DETECTION = (
     read("auroc", "Mean over the attacks; interval by bootstrap over them."),
-    Column("auroc_min", "Lowest", "score", "AUROC under the attack that hides best."),
+    Column("auroc_min", "Lowest", "score", "Lowest AUROC over the attacks."),
     *(read(f"tpr@{k}") for k in ALARM_MARKS),
 )
 DETECTION_MORE = (
     read("auroc_all", "AUROC with every triggered input as a positive, successful or not.", main=False),
-    _more("attacks", "Attacks", "count", "Attacks that the mean runs over.", ""),
+    _more("attacks", "Attacks", "count", "Number of attacks in the mean.", ""),
 )
 MODELS = (
     Column(
-        "balanced_accuracy", "Balanced", help="Mean of the shares of clean and of backdoored models judged correctly."
+        "balanced_accuracy", "Balanced", help="Mean of the true positive and the true negative rate over the models."
     ),
-    read("auroc", "Of the scores over the population; interval by bootstrap over models."),
+    read("auroc", "AUROC of the scores over all models; interval by bootstrap over models."),
     Column("false_alarms", "False alarms", help="Clean models called backdoored; Wilson 95 % interval.", better="low"),
-    Column("found", "Found", help="Backdoored models called backdoored; Wilson 95 % interval."),
-    Column("target_hit", "Target named", help="Of the backdoored models found: the target class was named."),
-    _more("clean_models", "Clean models", "count", "In the population.", ""),
-    _more("backdoored_models", "Backdoored models", "count", "In the population.", ""),
+    Column("found", "Found", help="Backdoored models detected; Wilson 95 % interval."),
+    Column("target_hit", "Target named", help="Backdoored models found whose target class was named correctly."),
+    _more("clean_models", "Clean models", "count", "Number of clean models.", ""),
+    _more("backdoored_models", "Backdoored models", "count", "Number of backdoored models.", ""),
 )
 CORRUPTION = (
     Column("mean_acc", "Corrupted", help="Mean accuracy over corruptions and severities; interval by bootstrap."),
     read("clean_acc"),
-    Column("relative_drop", "Lost", help="Share of the clean accuracy that the corruptions take.", better="low"),
+    Column("relative_drop", "Lost", help="Fraction of the clean accuracy lost under corruption.", better="low"),
     Column("worst_corruption", "Worst", "text", "The corruption with the lowest accuracy.", ""),
-    Column("worst_corruption_acc", "There", help="Accuracy under that corruption, mean over its severities."),
+    Column("worst_corruption_acc", "There", help="Accuracy under the worst corruption, mean over its severities."),
     *(read(f"acc@{s}", f"Accuracy at severity {s}, mean over the corruptions.", main=False) for s in SEVERITIES),
-    _more("seeds", "Seeds", "count", "Seeds of the corruptions.", ""),
+    _more("seeds", "Seeds", "count", "Number of corruption seeds.", ""),
 )
 
 
 def under(
-    group: str, names: Iterable[str], unit: Unit, help: str, better: Way = "high", *, heading: str
+    group: str, names: Iterable[str], unit: Unit, help: str, better: Direction = "high", *, heading: str
 ) -> list[Column]:
-    """One column for each attack; all of a group are comparable."""
+    """One column per attack; columns of a group are comparable."""
     return [Column(f"{group}:{n}", n, unit, help, better, False, group, heading) for n in names]
 
 
 def filled(columns: Iterable[Column], lines: Sequence[Line]) -> tuple[Column, ...]:
-    """The columns in which some line has something to show."""
+    """The columns in which at least one line has a value."""
     present = {c for line in lines for c in (*line.numbers, *line.texts)}
     return tuple(c for c in columns if c.id in present)

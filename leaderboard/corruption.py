@@ -32,21 +32,21 @@ from .figures import Curves
 from .stats import Vector, mean_interval, paired_means
 
 ABOUT = (
-    "Nobody attacks: the images are changed as weather, sensors and codecs change them. Ranked by the mean accuracy "
-    "over corruptions and severities; images that are wrong without a corruption count too. A mean, not a worst case. "
-    "Entries that a paired test of the means over the same images cannot tell apart share a rank group."
+    "No attacker: images are corrupted by effects of weather, sensors and codecs. Ranked by mean accuracy over "
+    "corruptions and severities (a mean, not a worst case); images misclassified without corruption count as errors. "
+    "Entries whose means do not differ significantly in a paired test on the same images share a rank group."
 )
 
 
 def boards(rows: Sequence[Result]) -> list[Board]:
-    """One board for each slice of the data and list of severities; changes of light stand apart from the others."""
+    """One board per data slice and list of severities; corruptions of the group `light` have their own boards."""
     mine = [r for r in rows if r.cell.track == "corruption" and r.cell.corruption is not None]
     grouped = group(mine, lambda r: (_light(r), slice_of(r), tuple(r.cell.severities or ())))
     return [_board(members, light) for (light, *_), members in grouped.items()]
 
 
 def _light(row: Result) -> bool:
-    """Whether the corruption is one of the group `light`; one that is not registered here counts as a common one."""
+    """Whether the corruption belongs to the group `light`; an unregistered corruption does not."""
     name = str((row.cell.corruption or {}).get("name"))
     known = ("corruption", name) in registry.cards()
     return known and registry.declared("corruption", name).get("group") == "light"
@@ -57,7 +57,7 @@ def _finished(row: Result) -> bool:
 
 
 def _hits(row: Result) -> Vector:
-    """Mean over the severities of whether each image is right, [N]."""
+    """Fraction of the severities at which each image is correctly classified, [N]."""
     outcomes = [row.outcome(f"right@{s}") for s in row.cell.severities or ()]
     return np.asarray(np.mean(outcomes, axis=0))
 
@@ -67,17 +67,17 @@ def _board(members: list[Result], light: bool) -> Board:
     severities = cell.severities or []
     models, defenses = display(r.cell.model for r in members), display(r.cell.defense for r in members)
     names = display(r.cell.corruption for r in members)
-    asked = {canonical(r.cell.corruption) for r in members}
+    expected = {canonical(r.cell.corruption) for r in members}
     means: dict[str, Vector] = {}
     lines = []
     for (model, defense), rows in group(
         members, lambda r: (canonical(r.cell.model), canonical(r.cell.defense))
     ).items():
-        line, mean = _line({"model": models[model], "defense": defenses[defense]}, rows, names, asked, severities)
+        line, mean = _line({"model": models[model], "defense": defenses[defense]}, rows, names, expected, severities)
         lines.append(line)
         if mean is not None:
             means[line.title] = mean
-    # entries that were measured on other numbers of images cannot be paired
+    # entries measured on different numbers of images cannot be paired
     sizes = [len(mean) for mean in means.values()]
     usual = max(set(sizes), key=sizes.count, default=0)
     lines = [_refused(line, means.get(line.title), usual) for line in lines]
@@ -92,11 +92,11 @@ def _board(members: list[Result], light: bool) -> Board:
     return Board(
         id=slug("corruption", data, key=[slice_of(members[0]), severities, light]),
         track="corruption",
-        title=f"{'Light and contrast' if light else 'Common corruptions'}: {len(asked)} of them on {data}",
+        title=f"{'Light and contrast' if light else 'Common corruptions'}: {len(expected)} of them on {data}",
         about=ABOUT,
         facts={
             **slice_facts(members[0]),
-            "corruptions": str(len(asked)),
+            "corruptions": str(len(expected)),
             "severities": ", ".join(map(str, severities)),
         },
         columns=columns.filled([*columns.CORRUPTION, *each], placed),
@@ -107,27 +107,27 @@ def _board(members: list[Result], light: bool) -> Board:
         ),
         lines=placed,
         notes=(
-            "Constants are those published for images of 224 and of 32 pixels. Errors are not divided by those of "
-            "another network.",
+            "Severities use the constants published for images of 224 and 32 pixels. Errors are not normalised by "
+            "those of another network.",
         ),
     )
 
 
 def _line(
-    names: dict[str, str], rows: list[Result], corruptions: Mapping[str, str], asked: set[str], severities: list[int]
+    names: dict[str, str], rows: list[Result], corruptions: Mapping[str, str], expected: set[str], severities: list[int]
 ) -> tuple[Line, Vector | None]:
-    """One defended model, and the mean correctness of each image."""
+    """The line of one defended model, and the mean correctness of each image."""
     good = [r for r in rows if _finished(r)]
     control = is_control("defense", rows[0].cell.defense) or is_control("model", rows[0].cell.model)
-    reasons = ["control: planted by the suite, shown and never ranked"] if control else []
+    reasons = ["control: planted by the suite, listed but never ranked"] if control else []
     reasons += problems(rows)
-    absent = sorted(corruptions[c] for c in asked - {canonical(r.cell.corruption) for r in good})
+    absent = sorted(corruptions[c] for c in expected - {canonical(r.cell.corruption) for r in good})
     if absent:
         reasons.append(f"not measured under {', '.join(absent)}")
     by_corruption = group(good, lambda r: corruptions[canonical(r.cell.corruption)])
     lengths = {int(r.samples["n"]) for r in good}
     if len(lengths) > 1:
-        reasons.append("its rows cover different numbers of images")
+        reasons.append("its rows have different numbers of images")
     usable = good and len(lengths) == 1
     numbers = _numbers(by_corruption, severities) if usable else {}
     mean: Vector | None = None
@@ -164,15 +164,15 @@ def _numbers(by_corruption: Mapping[str, list[Result]], severities: list[int]) -
 
 
 def _of_one(row: Result) -> Number:
-    """The mean accuracy of one row, from its outcomes where the row does not say it."""
+    """The mean accuracy of one row, computed from its outcomes if it is not stored."""
     found = stored(row, "acc")
     return Number(float(_hits(row).mean()), keys=found.keys) if found.value is None else found
 
 
 def _refused(line: Line, mean: Vector | None, usual: int) -> Line:
-    """A line that cannot be paired with the others says so."""
+    """Add a reason not to rank to a line that cannot be paired with the others."""
     if mean is None:
-        return line if line.reasons else replace(line, reasons=("no corruption has finished",))
+        return line if line.reasons else replace(line, reasons=("no corruption was measured completely",))
     if len(mean) != usual:
-        return replace(line, reasons=(*line.reasons, f"covers {len(mean)} images, others on this board {usual}"))
+        return replace(line, reasons=(*line.reasons, f"measured on {len(mean)} images, other entries on {usual}"))
     return line

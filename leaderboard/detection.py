@@ -1,4 +1,4 @@
-"""Boards of detectors: of single inputs, of training images, and of whole models."""
+"""Boards of detectors of inputs, training images and backdoored models."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ from .stats import (
     standard_error,
 )
 
-POPULATION = 20  # clean and backdoored models that a model detector must have judged to be ranked
+POPULATION = 20  # smallest number of clean and of backdoored models for a model detector to be ranked
 
 RANKED = "Ranked by the area under the ROC curve (AUROC), mean over the attacks."
 ABOUT = {
-    "input": f"Scores single inputs at test time, the larger the more suspicious. {RANKED}",
-    "dataset": f"Scores the images of a poisoned training set, the larger the more suspicious. {RANKED}",
-    "model": "Judges whole models at the published threshold. Ranked by balanced accuracy: the mean of the share of "
-    "backdoored models found and of clean models left alone. Detectors that the exact McNemar test over the same "
-    "models cannot tell apart share a rank group.",
+    "input": f"Scores inputs at test time; higher means more suspicious. {RANKED}",
+    "dataset": f"Scores the images of a poisoned training set; higher means more suspicious. {RANKED}",
+    "model": "Classifies models as clean or backdoored at the published threshold. Ranked by balanced accuracy: the "
+    "mean of the true positive and true negative rates over the models. Detectors that do not differ significantly in "
+    "the exact McNemar test on the same models share a rank group.",
 }
 
 
@@ -61,7 +61,7 @@ def boards(rows: Sequence[Result]) -> list[Board]:
     found = [r for r in rows if r.cell.track == "input_detection" and r.cell.detector is not None]
     judged = [r for r in rows if r.cell.track == "model_detection" and r.cell.detector is not None]
     models = display(trained_alike(r.cell.model) for r in (*found, *judged))
-    # only a detector of single inputs has a second AUROC, over the triggered inputs that did not succeed
+    # only input detectors have `auroc_all`, which includes triggered inputs that did not succeed
     inputs = {canonical(r.cell.detector) for r in found if metric(r, "auroc_all") is not None}
     scored = {canonical(r.cell.detector) for r in found if metric(r, "auroc") is not None}
 
@@ -85,7 +85,7 @@ def _threat(row: Result) -> dict[str, Any] | None:
 
 
 def _subject(row: Result) -> dict[str, Any] | None:
-    """What made the inputs that are to be found."""
+    """The backdoor, attack or corruption that made the inputs to be detected."""
     cell = row.cell
     if cell.corruption is not None:
         return {**cell.corruption, "severity": ", ".join(map(str, cell.severities or ()))}
@@ -93,13 +93,13 @@ def _subject(row: Result) -> dict[str, Any] | None:
 
 
 def _sort(row: Result) -> str:
-    """Which sort of inputs is to be found."""
+    """The sort of inputs to be detected."""
     return "triggers" if row.cell.backdoor else "corrupted images" if row.cell.corruption else "adversarial images"
 
 
 def _line(name: str, rows: list[Result], numbers: dict[str, Number], reasons: list[str]) -> Line:
     control = is_control("detector", rows[0].cell.detector)
-    planted = ["control: planted by the suite, shown and never ranked"] if control else []
+    planted = ["control: planted by the suite, listed but never ranked"] if control else []
     return Line(
         names={"detector": name}, numbers=numbers, reasons=(*planted, *problems(rows), *reasons), control=control,
         flags=in_order(marks(rows)), keys=tuple(r.cell.key for r in rows),
@@ -120,13 +120,13 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
         return attack_of(row), canonical([row.cell.model, row.cell.seed])
 
     failed = {unit(r) for r in members if metric(r, "attack_success") == 0.0}
-    asked = {unit(r) for r in members} - failed
+    expected = {unit(r) for r in members} - failed
     detectors = display(r.cell.detector for r in members)
     estimates: dict[str, dict[Any, Estimate]] = {}
     lines = []
     for key, rows in group(members, lambda r: canonical(r.cell.detector)).items():
-        good = [r for r in rows if unit(r) in asked and r.status == "ok" and metric(r, "auroc") is not None]
-        absent = sorted({attack for attack, _ in asked - {unit(r) for r in good}})
+        good = [r for r in rows if unit(r) in expected and r.status == "ok" and metric(r, "auroc") is not None]
+        absent = sorted({attack for attack, _ in expected - {unit(r) for r in good}})
         reasons = [f"not measured under {', '.join(absent)}"] if absent else [] if good else ["nothing was measured"]
         lines.append(_line(detectors[key], rows, _input_numbers(group(good, attack_of)), reasons))
         estimates[detectors[key]] = {unit(r): _estimate(r) for r in good}
@@ -140,7 +140,7 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
     if threat is not None:
         facts["threat"] = ball_text(threat)
     each = columns.under(
-        "auroc", sorted({attack for attack, _ in asked}), "score", "AUROC under this attack.", heading="AUROC under"
+        "auroc", sorted({attack for attack, _ in expected}), "score", "AUROC under this attack.", heading="AUROC under"
     )
     apart = [_sort(members[0])] if cell.corruption is not None else []
     return Board(
@@ -154,7 +154,7 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
         row_metric="auroc",
         figure=Dots("auroc", mean="auroc", title="AUROC", chance=0.5),
         lines=placed,
-        notes=tuple(f"Left out, the attack itself failed: {attack}." for attack in sorted({a for a, _ in failed})),
+        notes=tuple(f"Excluded, the attack itself failed: {attack}." for attack in sorted({a for a, _ in failed})),
     )
 
 
@@ -189,18 +189,18 @@ def _input_numbers(by_attack: dict[str, list[Result]]) -> dict[str, Number]:
 
 @dataclass(frozen=True)
 class Judged:
-    """What one detector said of the models of the population."""
+    """The results of one detector on all models."""
 
     rows: list[Result]
     truth: Vector
     flagged: Vector
     score: Vector
-    hit: Vector  # whether the right target class was named; NaN where none was
+    hit: Vector  # whether the named target class is correct; NaN if none was named
     right: dict[str, bool]  # by model
 
 
 def _member(row: Result) -> str:
-    """One model of the population."""
+    """Identifies one model of the population."""
     return canonical([row.cell.model, row.cell.backdoor, row.cell.seed])
 
 
@@ -225,7 +225,7 @@ def _model_board(members: list[Result], model: str) -> Board:
         clean, bad = int((~found.truth).sum()), int(found.truth.sum())
         reasons = []
         if min(clean, bad) < POPULATION:
-            sizes = f"{clean} clean and {bad} backdoored models, {POPULATION} of each are needed to rank"
+            sizes = f"{clean} clean and {bad} backdoored models, {POPULATION} of each are needed for a rank"
             reasons.append(f"n/a (population of < {POPULATION}): {sizes}")
         absent = len(population) - len(found.right)
         if absent:
@@ -256,9 +256,9 @@ def _model_board(members: list[Result], model: str) -> Board:
         columns=columns.filled(columns.MODELS, placed),
         primary="balanced_accuracy",
         row_metric="score",
-        figure=Bars(("found", "backdoored models found"), ("false_alarms", "clean models called backdoored")),
+        figure=Bars(("found", "backdoored models found"), ("false_alarms", "clean models reported as backdoored")),
         lines=placed,
-        notes=("A false alarm is a clean model that somebody throws away: read that column first.",),
+        notes=("A false alarm means that a clean model would be discarded: read that column first.",),
     )
 
 
@@ -279,8 +279,8 @@ def _model_numbers(j: Judged) -> dict[str, Number]:
     if j.truth.any() and not j.truth.all():
         alarms, found = numbers["false_alarms"], numbers["found"]
         arms = [(n.value or 0.0, n.low or 0.0, n.high or 0.0) for n in (found, alarms)]
-        left_alone = (1 - arms[1][0], 1 - arms[1][2], 1 - arms[1][1])
-        numbers["balanced_accuracy"] = Number(*average_of_rates(arms[0], left_alone), len(every), every)
+        true_negatives = (1 - arms[1][0], 1 - arms[1][2], 1 - arms[1][1])
+        numbers["balanced_accuracy"] = Number(*average_of_rates(arms[0], true_negatives), len(every), every)
         if np.isfinite(j.score).all():
             clean, bad = j.score[~j.truth], j.score[j.truth]
             low, high = auroc_interval(positive=bad, negative=clean) or (None, None)

@@ -1,4 +1,4 @@
-"""Boards of the tracks that attack images: defended models, ranked by the worst case of each image."""
+"""Boards of the tracks that attack images: defended models, ranked by the worst case over the attacks per image."""
 
 from __future__ import annotations
 
@@ -41,43 +41,43 @@ from .board import (
 from .figures import Curves, Scatter
 from .stats import Vector, mcnemar
 
-READ = ("expected_acc", "any_hit_acc", "median_distance", "median_queries")  # the lowest over the attacks is shown
+READ = ("expected_acc", "any_hit_acc", "median_distance", "median_queries")  # shown: lowest over the attacks
 
-SAME = "Entries that the exact McNemar test on the same images cannot tell apart share a rank group."
+SAME = "Entries that do not differ significantly in the exact McNemar test on the same images share a rank group."
 ABOUT = {
-    "white_box": "The attacker sees the model and its gradients. Ranked by robust accuracy: an image counts only if it "
-    f"stays rightly classified under every attack and seed. {SAME}",
-    "query": "The attacker asks the deployed model and sees only its answers. Ranked by robust accuracy after the "
-    f"whole budget, the worst case of each image over the attacks. {SAME}",
-    "transfer": "The attacker makes the images on networks of his own and never meets the model. Ranked by robust "
-    f"accuracy, the worst case of each image over the attacks. {SAME}",
-    "patch": "The attacker sees the model and changes what a camera sees: a patch, a pattern, the light. l0 is the "
-    "share of pixels that differ. Places, poses and phases are drawn for each image and seed. Ranked by robust "
-    f"accuracy, the worst case of each image over the attacks. {SAME}",
+    "white_box": "The attacker knows the model and its gradients. Ranked by robust accuracy: an image counts only if "
+    f"it stays correctly classified under every attack and seed. {SAME}",
+    "query": "The attacker can only query the deployed model. Ranked by robust accuracy at the full query budget, "
+    f"with the worst case over the attacks for each image. {SAME}",
+    "transfer": "The attacker optimises the images on other networks, without access to the model. Ranked by robust "
+    f"accuracy, with the worst case over the attacks for each image. {SAME}",
+    "patch": "The attacker knows the model and makes changes visible to a camera: a patch, a pattern, the light. l0 is "
+    "the fraction of pixels that differ. Positions, poses and phases are drawn for each image and seed. Ranked by "
+    f"robust accuracy, with the worst case over the attacks for each image. {SAME}",
 }
 TRACKS = tuple(ABOUT)
 TARGETED = (
-    "Each image has to become one class. Ranked by how rarely it does, the worst case of each image over the attacks. "
-    f"Images of that class and those that were wrong before are not attacked. {SAME}"
+    "Targeted attacks. Ranked by the rate of images classified as their target class, with the worst case over the "
+    f"attacks for each image. Images of that class and misclassified clean images are not attacked. {SAME}"
 )
 HEADING = "Under each attack"
 QUERIES = Curves(
     tuple((f"robust_acc@{k}", k) for k in QUERY_MARKS), start=("clean_acc", "clean"), title="queries per image"
 )
 NOTES = {
-    "white_box": "Ranked only with {required}, and where there is a defense with an attack that knows it.",
-    "query": "A black-box attacker meets the deployed pipeline as it is: no adaptive attack is required here.",
-    "transfer": "Nobody adapts to a defense that he does not meet; passes are those of the surrogates.",
-    "patch": "Passes are those on the attacked images; what a pattern for all images cost to learn stands in its row.",
+    "white_box": "An entry is ranked only if {required} was run and, if it has a defense, an adaptive attack too.",
+    "query": "A black-box attacker queries the deployed pipeline as it is: no adaptive attack is required here.",
+    "transfer": "The attacks have no access to the defense and are not adaptive. Passes are those of the surrogates.",
+    "patch": "Passes are those on the attacked images; the cost of optimising a universal pattern is in its row.",
 }
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one defended model on one board, and what the other boards hold on the same one."""
+    """The rows of one defended model on one board, and its rows on other boards."""
 
     every: tuple[Result, ...]
-    good: tuple[Result, ...]  # finished attacks with an outcome for each image of the board
+    good: tuple[Result, ...]  # finished attacks with an outcome for every image of the board
     short: tuple[Result, ...]  # finished attacks on another number of images
     elsewhere: tuple[Result, ...]  # finished attacks under the same norm: other tracks, radii, accesses
 
@@ -91,7 +91,7 @@ def boards(rows: Sequence[Result]) -> list[Board]:
 
 
 def _required() -> str:
-    """The attacks of which a white-box entry must have met one, plain or inside a wrapper."""
+    """The required attacks: a white-box entry needs one of them, plain or inside a wrapper."""
     return " or ".join(registry.with_trait("attack", "required"))
 
 
@@ -120,7 +120,7 @@ def _ball(row: Result) -> tuple[Any, ...]:
 
 
 def _target(row: Result) -> str | int | None:
-    """Of the threat: a rule or a class; None where any wrong class counts."""
+    """The target of the threat: a rule or a class; None if any wrong class counts."""
     found: str | int | None = _threat(row).get("target")
     return found
 
@@ -144,7 +144,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
 
     lines: list[Line] = []
     targeted = _target(members[0]) is not None
-    survived: dict[str, tuple[Vector, Vector]] = {}  # who withstood everything, and who was attacked
+    survived: dict[str, tuple[Vector, Vector]] = {}  # images that survived all attacks, and images that were attacked
     for (model, defense), rows in group(usual, _victim).items():
         done = [r for r in rows if _finished(r)]
         mine = Rows(
@@ -186,13 +186,13 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
             "measure",
             sorted(_measured(usual)),
             "score",
-            "A diagnosis beside the attacks; never ranked.",
+            "A diagnostic measure; never ranked.",
             "",
             heading="Measures",
         ),
     ]
     primary, main = ("target_rate", columns.TARGETED) if targeted else ("robust_acc", columns.EVASION)
-    passes = replace(columns.PASSES, main=cell.track != "query")  # what a query costs stands in its own column
+    passes = replace(columns.PASSES, main=cell.track != "query")  # queries have their own column
     return Board(
         id=slug(cell.track, data, ball.replace(" ", "-"), key=[slice_of(members[0]), threat, cell.surrogates]),
         track=cell.track,
@@ -209,7 +209,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
 
 
 def _attacked(rows: Sequence[Result]) -> Vector:
-    """Samples that count: with a target those that were attacked under every row, else all."""
+    """Samples that count: with a target, those attacked in every row; otherwise all."""
     every = [r.outcome("attacked") if "attacked" in r.samples else np.ones(r.samples["n"], dtype=bool) for r in rows]
     return np.logical_and.reduce(every)
 
@@ -217,11 +217,11 @@ def _attacked(rows: Sequence[Result]) -> Vector:
 def _attack_columns(rows: Sequence[Result], attacks: Mapping[str, str], targeted: bool) -> list[Column]:
     plain = {attacks[canonical(r.cell.attack)] for r in rows if not r.cell.adaptive}
     knowing = {attacks[canonical(r.cell.attack)] for r in rows} - plain
-    better: columns.Way = "low" if targeted else "high"
+    better: columns.Direction = "low" if targeted else "high"
     text = f"{'Target rate' if targeted else 'Robust accuracy'} under this attack alone, worst case over its seeds."
     return [
         *columns.under("attack", sorted(plain), "rate", text, better, heading=HEADING),
-        *columns.under("attack", sorted(knowing), "rate", f"{text} It knows the defense.", better, heading=HEADING),
+        *columns.under("attack", sorted(knowing), "rate", f"{text} Adaptive attack.", better, heading=HEADING),
     ]
 
 
@@ -232,21 +232,21 @@ def _line(names: dict[str, str], rows: Rows, attacks: Mapping[str, str], missing
     cell = rows.every[0].cell
     control = is_control("defense", cell.defense) or is_control("model", cell.model)
     found = in_order([*marks(rows.every), *_compared(rows), *_gaps(rows, missing)])
-    reasons = ["control: planted by the suite, shown and never ranked"] if control else []
+    reasons = ["control: planted by the suite, listed but never ranked"] if control else []
     reasons += problems(rows.every)
     reasons += sorted({f"check failed: {f.id}" for f in found if f.severity == "fail"} - set(reasons))
     if rows.short:
         reasons.append(
-            f"{what(rows.short[0])} covers {rows.short[0].samples['n']} images, others on this board more or fewer"
+            f"{what(rows.short[0])} was run on {rows.short[0].samples['n']} images, others on a different number"
         )
     if not rows.good:
-        reasons.append("no attack has finished")
+        reasons.append("no attack was completed")
     elif cell.track == "white_box":
         if not any(flags.has(r.cell.attack, "required") for r in rows.good):
             reasons.append(f"required attack missing: {_required()}")
         if label(cell.defense) != "none" and not any(r.cell.adaptive for r in rows.good):
-            aims = " and can aim" if _target(rows.every[0]) is not None else ""
-            reasons.append(f"no adaptive attack: nothing was run that knows this defense{aims}")
+            aims = " that can be targeted" if _target(rows.every[0]) is not None else ""
+            reasons.append(f"no adaptive attack: none was run against this defense{aims}")
     judged = control and cell.track == "white_box" and _target(rows.every[0]) is None
     numbers, texts = _numbers(rows.good, attacks) if rows.good else ({}, {})
     numbers |= {f"measure:{name}": number for name, number in _measured(rows.every).items()}
@@ -280,33 +280,33 @@ def _measured(rows: Sequence[Result]) -> dict[str, Number]:
 
 
 def _compared(rows: Rows) -> list[Mark]:
-    """The checks that set attacks on the same victim against each other."""
+    """Checks that compare several attacks on the same victim."""
     found = flags.wrong_total(rows.good)
     if rows.every[0].cell.track != "white_box":
         return found
     eps = _threat(rows.every[0])["eps"]
-    asked = [r for r in rows.elsewhere if r.cell.track != "white_box" and _threat(r)["eps"] == eps]
+    black_box = [r for r in rows.elsewhere if r.cell.track != "white_box" and _threat(r)["eps"] == eps]
     by_eps = group([r for r in rows.elsewhere if r.cell.track == "white_box"], lambda r: _threat(r)["eps"])
     return [
         *found,
         *flags.one_step_beats_many(rows.good),
-        *flags.black_box_beats_white_box(rows.good, asked),
+        *flags.black_box_beats_white_box(rows.good, black_box),
         *flags.weak_attack_gap(rows.good),
         *flags.not_monotone(by_eps, eps),
     ]
 
 
 def _gaps(rows: Rows, missing: Sequence[str]) -> list[Mark]:
-    """Attacks that this entry has not met."""
+    """Attacks that were not run on this entry."""
     if not rows.good:
         return []
-    found = [Mark("info", "fewer_attacks", f"others on this board also met {', '.join(missing)}")] if missing else []
+    found = [Mark("info", "fewer_attacks", f"others were also attacked with {', '.join(missing)}")] if missing else []
     idle = [r for r in rows.every if r.status == "not_applicable"]
     return found + [Mark("info", "attack_not_applicable", f"{what(r)}: {why(r)}", r.cell.key) for r in idle]
 
 
 def _planted_line(names: dict[str, str], rows: Sequence[Result], attacks: Mapping[str, str]) -> Line:
-    """An attack that is broken on purpose: it must carry a flag."""
+    """The line of an attack that is broken on purpose and must get a flag."""
     good = [r for r in rows if _finished(r)]
     found = in_order([*marks(rows), *flags.wrong_total(good)])
     seen = any(f.severity in ("flag", "fail") for f in found)
@@ -315,7 +315,7 @@ def _planted_line(names: dict[str, str], rows: Sequence[Result], attacks: Mappin
     return Line(
         names=names, numbers=numbers, texts=texts, flags=found, control=True, judged=True,
         uncaught="" if seen else "no check fired on it",
-        reasons=("control: a planted attack, shown and never counted", *problems(r for r in rows if r.status != "ok")),
+        reasons=("control: a planted attack, listed but never counted", *problems(r for r in rows if r.status != "ok")),
         keys=tuple(r.cell.key for r in rows),
     )  # fmt: skip
 
@@ -346,12 +346,12 @@ def _numbers(good: Sequence[Result], attacks: Mapping[str, str]) -> tuple[dict[s
     if targeted:
         right = np.logical_and.reduce([r.outcome("robust") for r in good])
         numbers["robust_acc"] = share(float(right.sum()), len(right), from_rows)
-        for name in ("target_rate_clean", "target_rate_noise"):  # seeds may have other targets: the highest of them
+        for name in ("target_rate_clean", "target_rate_noise"):  # targets may differ by seed: take the highest rate
             found = [stored(r, name) for r in good if metric(r, name) is not None]
             if found:
                 numbers[name] = max(found, key=lambda number: (number.value, number.keys))
     if all("clean" in r.samples for r in good):
-        clean = float(np.mean([r.outcome("clean").sum() for r in good]))  # may differ where the victim is randomised
+        clean = float(np.mean([r.outcome("clean").sum() for r in good]))  # may differ if the victim is randomised
         numbers["clean_acc"] = share(clean, len(worst), keys[:1])
     for name in (*READ, *(f"robust_acc@{k}" for k in QUERY_MARKS)):
         found = [stored(r, name) for r in good if metric(r, name) is not None]

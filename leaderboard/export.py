@@ -1,4 +1,4 @@
-"""Boards as JSON, CSV and Markdown: the same numbers, as numbers."""
+"""Export boards as JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ HEAD = ("board", "track", "data", "threat", "rank_best", "rank_worst", "status")
 
 
 def as_csv(boards: Sequence[Board]) -> str:
-    """One table of all boards, a line an entry; columns that a board does not have stay empty. Rates lie in [0, 1]."""
+    """One table for all boards, one line per entry. Columns that a board lacks are empty. Rates are in [0, 1]."""
     boards = list(boards)
     names = _seen(name for b in boards for line in b.lines for name in line.names)
     texts = _seen(c.id for b in boards for c in b.columns if c.unit == "text")
@@ -97,7 +97,7 @@ def _seen(names: Iterable[str]) -> list[str]:
 
 
 def _safe(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
+    """Escape text that a spreadsheet would interpret as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
@@ -105,7 +105,7 @@ def _safe(text: str) -> str:
 
 
 def as_markdown(boards: Iterable[Board]) -> str:
-    """One table a board, rates in per cent."""
+    """One table per board, with rates in per cent."""
     return "\n".join(part for board in boards for part in _section(board))
 
 
@@ -140,7 +140,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _md(text: str) -> str:
-    """Text that Markdown and the HTML inside it leave alone."""
+    """Escape Markdown and HTML."""
     for c in "\\`*_[]<>|#~":
         text = text.replace(c, {"<": "&lt;", ">": "&gt;"}.get(c, f"\\{c}"))
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""What a board may ask to be drawn. `plots` computes where everything stands, the template draws it."""
+"""The kinds of figures of a board. `plots` computes the coordinates and the template draws them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scatter:
-    """A figure with one point for each line: one column against another.
+    """One point per line: one column against another.
 
     Attributes:
-        x, y: columns; `y` is drawn with its interval.
+        x, y: names of the columns; `y` is drawn with its interval.
     """
 
     x: str
@@ -19,12 +19,12 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Curves:
-    """A figure with one curve for each line: a rate against a number that is part of the columns' names.
+    """One curve per line: a rate against a number in the columns' names.
 
     Attributes:
-        columns: such as `robust_acc@100`, and the number that each stands for.
-        start: the column where every curve begins, and what to call it.
-        title: of the horizontal axis.
+        columns: names such as `robust_acc@100`, each with its number.
+        start: the column of the first point of every curve, and its label.
+        title: title of the horizontal axis.
         log: whether that axis is logarithmic.
     """
 
@@ -36,10 +36,10 @@ class Curves:
 
 @dataclass(frozen=True)
 class Bars:
-    """A figure with two bars for each line, one that should be long and one that should be short.
+    """Two bars per line: one where longer is better and one where shorter is better.
 
     Attributes:
-        good, bad: columns, and what they show.
+        good, bad: names and labels of the columns.
     """
 
     good: tuple[str, str]
@@ -48,13 +48,13 @@ class Bars:
 
 @dataclass(frozen=True)
 class Dots:
-    """A figure with one row for each line: a dot for each column of a group, and their mean.
+    """One row per line: a dot for each column of a group, and their mean.
 
     Attributes:
-        group: of the columns.
-        mean: the column with the mean.
-        title: of the axis.
-        chance: what guessing gets, where it means something.
+        group: group of the columns.
+        mean: name of the column with the mean.
+        title: title of the axis.
+        chance: value of random guessing, if it is meaningful.
     """
 
     group: str

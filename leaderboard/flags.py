@@ -1,4 +1,4 @@
-"""Checks that no single row can make: attacks on one victim set against each other, to find masked gradients."""
+"""Checks across rows: compare attacks on the same victim to detect masked gradients."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from siegebench.cells import Result, eps_text, label
 from .board import Mark, metric
 from .stats import Vector, tolerance
 
-GAP = 0.20  # robust accuracy that PGD on cross-entropy leaves and a better attack takes
-BLACK_BOX_SLACK = 0.002  # the constant of AutoAttack's own check
+GAP = 0.20  # drop of robust accuracy from PGD on cross-entropy to the worst case over all attacks
+BLACK_BOX_SLACK = 0.002  # the constant of the check in AutoAttack
 
 
 def core(attack: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The attack inside all wrappers: of `eot(torchattacks/PGD)` it is `torchattacks/PGD`."""
+    """The innermost attack of nested wrappers: `torchattacks/PGD` for `eot(torchattacks/PGD)`."""
     inner = (attack or {}).get("attack")
     return core(inner) if isinstance(inner, Mapping) else attack or {}
 
 
 def has(attack: Mapping[str, Any] | None, trait: str) -> bool:
-    """Whether the attack inside all wrappers has a trait."""
+    """Whether the innermost attack has a trait."""
     return trait in registry.traits("attack", str(core(attack).get("name", "")))
 
 
 def is_plain_pgd_ce(row: Result) -> bool:
-    """Gradient ascent on cross-entropy, as the undefended model would be attacked."""
+    """Whether the attack is plain PGD on cross-entropy, without adaptation to the defense."""
     attack = row.cell.attack or {}
     plain = "plain" in registry.traits("attack", str(attack.get("name", "")))
     return plain and attack.get("loss", "ce") in ("ce", "cross_entropy") and not row.cell.adaptive
 
 
 def held(row: Result) -> Vector:
-    """Samples that withstood one row: they stayed right, or did not become the target where there is one."""
+    """Samples that survived the attack of one row: still correctly classified, or (targeted) not the target class."""
     return ~row.outcome("target") if "target" in row.samples else row.outcome("robust")
 
 
 def share_held(row: Result) -> float | None:
-    """Share of the samples that withstood one row; None where it has no outcomes."""
+    """Fraction of the samples that survived the attack of one row; None without outcomes."""
     if "target" in row.samples:
         return float(held(row).mean())
     return metric(row, "robust_acc")
 
 
 def survived(rows: Iterable[Result]) -> Vector | None:
-    """Samples that withstand every row: the worst case of each sample; None without rows."""
+    """Samples that survived the attacks of all rows (the worst case per sample); None without rows."""
     outcomes = [held(r) for r in rows]
     return np.logical_and.reduce(outcomes) if outcomes else None
 
 
 def one_step_beats_many(rows: Sequence[Result]) -> list[Mark]:
-    """FGSM breaks images that PGD, APGD and AutoAttack leave, or leaves a lower accuracy than their worst."""
+    """Flag if one-step attacks break images that all iterative attacks fail on, or reach a lower accuracy."""
     single = [r for r in rows if has(r.cell.attack, "one_step")]
     after_one = survived(single)
     after_many = survived(r for r in rows if has(r.cell.attack, "iterative"))
@@ -69,15 +69,15 @@ def one_step_beats_many(rows: Sequence[Result]) -> list[Mark]:
         Mark(
             "fail",
             "one_step_beats_many",
-            f"one step breaks {missed} of {n} images that the iterative attacks leave "
-            f"(accuracy {100 * low:.1f} against {100 * high:.1f})",
+            f"one step breaks {missed} of {n} images that the iterative attacks do not "
+            f"(robust accuracy {100 * low:.1f} against {100 * high:.1f} %)",
             single[0].cell.key,
         )
     ]
 
 
 def black_box_beats_white_box(rows: Sequence[Result], queries: Sequence[Result]) -> list[Mark]:
-    """An attacker who sees only answers does better than every one who sees gradients: gradients are masked."""
+    """Flag if a black-box attack is stronger than every white-box attack: gradients are masked."""
     white = {label(r.cell.attack): share_held(r) for r in rows}
     known = [v for v in white.values() if v is not None]
     if not known:
@@ -89,31 +89,32 @@ def black_box_beats_white_box(rows: Sequence[Result], queries: Sequence[Result])
         if black is not None and black < best - BLACK_BOX_SLACK:
             severity = "fail" if black < best - tolerance(best, n) else "flag"
             evidence = (
-                f"{label(row.cell.attack)} leaves {100 * black:.1f} %, the best white-box attack {100 * best:.1f} %"
+                f"robust accuracy {100 * black:.1f} % under {label(row.cell.attack)}, "
+                f"{100 * best:.1f} % under the best white-box attack"
             )
             out.append(Mark(severity, "black_box_beats_white_box", evidence, row.cell.key))
     return out
 
 
 def weak_attack_gap(rows: Sequence[Result]) -> list[Mark]:
-    """PGD on cross-entropy leaves far more than the worst case: the loss saturates, such as on inflated logits."""
+    """Flag if PGD on cross-entropy is far weaker than the worst case: the loss saturates, as with large logits."""
     gap = plain_gap(rows)
     if gap is None or gap[0] - gap[1] <= GAP:
         return []
     plain, worst = gap
     key = next(r.cell.key for r in rows if is_plain_pgd_ce(r))
-    evidence = f"PGD on cross-entropy leaves {100 * plain:.1f} %, the worst case over all attacks {100 * worst:.1f} %"
+    evidence = f"robust accuracy {100 * plain:.1f} % under PGD on cross-entropy, {100 * worst:.1f} % under all attacks"
     return [Mark("info", "weak_attack_gap", evidence, key)]
 
 
 def plain_gap(rows: Sequence[Result]) -> tuple[float, float] | None:
-    """(robust accuracy under plain PGD-CE, worst case); None where plain PGD-CE was not run."""
+    """(robust accuracy under plain PGD-CE, worst case); None if plain PGD-CE was not run."""
     plain, worst = survived(r for r in rows if is_plain_pgd_ce(r)), survived(rows)
     return None if plain is None or worst is None else (float(plain.mean()), float(worst.mean()))
 
 
 def wrong_total(rows: Sequence[Result]) -> list[Mark]:
-    """A row's robust accuracy is not the mean of its own outcomes."""
+    """Flag if a row's robust accuracy is not the mean of its outcomes."""
     out = []
     for row in rows:
         written, counted = metric(row, "robust_acc"), float(row.outcome("robust").mean())
@@ -124,11 +125,11 @@ def wrong_total(rows: Sequence[Result]) -> list[Mark]:
 
 
 def not_monotone(by_eps: Mapping[float, Sequence[Result]], eps: float) -> list[Mark]:
-    """An attack with a larger budget leaves more than the same attack with a smaller one.
+    """Flag if robust accuracy is higher at a larger eps than at a smaller one, for the same attack.
 
     Args:
         by_eps: rows of one victim under one norm and access.
-        eps: the budget that is judged.
+        eps: the budget to check.
     """
     out = []
     smaller = [r for e in sorted(by_eps) if e < eps for r in by_eps[e]]
@@ -141,17 +142,20 @@ def not_monotone(by_eps: Mapping[float, Sequence[Result]], eps: float) -> list[M
                 continue
             if here > there + tolerance(there, n):
                 text = eps_text((other.cell.threat or {})["eps"])
-                evidence = f"{label(row.cell.attack)} leaves {100 * here:.1f} %, at eps {text} only {100 * there:.1f} %"
+                evidence = (
+                    f"robust accuracy {100 * here:.1f} % under {label(row.cell.attack)}, "
+                    f"but only {100 * there:.1f} % at the smaller eps {text}"
+                )
                 out.append(Mark("fail", "not_monotone", evidence, row.cell.key))
                 break
     return out
 
 
 def uncaught(white: Sequence[Result], flags: Iterable[Mark]) -> str:
-    """Why a planted victim was not caught; empty when it was.
+    """Reason why a planted victim was not detected; empty if it was.
 
-    It must carry a visible flag, and the worst case must undercut plain PGD-CE by the margin: the suite has to see that
-    something is wrong, and has to break it.
+    The victim must have a visible flag, and its worst case must be lower than its robust accuracy under plain PGD-CE by
+    more than `GAP`: the checks must detect the masking, and an attack must break it.
     """
     if not any(f.severity in ("flag", "fail") for f in flags):
         return "no check fired on it"
@@ -161,7 +165,7 @@ def uncaught(white: Sequence[Result], flags: Iterable[Mark]) -> str:
     plain, worst = gap
     if plain - worst <= GAP:
         return (
-            f"its worst case ({100 * worst:.1f} %) is not {100 * GAP:.0f} points below what PGD on cross-entropy "
-            f"leaves ({100 * plain:.1f} %)"
+            f"its worst case ({100 * worst:.1f} %) is not {100 * GAP:.0f} points below its robust accuracy under PGD "
+            f"on cross-entropy ({100 * plain:.1f} %)"
         )
     return ""

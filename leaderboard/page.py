@@ -1,7 +1,7 @@
-"""The page: one HTML file without network or server, and JavaScript for comfort only. Every number leads to its rows.
+"""The page: one self-contained HTML file with optional JavaScript. Every number links to its rows.
 
-Everything in a row may come from a stranger. The template escapes all text, links lead only into the page itself, and
-the policy in its head lets no script run but the one it ships.
+Rows may come from untrusted sources. The template escapes all text, links lead only within the page, and the content
+security policy allows only the page's own script.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from siegebench.cells import PROTOCOL, Result, canonical
 from . import export, plots
 from .board import SHORT, Board, Column, Line, interval, metric, shown, unique, what, why
 
-SHOWN_ENV = ("siegebench", "torch", "python", "device", "commit")  # the rest may name a person or a machine
+SHOWN_ENV = ("siegebench", "torch", "python", "device", "commit")  # other fields may identify a person or a machine
 
 
 class _Bundled(BaseLoader):
-    """Templates that lie beside this file, in a checkout and in a wheel."""
+    """Loads templates from the folder of this file, in a checkout and in a wheel."""
 
     def get_source(self, environment: Environment, template: str) -> tuple[str, str, Any]:
         return files(__package__).joinpath(template).read_text(encoding="utf-8"), template, lambda: True
@@ -35,25 +35,25 @@ class _Bundled(BaseLoader):
 
 @cache
 def _templates() -> Environment:
-    # autoescape=True, never select_autoescape: that looks at the ending of the name and would leave .j2 unescaped
+    # autoescape=True, never select_autoescape: that decides by file extension and would not escape .j2
     return Environment(
         loader=_Bundled(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
 
 def render(boards: Sequence[Board], results: Iterable[Result]) -> str:
-    """The whole page. The same rows in any order give the same bytes.
+    """Render the page. The result does not depend on the order of the rows.
 
     Args:
         boards: from `rank.boards`.
-        results: the rows that the boards were made of; each is shown at the bottom of the page.
+        results: the rows of the boards; all are listed at the bottom of the page.
     """
     rows = {row.cell.key: row for row in unique(results)}
     main = {key: board.row_metric for board in boards for line in board.lines for key in line.keys}
     environment = _templates()
     script = environment.get_template("page.js").render()
     return environment.get_template("page.html.j2").render(
-        style=Markup(environment.get_template("page.css").render()),  # both are ours, and hold nothing of a row
+        style=Markup(environment.get_template("page.css").render()),  # both are our own and contain nothing from rows
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tiles=_tiles(boards, rows),
@@ -65,7 +65,7 @@ def render(boards: Sequence[Board], results: Iterable[Result]) -> str:
 
 
 def _embedded(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot close the script element it is embedded in."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for c in "<>&":
         text = text.replace(c, f"\\u{ord(c):04x}")
@@ -126,14 +126,14 @@ def _board(board: Board, rows: Mapping[str, Result]) -> dict[str, Any]:
 
 
 def _split(board: Board) -> tuple[list[Column], list[Column]]:
-    """Columns of the whole entry, and those of single attacks, which stand behind the flags."""
+    """(columns of the whole entry, columns of single attacks, which follow the flags)."""
     single = all(line.value("seeds") in (None, 1.0) for line in board.lines)
     plain = [c for c in board.columns if not c.group and not (c.id == "seeds" and single)]
     return plain, [c for c in board.columns if c.group]
 
 
 def _headline(line: Line) -> tuple[str, str]:
-    """What is ranked in large letters, on which model in small ones."""
+    """(main name of the entry, name of the model in small print)."""
     names = dict(line.names)
     model = names.pop("model", "")
     return " / ".join(names.values()) or model, model
@@ -204,7 +204,7 @@ def _cell(board: Board, column: Column, line: Line, anchor: str, worst: Mapping[
 
 
 def _chips(line: Line, anchor: str) -> list[dict[str, Any]]:
-    """One chip for each kind of flag, worst first."""
+    """One chip per flag id, worst first."""
     counts = Counter(f.id for f in line.flags)
     chips: dict[str, dict[str, Any]] = {}
     for flag in line.flags:
@@ -225,10 +225,10 @@ def _chips(line: Line, anchor: str) -> list[dict[str, Any]]:
 
 
 def _row(row: Result, main: str) -> dict[str, Any]:
-    """A row for its own section: all that it says, and how to run it again.
+    """All data of a row for its section of the page.
 
     Args:
-        main: the metric that is shown before the row is opened.
+        main: the metric shown while the row is collapsed.
     """
     cell, value = row.cell, metric(row, main)
     return {

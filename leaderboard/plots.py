@@ -1,4 +1,4 @@
-"""Where things stand in the page's figures: numbers to places in an SVG. The template draws them."""
+"""Computes the SVG coordinates of the page's figures. The template draws them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .figures import Bars, Curves, Dots, Scatter
 
 WIDTH, HEIGHT = 680, 380
 LEFT, RIGHT, TOP, BOTTOM = 48, 18, 16, 44
-LETTER = 6.3  # width of a letter of the labels, roughly
-SERIES = 8  # colours there are
+LETTER = 6.3  # approximate width of a letter of the labels
+SERIES = 8  # number of colours
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Axis:
         return round(self.start + (self.end - self.start) * (v - low) / (high - low), 1)
 
     def ticks(self, step: float) -> list[dict[str, Any]]:
-        """Places and texts of round percentages."""
+        """Positions and labels of round percentages."""
         first = math.ceil(self.low / step - 1e-9)
         values = [step * i for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
         return [{"at": self(v), "text": f"{100 * v:.0f}"} for v in values]
 
 
 def figure(board: Board, link: Callable[[Line], str]) -> dict[str, Any] | None:
-    """The figure of a board, or None where there is nothing to draw.
+    """The figure of a board, or None if there is nothing to draw.
 
     Args:
-        link: a line to the place on the page that a click should lead to.
+        link: maps a line to the link target of its mark.
     """
     lines = [line for line in board.lines if line.value(board.primary) is not None]
     if not lines:
@@ -61,7 +61,7 @@ def figure(board: Board, link: Callable[[Line], str]) -> dict[str, Any] | None:
 
 
 def _title(board: Board, column: str) -> str:
-    """What a column shows, in lower case."""
+    """Title of a column, in lower case."""
     return next((c.title.lower() for c in board.columns if c.id == column), column)
 
 
@@ -70,7 +70,7 @@ def _short(name: str, limit: int = 26) -> str:
 
 
 def _names(lines: Sequence[Line]) -> dict[int, str]:
-    """Labels of the lines: without the model where there is only one."""
+    """Labels of the lines, without the model if there is only one."""
     single = len({line.names.get("model") for line in lines}) == 1
     return {id(line): line.names["defense"] if single else line.title for line in lines}
 
@@ -79,7 +79,7 @@ def _names(lines: Sequence[Line]) -> dict[int, str]:
 
 
 def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
-    """One rate against another, the intervals of the latter, and the entries that nobody beats in both."""
+    """One rate against another, the intervals of the latter, and the Pareto front of the ranked entries."""
     lines = [line for line in lines if line.value(drawn.x) is not None]
     if not lines:
         return None
@@ -109,12 +109,12 @@ def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[
     _label(points)
     front: list[dict[str, Any]] = []
     for point in sorted((p for p in points if p["status"] == "ranked"), key=lambda p: (-p["x"], p["y"])):
-        if not front or point["y"] < front[-1]["y"]:  # from the right: each higher one belongs to the front
+        if not front or point["y"] < front[-1]["y"]:  # from the right: each higher point belongs to the front
             front.append(point)
     steps = [f"L{p['x']} {before['y']}L{p['x']} {p['y']}" for before, p in itertools.pairwise(front)]
     return {
         "kind": "scatter",
-        "label": f"{titles[1]} against {titles[0]}, one point for each entry".capitalize(),
+        "label": f"{titles[1]} against {titles[0]}, one point per entry".capitalize(),
         "width": WIDTH,
         "height": HEIGHT,
         "frame": (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
@@ -133,7 +133,7 @@ AROUND = ((10, 4, "start"), (-10, 4, "end"), (0, -11, "middle"), (0, 20, "middle
 
 
 def _label(points: list[dict[str, Any]]) -> None:
-    """Give each point a free place for its name, ranked ones first; none where there is none."""
+    """Place the name of each point where it overlaps nothing, ranked points first; omit it if there is no room."""
     taken = [(p["x"] - 6, p["y"] - 6, p["x"] + 6, p["y"] + 6) for p in points]
     for point in sorted(points, key=lambda p: (p["status"] != "ranked", p["status"], p["y"], p["x"])):
         width = LETTER * len(point["name"])
@@ -156,7 +156,7 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def curves(drawn: Curves, board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
-    """A rate against a number, one curve for each entry; every curve begins at the column `start`."""
+    """A rate against a number, one curve per entry; every curve begins at the column `start`."""
     side = 216
     marks = [mark for _, mark in drawn.columns]
     first = marks[0] / 10 if drawn.log else marks[0] - (marks[1] - marks[0] if len(marks) > 1 else 1)
@@ -191,7 +191,7 @@ def curves(drawn: Curves, board: Board, lines: Sequence[Line], link: Callable[[L
     ticks = [{"at": x(k), "text": f"{k:,}"} for k in marks]
     return {
         "kind": "curves",
-        "label": f"{_title(board, board.primary).capitalize()} against {drawn.title}, one curve for each entry",
+        "label": f"{_title(board, board.primary).capitalize()} against {drawn.title}, one curve per entry",
         "width": WIDTH,
         "height": HEIGHT,
         "frame": (LEFT, TOP, WIDTH - side, HEIGHT - BOTTOM),
@@ -205,7 +205,7 @@ def curves(drawn: Curves, board: Board, lines: Sequence[Line], link: Callable[[L
 
 
 def _spread(items: list[dict[str, Any]], gap: float, bottom: float) -> None:
-    """Places for the labels of neighbouring line ends, at least `gap` apart."""
+    """Vertical positions for the labels of the curves, at least `gap` apart."""
     ordered = sorted(items, key=lambda item: (item["y"], item["series"]))
     last = -math.inf
     for item in ordered:
@@ -218,16 +218,16 @@ def _spread(items: list[dict[str, Any]], gap: float, bottom: float) -> None:
 # ------------------------------------------------------------------------------------------------------------- rows
 
 ROW = 34
-WIDEST = 190  # of the names beside the rows
+WIDEST = 190  # largest width of the names beside the rows
 
 
 def _side(lines: Sequence[Line]) -> int:
-    """Room for the names at the left."""
+    """Width of the names on the left."""
     return min(WIDEST, 14 + round(LETTER * max(len(_short(line.title)) for line in lines)))
 
 
 def bars(drawn: Bars, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any]:
-    """Two bars for each entry, one that should be long and one that should be short."""
+    """Two bars per entry: one where longer is better, one where shorter is better."""
     pair = ((*drawn.good, "good"), (*drawn.bad, "bad"))
     side = _side(lines)
     x = Axis(0.0, 1.0, side, WIDTH - 60)
@@ -252,7 +252,7 @@ def bars(drawn: Bars, lines: Sequence[Line], link: Callable[[Line], str]) -> dic
     bottom = TOP + ROW * len(rows)
     return {
         "kind": "bars",
-        "label": " and ".join(text for _, text, _ in pair).capitalize() + ", two bars for each entry",
+        "label": " and ".join(text for _, text, _ in pair).capitalize() + ", two bars per entry",
         "width": WIDTH,
         "height": bottom + BOTTOM,
         "frame": (side, TOP, WIDTH - 60, bottom),
@@ -266,7 +266,7 @@ def bars(drawn: Bars, lines: Sequence[Line], link: Callable[[Line], str]) -> dic
 
 
 def dots(drawn: Dots, board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any]:
-    """A figure of each entry under each attack, and the mean."""
+    """The value of each entry under each attack, and the mean."""
     each = [c for c in board.columns if c.group == drawn.group]
     values = [v for line in lines for c in each if (v := line.value(c.id)) is not None]
     side = _side(lines)
@@ -304,5 +304,5 @@ def dots(drawn: Dots, board: Board, lines: Sequence[Line], link: Callable[[Line]
 
 
 def tint(value: float | None, column: Column) -> int | None:
-    """How strongly a cell of a group is coloured, 0 to 100."""
+    """Colour intensity of a cell of a group, 0 to 100."""
     return None if value is None or not column.group else round(100 * min(1.0, max(0.0, value)))

@@ -1,4 +1,4 @@
-"""From rows to ranked boards, and the controls that nobody caught: functions of the rows, whatever their order."""
+"""Ranked boards and undetected controls, computed from rows in any order."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .board import Board, unique
 
 
 def boards(results: Iterable[Result]) -> list[Board]:
-    """One board for everything that may be compared.
+    """One board for each set of comparable rows.
 
-    White box and query: a slice of the data and a threat. Backdoor and detection: a slice of the data and an
-    architecture. Measured rows that belong to no board (a track without entries) are left out.
+    Tracks with attacked images: one board per data slice and threat. Backdoor and detection tracks: one board per data
+    slice and architecture. Rows that belong to no board (a track without entries) are left out.
     """
     rows = unique(results)
     return [*evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *corruption.boards(rows)]
 
 
 def uncaught_controls(results: Iterable[Result]) -> list[str]:
-    """One sentence for each planted control that the checks did not catch; the run has then failed.
+    """One sentence per planted control that the checks did not detect. If there is any, the run has failed.
 
-    A planted defense or model must carry a visible flag, and the worst case must undercut plain PGD on cross-entropy by
-    `flags.GAP`. A planted attack must carry a visible flag.
+    A planted defense or model must have a visible flag, and its worst case must be lower than its robust accuracy under
+    plain PGD on cross-entropy by more than `flags.GAP`. A planted attack must have a visible flag.
     """
     return [
         f"control {line.title} was not caught ({board.title}): {line.uncaught}"

@@ -1,4 +1,4 @@
-"""The statistics of a leaderboard: paired tests, correction for many of them, rank groups, intervals. No torch."""
+"""Statistics of the leaderboard: paired tests, multiple-test correction, rank groups, intervals. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ RESAMPLES = 2000
 
 
 def mcnemar(a: Vector, b: Vector) -> float:
-    """Two-sided p of the exact McNemar test: whether two 0/1 outcomes on the same samples differ.
+    """Two-sided p-value of the exact McNemar test for two 0/1 outcomes on the same samples.
 
-    Under the null hypothesis each sample that only one of the two gets right is a fair coin.
+    Under the null hypothesis, a sample that only one of the two gets right is equally likely to be either's.
     """
     if len(a) != len(b):
         raise ValueError(f"paired outcomes need the same samples, found {len(a)} and {len(b)}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    # twice the smaller tail of Binomial(n, 1/2), which scipy.stats.binomtest gives too, but some hundred times slower
+    # twice the smaller tail of Binomial(n, 1/2); scipy.stats.binomtest gives the same, about a hundred times slower
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that may each be compared with alpha, however many there are."""
+    """Holm's step-down correction: adjusted p-values, each to be compared with alpha."""
     order = sorted(range(len(p)), key=lambda i: p[i])
     out, running = [1.0] * len(p), 0.0
-    for place, i in enumerate(order):
-        running = max(running, min(1.0, (len(p) - place) * p[i]))
+    for step, i in enumerate(order):
+        running = max(running, min(1.0, (len(p) - step) * p[i]))
         out[i] = running
     return out
 
 
 def rank_groups(count: int, compare: Callable[[int, int], tuple[float, float]]) -> list[tuple[int, int]]:
-    """(best, worst) place that each of `count` entries could hold.
+    """(best, worst) possible rank of each of `count` entries.
 
-    An entry stands below every entry that is significantly better and above every one that is significantly worse; what
-    cannot be told apart may stand either way. All pairs are Holm-corrected together.
+    An entry ranks below every entry that is significantly better and above every entry that is significantly worse.
+    Without a significant difference either order is possible. All pairs are Holm-corrected together.
 
     Args:
-        compare: `(i, j)` to (how much better i is, p-value).
+        compare: maps `(i, j)` to (how much better i is, p-value).
     """
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
     compared = [compare(i, j) for i, j in pairs]
@@ -56,14 +56,14 @@ def rank_groups(count: int, compare: Callable[[int, int], tuple[float, float]]) 
     return list(zip(best, worst, strict=True))
 
 
-Estimate = tuple[float, float | None]  # a value and its standard error, where it is known
+Estimate = tuple[float, float | None]  # a value and its standard error, if known
 
 
 def difference_of_means(a: Mapping[Any, Estimate], b: Mapping[Any, Estimate]) -> tuple[float, float]:
-    """(mean of a - mean of b over what both have, two-sided p).
+    """(mean of a - mean of b over their common keys, two-sided p-value).
 
-    With standard errors: a z-test of the noise of the images on these very units. Without: the exact sign-flip test
-    over the units, which needs six of them before it can reach 5 %.
+    With standard errors: a z-test with the sampling error of the images, for these units. Without: the exact sign-flip
+    test over the units, which needs six units to reach 5 %.
     """
     both = sorted(set(a) & set(b))
     if not both:
@@ -81,7 +81,7 @@ def difference_of_means(a: Mapping[Any, Estimate], b: Mapping[Any, Estimate]) ->
 
 
 def paired_means(a: Vector, b: Vector) -> tuple[float, float]:
-    """(mean of a - mean of b, two-sided p of a z-test on the differences of the same samples)."""
+    """(mean of a - mean of b, two-sided p-value of a z-test on the paired differences)."""
     if len(a) != len(b):
         raise ValueError(f"paired outcomes need the same samples, found {len(a)} and {len(b)}")
     gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
@@ -92,7 +92,7 @@ def paired_means(a: Vector, b: Vector) -> tuple[float, float]:
 
 
 def sign_flips(gaps: Vector) -> float:
-    """Two-sided p that the mean of paired differences is zero, from all their sign patterns (some of them above 12)."""
+    """Two-sided p-value of the sign-flip test for zero mean difference; above 12 pairs with random sign patterns."""
     k = len(gaps)
     if k <= 12:
         patterns = (np.arange(2**k)[:, None] >> np.arange(k) & 1) * 2 - 1
@@ -103,12 +103,12 @@ def sign_flips(gaps: Vector) -> float:
 
 
 def standard_error(low: float | None, high: float | None) -> float | None:
-    """Standard error behind a 95 % interval. A Wilson interval keeps it positive at 0 and 1."""
+    """Standard error from a 95 % interval. With a Wilson interval it is positive at rates of 0 and 1 too."""
     return None if low is None or high is None else (high - low) / (2 * 1.959963984540054)
 
 
 def _resampled(n: int, rng: np.random.Generator) -> Vector:
-    """How often each of n things is drawn in each bootstrap sample, as shares: [RESAMPLES, n]."""
+    """Relative frequency of each of n items in each bootstrap sample, [RESAMPLES, n]."""
     return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
 
 
@@ -118,9 +118,9 @@ def _percentiles(found: Vector) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % bootstrap interval of a mean: how much it hangs on which things were measured. None below three of them.
+    """95 % bootstrap interval of a mean; None for fewer than three values.
 
-    The generator is fixed: the same values give the same interval.
+    The seed is fixed: the same values give the same interval.
     """
     if len(values) < 3:
         return None
@@ -128,7 +128,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def auroc_interval(*, positive: Vector, negative: Vector) -> tuple[float, float] | None:
-    """95 % bootstrap interval, negatives and positives resampled on their own. None below three of either."""
+    """95 % bootstrap interval; negatives and positives resampled separately. None for fewer than three of either."""
     if min(len(negative), len(positive)) < 3:
         return None
     rng = np.random.default_rng(0)
@@ -137,7 +137,7 @@ def auroc_interval(*, positive: Vector, negative: Vector) -> tuple[float, float]
 
 
 def average_of_rates(*rates: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Mean of independent (rate, low, high) with an interval by squaring and adding the arms (Newcombe's hybrid)."""
+    """Mean of independent (rate, low, high) with Newcombe's hybrid interval."""
     k = len(rates)
     mean = sum(r for r, _, _ in rates) / k
     down = math.sqrt(sum((r - low) ** 2 for r, low, _ in rates)) / k
@@ -146,5 +146,5 @@ def average_of_rates(*rates: tuple[float, float, float]) -> tuple[float, float, 
 
 
 def tolerance(p: float, n: int) -> float:
-    """How far two accuracies on n samples may lie apart by chance: two standard errors, at least half a point."""
+    """Chance difference of two accuracies on n samples: two standard errors, at least half a point."""
     return max(0.005, 2 * math.sqrt(max(0.0, p * (1 - p)) / n)) if n else 1.0

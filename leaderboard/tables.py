@@ -1,4 +1,4 @@
-"""Boards in a terminal, readable in 100 columns."""
+"""Boards as terminal tables, readable in 100 columns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.text import Text
 from .board import Board, Column, Line, shown
 
 COLOURS = {"fail": "red", "flag": "yellow", "info": "dim"}
-FILE_WIDTH = 120  # of a pipe or a file, which have none
+FILE_WIDTH = 120  # width for pipes and files
 
 
 def stdout() -> Console:
-    """As wide as the terminal; wide enough for every column where there is none and COLUMNS does not say."""
+    """A console of the width of the terminal, or of COLUMNS; without both it is FILE_WIDTH wide."""
     return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else FILE_WIDTH)
 
 
@@ -35,7 +35,7 @@ def show(boards: Iterable[Board], console: Console) -> None:
 
 
 def plain(text: str) -> str:
-    """A name without control characters: rows come from strangers, and a terminal obeys what it prints."""
+    """Replace control characters, which a terminal would execute; rows may come from untrusted sources."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -78,7 +78,7 @@ def _cell(line: Line, column: Column, primary: bool) -> Text:
 
 def _flags(line: Line) -> Text:
     worst = {}
-    for flag in reversed(line.flags):  # the worst of each name comes first in a line
+    for flag in reversed(line.flags):  # the worst flag of each id comes first in a line
         if flag.severity != "info":
             worst[flag.id] = flag.severity
     return Text(" ").join(Text(plain(name), style=COLOURS[worst[name]]) for name in sorted(worst))

@@ -1,7 +1,7 @@
-"""Weights & Biases as a mirror: rows that are already on disk, replayed as one run a cell. Nothing depends on it.
+"""Copies stored rows to Weights & Biases, one run per cell. Nothing depends on it.
 
-Offline unless asked otherwise: the runs lie in a folder and `wandb sync FOLDER/wandb/offline-run-*` sends them later. A
-repeated cell updates its run, because the run's id is the cell's key. The mirror can be rebuilt from the store.
+Offline by default: the runs are written to a folder, and `wandb sync FOLDER/wandb/offline-run-*` uploads them later. A
+repeated cell updates its run, because the run's id is the cell's key. The runs can be rebuilt from the store.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from siegebench.errors import ConfigError, MissingExtra
 from .board import SHORT, metric, unique
 
 Mode = Literal["offline", "online", "disabled"]
-PUBLIC_ENV = ("siegebench", "torch", "python", "device", "commit")  # the rest may name a person or a machine
-# nothing about this machine is sent that is not in the row
+PUBLIC_ENV = ("siegebench", "torch", "python", "device", "commit")  # other fields may identify a person or a machine
+# nothing about this machine is sent except what is in the row
 QUIET = {"WANDB_DISABLE_CODE": "true", "WANDB_DISABLE_GIT": "true", "WANDB_ERROR_REPORTING": "false"}
 
 
@@ -34,17 +34,17 @@ def mirror(
     entity: str | None = None,
     tags: Iterable[str] = (),
 ) -> list[Path]:
-    """Write one W&B run for each row and return the runs' folders.
+    """Write one W&B run per row and return the folders of the runs.
 
-    Whatever W&B does (no server, no disk, a bug), nothing is raised: one warning goes to stderr and the mirror stops.
-    The rows are never touched.
+    If W&B fails (no server, no disk space, a bug), nothing is raised: one warning goes to stderr and no further rows
+    are written. The stored rows are never changed.
 
     Args:
-        project: of the runs, normally the name of the suite.
+        project: W&B project, normally the name of the suite.
         mode: `offline` writes to `directory`; `online` also sends, and falls back to offline without an API key;
             `disabled` does nothing.
-        directory: `wandb/` is made in it.
-        group: what the runs are grouped by, normally one sweep.
+        directory: parent folder of `wandb/`.
+        group: W&B group of the runs, normally one sweep.
 
     Raises:
         MissingExtra: when wandb is not installed.
@@ -117,7 +117,7 @@ def _write(
 
 
 def name(row: Result) -> str:
-    """`resnet18/none/autoattack`: model, defense where there is one, and what was measured."""
+    """`resnet18/none/autoattack`: model, defense if there is one, and what was measured."""
     cell = row.cell
     parts = [cell.model, cell.defense, cell.backdoor, cell.attack or cell.measure or cell.detector]
     return "/".join(label(part) for part in parts if part is not None)
@@ -129,14 +129,14 @@ def _tags(row: Result) -> list[str]:
 
 
 def config(row: Result) -> dict[str, Any]:
-    """The cell as it was resolved, and what it ran with; no paths, names or hosts."""
+    """The resolved cell and its environment, without paths, user names or hosts."""
     cell = {k: v for k, v in row.cell.as_dict().items() if v is not None}
     env = {k: row.env[k] for k in PUBLIC_ENV if k in row.env}
     return {**cell, "key": row.cell.key, "protocol": PROTOCOL, "weights": row.weights, "env": env}
 
 
 def summary(row: Result) -> dict[str, Any]:
-    """Every number of the row under a flat name: `robust_acc`, `robust_acc/low`, `forwards_per_sample`, `seconds`."""
+    """All numbers of the row under flat names: `robust_acc`, `robust_acc/low`, `forwards_per_sample`, `seconds`."""
     out: dict[str, Any] = {"status": row.status, "flags": ", ".join(sorted({f["id"] for f in row.flags}))}
     for key, found in row.metrics.items():
         value = metric(row, key)
@@ -149,7 +149,7 @@ def summary(row: Result) -> dict[str, Any]:
 
 
 def _has_key() -> bool:
-    """Whether the user has logged in, without asking anybody."""
+    """Whether an API key is configured; does not contact the server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -162,7 +162,7 @@ def _has_key() -> bool:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables for the duration, put back afterwards; what the user has set stays."""
+    """Set environment variables temporarily; variables set by the user are not changed."""
     added = {k: v for k, v in values.items() if k not in os.environ}
     os.environ.update(added)
     try:

@@ -1,4 +1,4 @@
-"""Artifacts: trained weights, a pure function of their description, made once and shared by every cell and process."""
+"""Artifacts: trained weights, stored once per description and shared by all cells and processes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from siegebench.files import write_atomic
 from siegebench.store import Store
 from siegebench.weights import load_weights, save_weights, weights_hash
 
-VERSION = 1  # raised when training the same description would give other weights
+VERSION = 1  # raised when the same description would give other weights
 
 
 def trained(store: Store, description: dict[str, Any], model: Classifier, fit: Callable[[], Classifier]) -> Classifier:
-    """`model` with the weights that belong to a description.
+    """`model` with the weights of a description.
 
     Args:
-        model: of the right structure; its weights are replaced.
-        fit: returns the trained classifier; called only when the store does not hold its weights yet.
+        model: a model of the same structure; its weights are replaced.
+        fit: returns the trained classifier; called only if its weights are not stored.
     """
     description = {"artifact": VERSION, **description}
     key = digest(description)
@@ -38,7 +38,7 @@ def trained(store: Store, description: dict[str, Any], model: Classifier, fit: C
             made = fit().to("cpu", torch.float32)
             text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
             write_atomic(path.with_suffix(".json"), text.encode())
-            save_weights(path, made.state_dict())  # last: where the weights are, all is there
+            save_weights(path, made.state_dict())  # written last: if the weights exist, the artifact is complete
             state = load_weights(path)
     model.load_state_dict(state)
     return model
@@ -50,7 +50,7 @@ def fingerprint(model: Classifier) -> str:
 
 
 def _stored(path: Path) -> dict[str, Tensor] | None:
-    """The weights of an artifact, or None. A damaged file is set aside and made anew."""
+    """The weights of an artifact, or None. A damaged file is renamed to `.corrupt`."""
     if not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Card: the YAML file beside an entry's Python file, which registers it. Needs no torch."""
+"""Card: the YAML file next to an entry's Python file, which registers the entry. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from siegebench.kinds import KINDS
 from siegebench.yamlmarks import Document
 
 Sees = Literal["train", "clean", "val"]
-# what the harness and the leaderboard know an entry by, instead of its name
+# properties of entries that the evaluation and the leaderboard use
 Trait = Literal[
-    "one_step",  # attack: a single gradient step; it must not beat the iterative ones
-    "iterative",  # attack: many steps along the gradient
-    "plain",  # attack: climbs the loss that its parameter `loss` names, cross-entropy where it has none
-    "required",  # attack: a white-box entry is ranked only under it
-    "reference",  # defense: what every other defense has to beat
-    "silent",  # measure: speaks through flags only, its figures stay in its rows
+    "one_step",  # attack: a single gradient step; it must not be stronger than iterative attacks
+    "iterative",  # attack: many gradient steps
+    "plain",  # attack: maximises the loss of its parameter `loss`, cross-entropy by default
+    "required",  # attack: a white-box entry is ranked only if it was run
+    "reference",  # defense: the baseline for other defenses
+    "silent",  # measure: reports flags only; its metrics are not shown on boards
 ]
 
 
@@ -31,7 +31,7 @@ def _known_kind(kind: str) -> str:
 
 
 class Card(BaseModel):
-    """One registered entry, as its YAML says it."""
+    """The YAML card of an entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,14 +43,14 @@ class Card(BaseModel):
     paper: str = ""
     contact: str = ""
     licence: str = ""
-    params: dict[str, Any] = {}  # values that differ from the class's defaults: one class may serve many cards
+    params: dict[str, Any] = {}  # defaults that differ from the class's; one class may have many cards
     presets: dict[str, dict[str, Any]] = {}
-    sees: tuple[Sees, ...] = ()  # the data a defense or detector is given
+    sees: tuple[Sees, ...] = ()  # the splits that a defense or detector may use
     takes: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...] = ("image",)  # kinds of data, or `any`
-    control: bool = False  # a planted control: shown, never ranked
+    control: bool = False  # a planted control: listed, never ranked
     family: bool = False  # `card/ANY` is passed to the entry as its field `target`
     traits: tuple[Trait, ...] = ()
-    members: dict[str, tuple[Trait, ...]] = {}  # of a family: some of them, with their traits
+    members: dict[str, tuple[Trait, ...]] = {}  # of a family: members with their traits
     expect: dict[str, Any] = {}
 
     def __str__(self) -> str:
@@ -59,19 +59,19 @@ class Card(BaseModel):
 
 @dataclass(frozen=True)
 class Registered:
-    """A card, its full name and the place it came from."""
+    """A card, its full name and its origin."""
 
     card: Card
-    name: str  # with the package in front for cards of others
+    name: str  # with the package as prefix for cards of other packages
     path: Path
-    package: str  # python package that holds the entry's module
+    package: str  # Python package of the entry's module
 
 
 def read(path: Path, package: str, prefix: str) -> Registered:
-    """The card in a file.
+    """Read a card from a file.
 
     Raises:
-        ConfigError: one line with the position, when it is not one.
+        ConfigError: one line with the position, when the card is invalid.
     """
     document = Document.read(path)
     try:

@@ -1,4 +1,4 @@
-"""Cell: the frozen description of one number. Result: the number, and all that explains it. Plain data, no torch."""
+"""Cell: the description of one evaluation. Result: its stored row. Plain data, needs no torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 from siegebench import metrics as vocabulary
 from siegebench.errors import ConfigError
 
-SCHEMA = 1  # of a stored row
-PROTOCOL = 1  # of the evaluation; raised whenever the same cell could give another number
+SCHEMA = 1  # version of a stored row
+PROTOCOL = 1  # version of the evaluation; raised whenever the same cell could give another result
 
 Status = Literal["ok", "error", "not_applicable"]
 SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption")
@@ -34,17 +34,17 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What is measured. Every slot holds an entry's description (name, version, all parameters) or None.
+    """One evaluation. Every slot holds the description of an entry (name, version, all parameters) or None.
 
     Attributes:
-        track: which kind of number.
+        track: name of the track.
         data: `{name, version, split, count, digest, classes, ...}` of the evaluated slice.
-        threat: norm, eps, access, queries, and the target where there is one; None on backdoor tracks.
+        threat: norm, eps, access, queries, and the target if there is one; None on backdoor tracks.
         surrogates: the models that the attack sees in place of the victim, none for a no-box attack; only on the
             transfer track.
-        severities: of the corruption; only on the corruption track.
-        adaptive: the attack knows the defense (it is one of those the defense declares).
-        seed: of everything random.
+        severities: severities of the corruption; only on the corruption track.
+        adaptive: whether the attack is one of the adaptive attacks that the defense declares.
+        seed: seed of all random numbers.
     """
 
     track: str
@@ -63,7 +63,7 @@ class Cell:
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Without what is empty, so that a slot that is added later changes no key."""
+        """All fields that are not None, so that slots added in later versions do not change existing keys."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     @classmethod
@@ -72,12 +72,12 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """sha256 over everything that decides the number, the protocol version included."""
+        """sha256 of everything that determines the result, including the protocol version."""
         return digest({"protocol": PROTOCOL, **self.as_dict()})
 
     @property
     def labels(self) -> dict[str, str]:
-        """Short names for people: one for each slot, the data and the threat."""
+        """Short names for display: one per slot, the data and the threat."""
         out = {slot: label(getattr(self, slot)) for slot in SLOTS if getattr(self, slot) is not None}
         if self.surrogates is not None:
             out["surrogates"] = "+".join(map(label, self.surrogates)) or "nothing"
@@ -94,7 +94,7 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Where the row lies below the store, readable in a diff."""
+        """Folder of the row below the store, made of readable names."""
         parts = [self.data["name"], self.track]
         if self.threat is not None:
             parts.append(ball_text(self.threat).replace(" ", "-").replace("/", "over"))
@@ -119,7 +119,7 @@ def _safe(text: str) -> str:
 
 
 def eps_text(eps: float) -> str:
-    """`8/255` where eps is a multiple of half a grey level below 1, else the number."""
+    """`8/255` if eps is a multiple of half a grey level below 1, else the number."""
     halves = eps * 510
     if 0 < halves < 510 and eps != 0.5 and math.isclose(halves, round(halves), rel_tol=1e-9):
         grey = round(halves) / 2
@@ -128,7 +128,7 @@ def eps_text(eps: float) -> str:
 
 
 def ball_text(threat: Mapping[str, Any]) -> str:
-    """`linf 8/255`, `l2 0.5`; `l0 6.25%` of the pixels; with `, target next` where there is one."""
+    """`linf 8/255`, `l2 0.5`; `l0 6.25%` of the pixels; with `, target next` if there is a target."""
     eps, target = threat["eps"], threat.get("target")
     aim = "" if target is None else f", target {target}"
     return (f"l0 {100 * eps:g}%" if threat["norm"] == "l0" else f"{threat['norm']} {eps_text(eps)}") + aim
@@ -148,7 +148,7 @@ def label(description: Mapping[str, Any] | None) -> str:
 
 @dataclass(frozen=True)
 class Flag:
-    """A check that fired. `fail`: shown, not ranked until fixed. `flag`: ranked with a mark. `info`: recorded."""
+    """A finding of a check. `fail`: the entry is not ranked. `flag`: ranked with a warning. `info`: a remark."""
 
     id: str
     severity: Literal["info", "flag", "fail"]
@@ -170,14 +170,14 @@ def unpack(text: str, n: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 @dataclass(kw_only=True)
 class Result:
-    """A row. Written once, read by every table, page and dashboard.
+    """A row: the result of one cell.
 
     Attributes:
         metrics: `{name: {"value": v}}`, rates also with `low`, `high` (Wilson 95 %) and `n`.
         samples: `{"n": N, name: packed 0/1 vector over the N samples}`; `clean` and `robust` on attack tracks.
-        counts: forwards, backwards and queries, in all and a sample.
-        env: what it was computed with, and on which device.
-        timing: `seconds` (of which `training`), and when it `started` and `ended` (UTC).
+        counts: forward passes, backward passes and queries, in all and per sample.
+        env: versions and device it was computed with.
+        timing: `seconds` in all, seconds spent on `training`, and when it `started` and `ended` (UTC).
         given: the entries as the suite wrote them, by slot; without folders and files.
         errors: of earlier attempts, `{"type", "message", "when"}`.
         arrays: per-sample numbers, kept in a file beside the row.
@@ -199,19 +199,19 @@ class Result:
     arrays: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse figures that are not in the vocabulary: nobody would read them.
+        """Refuse metrics, counts and samples that are not defined in `metrics`.
 
         Raises:
-            ConfigError: naming the first one.
+            ConfigError: with the name of the first one.
         """
-        stranger = vocabulary.unknown([*self.metrics], of_measure=self.cell.measure is not None)
-        stranger = stranger or next((name for name in self.counts if name not in vocabulary.COUNTS), None)
-        stranger = stranger or next((s for s in self.samples if s != "n" and not vocabulary.is_sample(s)), None)
-        if stranger is not None:
-            raise ConfigError(f"{stranger!r} is no figure of a row of the {self.cell.track} track; see metrics.py")
+        unknown = vocabulary.unknown([*self.metrics], of_measure=self.cell.measure is not None)
+        unknown = unknown or next((name for name in self.counts if name not in vocabulary.COUNTS), None)
+        unknown = unknown or next((s for s in self.samples if s != "n" and not vocabulary.is_sample(s)), None)
+        if unknown is not None:
+            raise ConfigError(f"{unknown!r} is no figure of a row of the {self.cell.track} track; see metrics.py")
 
     def as_dict(self) -> dict[str, Any]:
-        """The row as stored: what explains the number first, what changes from run to run last."""
+        """The row as stored: results first, data that changes between runs last."""
         return {
             "schema": SCHEMA,
             "protocol": PROTOCOL,
@@ -240,10 +240,10 @@ class Result:
         return cls(cell=cell, **{k: v for k, v in row.items() if k in kept})
 
     def after(self, before: Result | None, attempts: int = 1) -> Result:
-        """The same row as one more attempt after a failed one, whose error it keeps.
+        """Record an earlier failed attempt in this row, with its error.
 
         Args:
-            attempts: that were made since.
+            attempts: number of attempts made since.
         """
         self.attempts = attempts
         if before is not None:

@@ -1,4 +1,4 @@
-"""Classifier: what every attack, defense and detector meets, and the wrappers around a network."""
+"""Classifier: the model interface of attacks, defenses and detectors, and wrappers around a network."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from siegebench.threat import Norm
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Where a network comes from: enough to rebuild it and to read its number."""
+    """The origin of a network and what is needed to rebuild it."""
 
     name: str
     architecture: str = ""
     source: str = ""
-    weights: str = ""  # hash of the parameters, whatever the container
+    weights: str = ""  # hash of the parameters, independent of the file format
     preprocessing: dict[str, Any] = field(default_factory=dict)
     dataset: str = ""
     licence: str = ""
 
 
 class Classifier(nn.Module):
-    """Pixels in [0, 1] (or what else its kind of input is) to logits. Normalisation and resizing live inside.
+    """Maps pixels in [0, 1] (or another kind of input) to logits. Includes normalisation and resizing.
 
     `forward(x, draws)` is the real, deployed computation. A randomised classifier takes its noise from `draws`, and
     from fresh entropy when it is given none.
@@ -47,14 +47,14 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """The same values with gradients that reach the image (BPDA); the forward itself where it is differentiable."""
+        """The same values with useful gradients for the image (BPDA); by default the forward pass itself."""
         logits: Tensor = self(x, draws)
         return logits
 
     def radius(self, x: Tensor) -> Tensor:
-        """Radius within which the prediction for each image is proved not to change, [n]; -inf where it abstains.
+        """Certified radius of the prediction for each image, [n]; -inf where the model abstains.
 
-        Only of a model that certifies: `certifies` names the norm.
+        Only for models that certify; `certifies` is the norm.
 
         Raises:
             NotApplicable: when the model certifies nothing.
@@ -71,14 +71,14 @@ class Classifier(nn.Module):
 
 
 class Network(Classifier):
-    """An `nn.Module` on normalised images, brought to the contract.
+    """A Classifier made from an `nn.Module` on normalised images.
 
     Args:
         net: maps normalised images to logits.
-        num_classes: of the logits.
-        mean, std: per channel, subtracted and divided inside.
-        size: the images are resized to this inside when they come in another size; None takes them as they are.
-        rebuild: makes an untrained net of the same architecture; needed by defenses that train anew.
+        num_classes: number of logits.
+        mean, std: per-channel normalisation.
+        size: images of another size are resized to this; None disables resizing.
+        rebuild: returns an untrained net of the same architecture; needed by defenses that retrain.
     """
 
     mean: Tensor
@@ -124,17 +124,20 @@ class Network(Classifier):
 
     def fresh(self, seed: int) -> Network:
         if self.rebuild is None:
-            raise NotApplicable(f"{self.card.name} does not say how to build it anew; pass rebuild= to Network")
+            raise NotApplicable(
+                f"{self.card.name} cannot be retrained from scratch; pass rebuild= to Network, a function that returns "
+                "an untrained copy of the net"
+            )
         with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
             torch.manual_seed(seed)
             net = self.rebuild()
-        twin = copy.copy(self)
-        twin._modules, twin._buffers = {"net": net}, dict(self._buffers)
-        return twin.to(self.mean.device)
+        untrained = copy.copy(self)
+        untrained._modules, untrained._buffers = {"net": net}, dict(self._buffers)
+        return untrained.to(self.mean.device)
 
 
 class Wrapped(Classifier):
-    """A Classifier around another one; override what the defense changes."""
+    """A Classifier around another one; defenses override what they change."""
 
     def __init__(self, inner: Classifier) -> None:
         super().__init__()
@@ -156,7 +159,7 @@ class Wrapped(Classifier):
 
 
 class Ensemble(Classifier):
-    """The mean of the logits of several networks: what an attacker climbs who has more than one."""
+    """The mean of the logits of several networks, for attackers with several surrogates."""
 
     def __init__(self, members: Sequence[Classifier]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Suite: what a YAML file asks for, checked to the last name before anything is computed."""
+"""Suite: a validated YAML file. All names and values are checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 else:
     Board = Annotated[Union[tuple(TRACKS.values())], Field(discriminator="track")]  # noqa: UP007
 INPUTS = ("adversarial", "corrupted")  # kinds of inputs on detection boards
-RENAMED = {"checks": "measures"}  # keys of earlier versions
+RENAMED = {"checks": "measures"}  # keys of earlier versions and their new names
 
 
 class Suite(Strict):
-    """A named list of boards; `data`, `models` and `seeds` at the top serve every board that has none of its own."""
+    """A named list of boards. `data`, `models` and `seeds` at the top are defaults for boards without their own."""
 
     suite: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     summary: str = ""
@@ -35,20 +35,20 @@ class Suite(Strict):
     _inventory: Inventory = PrivateAttr()
 
     def filled(self) -> list[BoardSpec]:
-        """The boards, each with what it leaves to the suite."""
+        """The boards, with the defaults of the suite filled in."""
         return [board.filled(self, ("boards", i)) for i, board in enumerate(self.boards)]
 
     def inventory(self, given: dict[str, Any] | None = None) -> Inventory:
-        """What the suite names, resolved when it was read; no data and no model has been loaded yet.
+        """The resolved entries of the suite; no data and no model is loaded yet.
 
         Args:
-            given: the description of a model handed over from Python, which takes the place of the suite's models.
+            given: description of a model passed from Python, which replaces the suite's models.
         """
         return self._inventory.of(given)
 
 
 def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
-    """Read, override, validate: every key, type, range, name and parameter, and what goes with what.
+    """Read a suite, apply overrides, and validate keys, types, ranges, names, parameters and combinations.
 
     Args:
         name: a YAML file, or the name of a bundled suite.
@@ -64,7 +64,7 @@ def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
 
 
 def parse_suite(document: Document) -> Suite:
-    """Validate a document that was read already. Raises ConfigError as `load_suite` does."""
+    """Validate a document. Raises ConfigError like `load_suite`."""
     if not isinstance(document.data, dict):
         found = type(document.data).__name__ if document.data is not None else "nothing"
         raise document.error((), f"expected a mapping with suite, data, models, boards; found {found}")
@@ -80,7 +80,7 @@ def parse_suite(document: Document) -> Suite:
 
 
 def _check_keys(document: Document) -> None:
-    """Unknown keys first: their message names the nearest key, and a typo explains the errors that follow from it."""
+    """Check for unknown keys first: the message suggests the nearest key, and a typo may cause further errors."""
 
     def known(model: type[BaseModel], data: Any, loc: tuple[Any, ...]) -> None:
         if not isinstance(data, dict):
@@ -103,8 +103,8 @@ def _check_keys(document: Document) -> None:
             raise document.error(loc, f"a board is a mapping with track, models, ...; found {shortened(board)}")
         track = board.get("track")
         if not isinstance(track, str) or track not in TRACKS:
-            place = (*loc, "track") if "track" in board else loc
-            raise document.error(place, f"unknown track {shortened(track)}. {did_you_mean(str(track), TRACKS)}")
+            where = (*loc, "track") if "track" in board else loc
+            raise document.error(where, f"unknown track {shortened(track)}. {did_you_mean(str(track), TRACKS)}")
         known(TRACKS[track], board, loc)
         known(DataSpec, board.get("data"), (*loc, "data"))
         threats = board.get("threats")

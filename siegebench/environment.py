@@ -1,4 +1,4 @@
-"""What a result was computed with: versions, hardware, the commit of a checkout. No host name, no path."""
+"""Environment of a result: versions, hardware, commit of a checkout. No host names or paths."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn")
 
 
 def device(name: str) -> torch.device:
-    """The device of a name; `auto` takes CUDA where there is one.
+    """The device of a name; `auto` uses CUDA if available.
 
     Raises:
-        ConfigError: when there is none of this name.
+        ConfigError: when the device does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,7 +38,7 @@ def device(name: str) -> torch.device:
 
 
 def environment(used: torch.device) -> dict[str, Any]:
-    """Versions, and the hardware that a row was really computed on."""
+    """Versions, and the hardware that the row was computed on."""
     return {
         **_versions(),
         "device": torch.cuda.get_device_name(used) if used.type == "cuda" else (platform.machine() or "cpu"),

@@ -1,13 +1,13 @@
-"""Every error a user can meet, each message saying where, what was found, what was expected, what to type.
+"""The errors of siegebench. Each message says where, what was found, what was expected, and what to do.
 
 SiegeError
 ├── ConfigError          a suite, a card or an argument is wrong           (exit code 2)
 ├── DataError            images or labels are missing, empty or corrupt    (exit code 2)
 ├── ModelError           weights are missing, corrupt, NaN or of another shape (exit code 2)
 ├── MissingExtra         an optional package is not installed              (exit code 2)
-├── ContractError        an entry broke its contract: a bug in the entry   (the cell fails)
-├── NotApplicable        the entry cannot treat this model, for a stated reason (the cell says so)
-└── BudgetExhausted      raised inside an attack that spent its queries    (never leaves the Oracle's callers)
+├── ContractError        an entry violated its contract: a bug in the entry (the cell fails)
+├── NotApplicable        the entry cannot handle this model, for a stated reason (stored in the row)
+└── BudgetExhausted      raised inside an attack that spent its queries    (must not leave the attack)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 
 class SiegeError(Exception):
-    """Base of all errors that siegebench raises on purpose."""
+    """Base class of all errors that siegebench raises."""
 
 
 class ConfigError(SiegeError):
@@ -44,11 +44,11 @@ class ContractError(SiegeError):
 
 
 class NotApplicable(SiegeError):
-    """The entry cannot treat this model (for instance it needs batch-norm layers)."""
+    """The entry cannot handle this model (for instance it needs batch-norm layers)."""
 
 
 class BudgetExhausted(SiegeError):
-    """An attack asked for more queries than the threat model grants."""
+    """An attack made more queries than the threat model allows."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -60,12 +60,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text of a user for a message: as it is, or shortened where it is long or would not stay on one line."""
+    """User text for a message: unchanged, or shortened if it is long or not printable."""
     return text if len(text) <= 80 and text.isprintable() else shortened(text)
 
 
 def shortened(value: object) -> str:
-    """A value for a message: at most 80 letters on one line, whatever it is."""
+    """A value for a message, in at most 80 characters on one line."""
     if isinstance(value, (str, bytes)):
         text = repr(value[:100])
     elif isinstance(value, int) and abs(value) >= 10**60:
@@ -73,6 +73,6 @@ def shortened(value: object) -> str:
     else:
         try:
             text = repr(value)
-        except (ValueError, RecursionError):  # a number of thousands of digits inside, or it contains itself
+        except (ValueError, RecursionError):  # it contains a huge number or itself
             text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."

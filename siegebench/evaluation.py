@@ -1,4 +1,4 @@
-"""Evaluate: one cell in, one Result out. What goes wrong inside becomes a row with status error."""
+"""Evaluate one cell. Errors inside become a row with status error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from siegebench.workspace import Workspace
 
 
 def evaluate(cell: Cell, ws: Workspace) -> Result:
-    """The row of a cell. Never raises for what an entry does; Ctrl-C and the end of the process pass through."""
+    """The row of a cell. Never raises for errors of an entry; KeyboardInterrupt is not caught."""
     started, start, trained = now(), time.perf_counter(), ws.training
     try:
         result = TRACKS[cell.track].measure(cell, ws)
@@ -46,7 +46,7 @@ def as_given(cell: Cell, specs: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a cell as the suite wrote them, by slot; without folders and files.
 
     Args:
-        specs: by the digest of a description, as in `Settings`.
+        specs: specs by the digest of a description, as in `Settings`.
     """
 
     def given(kind: str, description: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -62,7 +62,7 @@ def as_given(cell: Cell, specs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def failed(cell: Cell, error: BaseException) -> Result:
-    """An error row: what was raised, and where; no paths of this machine beyond the package's own files."""
+    """An error row with type, message and the last stack frames, without absolute paths."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     tail = [f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
     flags = (
@@ -77,5 +77,5 @@ def failed(cell: Cell, error: BaseException) -> Result:
 
 
 def _unicode(text: str) -> str:
-    """Text without the halves of letters that no file can hold."""
+    """Replace lone surrogates, which cannot be encoded as UTF-8."""
     return text.encode("utf-8", "replace").decode()

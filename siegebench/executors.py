@@ -1,7 +1,7 @@
-"""Executors: who runs the cells. A worker writes its row itself; the engine only hears how it ended.
+"""Executors run the cells. A worker writes its own row and reports only its status.
 
-`serial` runs in this process. `local` keeps one spawned process for each slot: a worker that dies loses only its cell,
-which is tried again. All of them share one function, `run_cell`.
+`serial` runs in this process. `local` uses one spawned process per slot: if a worker dies, only its cell is lost, and
+it is retried. Both use `run_cell`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from siegebench.errors import ConfigError
 from siegebench.store import Store
 from siegebench.workspace import Settings, Workspace
 
-# called with each cell when it starts (`started`) and with how it ended: ok, not_applicable, error, cached, crashed
+# called for each cell when it starts (`started`) and ends: ok, not_applicable, error, cached, crashed
 Report = Callable[[Cell, str], None]
 STARTED = "started"
-MAX_CRASHES = 2  # a cell whose worker died this often more is written as an error
+MAX_CRASHES = 2  # retries of a cell whose worker died, before it is written as an error
 
 
 class Executor(Protocol):
-    """Runs cells and reports the end of each once. Rows are on disk before they are reported."""
+    """Runs cells and reports each end once. Rows are on disk before they are reported."""
 
     def run(self, cells: list[Cell], settings: Settings, report: Report) -> None: ...
 
@@ -41,10 +41,10 @@ BUSY = "busy"  # another run is computing the cell
 
 
 def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Workspace | None = None) -> str:
-    """Compute and store one cell unless its row is there; how it ended.
+    """Compute and store one cell unless its row exists; returns its status.
 
     Args:
-        wait: for another run that computes the cell; else `busy` comes back at once.
+        wait: wait for another run that computes the cell; otherwise return `busy` at once.
     """
     from siegebench.evaluation import evaluate, failed
 
@@ -54,7 +54,7 @@ def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Works
     store = workspace.store
     if store.finished(cell):
         return "cached"
-    with store.lock(cell.key, wait) as mine:  # two runs over one store share the work
+    with store.lock(cell.key, wait) as mine:  # several runs on one store share the work
         if not mine:
             return BUSY
         before = store.get(cell)
@@ -63,7 +63,7 @@ def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Works
         result = evaluate(cell, workspace).after(before)
         try:
             store.put(result)
-        except (TypeError, ValueError, ConfigError) as error:  # an entry gave something that no row can hold
+        except (TypeError, ValueError, ConfigError) as error:  # an entry returned something that cannot be stored
             refused = failed(cell, error).after(before)
             refused.env, refused.timing = result.env, result.timing
             store.put(refused)
@@ -96,7 +96,7 @@ class SerialExecutor:
 
 
 class LocalExecutor:
-    """One spawned process for each slot, at most one cell in flight in each."""
+    """One spawned process per slot, each with at most one running cell."""
 
     def __init__(self, slots: int | None = None) -> None:
         self.slots = slots or max(1, os.cpu_count() or 1)
@@ -106,25 +106,25 @@ class LocalExecutor:
         if slots == 0:
             return
         threads = settings.threads or max(1, (os.cpu_count() or 1) // slots)
-        queue = _Shares(cells, slots)
+        queues = _Queues(cells, slots)
         crashes: dict[str, int] = {}
         with _Pools(slots, threads) as pools:
-            flying: dict[Future[str], tuple[int, Cell]] = {}
-            busy: list[Cell] = []  # computed by another run at the moment
+            running: dict[Future[str], tuple[int, Cell]] = {}
+            busy: list[Cell] = []  # currently computed by another run
 
             def launch(slot: int, cell: Cell | None) -> None:
                 wait_for = cell is None and bool(busy)
                 cell = busy.pop(0) if wait_for else cell
                 if cell is not None:
                     report(cell, STARTED)
-                    flying[pools.submit(slot, run_cell, cell, settings, wait_for)] = (slot, cell)
+                    running[pools.submit(slot, run_cell, cell, settings, wait_for)] = (slot, cell)
 
             for slot in range(slots):
-                launch(slot, queue.next(slot))
-            while flying:
-                done, _ = wait(flying, return_when=FIRST_COMPLETED)
+                launch(slot, queues.next(slot))
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    slot, cell = flying.pop(future)
+                    slot, cell = running.pop(future)
                     again: Cell | None = None
                     try:
                         status = future.result()
@@ -140,11 +140,11 @@ class LocalExecutor:
                             busy.append(cell)
                         else:
                             report(cell, _by_itself(cell, settings, status) if cell.key in crashes else status)
-                    launch(slot, again or queue.next(slot))
+                    launch(slot, again or queues.next(slot))
 
 
 def _by_itself(cell: Cell, settings: Settings, status: str) -> str:
-    """How a cell of this run ended whose worker may have died between its row and its report."""
+    """Status of a cell whose worker may have died after writing its row and before reporting."""
     row = Store(settings.root).get(cell) if status == "cached" else None
     return status if row is None else row.status
 
@@ -156,46 +156,46 @@ def _write_crash(cell: Cell, settings: Settings, times: int) -> str:
     with store.lock(cell.key):
         before = store.get(cell)
         if before is not None and before.status != "error":
-            return "cached"  # another run has managed it
+            return "cached"  # another run has computed it
         result = failed(cell, RuntimeError(f"the worker process died {times} times (killed, or out of memory)"))
         result.timing = {"ended": now()}
         store.put(result.after(before, times))
     return "crashed"
 
 
-class _Shares:
-    """Each slot has a share of its own, whole models at a time; a slot that is done helps the fullest one."""
+class _Queues:
+    """One queue per slot, with all cells of a model in one queue; an idle slot takes from the longest queue."""
 
     def __init__(self, cells: list[Cell], slots: int) -> None:
         groups: dict[str, list[Cell]] = {}
         for cell in cells:
             groups.setdefault(str((cell.model, cell.backdoor)), []).append(cell)
-        self._shares: list[list[Cell]] = [[] for _ in range(slots)]
+        self._queues: list[list[Cell]] = [[] for _ in range(slots)]
         for group in groups.values():
-            min(self._shares, key=len).extend(group)
+            min(self._queues, key=len).extend(group)
 
     def next(self, slot: int) -> Cell | None:
-        own = self._shares[slot]
+        own = self._queues[slot]
         if own:
             return own.pop(0)
-        fullest = max(self._shares, key=len)
-        return fullest.pop() if fullest else None
+        longest = max(self._queues, key=len)
+        return longest.pop() if longest else None
 
 
 class _Pools:
-    """One single-worker pool a slot, so that a dead worker takes nothing else along."""
+    """One single-worker pool per slot, so that a dead worker does not affect the others."""
 
     def __init__(self, slots: int, threads: int) -> None:
         self._threads = threads
         self._pools = [self._new() for _ in range(slots)]
 
     def _new(self) -> ProcessPoolExecutor:
-        # never fork: torch's thread pools and CUDA do not survive it
+        # never fork: torch's thread pools and CUDA do not support it
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(1, mp_context=context, initializer=worker.start, initargs=(self._threads,))
 
     def submit(self, slot: int, call: Callable[..., str], *args: Any) -> Future[str]:
-        """Run in the worker of a slot. A process that this starts never hears Ctrl-C, not even while it imports."""
+        """Run in the worker of a slot. A started process ignores Ctrl-C, even while it imports."""
         if not hasattr(signal, "pthread_sigmask"):
             return self._pools[slot].submit(call, *args)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -213,7 +213,7 @@ class _Pools:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is not None:  # interrupted: do not wait for the cells in flight
+        if kind is not None:  # interrupted: do not wait for running cells
             for process in multiprocessing.active_children():
                 if process not in self._others:
                     process.kill()
@@ -236,7 +236,7 @@ def executor(name: str, slots: int | None = None) -> Executor:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: rows that are written stay, the rest is left for the next run."""
+    """SIGTERM ends a run like Ctrl-C: finished rows are kept, the others are left to the next run."""
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, whenever the process dies."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary file beside it, fsync, rename, fsync of the folder."""
+    """Write a file atomically: temporary file in the same folder, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:

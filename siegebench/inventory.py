@@ -1,4 +1,4 @@
-"""Inventory: everything that a suite names, each thing resolved, loaded or built once. What is broken is found here."""
+"""Inventory: resolves, loads or builds everything that a suite names, once, and reports errors with their position."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Named(Generic[E_co]):
     """An entry that a suite names, resolved once.
 
     Attributes:
-        spec: as the suite says it, a mapping with `name`.
-        description: with every parameter written out and the version; what goes into a key.
-        entry: built.
-        where: its position in the document.
+        spec: the entry as the suite gives it, a mapping with `name`.
+        description: name, version and all parameters; part of a key.
+        entry: the built entry.
+        where: position in the document.
     """
 
     spec: dict[str, Any]
@@ -45,15 +45,15 @@ class NamedModel:
     """A network of a suite.
 
     Attributes:
-        description: goes into a key; `identity` of its source included.
-        trained: whether it is trained here, so that its number depends on the training images.
+        description: part of a key; includes the `identity` of its source.
+        trained: whether it is trained here, so that results depend on the training images.
     """
 
     description: dict[str, Any]
     trained: bool
 
     def seeded(self, seed: int) -> dict[str, Any]:
-        """Its description when its training has this seed."""
+        """Its description with this training seed."""
         return {**self.description, "train_seed": seed}
 
 
@@ -67,13 +67,13 @@ class NamedData:
 
 @dataclass
 class Inventory:
-    """What a suite names.
+    """The entries, data and models of a suite.
 
     Attributes:
-        document: gives the position of what is broken.
-        given: the description of a model handed over from Python, which takes the place of the suite's models.
-        specs: of each description, by digest: folders and files are part of a spec and not of a key.
-        costs: of each attack, by the digest of its description.
+        document: the suite's document, for the positions of errors.
+        given: description of a model passed from Python, which replaces the suite's models.
+        specs: spec of each description, by digest; folders and files are part of a spec but not of a key.
+        costs: cost of each attack, by the digest of its description.
     """
 
     document: Document
@@ -84,12 +84,12 @@ class Inventory:
     _known: dict[Any, Any] = field(default_factory=dict)
 
     def of(self, given: dict[str, Any] | None) -> Inventory:
-        """The same names for another model handed over from Python; nothing has been loaded or built yet."""
+        """The same inventory for a model passed from Python; nothing is loaded or built yet."""
         return replace(self, given=given, _known={})
 
     @contextmanager
     def blame(self, where: Loc) -> Iterator[None]:
-        """Put `file:line:col` in front of what goes wrong inside."""
+        """Prefix errors raised inside with `file:line:col`."""
         try:
             yield
         except SiegeError as error:
@@ -106,7 +106,7 @@ class Inventory:
         """The entry of a name and its parameters.
 
         Raises:
-            ConfigError: unknown name, parameter or value; begins with the position.
+            ConfigError: unknown name, parameter or value; the message begins with the position.
         """
 
         def make() -> Named[E]:
@@ -122,7 +122,7 @@ class Inventory:
         return cast("Named[E]", found)
 
     def identified(self, named: Named[Any]) -> dict[str, Any]:
-        """The description of an entry with the hashes of the files that it reads.
+        """The description of an entry, including the hashes of the files it reads.
 
         Raises:
             DataError, ModelError: when they are missing.
@@ -133,7 +133,7 @@ class Inventory:
         return described
 
     def scan(self, source: Named[DataSource], split: str, where: Loc) -> ImageSet:
-        """A split whose images may not have been read yet.
+        """A split; its images may be read later.
 
         Raises:
             DataError: when it is missing.
@@ -165,7 +165,7 @@ class Inventory:
         return images
 
     def network(self, model: Named[ModelSource], data: NamedData) -> NamedModel:
-        """A network that has been built once for this data: weights are there, whole, finite and fit.
+        """A network, built once to check that its weights exist, are valid, and fit the data.
 
         Raises:
             ModelError: when they are not.
@@ -182,7 +182,7 @@ class Inventory:
         return cast("NamedModel", found)
 
     def check_poison(self, backdoor: Named[BackdoorAttack], source: Named[DataSource], where: Loc) -> None:
-        """Refuse targets that are no classes, and rates that the training set cannot give."""
+        """Refuse invalid target classes, and rates too high for the training set."""
 
         def make() -> None:
             images = self.scan(source, "train", where)
@@ -203,7 +203,7 @@ def _made(known: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _as(kind: type[SiegeError], what: str) -> Iterator[None]:
-    """Whatever a loader raises becomes one of our errors; the original stays its cause."""
+    """Convert any exception of a loader to one of our errors, with the original as its cause."""
     try:
         yield
     except SiegeError:

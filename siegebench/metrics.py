@@ -52,11 +52,11 @@ _ALL = (
     Metric("robust_acc_8bit", "rate", "high", "Robust, 8 bit", "The same after rounding the images to 8 bits."),
     Metric("asr", "rate", "low", "ASR", "Attack success rate, of the images that could be attacked."),
     Metric("expected_acc", "rate", "high", "Expected", "Mean accuracy over the draws of a randomised defense."),
-    Metric("any_hit_acc", "rate", "high", "Every draw", "Images that every draw of a randomised defense got right."),
+    Metric("any_hit_acc", "rate", "high", "Every draw", "Images correct in every draw of a randomised defense."),
     Metric("median_distance", "distance", "high", "Median distance", "Median size of the smallest perturbation found."),
     Metric("median_queries", "count", "high", "Queries", "Median number of queries of a successful attack."),
     Metric("mean_queries", "count", "high", "Mean queries", "Mean number of queries of a successful attack."),
-    Metric("target_rate", "rate", "low", "Target reached", "Attacked images that became the target class."),
+    Metric("target_rate", "rate", "low", "Target reached", "Attacked images classified as the target class."),
     Metric("target_rate_clean", "rate", "", "Target, clean", "Clean images of other classes that get the class."),
     Metric(
         "target_rate_noise", "rate", "", "Target, noise", "The same images under random noise of the same size, "
@@ -73,8 +73,8 @@ _ALL = (
     Metric("asr_undefended", "rate", "", "ASR before", "Attack success rate before the defense."),
     Metric("ra_undefended", "rate", "", "RA before", "Recovered accuracy before the defense."),
     Metric(
-        "fidelity", "score", "high", "Fidelity", "Share of the attack's success that is gone, times the share of clean "
-        "accuracy that is kept.", low=-1.0, high=1.0,
+        "fidelity", "score", "high", "Fidelity", "Fraction of the attack success rate removed, times the fraction of "
+        "clean accuracy kept.", low=-1.0, high=1.0,
     ),
     Metric(
         "der", "score", "high", "DER", "Defense effectiveness rate, for comparison only: it rewards a destroyed model.",
@@ -84,16 +84,16 @@ _ALL = (
         "rir", "score", "high", "RIR", "Robustness improvement rate: recovered accuracy won, clean accuracy lost.",
         high=1.0,
     ),
-    Metric("attack_success", "score", "", "Attack succeeded", "1 where it did on the undefended model.", high=1.0),
+    Metric("attack_success", "score", "", "Attack succeeded", "1 if it did on the undefended model.", high=1.0),
     # detectors
     Metric("auroc", "score", "high", "AUROC", "Area under the ROC curve.", high=1.0),
     Metric("auroc_all", "score", "high", "AUROC all", "AUROC with every triggered input as a positive.", high=1.0),
-    Metric("tpr@", "rate", "high", "TPR @{}", "Share of the attacks found at {} % false alarms on held-out images."),
+    Metric("tpr@", "rate", "high", "TPR @{}", "Fraction of attacks found at {} % false alarms on held-out images."),
     Metric("fpr@", "rate", "low", "FPR @{}", "False alarms on test images at the threshold for {} % on held-out ones."),
-    Metric("score", "score", "", "Score", "Of a model, the larger the more suspicious.", low=None),
-    Metric("flagged", "score", "", "Flagged", "1 where the detector calls the model backdoored.", high=1.0),
-    Metric("truth", "score", "", "Backdoored", "1 where the model is backdoored.", high=1.0),
-    Metric("target_hit", "score", "high", "Target named", "1 where the named target class is the right one.", high=1.0),
+    Metric("score", "score", "", "Score", "Score of a model; higher means more suspicious.", low=None),
+    Metric("flagged", "score", "", "Flagged", "1 if the detector reports the model as backdoored.", high=1.0),
+    Metric("truth", "score", "", "Backdoored", "1 if the model is backdoored.", high=1.0),
+    Metric("target_hit", "score", "high", "Target named", "1 if the named target class is correct.", high=1.0),
     # corruptions
     Metric("acc", "rate", "high", "Accuracy", "Accuracy on the corrupted images, mean over the severities."),
     Metric("acc@", "rate", "high", "Severity {}", "Accuracy at severity {}."),

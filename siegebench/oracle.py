@@ -1,8 +1,8 @@
-"""Oracle: the only thing an attack is given. It grants, counts, and remembers.
+"""Oracle: an attack's only access to the model. It restricts the access and counts every pass.
 
-Access is a fact, not a promise: gradients, scores or labels come out only as the threat model says. Every image that
-passes is booked on its sample: forwards, backwards, queries. Views (`oracle[index]`, `repeat`, `averaged`,
-`backward_model`) share one ledger.
+Attacks get gradients, scores or labels only as the threat model allows. Every image in a pass is counted for its
+sample: forward passes, backward passes, queries. Views (`oracle[index]`, `repeat`, `averaged`, `backward_model`) share
+one ledger.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ Loss = Callable[[Tensor], Tensor]  # logits [n, classes] to one number a sample,
 
 
 class Ledger:
-    """What each sample of a batch has cost, and the best point a foreign attack has shown so far."""
+    """Forward passes, backward passes and queries of each sample of a batch."""
 
     def __init__(self, n: int, device: torch.device) -> None:
         self.forwards = torch.zeros(n, dtype=torch.long, device=device)
         self.backwards = torch.zeros(n, dtype=torch.long, device=device)
         self.queries = torch.zeros(n, dtype=torch.long, device=device)
-        self.blind = torch.zeros(n, dtype=torch.long, device=device)  # backwards that brought nothing but zeros
-        self.spent = 0  # an upper bound of max(queries), kept on the host so that no loop waits for the device
+        self.blind = torch.zeros(n, dtype=torch.long, device=device)  # backward passes whose gradient is all zero
+        self.spent = 0  # an upper bound of max(queries), kept on the host to avoid synchronisation
 
 
 class _CountBackward(torch.autograd.Function):
-    """Identity that books a backward pass when a gradient comes through."""
+    """Identity that counts a backward pass when a gradient passes through it."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, book: Callable[[Tensor], None]) -> Tensor:
-        ctx.book = book
+    def forward(ctx: Any, z: Tensor, count: Callable[[Tensor], None]) -> Tensor:
+        ctx.count = count
         return z.view_as(z)
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
-        ctx.book(grad[0])
+        ctx.count(grad[0])
         return grad[0], None
 
 
@@ -55,10 +55,10 @@ class Oracle(nn.Module):
 
     Args:
         model: the deployed (defended) classifier, in eval mode.
-        threat: what is granted, and how many queries.
-        draws: streams of the samples of this batch; a randomised model takes its noise from them, one for each look.
-        watch: `(x, y)` to keep the best feasible point so far, for foreign attacks that may be cut off.
-        goal: the class that each sample is to become, int64 [n]; None where any wrong class counts.
+        threat: the access and the number of queries granted.
+        draws: streams of the samples of this batch; a randomised model draws its noise from them, anew in each pass.
+        watch: `(x, y)` to keep the best feasible point so far, for foreign attacks that may be interrupted.
+        goal: target class of each sample, int64 [n]; None for an untargeted threat.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Oracle(nn.Module):
         goal: Tensor | None = None,
     ) -> None:
         super().__init__()
-        object.__setattr__(self, "model", model)  # not a submodule: nobody reaches its parameters by accident
+        object.__setattr__(self, "model", model)  # not a submodule, so that attacks cannot reach its parameters
         self.model: Classifier
         self.threat, self.num_classes, self.kind = threat, model.num_classes, model.kind
         self.draws = draws.child("model")
@@ -95,15 +95,15 @@ class Oracle(nn.Module):
         return view
 
     def __getitem__(self, index: Tensor | slice) -> Oracle:
-        """Speaks for some of the samples."""
+        """A view of some of the samples."""
         return self._view(rows=self.rows[index])
 
     def repeat(self, k: int) -> Oracle:
-        """Takes k images a sample, sample-major (s0 s0 s0 s1 s1 s1), each booked on its sample."""
+        """A view for k images per sample, sample-major (s0 s0 s0 s1 s1 s1), each counted for its sample."""
         return self._view(rows=self.rows.repeat_interleave(k), copies=self.copies * k)
 
     def averaged(self, k: int) -> Oracle:
-        """Every answer is the mean over k fresh looks, booked as k (expectation over transformation)."""
+        """Every result is the mean over k forward passes, counted as k (expectation over transformation)."""
         return self._view(mean_of=self.mean_of * k)
 
     def backward_model(self) -> Oracle:
@@ -111,37 +111,37 @@ class Oracle(nn.Module):
         return self._view(through_backward_model=True)
 
     def as_attacked(self, k: int) -> Oracle:
-        """As an adaptive attack asks: gradients as `backward_model`, and means over k looks at a randomised model."""
+        """The view of an adaptive attack: `backward_model`, with means over k passes if the model is randomised."""
         through = self.backward_model()
         return through.averaged(k) if self.model.randomized else through
 
     def tapped(self, tap: Callable[[Tensor], Tensor]) -> Oracle:
         """The output [n, C, H, W] of the last convolution (or batch norm) passes through `tap`, which may read it,
-        replace it, or edit the gradient on its way back; the images themselves in a model without convolutions.
+        replace it, or edit its gradient. In a model without convolutions, the images pass through `tap`.
 
-        A pass through a tap is a whole pass of the model and is booked as any other.
+        A pass through a tap counts as any other pass of the model.
         """
         if self.threat.access != "gradient":
             raise ContractError(f"the threat model grants {self.threat.access} access; this attack asked for features")
         return self._view(tap=tap)
 
     def seen_through(self, change: Callable[[Tensor, Draws], Tensor]) -> Oracle:
-        """Gradients (with their logits and losses) are those of `change(x, draws)`, with fresh draws at each look."""
+        """Gradients (with their logits and losses) are those of `change(x, draws)`, with fresh draws in each pass."""
         return self._view(before=(*self.before, change))
 
     def filtered(self, change: Callable[[Tensor], Tensor]) -> Oracle:
-        """Gradients come out as `change(gradient)`."""
+        """Gradients are returned as `change(gradient)`."""
         return self._view(after=(change, *self.after))
 
     def watching(self, x: Tensor, y: Tensor) -> Oracle:
-        """Remembers the nearest misclassified image that passes `forward`, for the images and labels of this view."""
-        n = len(self.ledger.queries)  # the watch is indexed like the ledger, whatever this view shows
+        """A view that keeps the nearest misclassified image passed to `forward`, for these images and labels."""
+        n = len(self.ledger.queries)  # the watch is indexed like the ledger, not like this view
         images, labels = x.new_zeros(n, *x.shape[1:]), y.new_zeros(n)
         images[self.rows], labels[self.rows] = x, y
         return self._view(watch=_Best(images, labels, self.threat, self.kind))
 
     def best(self) -> tuple[Tensor, Tensor]:
-        """(nearest misclassified images seen while watching, their distances, infinite where there was none)."""
+        """(nearest misclassified images seen while watching, their distances, infinite if there is none)."""
         if self.watch is None:
             raise ContractError("this oracle does not watch; take best() of oracle.watching(x, y)")
         return self.watch.point[self.rows], self.watch.distance[self.rows]
@@ -151,10 +151,10 @@ class Oracle(nn.Module):
 
     @property
     def goal(self) -> Tensor | None:
-        """The class that each row is to become, int64 [n]; None where any wrong class counts."""
+        """Target class of each row, int64 [n]; None for an untargeted threat."""
         return None if self.goals is None else self.goals[self.rows]
 
-    # --------------------------------------------------------------------------------------------------- questions
+    # ----------------------------------------------------------------------------------------------------- queries
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [n, classes] without gradient."""
@@ -169,14 +169,14 @@ class Oracle(nn.Module):
             return self._mean(lambda: self._pass(x)[0]).argmax(dim=1)
 
     def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        """(gradient of the loss with respect to x, logits, loss [n]), all detached; means over looks when averaged."""
+        """(gradient of the loss with respect to x, logits, loss [n]), all detached; means over passes when averaged."""
         g, z, value = self.gradients(x, lambda z: loss(z)[:, None])
         return g[:, 0], z, value[:, 0]
 
     def gradients(self, x: Tensor, losses: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        """Of k losses a sample, [n, k], at the same look: (gradients [n, k, ...], logits, losses), as in `gradient`.
+        """As `gradient` for k losses per sample, [n, k], in one forward pass: (gradients [n, k, ...], logits, losses).
 
-        Booked as one forward and k backwards.
+        Counted as one forward and k backward passes.
         """
         if self.threat.access != "gradient":
             raise ContractError(
@@ -188,7 +188,7 @@ class Oracle(nn.Module):
             with torch.enable_grad():
                 image = leaf
                 for change in self.before:
-                    image = change(image, self._looks())
+                    image = change(image, self._pass_draws())
                 z, rows = self._pass(image)
                 values = losses(z)
                 g = self._backwards(values, leaf)
@@ -205,7 +205,7 @@ class Oracle(nn.Module):
 
     @staticmethod
     def _backwards(values: Tensor, leaf: Tensor) -> Tensor:
-        """Gradients of each column of values [n, k], zero where the defense cut the graph: [n, k, ...]."""
+        """Gradients of each column of values [n, k], zero if the defense is not differentiable: [n, k, ...]."""
         out = []
         for j in range(values.shape[1]):
             got: Tensor | None = None
@@ -218,25 +218,25 @@ class Oracle(nn.Module):
         return out[0][:, None] if len(out) == 1 else torch.stack(out, dim=1)
 
     def stuck(self, g: Tensor) -> Tensor:
-        """Samples whose gradient is exactly zero and will stay so, bool [n]: no step along it moves them.
+        """Samples whose gradient is exactly zero and will stay zero, bool [n], so that gradient steps cannot move them.
 
-        Never at a randomised model, where the next look may show a gradient.
+        Always False for a randomised model, where the next pass may have another gradient.
         """
         if self.model.randomized:
             return torch.zeros(len(g), dtype=torch.bool, device=g.device)
         return ops.size(g, "linf") == 0
 
     def left(self) -> Tensor | None:
-        """Questions left for each row, int64 [n], each as many queries as looks are averaged; None without a limit."""
+        """Calls left per row, int64 [n]; a call costs one query per averaged pass. None without a limit."""
         if self.threat.queries is None:
             return None
         return (self.threat.queries - self.ledger.queries[self.rows]) // self.mean_of
 
     def forward(self, x: Tensor) -> Tensor:
-        """For foreign attacks: what is granted. With labels only, a one-hot row.
+        """For foreign attacks: logits as far as the threat model grants them; with label access, a one-hot row.
 
         Raises:
-            ContractError: when the rows cannot be booked on samples.
+            ContractError: when the rows cannot be assigned to samples.
             BudgetExhausted: when a sample has no queries left.
         """
         x = x.to(self.dtype)
@@ -247,17 +247,17 @@ class Oracle(nn.Module):
                 z = z + self._pass(x)[0]
             z = z / self.mean_of if self.mean_of > 1 else z
             if self.watch is not None:
-                self.watch.look(x.detach(), z.detach(), rows)
+                self.watch.update(x.detach(), z.detach(), rows)
             if self.threat.access == "label":
                 return nn.functional.one_hot(z.argmax(dim=1), self.num_classes).to(z.dtype)
             if wants_gradient and z.requires_grad:
                 passes = torch.full_like(rows, self.mean_of)
 
-                def book(g: Tensor) -> None:
+                def count(g: Tensor) -> None:
                     self.ledger.backwards.index_add_(0, rows, passes)
                     self.ledger.blind.index_add_(0, rows, passes * (g == 0).all(dim=1))
 
-                z = _CountBackward.apply(z, book)
+                z = _CountBackward.apply(z, count)
         return z
 
     # -------------------------------------------------------------------------------------------------------- inner
@@ -282,12 +282,12 @@ class Oracle(nn.Module):
         ledger = self.ledger
         limit = self.threat.queries
         if limit is not None and ledger.spent + copies > limit:
-            ledger.spent = int(ledger.queries.max())  # of all samples: another view may have spent more than this one
+            ledger.spent = int(ledger.queries.max())  # over all samples: another view may have spent more than this one
             spent = int(ledger.queries[rows].max()) if len(rows) else 0
             if spent + copies > limit:
-                raise BudgetExhausted(f"{limit} queries granted, {spent} spent, {copies} more asked for")
+                raise BudgetExhausted(f"{limit} queries granted, {spent} spent, {copies} more requested")
         one = torch.ones_like(rows)
-        draws = self._looks(rows, copies) if self.model.randomized else None
+        draws = self._pass_draws(rows, copies) if self.model.randomized else None
         call = self.model.backward_model if self.through_backward_model else self.model
         z = self._in_parts(call, x, draws) if self.tap is None else self._through(self.tap, call, x, draws)
         ledger.forwards.index_add_(0, rows, one)
@@ -297,20 +297,20 @@ class Oracle(nn.Module):
 
     @staticmethod
     def _in_parts(call: Callable[..., Tensor], x: Tensor, draws: Draws | None) -> Tensor:
-        """In as many passes as are fastest; in one where a gradient is wanted."""
+        """Split the batch for speed; in one pass if a gradient is needed."""
         part = at_once(x, x.device)
         if torch.is_grad_enabled() or len(x) <= part:
             return call(x, draws)
         parts = [slice(i, i + part) for i in range(0, len(x), part)]
         return torch.cat([call(x[p], None if draws is None else draws[p]) for p in parts])
 
-    def _looks(self, rows: Tensor | None = None, copies: int | None = None) -> Draws:
-        """Streams of the next look at each image."""
+    def _pass_draws(self, rows: Tensor | None = None, copies: int | None = None) -> Draws:
+        """Streams for the next pass of each image."""
         rows, copies = self.rows if rows is None else rows, copies or self.copies
-        look = self.ledger.forwards[rows]
+        number = self.ledger.forwards[rows]
         if copies > 1:
-            look = look + torch.arange(copies, device=rows.device).repeat(len(rows) // copies)
-        return Draws(self.draws.seed, self.draws.ids[rows]).at(look)
+            number = number + torch.arange(copies, device=rows.device).repeat(len(rows) // copies)
+        return Draws(self.draws.seed, self.draws.ids[rows]).at(number)
 
     def _through(
         self, tap: Callable[[Tensor], Tensor], call: Callable[..., Tensor], x: Tensor, draws: Draws | None
@@ -338,18 +338,18 @@ class Oracle(nn.Module):
 
 
 class _Best:
-    """The best point a foreign attack has shown: feasible and misclassified, else none."""
+    """The nearest feasible misclassified point that a foreign attack has queried, if any."""
 
     def __init__(self, x: Tensor, y: Tensor, threat: ThreatModel, kind: Kind) -> None:
         self.x, self.y, self.threat, self.kind = x, y, threat, kind
         self.point = x.clone()
         self.distance = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
 
-    def look(self, seen: Tensor, z: Tensor, rows: Tensor) -> None:
+    def update(self, seen: Tensor, z: Tensor, rows: Tensor) -> None:
         origin = self.x[rows]
         far = self.threat.size(seen, origin)
         good = (ops.margin(z, self.y[rows]) > 0) & self.kind.inside(seen, TOLERANCE)
-        # rows may repeat a sample: the nearest of them is kept
+        # rows may repeat a sample: the nearest point is kept
         far = torch.where(good, far, torch.full_like(far, float("inf")))
         nearest = torch.full_like(self.distance, float("inf")).scatter_reduce(0, rows, far, "amin")
         for_rows = (far <= nearest[rows]) & (far < self.distance[rows])

@@ -1,4 +1,4 @@
-"""Plan: from a suite to the list of its cells, with everything they need known by content. Nothing is trained here."""
+"""Plan: the list of cells of a suite. Loads data and models to check and hash them, but trains nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from siegebench.tracks import TRACKS
 
 @dataclass
 class Plan:
-    """The cells of a suite, and the full specs of what they name.
+    """The cells of a suite, and the specs of their entries.
 
     Attributes:
-        cells: neighbours share a model.
-        specs: with folders and files, by the digest of a description; those are not part of a key.
+        cells: cells of the same model are adjacent.
+        specs: specs with folders and files (which are not part of a key), by the digest of a description.
     """
 
     cells: list[Cell] = field(default_factory=list)
@@ -24,10 +24,10 @@ class Plan:
 
 
 def plan(suite: Suite, given: dict[str, Any] | None = None) -> Plan:
-    """The cells of a suite, in the order in which they should run.
+    """The cells of a suite, in the order of execution.
 
     Args:
-        given: the description of a model handed over from Python, which takes the place of the suite's models.
+        given: description of a model passed from Python, which replaces the suite's models.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is computed; the message begins with the position.
@@ -35,10 +35,10 @@ def plan(suite: Suite, given: dict[str, Any] | None = None) -> Plan:
     inventory = suite.inventory(given)
     cells = {cell.key: cell for board in suite.filled() for cell in board.cells(inventory)}
 
-    def neighbours(cell: Cell) -> tuple[Any, ...]:
-        """Cells of one victim lie side by side, the most expensive ones first (autoattack before fgsm)."""
+    def order(cell: Cell) -> tuple[Any, ...]:
+        """Keeps cells of one victim together, the most expensive attacks first (autoattack before fgsm)."""
         cost = inventory.costs[digest(cell.attack)] if cell.attack else 0.0
         victim = (digest(cell.model), digest(cell.backdoor), digest(cell.defense))
         return (TRACKS[cell.track].late, *victim, -cost, cell.key)
 
-    return Plan(sorted(cells.values(), key=neighbours), inventory.specs)
+    return Plan(sorted(cells.values(), key=order), inventory.specs)

@@ -1,8 +1,8 @@
-"""The registry: a YAML card beside a Python file is the registration. Listing imports no entry and no torch.
+"""The registry: a YAML card next to a Python file registers an entry. Listing imports no entry and no torch.
 
-A card holds `name` (= file stem), `kind`, `entry` (`module:Class`), `version`, `summary`, and where they apply `paper`,
-`presets`, `params`, `sees`, `takes`, `family`. Packages of others bring cards by the entry point group
-`siegebench.cards` (a function or module attribute that gives a folder) and are named `package/card`.
+A card has `name` (= file stem), `kind`, `entry` (`module:Class`), `version`, `summary`, and optionally `paper`,
+`presets`, `params`, `sees`, `takes`, `family`. Other packages provide cards through the entry point group
+`siegebench.cards` (a function or module attribute that returns a folder); their entries are named `package/card`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from siegebench.types import Entry
 
 E = TypeVar("E", bound="Entry")
-ANY = "any"  # what takes every kind of data
+ANY = "any"  # in `takes`: every kind of data
 
 
 def _folders() -> Iterator[tuple[Path, str, str]]:
     """(folder of cards, python package, name prefix)"""
     for folder in FOLDERS:
         spec = importlib.util.find_spec(f"siegebench.{folder}")
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            yield Path(place), f"siegebench.{folder}", ""
+        for path in (spec.submodule_search_locations or []) if spec else []:
+            yield Path(path), f"siegebench.{folder}", ""
     for point in importlib.metadata.entry_points(group="siegebench.cards"):
         package = point.module
         spec = importlib.util.find_spec(package)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            yield Path(place), package, f"{point.name}/"
+        for path in (spec.submodule_search_locations or []) if spec else []:
+            yield Path(path), package, f"{point.name}/"
 
 
 @lru_cache(maxsize=1)
@@ -48,7 +48,7 @@ def cards() -> Mapping[tuple[str, str], Registered]:
     """Every card, by (kind, name).
 
     Raises:
-        ConfigError: naming the file, when a card is wrong or two share a name.
+        ConfigError: with the file, when a card is invalid or two cards have the same name.
     """
     found: dict[tuple[str, str], Registered] = {}
     for folder, package, prefix in _folders():
@@ -67,10 +67,10 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
-    """The card of `name`, `name.preset` or `family/Anything`, and the parameters that come with the name.
+    """The card of `name`, `name.preset` or `family/Anything`, and the parameters that the name implies.
 
     Raises:
-        ConfigError: with the nearest name.
+        ConfigError: for an unknown name, with the nearest one.
     """
     known = cards()
     if not isinstance(name, str):
@@ -96,7 +96,7 @@ def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
 
 
 def traits(kind: str, name: str) -> frozenset[str]:
-    """The traits of an entry; none for one that is not registered here (a row of a stranger may name anything)."""
+    """The traits of an entry; none if it is not registered (rows from other sources may have any name)."""
     try:
         found, given = find(kind, name)
     except ConfigError:
@@ -135,7 +135,7 @@ def normal(spec: Any) -> dict[str, Any]:
 
 
 def _nested_kind(hint: Any) -> str | None:
-    """The kind of entry that a field holds, when it holds one."""
+    """The kind of the nested entry of a field, or None."""
     options = [option for option in (hint, *get_args(hint)) if isinstance(option, type)]
     return next((k.name for k in KINDS.values() for option in options if issubclass(option, k.base_class())), None)
 
@@ -155,7 +155,7 @@ def build(kind: Any, spec: Any) -> Any:
 
     Raises:
         ConfigError: unknown name, unknown parameter (with the nearest one) or a wrong value. Its attribute `loc` holds
-            the path of the fault inside the spec, for the line number.
+            the path of the error inside the spec, for the line number.
     """
     if isinstance(kind, str):
         return _build(kind, spec)
@@ -171,10 +171,10 @@ def _build(kind: str, spec: Any) -> Entry:
     cls = entry_class(kind, given["name"])
     values = {**params, **{k: v for k, v in given.items() if k != "name"}}
     known = {f.name for f in fields(cls)}
-    if taken := known & {"name", "version"}:  # they say what an entry is, in cells and cards
+    if taken := known & {"name", "version"}:  # reserved: they identify an entry in cells and cards
         raise ConfigError(f"{found.path}: {cls.__name__} has a parameter {taken.pop()!r}; give it another name")
     free = next((f.name for f in fields(cls) if f.metadata.get("rest")), None)
-    if free is not None:  # a family passes unknown keys on to what it adapts
+    if free is not None:  # a family passes unknown keys to the class that it adapts
         rest = {k: values.pop(k) for k in list(values) if k not in known}
         values[free] = {**rest, **values.get(free, {})}
     for key in values:
@@ -207,7 +207,7 @@ def _build(kind: str, spec: Any) -> Entry:
 
 
 def without_local(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec as it was written, without the fields that hold folders and files of this machine."""
+    """A spec as written, without fields for folders and files on this machine."""
     cls = entry_class(kind, spec["name"])
     hints = get_type_hints(cls)
 
@@ -225,13 +225,13 @@ def _located(message: str, loc: tuple[Any, ...]) -> ConfigError:
 
 
 def check_takes(entry: Entry, data: str) -> None:
-    """Refuse an entry when it, or an entry that it holds, does not take a kind of data.
+    """Refuse an entry if it, or one of its nested entries, does not take a kind of data.
 
     Args:
         data: the name of the kind, such as `image`.
 
     Raises:
-        ConfigError: naming the entry and what it takes.
+        ConfigError: with the entry and the kinds that it takes.
     """
     name, kind = entry._name, kind_of(type(entry)).name  # type: ignore[attr-defined]
     takes = find(kind, name)[0].card.takes
@@ -244,12 +244,12 @@ def check_takes(entry: Entry, data: str) -> None:
 
 
 def describe(kind: str, spec: Any) -> dict[str, Any]:
-    """The spec with every parameter written out and the entry's version: what goes into a cell's key."""
+    """The entry's name, version and all parameters, as part of a cell's key."""
     return description_of(kind, _build(kind, spec))
 
 
 def description_of(kind: str, entry: Entry) -> dict[str, Any]:
-    """The description of an entry that was built by name."""
+    """The description of an entry built by `build`."""
     name = entry._name  # type: ignore[attr-defined]
     found, _ = find(kind, name)
     out: dict[str, Any] = {"name": name, "version": found.card.version}
@@ -268,10 +268,10 @@ def rebuild(kind: str, description: Mapping[str, Any]) -> Entry: ...
 
 
 def rebuild(kind: Any, description: Mapping[str, Any]) -> Any:
-    """The entry that `describe` described.
+    """The entry of a description made by `describe`.
 
     Raises:
-        ConfigError: when the description is of another version of the entry.
+        ConfigError: when the description has another version of the entry.
     """
 
     def strip(value: Any) -> Any:
@@ -290,7 +290,7 @@ def rebuild(kind: Any, description: Mapping[str, Any]) -> Any:
 
 @cache
 def _source(kind: str, name: str) -> list[ast.AnnAssign | ast.Assign]:
-    """The assignments in the body of an entry's class, its bases in the same file first; imports nothing."""
+    """The assignments in the body of an entry's class, after those of bases in the same file; imports nothing."""
     found, _ = find(kind, name)
     module, _, attribute = found.card.entry.partition(":")
     try:
@@ -326,7 +326,7 @@ def parameters(kind: str, name: str) -> dict[str, dict[str, Any]]:
 
 
 def declared(kind: str, name: str) -> dict[str, Any]:
-    """What an entry's class says of itself (`needs`, `norms`, `randomized`, ...), read from the source."""
+    """Class attributes of an entry (`needs`, `norms`, `randomized`, ...), read from the source."""
     out: dict[str, Any] = {}
     for node in _source(kind, name):
         targets: list[ast.expr]

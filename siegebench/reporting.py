@@ -1,4 +1,4 @@
-"""From rows to something to read: tables, files, the page. Needs no torch; removing it touches no result."""
+"""Reports from stored rows: HTML, Markdown, CSV, JSON. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(rows: Iterable[Result] | str | Path, format: str = "md") -> str:
     """Ranked boards as `html`, `md`, `csv` or `json` text, from results or from the folder of a store.
 
     Raises:
-        ConfigError: unknown format; no rows there; a file that is not a row.
+        ConfigError: unknown format; no rows in the folder; a file that is not a valid row.
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}. {did_you_mean(format, FORMATS)}")

@@ -1,6 +1,6 @@
-"""The schema of a stored row: every type, range and cross-reference. Rows may come from strangers. Needs no torch.
+"""The schema of stored rows: types, ranges and cross-references. Rows may be untrusted. Needs no torch.
 
-A row of an earlier version lacks what was added since: all of that is optional here.
+Fields added after the first version are optional, because older rows lack them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from siegebench.strictjson import Refused
 from siegebench.threat import MAX_EPS, Access, Norm, parse_target
 
 ROUNDING = 1e-6  # stored numbers have six digits
-NEEDS = {  # slots without which a row of a track says nothing; rows of other tracks are shown and not ranked
+NEEDS = {  # required slots per track; rows of other tracks are shown but not ranked
     "white_box": ("threat",),
     "query": ("threat",),
     "transfer": ("threat",),
@@ -33,7 +33,7 @@ NEEDS = {  # slots without which a row of a track says nothing; rows of other tr
     "model_detection": ("detector",),
     "corruption": ("corruption", "severities"),
 }
-ATTACKING = ("white_box", "query", "transfer", "patch")  # each row holds an attack or a measure
+ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
 
 
 # --------------------------------------------------------------------------------------------------------------- values
@@ -42,7 +42,7 @@ ATTACKING = ("white_box", "query", "transfer", "patch")  # each row holds an att
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"expected a number, found {shortened(value)}")
-    return float(value)  # finite, and within 64 bits: `strictjson` has seen to it
+    return float(value)  # `strictjson` has checked that it is finite and within 64 bits
 
 
 def _time(value: str) -> str:
@@ -56,7 +56,7 @@ def _time(value: str) -> str:
 
 
 def _nested(value: dict[str, Any]) -> dict[str, Any]:
-    """The attack inside an attack or a measure is described like any entry."""
+    """Check the inner attack of an attack or measure like any entry."""
     inner = value.get("attack")
     if isinstance(inner, Mapping):
         try:
@@ -77,13 +77,13 @@ Plain = str | int | None
 
 
 class Part(BaseModel):
-    """A mapping of a row: strict types, no unknown keys."""
+    """A mapping with strict types and no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Open(BaseModel):
-    """A mapping whose other keys are parameters."""
+    """A mapping with further keys, which are parameters."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
@@ -117,7 +117,7 @@ class Data(Part):
 
 
 class Threat(Part):
-    """What the attacker may do."""
+    """The threat model."""
 
     norm: Norm
     eps: Annotated[Number, Field(ge=0)]
@@ -166,7 +166,7 @@ class CellPart(Part):
 
 
 class Figure(Part):
-    """A measured number, with its interval and what it was counted on."""
+    """A measured value with its interval and sample size."""
 
     value: Number | None
     low: Number | None = None
@@ -197,7 +197,7 @@ class Figure(Part):
 
 
 class FlagPart(Part):
-    """A finding."""
+    """A finding of a check."""
 
     id: Text
     severity: Literal["info", "flag", "fail"]
@@ -205,7 +205,7 @@ class FlagPart(Part):
 
 
 class ErrorPart(Part):
-    """Why there is no number; of earlier attempts also when."""
+    """Why there is no result; for earlier attempts also when."""
 
     type: str | None = None
     message: str
@@ -214,7 +214,7 @@ class ErrorPart(Part):
 
 
 class Timing(Part):
-    """When the row was made, and how long it took."""
+    """Times and duration of the computation."""
 
     seconds: Annotated[Number, Field(ge=0)] | None = None
     training: Annotated[Number, Field(ge=0)] | None = None  # of the seconds
@@ -298,7 +298,7 @@ class Row(Part):
 
 
 def first_fault(error: ValidationError) -> tuple[tuple[Any, ...], str]:
-    """(path of the field, message) of the first thing that pydantic refused."""
+    """(path of the field, message) of the first error of pydantic."""
     first = error.errors(include_url=False)[0]
     raised = first.get("ctx", {}).get("error")
     loc = tuple(first["loc"])
@@ -331,7 +331,7 @@ def parse(content: bytes) -> dict[str, Any]:
 
 
 def check(row: Any) -> None:
-    """Refuse what is not a whole row of this version or an earlier one.
+    """Refuse anything but a valid row of this or an earlier version.
 
     Raises:
         ConfigError: one line, `field: what is wrong`.

@@ -1,4 +1,4 @@
-"""What iterative attacks keep track of: the best points so far, the queries left, the samples that go on.
+"""State of iterative attacks: the best points so far, the queries left, the samples still attacked.
 
 Rows are indices into the batch, int64 [m], each at most once in a call.
 """
@@ -13,11 +13,11 @@ from siegebench.oracle import Oracle
 
 
 class Best:
-    """The best point of each sample so far: a misclassified one beats any other; among equals the higher loss does.
+    """The best point of each sample so far: misclassified before correctly classified, then the higher loss.
 
     Attributes:
-        point: [n, ...], the clean images to begin with.
-        loss: of the points, [n]; -inf to begin with.
+        point: [n, ...], initially the clean images.
+        loss: of the points, [n]; initially -inf.
         hit: whether they are misclassified, bool [n].
     """
 
@@ -27,7 +27,7 @@ class Best:
         self.hit = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def keep(self, rows: Tensor, point: Tensor, loss: Tensor, hit: Tensor) -> None:
-        """Take the points [m, ...] that are better than what is known of their samples."""
+        """Keep those points [m, ...] that are better than the best points so far."""
         before = self.hit[rows]
         better = (hit & ~before) | ((hit | ~before) & (loss > self.loss[rows]))
         self.point[rows] = torch.where(ops.over(better, point), point, self.point[rows])
@@ -40,10 +40,10 @@ class Best:
 
 
 class Budget:
-    """How many queries each sample may still make: `most`, or what the threat model leaves.
+    """Remaining queries of each sample: `most`, or fewer if the threat model allows fewer.
 
     Attributes:
-        left: int64 [n].
+        left: remaining queries, int64 [n].
     """
 
     def __init__(self, oracle: Oracle, y: Tensor, most: int) -> None:
@@ -52,21 +52,21 @@ class Budget:
         self.left = torch.full_like(y, most) if granted is None else granted.clamp(max=most)
 
     def open(self, rows: Tensor, least: int = 1) -> Tensor:
-        """Whether the samples have as many queries left, bool [m]."""
+        """Whether the samples have at least `least` queries left, bool [m]."""
         return self.left[rows] >= least
 
     def rows(self, least: int = 1) -> Tensor:
-        """Rows of all samples that have as many queries left."""
+        """Rows of all samples that have at least `least` queries left."""
         every = torch.arange(len(self.left), device=self.left.device)
         return self.open(every, least).nonzero().squeeze(1)
 
     def logits(self, rows: Tensor, points: Tensor) -> Tensor:
-        """Logits of k images a sample, [m * k, ...], sample-major; one query each."""
+        """Logits of k images per sample, [m * k, ...], sample-major; one query each."""
         k = len(points) // max(1, len(rows))
         self.left[rows] -= k
         return self.oracle[rows].repeat(k).logits(points)
 
 
 def keep(which: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-    """The rows of each tensor that stay; the tensors themselves where all do."""
+    """Select rows of each tensor by a mask; returns the tensors themselves if all rows are kept."""
     return state if bool(which.all()) else tuple(part[which] for part in state)

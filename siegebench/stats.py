@@ -10,7 +10,7 @@ Vector = np.ndarray[Any, Any]
 
 
 def auroc(*, positive: Vector, negative: Vector) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counted half."""
+    """Area under the ROC curve: the probability that a positive scores above a negative; ties count half."""
     ordered = np.sort(negative)
     below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
     return float(below.sum() / (2 * len(negative) * len(positive)))

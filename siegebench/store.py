@@ -1,8 +1,8 @@
-"""Store: one JSON file for each cell, written whole or not at all. Artifacts: trained weights, made once.
+"""Store: one JSON file per cell, written atomically, and trained weights as artifacts.
 
-    ROOT/rows/DATA/TRACK/.../ATTACK-KEY16.json      the rows (and .npz beside them: numbers for each sample)
+    ROOT/rows/DATA/TRACK/.../ATTACK-KEY16.json      the rows (and .npz files with per-sample numbers)
     ROOT/artifacts/KEY.safetensors, KEY.json        weights under the hash of their description, and the description
-    ROOT/.locks/                                    held while a cell or an artifact is made; freed on death
+    ROOT/.locks/                                    held while a cell or an artifact is computed
 
 Importing this needs no torch.
 """
@@ -28,7 +28,7 @@ from siegebench.files import write_atomic
 
 
 def _tidy(value: Any) -> Any:
-    """Floats rounded to six digits, numpy scalars as Python numbers."""
+    """Round floats to six digits and convert numpy scalars to Python numbers."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
@@ -44,7 +44,7 @@ def _read(path: Path) -> Result:
     """The row in a file.
 
     Raises:
-        ConfigError: naming the file and the field, when it is not a whole row.
+        ConfigError: with file and field, when it is not a valid row.
     """
     try:
         return Result.from_dict(schema.parse(path.read_bytes()))
@@ -53,7 +53,7 @@ def _read(path: Path) -> Result:
 
 
 class Store:
-    """The system of record below one folder."""
+    """The rows and artifacts below one folder."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -64,7 +64,7 @@ class Store:
         return self.root / "rows" / cell.file
 
     def get(self, cell: Cell) -> Result | None:
-        """The stored row of a cell, or None. A file that is not a whole row is set aside and counts as none."""
+        """The stored row of a cell, or None. A file that is not a valid row is renamed to `.corrupt` and ignored."""
         path = self.path(cell)
         try:
             result = _read(path)
@@ -76,23 +76,23 @@ class Store:
         return result if result.cell.key == cell.key else None
 
     def finished(self, cell: Cell) -> bool:
-        """Whether a row is there that needs no second try."""
+        """Whether a row without an error is stored."""
         found = self.get(cell)
         return found is not None and found.status != "error"
 
     def put(self, result: Result) -> Path:
-        """Write a row, its per-sample numbers first. Whoever writes holds the cell's lock.
+        """Write a row, its per-sample numbers first. The caller must hold the cell's lock.
 
         Raises:
-            TypeError, ValueError: when no JSON can hold it.
-            ConfigError: naming the field, when it is not as the schema wants it.
+            TypeError, ValueError: when it cannot be written as JSON.
+            ConfigError: with the field, when it does not conform to the schema.
         """
         path = self.path(result.cell)
         self.sweep(path)
         row = result.as_dict()
         cell = row.pop("cell")
         tail = {k: row.pop(k) for k in ("attempts", "env", "timing", "given", "errors") if k in row}
-        # what was asked for is stored to the last digit; measured numbers are rounded
+        # settings are stored exactly; measured numbers are rounded
         exact = {"cell": cell, **({"given": tail["given"]} if "given" in tail else {})}
         whole = {**_tidy(row), "cell": cell, **_tidy(tail), **exact}
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False)
@@ -107,10 +107,10 @@ class Store:
         return path
 
     def rows(self) -> Iterator[Result]:
-        """Every whole row, by path.
+        """All rows, sorted by path.
 
         Raises:
-            ConfigError: naming the file, when one is not a row.
+            ConfigError: with the file, when one is not a valid row.
         """
         for path in sorted((self.root / "rows").rglob("*.json")):
             if path.name.startswith("."):
@@ -118,7 +118,7 @@ class Store:
             yield _read(path)
 
     def arrays(self, cell: Cell) -> dict[str, np.ndarray[Any, Any]]:
-        """The per-sample numbers beside a row."""
+        """The per-sample numbers of a row."""
         path = self.path(cell).with_suffix(".npz")
         if not path.exists():
             return {}
@@ -129,9 +129,9 @@ class Store:
 
     @contextmanager
     def lock(self, key: str, wait: bool = True) -> Iterator[bool]:
-        """Only one process at a time makes what this key names. The system frees the lock when a process dies.
+        """Lock a key, so that only one process computes it. The system releases the lock when a process ends.
 
-        Gives whether the lock is held: always when told to wait, else only when nobody else holds it.
+        Yields whether the lock was acquired: always with `wait`, otherwise only if no other process holds it.
         """
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ class Store:
 
     @staticmethod
     def sweep(path: Path) -> None:
-        """Remove what a killed process left of an earlier try to write this file; only for the holder of its lock."""
+        """Remove temporary files of killed processes that tried to write this file. The caller must hold its lock."""
         for torn in path.parent.glob(f".{glob.escape(path.stem)}.*.tmp"):
             torn.unlink(missing_ok=True)
 

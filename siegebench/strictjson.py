@@ -77,6 +77,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise Refused(f"the key {shortened(key)} stands twice")
+            raise Refused(f"the key {shortened(key)} appears twice")
         found[key] = value
     return found

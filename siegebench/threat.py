@@ -1,4 +1,4 @@
-"""ThreatModel: what an attacker may do. It knows no attack, and importing it needs no torch."""
+"""ThreatModel: the capabilities of an attacker. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 Access = Literal["gradient", "score", "label", "none"]
-BALLS: tuple[Norm, ...] = ("linf", "l2", "l1")  # convex; what a patch may cover is not
+BALLS: tuple[Norm, ...] = ("linf", "l2", "l1")  # convex, unlike l0
 NORMS: tuple[Norm, ...] = (*BALLS, "l0")
 Rule = Literal["next", "random", "least_likely"]
 RULES: tuple[Rule, ...] = ("next", "random", "least_likely")
-ACCESSES: tuple[Access, ...] = ("gradient", "score", "label", "none")  # from most to least
+ACCESSES: tuple[Access, ...] = ("gradient", "score", "label", "none")  # from most to least access
 MAX_EPS = {"linf": 1.0, "l2": 1000.0, "l1": 1000000.0, "l0": 1.0}
 TOLERANCE = 1e-6  # rounding of float32 at the boundary of the ball
 
@@ -37,7 +37,7 @@ def parse_number(value: object) -> float:
 
 
 def parse_target(value: object) -> Rule | int | None:
-    """How the class is chosen that an image is to become: a rule, or the class itself.
+    """Check the target of a threat: a rule that chooses the target class, a class number, or None.
 
     Raises:
         ValueError: when it is neither.
@@ -53,13 +53,13 @@ class ThreatModel:
     """An Lp ball around each image, the access to the model, and the queries allowed.
 
     Attributes:
-        norm: `linf`, `l2` or `l1`, in pixel units of [0, 1]; `l0` is the share of pixels that differ, in any channel.
+        norm: `linf`, `l2` or `l1`, in pixel units of [0, 1]; `l0` is the fraction of pixels that differ in any channel.
         eps: radius of the ball.
         access: `gradient` (white box), `score` (logits), `label` (top-1 only) or `none` (no box).
         queries: images that may be sent through the model per sample; None is no limit.
-        target: which class an image is to become: `next` (the one after its own), `random` (any but its own),
-            `least_likely` (for the victim, of the clean image), or one class for all; None where any wrong one counts.
-        text: eps as the user wrote it (`8/255`); shown, never computed with.
+        target: target class of an image: `next` (the one after its own), `random` (any but its own), `least_likely`
+            (for the victim on the clean image), or one class number for all; None for untargeted attacks.
+        text: eps as the user wrote it (`8/255`), for display only.
     """
 
     norm: Norm = "linf"
@@ -89,7 +89,7 @@ class ThreatModel:
         return cls(**{**spec, "eps": parse_number(spec["eps"]), "text": str(spec["eps"])})
 
     def with_access(self, access: Access, queries: int | None = None) -> ThreatModel:
-        """The same ball under another access."""
+        """The same ball with another access."""
         return replace(self, access=access, queries=queries)
 
     def grants(self, need: Access) -> bool:
@@ -97,13 +97,13 @@ class ThreatModel:
         return ACCESSES.index(self.access) <= ACCESSES.index(need)
 
     def describe(self) -> dict[str, Any]:
-        """What goes into a cell's key: no text, no defaults left implicit; `target` where there is one."""
+        """The threat as part of a cell's key: all fields except `text`; `target` only if there is one."""
         told = {"norm": self.norm, "eps": self.eps, "access": self.access, "queries": self.queries}
         return told if self.target is None else {**told, "target": self.target}
 
     @property
     def label(self) -> str:
-        """`linf 8/255`, with the target where there is one and queries where they are limited."""
+        """`linf 8/255`, with target and query limit if there are any."""
         tail = f", target {self.target}" if self.target is not None else ""
         tail += f", {self.queries} queries" if self.queries is not None else ""
         return f"{self.norm} {self.text or format(self.eps, 'g')}{tail}"

@@ -1,4 +1,4 @@
-"""What a worker process does first. Importing this needs nothing heavy: a worker is watched before it loads torch."""
+"""Start-up of a worker process. Imports nothing heavy, so that the parent is watched before torch is loaded."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import threading
 
 
 def start(threads: int) -> None:
-    """In a fresh process: leave Ctrl-C to the parent, go when the parent is gone, share the cores."""
+    """Set up a new process: ignore Ctrl-C, exit when the parent exits, and limit the threads of torch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
 
         def watch() -> None:
-            parent.join()  # its end of a pipe closes when it dies, however early and however hard
-            os._exit(1)  # the store needs no farewell
+            parent.join()  # returns when the parent's end of a pipe closes, however the parent ended
+            os._exit(1)  # rows are written atomically, so no clean-up is needed
 
         threading.Thread(target=watch, daemon=True).start()
     import torch

@@ -1,4 +1,4 @@
-"""Workspace: what cells share in one process: datasets, trained models and defenses, each made once."""
+"""Workspace: datasets, trained models and defenses that the cells of one process share."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from siegebench.types import BackdoorAttack, DataSource, Defense, Entry, ModelSo
 
 E = TypeVar("E", bound=Entry)
 EVERY = slice(None)
-KEPT = 6  # victims kept in memory
-NOTES = 64  # and small results
+KEPT = 6  # victims in memory
+NOTES = 64  # small results in memory
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to compute; nothing here changes what a number means, so nothing here is part of a key.
+    """Settings of the computation. They do not change the meaning of a result and are not part of a key.
 
     Attributes:
         root: folder of the store.
-        device: `auto` takes CUDA when there is one.
-        batch: images a step, an upper bound; halved when memory runs out.
+        device: `auto` uses CUDA if available.
+        batch: largest number of images per step; halved when memory runs out.
         dtype: `float32`, or `float64` for checks of exactness.
-        threads: of torch, for each worker; None leaves torch's own choice.
-        specs: of entries that have a folder or a file on this machine, by the digest of their description.
+        threads: threads of torch per worker; None is torch's default.
+        specs: specs of entries with a folder or file on this machine, by the digest of their description.
     """
 
     root: str = "results"
@@ -54,22 +54,22 @@ class Settings:
 
     @property
     def key(self) -> str:
-        """Of everything that is set: two settings of one key may share a workspace."""
+        """Digest of all settings; equal keys share a workspace."""
         return digest(asdict(self))
 
 
 class Workspace:
-    """One process's view of a store."""
+    """The store of one process, with caches of data and models."""
 
     def __init__(self, settings: Settings, given: dict[str, Classifier] | None = None) -> None:
-        """`given` holds classifiers handed over from Python, by the digest of their description."""
+        """`given` has classifiers passed from Python, by the digest of their description."""
         self.settings, self.given = settings, given or {}
         self.store = Store(settings.root)
         self.device = device(settings.device)
         if settings.dtype not in ("float32", "float64"):
             raise ConfigError(f"dtype {settings.dtype!r}: float32 or float64")
         self.dtype = torch.float64 if settings.dtype == "float64" else torch.float32
-        self.training = 0.0  # seconds spent on training, so far
+        self.training = 0.0  # seconds spent on training so far
         self._entries: dict[tuple[type, str], Any] = {}
         self._sets: dict[str, ImageSet] = {}
         self._splits: dict[str, tuple[ImageSet, ImageSet, ImageSet]] = {}
@@ -77,7 +77,7 @@ class Workspace:
         self._notes: OrderedDict[Hashable, Any] = OrderedDict()
 
     def entry(self, kind: type[E], description: dict[str, Any] | None) -> E:
-        """The entry that a cell describes, with its folders and files on this machine; built once."""
+        """The entry of a description, with its folders and files on this machine; built once."""
         key = (kind, digest(description))
         if key not in self._entries:
             spec = self.settings.specs.get(key[1])
@@ -88,16 +88,16 @@ class Workspace:
         return found
 
     def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """A small result that neighbouring cells share, such as clean predictions."""
+        """Cache a small result that several cells use, such as clean predictions."""
         return _kept(self._notes, NOTES, key, make)
 
     # ------------------------------------------------------------------------------------------------------------ data
 
     def evaluated(self, data: dict[str, Any]) -> ImageSet:
-        """The images a cell evaluates.
+        """The evaluated images of a cell.
 
         Raises:
-            DataError: when they are not the ones the cell was planned with.
+            DataError: when they differ from those the cell was planned with.
         """
         key = digest([data["source"], data["split"], data["count"], data["digest"]])
         if key not in self._sets:
@@ -111,7 +111,7 @@ class Workspace:
         """(train, clean fit, clean val), all from the training split.
 
         Raises:
-            DataError: when it is not the one the cell was planned with.
+            DataError: when it differs from the one the cell was planned with.
         """
         key = digest(data["source"])
         if key not in self._splits:
@@ -122,7 +122,7 @@ class Workspace:
         return self._splits[key]
 
     def batch(self, x: Tensor | Rows) -> int:
-        """Images like those of x in one step: what the settings allow, and what the device can take."""
+        """Batch size for images like x, limited by the settings and the device."""
         return min(self.settings.batch, at_once(x, self.device))
 
     def pixels(self, data: ImageSet, index: Tensor | slice = EVERY) -> Tensor:
@@ -135,7 +135,7 @@ class Workspace:
         return model.to(self.device, self.dtype).eval()
 
     def _fitted(self, description: dict[str, Any], model: Classifier, fit: Callable[[], Classifier]) -> Classifier:
-        """`model` with the weights that belong to a description: loaded, or fitted and stored first."""
+        """`model` with the weights of a description: loaded, or fitted and stored first."""
 
         def timed() -> Classifier:
             start = time.perf_counter()
@@ -147,7 +147,7 @@ class Workspace:
         return self._ready(artifacts.trained(self.store, description, model, timed))
 
     def _source(self, described: dict[str, Any]) -> ModelSource:
-        """Where a network comes from; two networks that differ only in the seed of their training share it."""
+        """The source of a network; networks that differ only in the training seed share it."""
         bare = {k: v for k, v in described.items() if k != "train_seed"}
         known = described if digest(described) in self.settings.specs else bare
         return self.entry(ModelSource, known)
@@ -202,7 +202,7 @@ class Workspace:
         return found
 
     def granted(self, kind: str, cell: Cell, poisoned: Poisoned | None = None) -> Granted:
-        """The data that the cell's defense or detector may see, by its card; never poison indices or triggers."""
+        """The splits that the cell's defense or detector may use, by its card; never poison indices or triggers."""
         description = (cell.defense if kind == "defense" else cell.detector) or {}
         found, _ = registry.find(kind, description["name"])
         return Granted(
@@ -214,7 +214,7 @@ class Workspace:
         )
 
     def defended(self, cell: Cell, base: Classifier, poisoned: Poisoned | None = None) -> Classifier:
-        """The cell's defense applied to a model; what it trains is an artifact."""
+        """The cell's defense applied to a model; trained weights are stored as an artifact."""
         if cell.defense is None:
             return base
         defense = self.entry(Defense, cell.defense)
@@ -247,14 +247,14 @@ class Workspace:
         )
 
     def surrogate(self, cell: Cell) -> Classifier:
-        """What the attack of a transfer cell sees: the cell's surrogates, several as one that adds their logits."""
+        """The model that the attack of a transfer cell uses: the surrogate, or the mean logits of several."""
 
         def make() -> Classifier:
             members = [self.model(replace(cell, model=description)) for description in cell.surrogates or ()]
             return members[0] if len(members) == 1 else Ensemble(members)
 
         if not cell.surrogates:
-            return self.victim(cell)  # a no-box attack is granted nothing of it
+            return self.victim(cell)  # a no-box attack gets no access to it
         return self._prepared(("surrogate", digest(cell.surrogates), data_key(cell.data)), make, cell)
 
     def _prepared(self, key: Hashable, make: Callable[[], Classifier], cell: Cell) -> Classifier:
@@ -270,7 +270,7 @@ class Workspace:
 
 
 def _kept(cache: OrderedDict[Hashable, Any], most: int, key: Hashable, make: Callable[[], Any]) -> Any:
-    """What a cache holds, made where it does not; the least recently used goes first."""
+    """Look up a key in an LRU cache, and compute it if it is missing."""
     if key not in cache:
         cache[key] = make()
         while len(cache) > most:
@@ -280,5 +280,5 @@ def _kept(cache: OrderedDict[Hashable, Any], most: int, key: Hashable, make: Cal
 
 
 def data_key(data: dict[str, Any]) -> str:
-    """What of the data decides a trained model: not the evaluated slice."""
+    """Digest of the data that a trained model depends on, without the evaluated slice."""
     return digest([data["source"], data.get("train_digest"), data["classes"]])

@@ -13,14 +13,14 @@ import yaml
 from siegebench.errors import ConfigError, did_you_mean, quoted, shortened
 
 Loc = tuple[Any, ...]
-MOST = 100_000  # values in a document, aliases written out: no suite has a hundredth of that
+MOST = 100_000  # largest number of values in a document, with aliases expanded
 _TEXT, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge"))
 
 
 class Document:
-    """A parsed YAML file that knows where each value stands.
+    """A parsed YAML file with the position of each value.
 
-    Strict: no key twice, and no key that is not text (YAML 1.1 reads `no` as False).
+    Strict: duplicate keys and keys that are not text are errors (YAML 1.1 reads `no` as False).
 
     Raises:
         ConfigError: `file:line:col: ...` when it cannot be read or is not valid, strict YAML.
@@ -34,7 +34,7 @@ class Document:
             loader = yaml.SafeLoader(text)
             node = loader.get_single_node()
             if node is not None:
-                self._walk(node, ())  # before the values are made: aliases of aliases are refused there
+                self._walk(node, ())  # before construction, because it refuses aliases that expand too much
             self.data: Any = None if node is None else loader.construct_document(node)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
@@ -46,7 +46,7 @@ class Document:
             ValueError,
             TypeError,
             AttributeError,
-        ) as error:  # a date or a number that YAML reads as one and is none
+        ) as error:  # an invalid date or number
             raise ConfigError(f"{name}:1:1: not valid YAML: {error}; put it in quotes") from None
         except RecursionError:
             raise ConfigError(f"{name}:1:1: nested too deeply, or an alias that contains itself") from None
@@ -65,8 +65,8 @@ class Document:
             raise ConfigError(f"{path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8 text") from None
 
     def _fault(self, message: str, mark: yaml.Mark | None) -> ConfigError:
-        place = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
-        return ConfigError(f"{self.name}:{place}: {' '.join(message.split())}")
+        position = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
+        return ConfigError(f"{self.name}:{position}: {' '.join(message.split())}")
 
     def _walk(self, node: yaml.Node, loc: Loc) -> None:
         if len(self._marks) > MOST:  # aliases of aliases grow like 2^depth
@@ -79,7 +79,7 @@ class Document:
                     shown = shortened(key.value) if isinstance(key, yaml.ScalarNode) else "of several values"
                     raise self._fault(f"key {shown} is not text; put it in quotes", key.start_mark)
                 if key.value in seen:
-                    raise self._fault(f"key {shortened(key.value)} stands twice", key.start_mark)
+                    raise self._fault(f"key {shortened(key.value)} appears twice", key.start_mark)
                 seen.add(key.value)
                 self._marks[(*loc, key.value)] = key.start_mark
                 self._walk(value, (*loc, key.value))
@@ -88,7 +88,7 @@ class Document:
                 self._walk(value, (*loc, i))
 
     def _plain(self, value: Any, loc: Loc) -> None:
-        """Refuse values that no suite, card or row can hold: what they say must go into a key."""
+        """Refuse values that suites, cards and rows cannot contain, because they cannot be part of a key."""
         if isinstance(value, dict):
             for key, inner in value.items():
                 self._plain(inner, (*loc, key))
@@ -115,7 +115,7 @@ class Document:
         return f"{self.name}:{mark.line + 1}:{mark.column + 1}" if mark else f"{self.name}:1:1"
 
     def error(self, loc: Sequence[Any], message: str) -> ConfigError:
-        """A ConfigError that begins with the place."""
+        """A ConfigError that begins with the position."""
         return ConfigError(f"{self.where(loc)}: {' '.join(message.split())}")
 
     def override(self, assignment: str) -> None:
@@ -158,7 +158,7 @@ class Document:
                 here[step] = value
                 self._overrides.append((loc, assignment))
             elif isinstance(here[step], str) and i == len(steps) - 2:
-                here[step] = {"name": here[step]}  # attacks.0.steps=20 where attacks.0 is only a name
+                here[step] = {"name": here[step]}  # attacks.0.steps=20, where attacks.0 is only a name
                 self._overrides.append((loc, assignment))
                 here = here[step]
             else:

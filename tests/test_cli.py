@@ -225,7 +225,7 @@ def test_a_full_disk_is_one_line(finished: Path, call: Call, tmp_path: Path, mon
     monkeypatch.setattr("siegebench.executors.run_cell", full)
     code, out, err = call("run", finished / "s.yaml", "--executor", "serial")
     assert (code, out) == (1, "")
-    assert err == "results/rows: No space left on device; rows that are written stay\n"
+    assert err == "results/rows: No space left on device; finished rows are kept\n"
 
 
 def test_ctrl_c_is_130(finished: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_ctrl_c_is_130(finished: Path, call: Call, monkeypatch: pytest.MonkeyPat
     finally:
         signal.signal(signal.SIGINT, before)
     assert (code, out) == (130, "")
-    assert err == "interrupted; rows that are written stay, the same command goes on from here\n"
+    assert err == "interrupted; finished rows are kept, run the same command again to continue\n"
 
 
 def test_doctor_says_what_a_bug_report_needs(call: Call) -> None:

@@ -123,7 +123,7 @@ def test_a_bomb_of_aliases(refused: Callable[..., str], tmp_path: Path) -> None:
         ("seeds=[-1]", "greater than or equal to 0, found -1"),
         ("boards.0.attacks.0.stepz=3", "attack 'fgsm' has no parameter 'stepz'"),
         ("boards.0.attacks.1.steps=0", "greater than or equal to 1, found 0"),
-        ("data.count=5000", "asked for 5000 images, it has 500"),
+        ("data.count=5000", "5000 images requested, it has 500"),
     ],
 )
 def test_overrides_that_do_not_fit(assignment: str, words: str, refused: Callable[..., str], tmp_path: Path) -> None:

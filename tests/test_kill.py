@@ -163,7 +163,7 @@ def test_ctrl_c_ends_a_run_with_one_line_and_130(
     assert process.returncode == 130, err
     assert out == ""
     lines = [line for line in err.splitlines() if not re.match(r"\[\d+/\d+\] ok: ", line)]
-    assert lines == ["interrupted; rows that are written stay, the same command goes on from here"]
+    assert lines == ["interrupted; finished rows are kept, run the same command again to continue"]
     gone(left)
     check(store, expected)
 

@@ -136,7 +136,7 @@ def test_rows_of_a_track_that_is_not_known_here_are_shown(real: list[Result], tm
     assert found is not None
     everything([found], tmp_path)
     text = report([found], "html")
-    assert "On no board" in text
+    assert "Rows on no board" in text
     assert "&lt;img src=x" in text
 
 

@@ -318,7 +318,7 @@ def test_ranks_compare_images_that_were_attacked_under_both() -> None:
     assert by_name["bad"].rank == (2, 3)
     assert by_name["late"].reasons == ("required attack missing: autoattack",)
     (board,) = rank.boards([row("good", 10, 60, adaptive=False)])
-    assert board.lines[0].reasons == ("no adaptive attack: nothing was run that knows this defense and can aim",)
+    assert board.lines[0].reasons == ("no adaptive attack: none was run against this defense that can be targeted",)
 
 
 REFUSED = {

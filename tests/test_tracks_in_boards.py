@@ -33,7 +33,7 @@ def test_every_track_ranks_and_renders(real: list[Result]) -> None:
             assert shown, (board.title, column.id)
     text = page.render(boards, real)
     assert all(row.cell.key in text for row in real)
-    assert "On no board" not in text
+    assert "Rows on no board" not in text
     for told in (export.as_markdown(boards), export.as_csv(boards), export.as_json(boards)):
         assert len(told) > 1000
 

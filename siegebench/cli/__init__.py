@@ -1,6 +1,6 @@
-"""The command. stdout carries the result only, progress goes to stderr; heavy imports happen inside the commands.
+"""The command line. Results go to stdout, progress to stderr; heavy imports are inside the commands.
 
-Exit codes: 0 all fine; 1 some cell failed or a control was not caught; 2 bad usage or configuration; 130 interrupted.
+Exit codes: 0 success; 1 a cell failed or a control was not caught; 2 bad usage or configuration; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -73,21 +73,23 @@ def run(
         typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. boards.0.seeds=[0,1]."),
     ] = None,
     store: StorePath = DEFAULT_STORE,
-    executor: Annotated[How, typer.Option(help="serial: this process; local: one process a slot.")] = How.local,
+    executor: Annotated[How, typer.Option(help="serial: this process; local: one process per slot.")] = How.local,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Processes of the local executor; default: one a core.")
+        int | None, typer.Option(min=1, help="Processes of the local executor; default: one per core.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch in each process; default: the cores, shared out.")
+        int | None, typer.Option(min=1, help="Threads of torch per process; default: cores divided by slots.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Images a step at most; halved when memory runs out.")] = 256,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Largest number of images per step; halved when memory runs out.")
+    ] = 256,
     dtype: Annotated[str, typer.Option(help="float32, or float64 for checks of exactness.")] = "float32",
-    page: Annotated[Path | None, typer.Option(help="Where the page goes; default: STORE/SUITE.html.")] = None,
-    wandb: Annotated[str | None, typer.Option(help="Mirror the rows to W&B: offline or online.")] = None,
+    page: Annotated[Path | None, typer.Option(help="File of the HTML page; default: STORE/SUITE.html.")] = None,
+    wandb: Annotated[str | None, typer.Option(help="Copy the rows to W&B: offline or online.")] = None,
     wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells; compute nothing.")] = False,
-    timing: Annotated[bool, typer.Option("--timing", help="Print where the time went, on stderr.")] = False,
+    timing: Annotated[bool, typer.Option("--timing", help="Print a breakdown of the time to stderr.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compute the cells of a suite that are not stored yet, and print the ranked tables."""
@@ -107,7 +109,7 @@ def run(
         from siegebench.workspace import Settings, Workspace
 
         settings = Settings(root=str(store), device=device, batch=batch, dtype=dtype, threads=threads)
-        Workspace(settings)  # refuses an unknown device or type before anything else
+        Workspace(settings)  # raises for an unknown device or dtype before anything else
         planned = plan(wanted)
         if not dry_run:
             progress.begin(planned.cells, 1 if executor is How.serial else slots or os.cpu_count() or 1)
@@ -143,7 +145,7 @@ def run(
         error = result.error or {}
         _say(f"failed: {result.cell.title}: {error.get('type')}: {_first_line(error.get('message'))}")
     if failed:
-        _say(f"more of the first: siegebench show {failed[0].cell.key[:16]} --store {store}")
+        _say(f"details of the first: siegebench show {failed[0].cell.key[:16]} --store {store}")
     _say(_summary(outcome.ended))
     if outcome.failed or uncaught:
         raise typer.Exit(1)
@@ -172,7 +174,7 @@ def _check_wandb(mode: str | None) -> None:
 
 
 def _check_folder(store: Path) -> None:
-    """Refuse a store that cannot be written, before hours of computing."""
+    """Refuse a store that is not writable, before anything is computed."""
     there = next(p for p in (store.absolute(), *store.absolute().parents) if p.exists())
     if not there.is_dir():
         raise ConfigError(f"--store {store}: {there} is a file; expected a folder")
@@ -198,7 +200,7 @@ def report(
     store: StorePath = DEFAULT_STORE,
     format_: Annotated[str, typer.Option("--format", help="table, html, md, csv or json.")] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to a file instead of stdout.")] = None,
-    wandb: Annotated[str | None, typer.Option(help="Also replay the rows to W&B: offline or online.")] = None,
+    wandb: Annotated[str | None, typer.Option(help="Also copy the rows to W&B: offline or online.")] = None,
     wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
     as_json: Json = False,
 ) -> None:
@@ -246,7 +248,7 @@ def check(
     name: Annotated[str, typer.Argument(help="A registered entry.")],
     as_json: Json = False,
 ) -> None:
-    """Run the contract tests on an entry; a minute on a CPU."""
+    """Run the contract tests on an entry; takes about a minute on a CPU."""
     from siegebench.testing import check_entry
 
     found = check_entry(name)
@@ -261,7 +263,7 @@ def check(
 
 @app.command()
 def doctor(store: StorePath = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Versions, device, disk, data, extras: the first thing to send with a bug report."""
+    """Print versions, device, disk, data and extras, to include in a bug report."""
     from siegebench.doctor import examine
 
     found = examine(store)
@@ -288,10 +290,10 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR):
             raise
-        _say(f"{error.filename or 'disk'}: {error.strerror}; rows that are written stay")
+        _say(f"{error.filename or 'disk'}: {error.strerror}; finished rows are kept")
         code = 1
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer raises for wrong usage, wherever it keeps the class
+        if not hasattr(error, "format_message"):  # typer's usage errors, whatever their class is
             raise
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "siegebench"
@@ -300,9 +302,9 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt:
         code = INTERRUPTED
-    if code == INTERRUPTED:  # what typer makes of Ctrl-C
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only spoil the farewell
-        _say("interrupted; rows that are written stay, the same command goes on from here")
+    if code == INTERRUPTED:  # typer converts Ctrl-C to this code
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C during the message
+        _say("interrupted; finished rows are kept, run the same command again to continue")
     sys.exit(code or 0)
 
 

@@ -1,4 +1,4 @@
-"""`siegebench list` and `siegebench show`: what is registered and what is stored. Loads no entry and no torch."""
+"""`siegebench list` and `siegebench show`: registered entries and stored rows. Imports no entry and no torch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ LISTED = (*(kind.plural for kind in KINDS.values()), "suites")
 
 def list_(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(LISTED)}.", autocompletion=lambda: LISTED)],
-    access: Annotated[str | None, typer.Option(help="Attacks that need this: gradient, score, label or none.")] = None,
+    access: Annotated[
+        str | None, typer.Option(help="Attacks that need this access: gradient, score, label or none.")
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="Attacks and measures that handle linf, l2, l1 or l0.")] = None,
     track: Annotated[str | None, typer.Option(help="Attacks and defenses of a track, such as query.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the registered entries of a kind, all or those that declare what is asked for."""
+    """List the registered entries of a kind, optionally filtered."""
     if kind not in LISTED:
         raise ConfigError(f"list {kind}: no such list. {did_you_mean(kind, LISTED)}")
     wanted = {"access": access, "norm": norm, "track": track}
@@ -46,8 +48,8 @@ def list_(
 
 
 FILTERS = {"attack": ("access", "norm", "track"), "measure": ("norm",), "defense": ("track",)}
-DEFAULT_TRACKS = ("white_box", "query", "transfer", "patch", "corruption")  # of a defense that names none
-# the tracks of an attack follow from what it needs and handles
+DEFAULT_TRACKS = ("white_box", "query", "transfer", "patch", "corruption")  # of a defense that does not declare any
+# the tracks of an attack follow from its access and norms
 ATTACK_TRACKS = {
     "white_box": lambda needs, norms: needs == "gradient",
     "query": lambda needs, norms: needs in ("score", "label"),
@@ -58,10 +60,10 @@ VALUES = {"access": ACCESSES, "norm": NORMS, "track": (*ATTACK_TRACKS, "backdoor
 
 
 def refuse(kind: str, wanted: dict[str, str | None], possible: tuple[str, ...]) -> None:
-    """Refuse filters that a kind does not have, and values that do not exist.
+    """Refuse filters that do not apply to a kind, and unknown values.
 
     Raises:
-        ConfigError: with the nearest value.
+        ConfigError: for an unknown value, with the nearest one.
     """
     for name, value in wanted.items():
         if value is None:
@@ -77,9 +79,9 @@ def _filtered(name: str) -> str:
 
 
 def fits(kind: str, declared: dict[str, Any], name: str, value: str) -> bool:
-    """Whether what a class declares of itself fits one filter."""
+    """Whether the declared attributes of a class match one filter."""
     norms = declared.get("norms", ("linf", "l2", "l1") if kind == "measure" else ("linf",))
-    norms = norms if isinstance(norms, tuple) else NORMS  # a name such as NORMS: as the attack inside
+    norms = norms if isinstance(norms, tuple) else NORMS  # a name such as NORMS: the norms of the inner attack
     needs = declared.get("needs", "gradient")
     if name == "access":
         return bool(needs == value)
@@ -103,7 +105,7 @@ def suites() -> list[dict[str, Any]]:
 
 
 def entry(kind: str, name: str) -> dict[str, Any]:
-    """Everything that a card and the source of its class say."""
+    """All information in a card and in the source of its class."""
     found, _ = registry.find(kind, name)
     card = found.card
     return {
@@ -158,6 +160,6 @@ def show(
 
 
 def as_text(value: Any) -> str:
-    """JSON for a terminal, which would obey control characters that a row may hold."""
+    """JSON for a terminal, with control characters escaped."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

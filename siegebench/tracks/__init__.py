@@ -1,4 +1,4 @@
-"""Tracks: each file holds the boards of one track, their cells and their measuring. `leaderboard/` has its reader."""
+"""Tracks: each file defines the boards, cells and measurement of a track. `leaderboard/` ranks the rows."""
 
 from __future__ import annotations
 

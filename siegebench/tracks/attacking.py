@@ -1,6 +1,6 @@
 """Measure one attack, or one measure, on one victim.
 
-The images that are correctly classified are attacked; what comes back is scored with fresh passes.
+Correctly classified images are attacked; the results are scored with new forward passes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from siegebench.tracks.targets import Aim, aim
 from siegebench.types import Attack, Lesson, Measure, Probe
 from siegebench.workspace import Workspace, data_key
 
-BLIND = 0.5  # share of an attack's gradients that are exactly zero, above which it is flagged
-DIAGNOSED = 128  # images that a measure looks at, at most
+BLIND = 0.5  # an attack is flagged if a larger fraction of its gradients is exactly zero
+DIAGNOSED = 128  # largest number of images for a measure
 
 
 def measure_attack(cell: Cell, ws: Workspace) -> Result:
@@ -61,8 +61,8 @@ def _attack(
     clean: Tensor,
 ) -> Result:
     attack, aimed = ws.entry(Attack, cell.attack), aim(ws, cell, victim, data, threat)
-    # images of the class that they are to become are left alone
-    places = (clean if aimed is None else clean & (aimed.goal != data.labels)).nonzero().squeeze(1)
+    # images that already have the target class are not attacked
+    indices = (clean if aimed is None else clean & (aimed.goal != data.labels)).nonzero().squeeze(1)
     lesson, spent = _lesson(attack, cell, ws, seen, threat)
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids)
 
@@ -73,12 +73,12 @@ def _attack(
 
         if not attack.minimises():
             return make()
-        # the smallest perturbation does not depend on eps: one run serves every budget of the norm
+        # the smallest perturbation does not depend on eps: one run is used for all eps of the norm
         what = [{k: v for k, v in cell.as_dict().items() if k != "threat"}, replace(threat, eps=0, text="").describe()]
         return ws.remember(("minimal", digest(what), at.start, at.stop), make)
 
     def part(at: slice) -> dict[str, Tensor]:
-        rows = places[at]
+        rows = indices[at]
         x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
         draws = streams[rows].to(ws.device)
         goal = None if aimed is None else aimed.goal[rows].to(ws.device)
@@ -86,9 +86,9 @@ def _attack(
         z = fresh_passes(victim, x_adv, draws, "adversarial")
         hits = right(z, y)
         far = threat.size(x_adv, x)
-        inside = far <= threat.eps + TOLERANCE * max(1.0, threat.eps)  # attacks that minimise may end outside
+        inside = far <= threat.eps + TOLERANCE * max(1.0, threat.eps)  # minimum-norm attacks may end outside
         out = {
-            "held": majority(hits) | ~inside,
+            "robust": majority(hits) | ~inside,
             "expected": torch.where(inside, hits.double().mean(dim=0), 1.0),
             "never": hits.all(dim=0) | ~inside,
             "finite": torch.isfinite(z).all(dim=2).all(dim=0),
@@ -104,12 +104,12 @@ def _attack(
             out["became"] = majority(right(z, goal)) & inside
         if data.kind.grid is not None:
             rounded = threat.project(data.kind.load(data.kind.store(x_adv), x_adv.dtype), x)
-            out["held_8bit"] = majority(right(fresh_passes(victim, rounded, draws, "8bit"), y)) | ~inside
+            out["robust_8bit"] = majority(right(fresh_passes(victim, rounded, draws, "8bit"), y)) | ~inside
         return out
 
-    parts = in_batches(part, len(places), ws.batch(data.stored))
+    parts = in_batches(part, len(indices), ws.batch(data.stored))
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
-    row = _row(cell, data, places, threat, clean, victim, attack, got, aimed)
+    row = _row(cell, data, indices, threat, clean, victim, attack, got, aimed)
     row.counts.update(spent)
     return row
 
@@ -117,7 +117,7 @@ def _attack(
 def _lesson(
     probe: Probe, cell: Cell, ws: Workspace, seen: Classifier, threat: ThreatModel
 ) -> tuple[Lesson, dict[str, float]]:
-    """(what the entry learns from the training images, None where it does not learn; what that has cost)"""
+    """(what the entry learns from the training images, or None; the cost of learning)"""
     if not probe.learning():
         return None, {}
 
@@ -133,7 +133,7 @@ def _lesson(
         }
 
     what: list[Any] = [cell.attack, cell.measure, data_key(cell.data), cell.seed]
-    if threat.access != "none":  # else neither the victim nor the budget matters
+    if threat.access != "none":  # with no access, the lesson depends neither on the victim nor on the budget
         what += [cell.threat, cell.surrogates or {"model": cell.model, "defense": cell.defense}]
     learnt: tuple[Lesson, dict[str, float]] = ws.remember(("learnt", digest(what)), make)
     return learnt
@@ -142,7 +142,7 @@ def _lesson(
 def _row(
     cell: Cell,
     data: ImageSet,
-    places: Tensor,
+    indices: Tensor,
     threat: ThreatModel,
     clean: Tensor,
     victim: Classifier,
@@ -152,22 +152,22 @@ def _row(
 ) -> Result:
     n = len(data)
     attacked = torch.zeros(n, dtype=torch.bool)
-    attacked[places] = True
+    attacked[indices] = True
 
     def over_all(name: str, accuracy: bool = False) -> Tensor:
-        """Of every image; 0 where it was not attacked, but 1 for an `accuracy` where a right image was left alone."""
+        """Values of all images; images not attacked get 0, or for `accuracy` 1 if correctly classified."""
         full = (clean & ~attacked & accuracy).double()
         if got:
-            full[places] = got[name].double()
+            full[indices] = got[name].double()
         return full
 
-    robust = over_all("held", accuracy=True).bool()
+    robust = over_all("robust", accuracy=True).bool()
     metrics: dict[str, dict[str, float]] = {
         "clean_acc": rate(int(clean.sum()), n),
         "robust_acc": rate(int(robust.sum()), n),
     }
     if data.kind.grid is not None:
-        metrics["robust_acc_8bit"] = rate(float(over_all("held_8bit", accuracy=True).sum()), n)
+        metrics["robust_acc_8bit"] = rate(float(over_all("robust_8bit", accuracy=True).sum()), n)
     samples = {"n": n, "clean": pack_bits(clean), "robust": pack_bits(robust)}
     if aimed is not None:
         others = aimed.goal != data.labels
@@ -176,33 +176,33 @@ def _row(
             metrics["target_rate_clean"] = rate(int((aimed.clean & others).sum()), int(others.sum()))
             metrics["target_rate_noise"] = rate(int((aimed.noise & others).sum()), int(others.sum()))
         if got:
-            metrics["target_rate"] = rate(int(got["became"].sum()), len(places))
+            metrics["target_rate"] = rate(int(got["became"].sum()), len(indices))
     flags: list[Flag] = []
-    counts: dict[str, float] = {"attacked": len(places)}
+    counts: dict[str, float] = {"attacked": len(indices)}
     arrays: dict[str, Any] = {"ids": data.ids.numpy()}
     if got:
-        broken = ~got["held"].bool()
-        metrics["asr"] = rate(int(broken.sum()), len(places))
+        broken = ~got["robust"].bool()
+        metrics["asr"] = rate(int(broken.sum()), len(indices))
         if victim.randomized:
             metrics["expected_acc"] = {"value": float(over_all("expected", accuracy=True).mean())}
             metrics["any_hit_acc"] = rate(float(over_all("never", accuracy=True).sum()), n)
         if attack.minimises() and bool(got["wrong"].any()):
             metrics["median_distance"] = {"value": float(got["distance"][got["wrong"].bool()].median())}
         if threat.access in ("score", "label"):
-            asked, won = got["queries"], broken if aimed is None else got["became"].bool()
+            queries, won = got["queries"], broken if aimed is None else got["became"].bool()
             if bool(won.any()):
-                metrics["median_queries"] = {"value": float(asked[won].double().median())}
-                metrics["mean_queries"] = {"value": float(asked[won].double().mean())}
+                metrics["median_queries"] = {"value": float(queries[won].double().median())}
+                metrics["mean_queries"] = {"value": float(queries[won].double().mean())}
             for mark in QUERY_MARKS if aimed is None else ():
                 if threat.queries is None or mark <= threat.queries:
-                    lost = broken & (asked <= mark)
+                    lost = broken & (queries <= mark)
                     metrics[f"robust_acc@{mark}"] = rate(int(clean.sum()) - int(lost.sum()), n)
         for name in ("forwards", "backwards", "queries"):
             counts[name] = int(got[name].sum())
             counts[f"{name}_per_sample"] = float(got[name].double().mean())
             arrays[name] = over_all(name).long().numpy()
         arrays["distance"] = np.where(clean.numpy(), over_all("distance").numpy(), 0.0)
-        flags += _flags(threat, got, len(places))
+        flags += _flags(threat, got, len(indices))
     return Result(
         cell=cell,
         metrics=metrics,
@@ -214,34 +214,34 @@ def _row(
 
 
 def _flags(threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
-    """Checks on what one attack did; those that compare rows are the leaderboard's."""
+    """Checks of a single attack; the leaderboard has the checks that compare rows."""
     out = []
     moved = int(got["moved"].sum())
     if moved == 0 and threat.eps > 0:
         out.append(Flag("noop_attack", "flag", f"the attack changed none of {n} images"))
     blind, backwards = int(got["blind"].sum()), int(got["backwards"].sum())
     if blind > BLIND * backwards:
-        evidence = f"{blind} of {backwards} gradients were exactly zero: what holds may hold because nothing was seen"
+        evidence = f"{blind} of {backwards} gradients were exactly zero: images that survived prove nothing"
         out.append(Flag("blind_attack", "flag", evidence))
     bad = n - int(got["finite"].sum())
     if bad:
         out.append(Flag("nan", "fail", f"{bad} of {n} adversarial images have logits that are not finite"))
-    lost = int((~got["held"].bool()).sum())
-    lost_8bit = int((~got["held_8bit"].bool()).sum()) if "held_8bit" in got else lost
+    lost = int((~got["robust"].bool()).sum())
+    lost_8bit = int((~got["robust_8bit"].bool()).sum()) if "robust_8bit" in got else lost
     if lost - lost_8bit > 0.02 * n:
         out.append(
-            Flag("rounding_helps", "info", f"{lost - lost_8bit} of {n} images are right again after 8-bit rounding")
+            Flag("rounding_helps", "info", f"{lost - lost_8bit} of {n} images are correct again after 8-bit rounding")
         )
     return out
 
 
 def _diagnose(
-    cell: Cell, ws: Workspace, victim: Classifier, data: ImageSet, places: Tensor, threat: ThreatModel
+    cell: Cell, ws: Workspace, victim: Classifier, data: ImageSet, indices: Tensor, threat: ThreatModel
 ) -> Result:
     measure = ws.entry(Measure, cell.measure)
-    if len(places) == 0:
+    if len(indices) == 0:
         return Result(cell=cell, status="not_applicable", error={"message": "no image is classified correctly"})
-    rows = places[:DIAGNOSED]  # not the batch size: that must not decide a number
+    rows = indices[:DIAGNOSED]  # independent of the batch size, which must not change a result
     x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
     draws = Draws(derive_seed(cell.seed, "measure"), data.ids[rows]).to(ws.device)
     lesson, spent = _lesson(measure, cell, ws, victim, threat)

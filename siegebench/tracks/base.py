@@ -1,4 +1,4 @@
-"""BoardSpec: what a suite says of one board. Each track derives from it and adds its cells and its measuring."""
+"""BoardSpec: the specification of one board in a suite. Each track derives its cells and measurement from it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Specs = Annotated[list[Spec], Field(min_length=1)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
 Budget = Annotated[int, Field(ge=1, strict=True)]
 Severity = Annotated[int, Field(ge=SEVERITIES[0], le=SEVERITIES[-1], strict=True)]  # of a corruption
-INHERITED = ("data", "models", "seeds")  # a suite may say them once for all its boards
+INHERITED = ("data", "models", "seeds")  # a suite may set them once for all its boards
 
 
 class Strict(BaseModel):
-    """Refuses unknown keys, and never changes."""
+    """An immutable model that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSpec(Strict):
-    """Which images: a dataset, a split, and how many (class-stratified, fixed by their ids; all when left out)."""
+    """The evaluated images: dataset, split, and count (class-stratified, chosen by their ids; default: all)."""
 
     set: Spec
     split: Literal["test", "train"] = "test"
@@ -49,7 +49,7 @@ def _text_and_number(value: Any) -> Any:
 
 
 class ThreatSpec(Strict):
-    """An Lp ball; eps is a number or a fraction such as 8/255. With a target an image has to become one class."""
+    """An Lp ball; eps is a number or a fraction such as 8/255. With a target, attacks are targeted."""
 
     norm: Norm
     eps: Annotated[str | float, BeforeValidator(_text_and_number)]
@@ -64,9 +64,9 @@ class BoardSpec(Strict):
     """One board of a suite.
 
     Class attributes:
-        slots: which lists hold which kind of entry.
+        slots: the kind of entry in each list.
         late: boards with a larger number are computed later.
-        takes_model: a model handed over from Python may stand on it.
+        takes_model: whether a model passed from Python can be evaluated on it.
     """
 
     track: str
@@ -76,15 +76,15 @@ class BoardSpec(Strict):
     slots: ClassVar[dict[str, str]] = {"models": "model"}
     late: ClassVar[int] = 0
     takes_model: ClassVar[bool] = False
-    _where: Loc = PrivateAttr(())  # in the document
+    _where: Loc = PrivateAttr(())  # position in the document
     _from_suite: frozenset[str] = PrivateAttr(frozenset())
 
     def filled(self, suite: Any, where: Loc) -> Self:
-        """The board with what it leaves to its suite.
+        """The board with the defaults of its suite filled in.
 
         Args:
-            suite: has `data`, `models` and `seeds`.
-            where: the board stands in the document.
+            suite: object with `data`, `models` and `seeds`.
+            where: position of the board in the document.
         """
         missing = {name: getattr(suite, name) for name in INHERITED if getattr(self, name) is None}
         board = self.model_copy(update=missing)
@@ -92,20 +92,20 @@ class BoardSpec(Strict):
         return board
 
     def where(self, slot: str, *rest: Any) -> Loc:
-        """Where the document says it: on the board, or at the top for what the board leaves to the suite."""
+        """Position of a value in the document: on the board, or at the top for defaults of the suite."""
         return (*(() if slot in self._from_suite else self._where), slot, *rest)
 
     def named(self, inventory: Inventory, slot: str) -> list[Named[Any]]:
-        """The entries of a list."""
+        """The resolved entries of a list."""
         kind = KINDS[self.slots[slot]].base_class()
         specs = getattr(self, slot) or ()
         return [inventory.resolve(kind, spec, self.where(slot, i)) for i, spec in enumerate(specs)]
 
     def check(self, inventory: Inventory) -> None:
-        """Refuse what cannot be planned: names, parameters, and what does not go together.
+        """Refuse unknown names, invalid parameters and invalid combinations.
 
         Raises:
-            ConfigError: begins with the position.
+            ConfigError: the message begins with the position.
         """
         for name in ("data", "models"):
             if getattr(self, name) is None:
@@ -127,7 +127,7 @@ class BoardSpec(Strict):
                 )
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
-        """Every number of the board."""
+        """The cells of the board."""
         raise NotImplementedError
 
     @staticmethod
@@ -135,7 +135,7 @@ class BoardSpec(Strict):
         """The row of a cell of this track."""
         raise NotImplementedError
 
-    # ---------------------------------------------------------------------------------- what the cells of tracks share
+    # ------------------------------------------------------------------------------------------ shared by the tracks
 
     def source(self, inventory: Inventory) -> Named[DataSource]:
         """The data set."""
@@ -163,7 +163,7 @@ class BoardSpec(Strict):
         return NamedData(images, description)
 
     def check_takes(self, inventory: Inventory, kind: Kind) -> None:
-        """Refuse entries that do not take the kind of data; a model handed over from Python is checked later."""
+        """Refuse entries that do not take this kind of data; a model passed from Python is checked later."""
         for slot in self.slots:
             if slot == "models" and inventory.given is not None:
                 continue
@@ -174,14 +174,14 @@ class BoardSpec(Strict):
                         registry.check_takes(inventory.resolve(Attack, spec, named.where).entry, kind.name)
 
     def used(self, inventory: Inventory, data: NamedData, trains: bool = True) -> dict[str, Any]:
-        """The data that a number depends on: the training images too where something is trained on them."""
+        """The data that a result depends on, including the training images if something is trained on them."""
         if not trains:
             return data.description
         train = inventory.load(self.source(inventory), "train", None, self.where("data", "set"))
         return {**data.description, "train_digest": train.digest}
 
     def networks(self, inventory: Inventory, data: NamedData, slot: str = "models") -> list[NamedModel]:
-        """The networks of a list; the one that was handed over from Python where there is one."""
+        """The networks of a list, or the model passed from Python."""
         if inventory.given is not None and slot == "models":
             return [NamedModel(inventory.given, trained=False)]
         models: list[Named[ModelSource]] = self.named(inventory, slot)
@@ -189,10 +189,10 @@ class BoardSpec(Strict):
 
 
 def refuse_repeats(inventory: Inventory, items: Sequence[Any], where: Loc, values: Iterable[Any] | None = None) -> None:
-    """Refuse a list that says the same thing twice.
+    """Refuse a list with duplicates.
 
     Args:
-        values: what is compared, when it is not the items themselves.
+        values: values to compare instead of the items.
 
     Raises:
         ConfigError: begins with the position.
@@ -200,5 +200,5 @@ def refuse_repeats(inventory: Inventory, items: Sequence[Any], where: Loc, value
     seen: list[Any] = []
     for i, (item, value) in enumerate(zip(items, items if values is None else values, strict=True)):
         if value in seen:
-            raise inventory.document.error((*where, i), f"{shortened(item)} stands twice")
+            raise inventory.document.error((*where, i), f"{shortened(item)} appears twice")
         seen.append(value)

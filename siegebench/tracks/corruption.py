@@ -1,4 +1,4 @@
-"""The corruption track: accuracy on images that weather, sensors and codecs have changed. Nobody attacks."""
+"""The corruption track: accuracy on images corrupted by weather, sensors and codecs, without an attacker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from siegebench.tracks.judging import clean_outcome, fresh_passes, majority, rig
 from siegebench.types import Corruption, Defense
 from siegebench.workspace import Workspace
 
-# of Hendrycks & Dietterich (2019), without `frost`, which needs photographs that the user holds
+# of Hendrycks & Dietterich (2019), without `frost`, which needs photographs from the user
 COMMON14: list[Spec] = [
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
     "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
@@ -59,7 +59,7 @@ class CorruptionBoard(BoardSpec):
 
     @staticmethod
     def measure(cell: Cell, ws: Workspace) -> Result:
-        """Every image of the slice counts, also those that are wrong without any corruption."""
+        """Measure all images of the slice, including those misclassified without corruption."""
         data, victim = ws.evaluated(cell.data), ws.victim(cell)
         corruption, severities = ws.entry(Corruption, cell.corruption), cell.severities or []
         clean = clean_outcome(ws, cell, victim, data)

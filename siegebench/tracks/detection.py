@@ -1,4 +1,4 @@
-"""The detection tracks: who notices a backdoor in inputs, in training images and in whole models."""
+"""The detection tracks: detectors of triggered inputs, poisoned training images and backdoored models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from siegebench.workspace import Workspace
 
 
 class AdversarialInputs(Strict):
-    """Images that an attack has changed, with the clean model as its victim."""
+    """Adversarial images of an attack on the clean model."""
 
     kind: Literal["adversarial"]
     attack: Spec
@@ -46,7 +46,7 @@ class AdversarialInputs(Strict):
 
 
 class CorruptedInputs(Strict):
-    """Images that a corruption has changed."""
+    """Corrupted images."""
 
     kind: Literal["corrupted"]
     corruption: Spec
@@ -57,11 +57,11 @@ Inputs = Annotated[AdversarialInputs | CorruptedInputs, Field(discriminator="kin
 
 
 class InputDetectionBoard(PoisonedBoard):
-    """How well detectors tell triggered inputs (or poisoned training images), or other strangers, from clean ones.
+    """How well detectors separate triggered inputs, poisoned training images or other inputs from clean ones.
 
     Attributes:
-        backdoors: their triggered inputs are to be found, in the model that they poisoned.
-        inputs: other kinds of inputs that are to be found, in the clean model.
+        backdoors: attacks whose triggered inputs are to be detected, in the backdoored model.
+        inputs: other kinds of inputs to be detected, in the clean model.
     """
 
     track: Literal["input_detection"]
@@ -80,7 +80,7 @@ class InputDetectionBoard(PoisonedBoard):
         self.strangers(inventory)
 
     def strangers(self, inventory: Inventory) -> list[dict[str, Any]]:
-        """The slots of a cell that say what else is to be found.
+        """The cell slots of the other inputs to be detected.
 
         Raises:
             ConfigError: an unknown entry, or an attack that does not handle its threat.
@@ -125,11 +125,11 @@ class InputDetectionBoard(PoisonedBoard):
 
 
 class ModelDetectionBoard(PoisonedBoard):
-    """How well detectors tell backdoored models from clean ones, over a population of both."""
+    """How well detectors separate backdoored models from clean ones."""
 
     track: Literal["model_detection"]
     detectors: Specs
-    clean: Budget = 1  # clean models for each seed, so that false alarms show
+    clean: Budget = 1  # clean models per seed, to measure false alarms
     slots: ClassVar[dict[str, str]] = InputDetectionBoard.slots
     late: ClassVar[int] = 1
 
@@ -157,7 +157,7 @@ class ModelDetectionBoard(PoisonedBoard):
 
 
 def refuse_other_detectors(board: BoardSpec, inventory: Inventory, of_models: type[Detector], wanted: bool) -> None:
-    """Refuse detectors of models on a board of inputs, and the other way round."""
+    """Refuse model detectors on an input board and vice versa."""
     for detector in board.named(inventory, "detectors"):
         judges_models = isinstance(detector.entry, of_models)
         if judges_models != wanted:
@@ -210,10 +210,10 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
 
 
 def measure_strangers(cell: Cell, ws: Workspace) -> Result:
-    """A detector of other inputs than triggered ones: adversarial or corrupted images shown to the clean model.
+    """A detector of adversarial or corrupted images, on the clean model.
 
-    Positives of an attack are the images that it breaks. Negatives are the untouched images, wrong predictions
-    included; thresholds come from held-out clean images, and nothing is fitted on a positive.
+    The positives of an attack are the images that it breaks. The negatives are all clean images, including
+    misclassified ones. Thresholds come from held-out clean images, and nothing is fitted on positives.
     """
     data, base = ws.evaluated(cell.data), ws.model(cell)
     detector, weights = ws.entry(InputDetector, cell.detector), fingerprint(base)
@@ -235,7 +235,7 @@ def measure_strangers(cell: Cell, ws: Workspace) -> Result:
 
 
 def attacked(cell: Cell, ws: Workspace, model: Classifier, data: ImageSet) -> tuple[Tensor, Tensor]:
-    """(adversarial images of those that are correctly classified, which of them are not any more)."""
+    """(adversarial versions of the correctly classified images, which of them are misclassified)."""
     attack, threat = ws.entry(Attack, cell.attack), ThreatModel(**(cell.threat or {}))
     rows = clean_outcome(ws, cell, model, data).nonzero().squeeze(1)
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids[rows])
@@ -246,15 +246,15 @@ def attacked(cell: Cell, ws: Workspace, model: Classifier, data: ImageSet) -> tu
         return attack(Oracle(model, threat, draws), x, y, threat, draws).cpu()
 
     x = torch.cat(in_batches(part, len(rows), ws.batch(data.stored)))
-    held = correct(ws, model, x, data.labels[rows], streams, "adversarial")
+    survived = correct(ws, model, x, data.labels[rows], streams, "adversarial")
     inside = threat.size(x, data.pixels(rows, x.dtype)) <= threat.eps + TOLERANCE * max(1.0, threat.eps)
-    return x, ~held & inside
+    return x, ~survived & inside
 
 
 def _scorer(
     detector: InputDetector, base: Classifier, granted: Granted, draws: Draws, cell: Cell, ws: Workspace
 ) -> Callable[[Tensor, str], Tensor]:
-    """Scores of images, after the detector has looked at the model and the data it is granted."""
+    """Fit the detector and return its scoring function."""
     scorer = detector.fit(base, granted, draws)
 
     def score(x: Tensor, purpose: str) -> Tensor:
@@ -293,7 +293,7 @@ def _dataset_level(
 
 
 def measure_model_detection(cell: Cell, ws: Workspace) -> Result:
-    """One row of the model_detection track: a verdict on one member of the population."""
+    """One row of the model_detection track: the verdict on one model."""
     detector = ws.entry(ModelDetector, cell.detector)
     if cell.backdoor is None:
         model, target = ws.model(cell), None
@@ -304,8 +304,8 @@ def measure_model_detection(cell: Cell, ws: Workspace) -> Result:
         found = backdoor_metrics(ws, model, backdoor, ws.evaluated(cell.data), cell.seed)
         extra = {"asr": found["asr"], "ca": found["ca"]}
         labels = torch.arange(cell.data["classes"])
-        eta = backdoor.wanted(labels, cell.data["classes"])
-        target = set(eta[(eta >= 0) & (eta != labels)].tolist())
+        wanted = backdoor.wanted(labels, cell.data["classes"])
+        target = set(wanted[(wanted >= 0) & (wanted != labels)].tolist())
     weights = fingerprint(model)
     draws = Draws(derive_seed(cell.seed, "detector"), torch.zeros(1, dtype=torch.long))
     verdict = detector.judge(model, ws.granted("detector", cell), draws)

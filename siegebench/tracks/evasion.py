@@ -1,4 +1,4 @@
-"""The tracks that attack images: white box, query, transfer and patch. One measurement under four kinds of access."""
+"""The tracks that attack images: white box, query, transfer and patch. They share one measurement."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from siegebench.tracks.base import BoardSpec, Budget, Spec, Specs, ThreatSpec, r
 from siegebench.types import Attack, Defense, Measure
 from siegebench.workspace import Workspace
 
-SURROGATE_SEED = 1  # the attacker trains networks of his own, also of the victim's architecture
+SURROGATE_SEED = 1  # surrogates are trained with a seed of their own, even with the victim's architecture
 
 
 class AttackBoard(BoardSpec):
-    """What the tracks that attack images have in common."""
+    """Base class of the boards that attack images."""
 
     attacks: Specs
     defenses: Specs = Field(default=["none"])
@@ -29,15 +29,15 @@ class AttackBoard(BoardSpec):
     takes_model: ClassVar[bool] = True
 
     def granted(self) -> Access:
-        """What an attack of this board may ask of the model it sees."""
+        """The access that this board gives to attacks."""
         return "gradient"
 
     def limit(self) -> int | None:
-        """Queries that a sample may cost."""
+        """Largest number of queries per sample; None without a limit."""
         return None
 
     def known(self, defense: Defense) -> tuple[dict[str, Any], ...]:
-        """The attacks that know a defense: they run beside the suite's own, and a row without them is not ranked."""
+        """The adaptive attacks of a defense, run in addition to those of the suite."""
         return defense.adaptive
 
     def check(self, inventory: Inventory) -> None:
@@ -62,8 +62,8 @@ class AttackBoard(BoardSpec):
                 raise blame(attack.where, f"attack {attack.name!r} cannot aim at a class; a threat has {aims}")
             usable = norms & set(entry.handles())
             if not usable:
-                handles, asked = ", ".join(entry.handles()), ", ".join(sorted(norms))
-                raise blame(attack.where, f"attack {attack.name!r} handles {handles}; the threats are {asked}")
+                handles, wanted = ", ".join(entry.handles()), ", ".join(sorted(norms))
+                raise blame(attack.where, f"attack {attack.name!r} handles {handles}; the threats are {wanted}")
             handled |= usable
         for j, threat in enumerate(self.threats):
             if threat.norm not in handled:
@@ -89,7 +89,7 @@ class AttackBoard(BoardSpec):
         """The cells of one model.
 
         Args:
-            surrogates: the networks that the attacker sees in its place.
+            surrogates: the networks that the attacker uses in its place.
         """
         trained = model.trained or any(s.trained for s in surrogates or ())
         shown = None if surrogates is None else [_member(s, SURROGATE_SEED) for s in surrogates]
@@ -132,7 +132,7 @@ def _member(model: NamedModel, seed: int) -> dict[str, Any]:
 
 
 class WhiteBoxBoard(AttackBoard):
-    """Robust accuracy under attacks that see everything; the adaptive attacks of each defense are added."""
+    """Robust accuracy under white-box attacks, including the adaptive attacks of each defense."""
 
     track: Literal["white_box"]
     measures: list[Spec] = Field(default=["masking"])
@@ -140,7 +140,7 @@ class WhiteBoxBoard(AttackBoard):
 
 
 class QueryBoard(AttackBoard):
-    """Robust accuracy under attacks that may only ask, with a budget of queries a sample."""
+    """Robust accuracy under query attacks, with a budget of queries per sample."""
 
     track: Literal["query"]
     access: Literal["score", "label"] = "score"
@@ -154,17 +154,17 @@ class QueryBoard(AttackBoard):
 
 
 class TransferBoard(AttackBoard):
-    """Robust accuracy under images made on other models: the attacker trains surrogates and never meets the victim."""
+    """Robust accuracy under transfer attacks: images are optimised on surrogates, without access to the victim."""
 
     track: Literal["transfer"]
-    surrogates: list[Spec]  # none: the attacker has no network at all (no box)
+    surrogates: list[Spec]  # empty: the attacker has no network (no box)
     slots: ClassVar[dict[str, str]] = {**AttackBoard.slots, "surrogates": "model"}
 
     def granted(self) -> Access:
         return "gradient" if self.surrogates else "none"
 
     def known(self, defense: Defense) -> tuple[dict[str, Any], ...]:
-        return ()  # nobody adapts to a defense that he does not meet
+        return ()  # the attacker has no access to the defense
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
         data = self.images(inventory)
@@ -177,6 +177,6 @@ class TransferBoard(AttackBoard):
 
 
 class PatchBoard(AttackBoard):
-    """Accuracy under patches, patterns and light: few pixels change, or many by what physics allows, but visibly."""
+    """Robust accuracy under visible physical attacks: patches, patterns and light."""
 
     track: Literal["patch"]

@@ -1,4 +1,4 @@
-"""How answers are judged: fresh passes, majorities of randomised models, 8-bit rounding, clean predictions."""
+"""Scoring of predictions: fresh forward passes, majority votes of randomised models, clean predictions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from siegebench.draws import Draws, derive_seed
 from siegebench.prepare import in_batches
 from siegebench.workspace import Workspace
 
-PASSES = 9  # fresh passes that judge an image against a randomised model; the majority decides
+PASSES = 9  # forward passes of a randomised model per scored image; the majority decides
 
 
 @torch.no_grad()
 def fresh_passes(model: Classifier, x: Tensor, draws: Draws, purpose: str) -> Tensor:
-    """Logits of fresh passes, [k, n, classes]: k = 9 for a randomised model, 1 otherwise."""
+    """Logits of k new forward passes, [k, n, classes]: k = 9 for a randomised model, 1 otherwise."""
     if not model.randomized:
         return model(x)[None]
     fresh = draws.child("score", purpose)
@@ -25,17 +25,17 @@ def fresh_passes(model: Classifier, x: Tensor, draws: Draws, purpose: str) -> Te
 
 
 def right(z: Tensor, y: Tensor) -> Tensor:
-    """Whether each of the passes is right, bool [k, n]. Logits that are not finite are wrong."""
+    """Whether each pass is correctly classified, bool [k, n]. Non-finite logits count as misclassified."""
     return (z.argmax(dim=2) == y) & torch.isfinite(z).all(dim=2)
 
 
 def majority(hits: Tensor) -> Tensor:
-    """Right in more than half of the passes, bool [n]."""
+    """Correctly classified in more than half of the passes, bool [n]."""
     return hits.double().mean(dim=0) > 0.5
 
 
 def correct(ws: Workspace, model: Classifier, x: Tensor, y: Tensor, draws: Draws, purpose: str) -> Tensor:
-    """Which images the model gets right, bool [n] on the CPU; in batches that the device can take."""
+    """Which images the model classifies correctly, bool [n] on the CPU; computed in batches."""
 
     def part(at: slice) -> Tensor:
         seen, own = x[at].to(ws.device, ws.dtype), y[at].to(ws.device)
@@ -45,7 +45,7 @@ def correct(ws: Workspace, model: Classifier, x: Tensor, y: Tensor, draws: Draws
 
 
 def clean_outcome(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet) -> Tensor:
-    """Which clean images the victim gets right, bool [N] on the CPU; computed once for each victim."""
+    """Which clean images the victim classifies correctly, bool [N] on the CPU; computed once per victim."""
 
     def make() -> Tensor:
         draws = Draws(derive_seed(cell.seed, "clean"), data.ids)

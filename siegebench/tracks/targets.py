@@ -1,4 +1,4 @@
-"""Targets: which class each image is to become, and how often it is given that class without an attack."""
+"""Targets: the target class of each image, and how often it is predicted without an attack."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from siegebench.workspace import Workspace
 
 @dataclass(frozen=True)
 class Aim:
-    """What the images of a cell are to become, on the CPU.
+    """The target classes of the images of a cell, on the CPU.
 
     Attributes:
-        goal: the class, int64 [N].
-        clean: the clean image is given it, bool [N].
-        noise: so is the image under random noise of the norm and size of the threat, bool [N].
+        goal: target class, int64 [N].
+        clean: whether the clean image is classified as the target, bool [N].
+        noise: the same for the image under random noise of the norm and size of the threat, bool [N].
     """
 
     goal: Tensor
@@ -35,13 +35,13 @@ class Aim:
     noise: Tensor
 
 
-def goals(target: Rule | int, y: Tensor, classes: int, draws: Draws, look: Callable[[], Tensor]) -> Tensor:
-    """The class that each image is to become, int64 [n].
+def goals(target: Rule | int, y: Tensor, classes: int, draws: Draws, logits: Callable[[], Tensor]) -> Tensor:
+    """The target class of each image, int64 [n].
 
     Args:
         y: int64 [n], true labels.
-        draws: of the images, for `random`.
-        look: gives the victim's logits of the clean images, [n, classes]; asked for `least_likely` only.
+        draws: streams of the images, for `random`.
+        logits: returns the victim's logits of the clean images, [n, classes]; called for `least_likely` only.
 
     Raises:
         ConfigError: when there is no such class.
@@ -51,14 +51,14 @@ def goals(target: Rule | int, y: Tensor, classes: int, draws: Draws, look: Calla
     if target == "random":
         return (y + 1 + draws.integers(classes - 1, purpose="target")) % classes
     if target == "least_likely":
-        return look().argmin(dim=1)
+        return logits().argmin(dim=1)
     if target >= classes:
         raise ConfigError(f"class {target} does not exist, the model has 0..{classes - 1}")
     return torch.full_like(y, target)
 
 
 def aim(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet, threat: ThreatModel) -> Aim | None:
-    """What the images of a cell are to become, None where any wrong class counts; computed once for each victim."""
+    """The target classes of a cell, None for an untargeted threat; computed once per victim."""
     target = threat.target
     if target is None:
         return None

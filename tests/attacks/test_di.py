@@ -34,7 +34,7 @@ def test_di_moves_gradients_with_the_image(cnn: Classifier) -> None:
     draws = Draws(0, torch.arange(6))
     di = DI(attack=MIFGSM(), p=1.0, shrink=0.6)
     oracle = Oracle(cnn, ThreatModel(), draws).seen_through(di.diverse)
-    looks = oracle._looks()
+    looks = oracle._pass_draws()
     g, z, _ = oracle.gradient(x, lambda z: F.cross_entropy(z, y, reduction="none"))
     leaf = x.clone().requires_grad_(True)
     expected = cnn(di.diverse(leaf, looks))
