@@ -76,7 +76,7 @@ def test_the_attack_raises_the_margin(tmp_path: Path, linear: Classifier) -> Non
 def test_a_skeleton_in_a_checkout_is_found_and_passes_its_check(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     checkout.mkdir()
-    for name in ("siegebench", "attacks", "defenses", "backdoors", "zoo", "leaderboard", "suites"):
+    for name in ("siegebench", *kinds.FOLDERS, "leaderboard", "suites"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", checkout)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

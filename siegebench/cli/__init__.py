@@ -153,7 +153,7 @@ def run(
 
 def _first_line(text: Any) -> str:
     lines = str(text or "").strip().splitlines() or [""]
-    return lines[0][:200]
+    return "".join(c if c.isprintable() else "?" for c in lines[0][:200])
 
 
 def _summary(ended: Mapping[str, int]) -> str:
