@@ -18,7 +18,8 @@ from dataclasses import replace
 
 import torch
 from bench import Clocked, Scene, number, pass_times, run_ours
-from conformance import HERE, Table, contests, hold
+from conformance import HERE, Table, hold
+from contests import contests
 from peers import load
 
 from siegebench.threat import ThreatModel
