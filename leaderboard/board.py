@@ -122,6 +122,11 @@ class Line:
         return " / ".join(self.names.values())
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """Its names: unique on a board, which a joined title need not be."""
+        return tuple(self.names.values())
+
+    @property
     def status(self) -> str:
         return "control" if self.control else "ranked" if self.rank else "not ranked"
 

@@ -68,7 +68,7 @@ def _board(members: list[Result], light: bool) -> Board:
     models, defenses = display(r.cell.model for r in members), display(r.cell.defense for r in members)
     names = display(r.cell.corruption for r in members)
     expected = {canonical(r.cell.corruption) for r in members}
-    means: dict[str, Vector] = {}
+    means: dict[tuple[str, ...], Vector] = {}
     lines = []
     for (model, defense), rows in group(
         members, lambda r: (canonical(r.cell.model), canonical(r.cell.defense))
@@ -76,14 +76,14 @@ def _board(members: list[Result], light: bool) -> Board:
         line, mean = _line({"model": models[model], "defense": defenses[defense]}, rows, names, expected, severities)
         lines.append(line)
         if mean is not None:
-            means[line.title] = mean
+            means[line.key] = mean
     # entries measured on different numbers of images cannot be paired
     sizes = [len(mean) for mean in means.values()]
     usual = max(set(sizes), key=sizes.count, default=0)
-    lines = [_refused(line, means.get(line.title), usual) for line in lines]
+    lines = [_refused(line, means.get(line.key), usual) for line in lines]
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
-        return paired_means(means[a.title], means[b.title])
+        return paired_means(means[a.key], means[b.key])
 
     placed = place(lines, lambda line: high_first(line.value("mean_acc")), compare)
     data = str(cell.data["name"])

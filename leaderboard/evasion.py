@@ -144,7 +144,9 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
 
     lines: list[Line] = []
     targeted = _target(members[0]) is not None
-    survived: dict[str, tuple[Vector, Vector]] = {}  # images that survived all attacks, and images that were attacked
+    survived: dict[
+        tuple[str, ...], tuple[Vector, Vector]
+    ] = {}  # images that survived all attacks, and images that were attacked
     for (model, defense), rows in group(usual, _victim).items():
         done = [r for r in rows if _finished(r)]
         mine = Rows(
@@ -157,13 +159,13 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
         lines.append(_line({"model": models[model], "defense": defenses[defense]}, mine, attacks, missing))
         worst = flags.survived(mine.good)
         if worst is not None:
-            survived[lines[-1].title] = worst, _attacked(mine.good)
+            survived[lines[-1].key] = worst, _attacked(mine.good)
     for (model, defense, attack), rows in group(planted, lambda r: (*_victim(r), canonical(r.cell.attack))).items():
         names = {"model": models[model], "defense": f"{defenses[defense]} under {attacks[attack]}"}
         lines.append(_planted_line(names, rows, attacks))
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
-        (left, tried), (right, too) = survived[a.title], survived[b.title]
+        (left, tried), (right, too) = survived[a.key], survived[b.key]
         left, right = left[tried & too], right[tried & too]
         return (float(left.mean()) - float(right.mean()), mcnemar(left, right)) if len(left) else (0.0, 1.0)
 

@@ -164,6 +164,16 @@ class Inventory:
             images: ImageSet = self._once(("images", digest([source.spec, split, count])), make)
         return images
 
+    def digest(self, source: Named[DataSource], split: str, where: Loc) -> str:
+        """The digest of a whole split, read piece by piece; the images are not kept in memory.
+
+        Raises:
+            DataError: when it is missing or corrupt.
+        """
+        whole = self.scan(source, split, where)
+        with self.blame(where), _as(DataError, f"dataset {source.name!r} cannot be loaded"):
+            return whole.digest
+
     def network(self, model: Named[ModelSource], data: NamedData) -> NamedModel:
         """A network, built once to check that its weights exist, are valid, and fit the data.
 

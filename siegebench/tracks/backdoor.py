@@ -30,6 +30,14 @@ class PoisonedBoard(BoardSpec):
 
     backdoors: Specs
 
+    def check(self, inventory: Inventory) -> None:
+        super().check(inventory)
+        for backdoor in self.named(inventory, "backdoors"):
+            if not isinstance(backdoor.entry, BackdoorAttack):
+                raise inventory.document.error(
+                    backdoor.where, f"backdoor {backdoor.name!r} has no trigger; it is not for the {self.track} track"
+                )
+
     def check_poisons(self, inventory: Inventory) -> None:
         """Refuse backdoors that the training set does not allow, before anything is trained."""
         source = self.source(inventory)
@@ -85,9 +93,7 @@ def triggered(backdoor: BackdoorAttack, data: ImageSet, seed: int) -> tuple[Tens
     return data.kind.load(data.kind.store(x), x.dtype), data.labels[rows], wanted[rows]
 
 
-def backdoor_metrics(
-    ws: Workspace, model: Classifier, backdoor: BackdoorAttack, data: ImageSet, seed: int
-) -> dict[str, dict[str, float]]:
+def backdoor_metrics(ws: Workspace, model: Classifier, backdoor: BackdoorAttack, data: ImageSet, seed: int) -> Metrics:
     """CA over all images; ASR, RA and clean rate over images whose wanted label differs from the true one."""
     x, y, wanted = triggered(backdoor, data, seed)
     clean = answers(ws, model, data.pixels(), seed, "clean")

@@ -177,8 +177,8 @@ class BoardSpec(Strict):
         """The data that a result depends on, including the training images if something is trained on them."""
         if not trains:
             return data.description
-        train = inventory.load(self.source(inventory), "train", None, self.where("data", "set"))
-        return {**data.description, "train_digest": train.digest}
+        digest = inventory.digest(self.source(inventory), "train", self.where("data", "set"))
+        return {**data.description, "train_digest": digest}
 
     def networks(self, inventory: Inventory, data: NamedData, slot: str = "models") -> list[NamedModel]:
         """The networks of a list, or the model passed from Python."""

@@ -9,18 +9,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from siegebench import registry
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Result, rate
 from siegebench.classifier import Classifier
-from siegebench.data import Granted, ImageSet
+from siegebench.data import Granted, ImageSet, Kind
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ConfigError, ContractError
-from siegebench.inventory import Inventory
+from siegebench.errors import ConfigError, ContractError, NotApplicable
+from siegebench.inventory import Inventory, Named
 from siegebench.metrics import ALARM_MARKS
 from siegebench.oracle import Oracle
 from siegebench.prepare import in_batches
 from siegebench.stats import auroc
 from siegebench.threat import TOLERANCE, ThreatModel
+from siegebench.tracks.attacking import lesson_of
 from siegebench.tracks.backdoor import PoisonedBoard, answers, backdoor_metrics, succeeded, triggered
 from siegebench.tracks.base import BoardSpec, Budget, Severity, Spec, Specs, Strict, ThreatSpec, refuse_repeats
 from siegebench.tracks.judging import clean_outcome, correct
@@ -73,24 +75,35 @@ class InputDetectionBoard(PoisonedBoard):
 
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
-        refuse_other_detectors(self, inventory, ModelDetector, False)
+        refuse_other_detectors(self, inventory, of_models=False)
         if not (self.backdoors or self.inputs):
             raise inventory.document.error(self._where, "this input_detection board has no backdoors and no inputs")
         refuse_repeats(inventory, self.inputs, self.where("inputs"))
-        self.strangers(inventory)
+        self.changed(inventory)
+        for detector in self.named(inventory, "detectors"):
+            if not self.backdoors and isinstance(detector.entry, DatasetDetector):
+                message = f"detector {detector.name!r} judges training images; this board has no backdoors"
+                raise inventory.document.error(detector.where, message)
 
-    def strangers(self, inventory: Inventory) -> list[dict[str, Any]]:
-        """The cell slots of the other inputs to be detected.
+    def check_takes(self, inventory: Inventory, kind: Kind) -> None:
+        super().check_takes(inventory, kind)
+        for named, _ in self.changed(inventory):
+            with inventory.blame(named.where):
+                registry.check_takes(named.entry, kind.name)
+
+    def changed(self, inventory: Inventory) -> list[tuple[Named[Any], dict[str, Any]]]:
+        """The attack or corruption of each of `inputs`, and the cell slots that describe it.
 
         Raises:
-            ConfigError: an unknown entry, or an attack that does not handle its threat.
+            ConfigError: an unknown entry, or a threat that the attack does not handle.
         """
-        out: list[dict[str, Any]] = []
+        out: list[tuple[Named[Any], dict[str, Any]]] = []
         for i, spec in enumerate(self.inputs):
             where = self.where("inputs", i)
             if isinstance(spec, CorruptedInputs):
                 corruption = inventory.resolve(Corruption, spec.corruption, (*where, "corruption"))
-                out.append({"corruption": inventory.identified(corruption), "severities": [spec.severity]})
+                slots = {"corruption": inventory.identified(corruption), "severities": [spec.severity]}
+                out.append((corruption, slots))
                 continue
             attack = inventory.resolve(Attack, spec.attack, (*where, "attack"))
             with inventory.blame((*where, "threat")):
@@ -98,7 +111,9 @@ class InputDetectionBoard(PoisonedBoard):
                 if threat.norm not in attack.entry.handles():
                     handles = ", ".join(attack.entry.handles())
                     raise ConfigError(f"attack {attack.name!r} handles {handles}, not {threat.norm}")
-            out.append({"attack": attack.description, "threat": threat.describe()})
+                if threat.target is not None:
+                    raise ConfigError("inputs to be detected have no target class; leave target out")
+            out.append((attack, {"attack": attack.description, "threat": threat.describe()}))
         return out
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
@@ -106,11 +121,13 @@ class InputDetectionBoard(PoisonedBoard):
         self.check_poisons(inventory)
         for model in self.networks(inventory, data):
             for seed in self.seeds or ():
-                for stranger in self.strangers(inventory):
+                for _, slots in self.changed(inventory):
                     for detector in self.named(inventory, "detectors"):
+                        if isinstance(detector.entry, DatasetDetector):
+                            continue  # judges the poisoned training sets of this board only
                         yield Cell(
                             track=self.track, data=self.used(inventory, data), detector=detector.description,
-                            model=model.seeded(0) if model.trained else model.description, seed=seed, **stranger,
+                            model=model.seeded(0) if model.trained else model.description, seed=seed, **slots,
                         )  # fmt: skip
                 for backdoor in self.named(inventory, "backdoors"):
                     for detector in self.named(inventory, "detectors"):
@@ -135,7 +152,7 @@ class ModelDetectionBoard(PoisonedBoard):
 
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
-        refuse_other_detectors(self, inventory, ModelDetector, True)
+        refuse_other_detectors(self, inventory, of_models=True)
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
         data = self.images(inventory)
@@ -156,11 +173,11 @@ class ModelDetectionBoard(PoisonedBoard):
         return measure_model_detection(cell, ws)
 
 
-def refuse_other_detectors(board: BoardSpec, inventory: Inventory, of_models: type[Detector], wanted: bool) -> None:
+def refuse_other_detectors(board: BoardSpec, inventory: Inventory, *, of_models: bool) -> None:
     """Refuse model detectors on an input board and vice versa."""
     for detector in board.named(inventory, "detectors"):
-        judges_models = isinstance(detector.entry, of_models)
-        if judges_models != wanted:
+        judges_models = isinstance(detector.entry, ModelDetector)
+        if judges_models != of_models:
             level = "models" if judges_models else "inputs"
             raise inventory.document.error(
                 detector.where, f"detector {detector.name!r} judges {level}; it is not for {board.track}"
@@ -177,7 +194,7 @@ def _finite(scores: Tensor, detector: object, expected: int) -> Tensor:
 def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
     """One row of the input_detection track: a detector of triggered inputs or of poisoned training images."""
     if cell.backdoor is None:
-        return measure_strangers(cell, ws)
+        return measure_changed(cell, ws)
     data, backdoor = ws.evaluated(cell.data), ws.entry(BackdoorAttack, cell.backdoor)
     base, poisoned = ws.backdoored(cell)
     detector = ws.entry(Detector, cell.detector)
@@ -209,8 +226,8 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
     return Result(cell=cell, metrics=metrics, counts={"poisoned": len(poisoned.index)}, weights=weights)
 
 
-def measure_strangers(cell: Cell, ws: Workspace) -> Result:
-    """A detector of adversarial or corrupted images, on the clean model.
+def measure_changed(cell: Cell, ws: Workspace) -> Result:
+    """A row of the input_detection track without a backdoor: adversarial or corrupted images, on the clean model.
 
     The positives of an attack are the images that it breaks. The negatives are all clean images, including
     misclassified ones. Thresholds come from held-out clean images, and nothing is fitted on positives.
@@ -228,7 +245,7 @@ def measure_strangers(cell: Cell, ws: Workspace) -> Result:
     clean, val = score(data.pixels(), "clean"), score(ws.splits(cell.data)[2].pixels(), "val")
     metrics = {"asr": rate(int(hit.sum()), len(hit))} if cell.attack is not None else {}
     if bool(hit.any()):
-        metrics |= _found(score(x[hit], "stranger"), clean, val)
+        metrics |= _found(score(x[hit], "changed"), clean, val)
     if fingerprint(base) != weights:
         raise ContractError(f"{detector!r} changed the model it was given")
     return Result(cell=cell, metrics=metrics, weights=weights)
@@ -238,12 +255,15 @@ def attacked(cell: Cell, ws: Workspace, model: Classifier, data: ImageSet) -> tu
     """(adversarial versions of the correctly classified images, which of them are misclassified)."""
     attack, threat = ws.entry(Attack, cell.attack), ThreatModel(**(cell.threat or {}))
     rows = clean_outcome(ws, cell, model, data).nonzero().squeeze(1)
+    if not len(rows):
+        raise NotApplicable("no image is classified correctly")
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids[rows])
+    lesson, _ = lesson_of(attack, cell, ws, model, threat)
 
     def part(at: slice) -> Tensor:
         draws = streams[at].to(ws.device)
         x, y = ws.pixels(data, rows[at]), data.labels[rows[at]].to(ws.device)
-        return attack(Oracle(model, threat, draws), x, y, threat, draws).cpu()
+        return attack(Oracle(model, threat, draws), x, y, threat, draws, lesson).cpu()
 
     x = torch.cat(in_batches(part, len(rows), ws.batch(data.stored)))
     survived = correct(ws, model, x, data.labels[rows], streams, "adversarial")

@@ -1,0 +1,68 @@
+"""Boards of input detection beyond triggers: adversarial and corrupted images, and what such boards refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from siegebench import api
+from siegebench.config import load_suite
+from siegebench.errors import ConfigError
+from siegebench.plan import plan
+from siegebench.workspace import Settings
+from tests import runs
+
+LINF = {"norm": "linf", "eps": "64/255"}
+ADVERSARIAL = {"kind": "adversarial", "attack": "fgsm", "threat": LINF}
+FOG = {"kind": "corrupted", "corruption": "fog", "severity": 5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _outsider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    with runs.known(tmp_path_factory.mktemp("site"), patch):
+        yield
+
+
+def suite(folder: Path, **board: Any) -> str:
+    return str(runs.suite(folder / "s.yaml", {"track": "input_detection", "detectors": ["strip"], **board}))
+
+
+@pytest.mark.parametrize(
+    ("board", "words"),
+    [
+        ({}, "has no backdoors and no inputs"),
+        ({"inputs": [FOG, FOG]}, "appears twice"),
+        ({"inputs": [{**FOG, "severity": 6}]}, "less than or equal to 5"),
+        ({"inputs": [{**ADVERSARIAL, "attack": "deepfool", "threat": {**LINF, "norm": "l1"}}]}, "not l1"),
+        ({"inputs": [{**ADVERSARIAL, "threat": {**LINF, "target": "next"}}]}, "leave target out"),
+        ({"inputs": [FOG], "detectors": ["activation_clustering"]}, "judges training images; this board has no backd"),
+        ({"inputs": [FOG], "detectors": ["neural_cleanse"]}, "judges models"),
+        ({"backdoors": ["outsider/flips"]}, "'outsider/flips' has no trigger; it is not for the input_detection track"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_its_line(tmp_path: Path, board: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=r"s\.yaml:\d+:\d+: ") as caught:
+        load_suite(suite(tmp_path, **board))
+    assert words in str(caught.value)
+
+
+def test_a_detector_of_training_images_meets_backdoors_only(tmp_path: Path) -> None:
+    detectors = ["strip", "activation_clustering"]
+    cells = plan(
+        load_suite(suite(tmp_path, data={"set": "digits"}, backdoors=["badnets"], inputs=[FOG], detectors=detectors))
+    ).cells
+    told = {((c.detector or {})["name"], "fog" if c.corruption else "badnets") for c in cells}
+    assert told == {("strip", "fog"), ("strip", "badnets"), ("activation_clustering", "badnets")}
+
+
+def test_an_attack_that_learns_is_given_its_lesson(tmp_path: Path) -> None:
+    attack = {"name": "adversarial_patch", "steps": 2, "images": 20}
+    patch = {"kind": "adversarial", "attack": attack, "threat": {"norm": "l0", "eps": 0.25}}
+    file = suite(tmp_path, inputs=[patch, ADVERSARIAL])
+    outcome = api.run(file, Settings(root=str(tmp_path / "store"), threads=1), how="serial")
+    assert [r.error for r in outcome.results] == [None, None]
+    assert all(r.value("asr") is not None for r in outcome.results)
