@@ -24,13 +24,20 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "attacks").is_dir()
     __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
-    from siegebench.api import attack, evaluate, load_data, load_model, run
+    from siegebench.api import evaluate, load_data, load_model, run
     from siegebench.classifier import Classifier, Network
+    from siegebench.direct import attack
     from siegebench.reporting import report
+
+
+_HOMES = {"Classifier": "classifier", "Network": "classifier", "attack": "direct", "report": "reporting"}  # else api
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'siegebench' has no attribute {name!r}")
-    home = "classifier" if name in ("Classifier", "Network") else "reporting" if name == "report" else "api"
-    return getattr(importlib.import_module(f"siegebench.{home}"), name)
+    return getattr(importlib.import_module(f"siegebench.{_HOMES.get(name, 'api')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

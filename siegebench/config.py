@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 else:
     Board = Annotated[Union[tuple(TRACKS.values())], Field(discriminator="track")]  # noqa: UP007
 INPUTS = ("adversarial", "corrupted")  # kinds of inputs on detection boards
-RENAMED = {"checks": "measures"}  # keys of earlier versions and their new names
+RENAMED = {"checks": "measures"}  # keys of earlier versions, still read, and their new names
 
 
 class Suite(Strict):
@@ -85,10 +86,12 @@ def _check_keys(document: Document) -> None:
     def known(model: type[BaseModel], data: Any, loc: tuple[Any, ...]) -> None:
         if not isinstance(data, dict):
             return
-        for key in data:
-            if key in RENAMED and RENAMED[key] in model.model_fields:
-                raise document.error((*loc, key), f"the key {key!r} is called {RENAMED[key]!r} now")
-            if key not in model.model_fields:
+        for key in list(data):
+            new = RENAMED.get(key, key)
+            if new != key and new in model.model_fields and new not in data:
+                document.rename(loc, key, new)
+                warnings.warn(f"{document.where((*loc, new))}: the key {key!r} is called {new!r} now", FutureWarning, 2)
+            elif key not in model.model_fields:
                 raise document.error(
                     (*loc, key), f"unknown key {shortened(key)}. {did_you_mean(str(key), model.model_fields)}"
                 )

@@ -118,6 +118,21 @@ class Document:
         """A ConfigError that begins with the position."""
         return ConfigError(f"{self.where(loc)}: {' '.join(message.split())}")
 
+    def rename(self, loc: Sequence[Any], old: str, new: str) -> None:
+        """Give a key of the mapping at `loc` another name; its position stays known."""
+        here = self.data
+        for step in loc:
+            here = here[step]
+        here[new] = here.pop(old)
+        before = (*loc, old)
+        for place, mark in list(self._marks.items()):
+            if place[: len(before)] == before:
+                self._marks[*loc, new, *place[len(before) :]] = mark
+        self._overrides = [
+            ((*loc, new, *place[len(before) :]) if place[: len(before)] == before else place, text)
+            for place, text in self._overrides
+        ]
+
     def override(self, assignment: str) -> None:
         """Apply `a.b.0=value` (value read as YAML) before validation.
 

@@ -276,3 +276,18 @@ def test_a_document_finds_the_nearest_place() -> None:
     assert document.where(("a", 0, "b", "c")) == "--set a.0.b.c=2"
     with pytest.raises(ConfigError, match="a has 2 items"):
         document.override("a.7=3")
+
+
+def test_keys_of_earlier_versions_are_read_and_renamed(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    text = (
+        "suite: s\ndata: {set: digits, count: 8}\nmodels: [byobnet_tiny]\nboards:\n  - track: white_box\n"
+        "    attacks: [fgsm]\n    threats: [{norm: linf, eps: 8/255}]\n    checks: [KNOWN]\n"
+    )
+    file.write_text(text.replace("KNOWN", "flatness"))
+    with pytest.warns(FutureWarning, match=r"s\.yaml:8:5: the key 'checks' is called 'measures' now"):
+        suite = load_suite(str(file))
+    assert suite.boards[0].measures == ["flatness"]
+    file.write_text(text.replace("KNOWN", "flatnes"))
+    with pytest.warns(FutureWarning), pytest.raises(ConfigError, match=r"s\.yaml:8:\d+: unknown measure 'flatnes'"):
+        load_suite(str(file))

@@ -53,7 +53,7 @@ LAYERS = (
     ("tracks",),
     ("config", "evaluation", "testing"),
     ("plan", "executors"),
-    ("api", "reporting"),
+    ("api", "direct", "reporting"),
     ("cli",),
     ("__main__",),
 )
