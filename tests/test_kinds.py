@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from siegebench import api, ops, registry
+from siegebench import api, direct, ops, registry
 from siegebench.cells import Result
 from siegebench.classifier import Ensemble, Network, Wrapped
 from siegebench.config import load_suite
@@ -112,7 +112,7 @@ def test_an_oracle_takes_its_box_from_the_model() -> None:
     with pytest.raises(ContractError, match=r"pixels in \[0.5500, 0.5500\], not in \[-0.5, 0.5\]"):
         kit.attack_with(Add(by=0.8), model, x, y, linf)
     with pytest.raises(ConfigError, match=r"expected pixels in \[-0.5, 0.5\], found 0.75 to 0.75$"):
-        api.attack("fgsm")(model, x + 1, y)
+        direct.attack("fgsm")(model, x + 1, y)
 
 
 # ------------------------------------------------------------------------------------------- what a card says it takes

@@ -9,7 +9,7 @@ import pytest
 import torch
 from siegebench.leaderboard import rank
 
-from siegebench import api, registry
+from siegebench import api, direct, registry
 from siegebench.config import load_suite
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError
@@ -111,7 +111,7 @@ def test_a_wrapper_learns_with_the_attack_inside() -> None:
 def test_python_callers_are_told_to_bring_the_images_to_learn_from() -> None:
     model, x = kit.cnn_model(), kit.grey_images(2, 16)
     y = model(x).argmax(1)
-    attack = api.attack("outsider/memory")
+    attack = direct.attack("outsider/memory")
     with pytest.raises(ConfigError, match="learns from training images: pass data="):
         attack(model, x, y, norm="l0", eps="1/4")
     data = build("dataset", "digits").load("train").select(torch.arange(5))  # type: ignore[attr-defined]

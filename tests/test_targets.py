@@ -22,7 +22,7 @@ from siegebench.attacks.square import Square
 from siegebench.leaderboard import export, page, rank
 from torch import Tensor
 
-from siegebench import api, ops, registry
+from siegebench import api, direct, ops, registry
 from siegebench.cells import Result
 from siegebench.classifier import Classifier, Network
 from siegebench.config import load_suite
@@ -358,7 +358,7 @@ def test_adaptive_attacks_that_cannot_aim_are_left_out_of_targeted_threats(tmp_p
 def test_attack_takes_a_rule_a_class_or_a_class_for_each_image() -> None:
     model, x, y, goal = linear()
     x, model = x.float(), model.float()
-    attack = api.attack("pgd", steps=20)
+    attack = direct.attack("pgd", steps=20)
     reach = {"norm": "l2", "eps": 1.2 * float(nearest(model.double(), x.double(), goal, "l2").max())}
     model = model.float()
     told = attack(model, x, y, target=goal, **reach)  # type: ignore[arg-type]
@@ -369,7 +369,7 @@ def test_attack_takes_a_rule_a_class_or_a_class_for_each_image() -> None:
         with pytest.raises(ConfigError, match=words):
             attack(model, x, y, target=fault)
     with pytest.raises(ConfigError, match="'deepfool' cannot aim at a class"):
-        api.attack("deepfool")(model, x, y, target="next")
+        direct.attack("deepfool")(model, x, y, target="next")
 
 
 def test_rolling_shutter_lights_each_image_towards_its_goal() -> None:
