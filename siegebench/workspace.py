@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -15,7 +14,7 @@ from torch import Tensor
 from siegebench import artifacts, registry
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, digest
-from siegebench.classifier import Classifier, Ensemble
+from siegebench.classifier import Classifier, Ensemble, copied
 from siegebench.data import Granted, ImageSet, split_clean, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.environment import device
@@ -234,7 +233,7 @@ class Workspace:
         }
 
         def fit() -> Classifier:
-            return defense.apply(copy.deepcopy(base).float(), granted, draws)
+            return defense.apply(copied(base).float(), granted, draws)
 
         return self._fitted(what, defense.structure(base), fit)
 

@@ -43,6 +43,7 @@ LAYERS = (
     ("schema",),
     ("store", "weights", "rows", "data", "environment"),
     ("classifier",),
+    ("inputs",),
     ("prepare",),
     ("oracle",),
     ("search",),

@@ -24,12 +24,11 @@ from siegebench.metrics import QUERY_MARKS
 from siegebench.oracle import Ledger, Oracle
 from siegebench.prepare import in_batches
 from siegebench.threat import TOLERANCE, ThreatModel
-from siegebench.tracks.judging import clean_outcome, fresh_passes, majority, right
+from siegebench.tracks.judging import clean_outcome, fresh_passes, gradient_flags, majority, right
 from siegebench.tracks.targets import Aim, aim
 from siegebench.types import Attack, Lesson, Measure, Probe
 from siegebench.workspace import Workspace, data_key
 
-BLIND = 0.5  # an attack is flagged if a larger fraction of its gradients is exactly zero
 DIAGNOSED = 128  # largest number of images for a measure
 
 
@@ -99,6 +98,7 @@ def _attack(
             "backwards": ledger.backwards,
             "queries": ledger.queries,
             "blind": ledger.blind,
+            "undefined": ledger.undefined,
         }
         if goal is not None:
             out["became"] = majority(right(z, goal)) & inside
@@ -202,7 +202,7 @@ def _row(
             counts[f"{name}_per_sample"] = float(got[name].double().mean())
             arrays[name] = over_all(name).long().numpy()
         arrays["distance"] = np.where(clean.numpy(), over_all("distance").numpy(), 0.0)
-        flags += _flags(threat, got, len(indices))
+        flags += _flags(cell.labels["model"], threat, got, len(indices))
     return Result(
         cell=cell,
         metrics=metrics,
@@ -213,16 +213,13 @@ def _row(
     )
 
 
-def _flags(threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
+def _flags(model: str, threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
     """Checks of a single attack; the leaderboard has the checks that compare rows."""
     out = []
     moved = int(got["moved"].sum())
     if moved == 0 and threat.eps > 0:
         out.append(Flag("noop_attack", "flag", f"the attack changed none of {n} images"))
-    blind, backwards = int(got["blind"].sum()), int(got["backwards"].sum())
-    if blind > BLIND * backwards:
-        evidence = f"{blind} of {backwards} gradients were exactly zero: images that survived prove nothing"
-        out.append(Flag("blind_attack", "flag", evidence))
+    out += gradient_flags(model, *(int(got[name].sum()) for name in ("backwards", "blind", "undefined")))
     bad = n - int(got["finite"].sum())
     if bad:
         out.append(Flag("nan", "fail", f"{bad} of {n} adversarial images have logits that are not finite"))
