@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from siegebench import registry
-from siegebench.artifacts import fingerprint
+from siegebench import given, registry
 from siegebench.cells import Cell, Result, digest
-from siegebench.classifier import Classifier, ModelCard, Network
+from siegebench.classifier import Classifier
 from siegebench.config import Suite, load_suite
 from siegebench.data import ImageSet, Size, subset
-from siegebench.draws import Draws
-from siegebench.errors import ConfigError, ModelError, did_you_mean
+from siegebench.errors import ConfigError, did_you_mean
 from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
 from siegebench.plan import Plan, plan
 from siegebench.store import Store
@@ -45,6 +41,7 @@ class Outcome:
         return sum(r.status == "error" for r in self.results)
 
 
+@given.gradients()
 def run(
     suite: Suite | str,
     settings: Settings | None = None,
@@ -92,6 +89,7 @@ def run(
     return Outcome([r for r in map(store.get, planned.cells) if r is not None], ended)
 
 
+@given.gradients()
 def evaluate(
     model: nn.Module,
     suite: Suite | str = "quickstart",
@@ -109,7 +107,9 @@ def evaluate(
         model: a Classifier, or any module that maps images in [0, 1] to logits (normalisation inside). It does not
             change: a copy is attacked.
         tracks: tracks whose boards are computed; by default all that accept a given model.
-        name: shown in tables; two models with the same name are distinguished by their weights and outputs.
+        name: shown in tables. Rows are stored under the name and what identifies the model: its weights; the code of
+            its classes and of all that they use, with hooks, attributes and closures; its logits and input gradients
+            on a few images with noise below a grey level. Only a model that is equal in all of these gets stored rows.
         num_classes: checked against the data when given.
         report: called with each cell and its status when it starts (`started`) and when it ends.
 
@@ -128,48 +128,17 @@ def evaluate(
     if not boards:
         raise ConfigError(f"suite {suite.suite!r} has no board of the tracks {', '.join(wanted)}")
     settings = settings or Settings()
-    own = copy.deepcopy(model).cpu().float()  # the caller's model does not change
-    if not isinstance(own, Classifier):
-        own = Network(own, num_classes=num_classes or 0, card=ModelCard(name=name))
-    own.eval().requires_grad_(False)
-    described = {"name": name, "version": 1, "weights": fingerprint(own)}
+    own, described = given.own(model, name, num_classes)  # the caller's model does not change
     planned = plan(suite.model_copy(update={"boards": boards}), given=described)
     settings = replace(settings, specs={**settings.specs, **planned.specs})
     workspace = Workspace(settings)
-    # two models with equal weights may differ in code, so their outputs are part of the key as well
-    answers = {c.data["digest"]: _answers(own, workspace.evaluated(c.data)) for c in planned.cells}
+    answers = {c.data["digest"]: given.answers(own, workspace.evaluated(c.data)) for c in planned.cells}
     planned.cells = [replace(c, model={**described, "answers": answers[c.data["digest"]]}) for c in planned.cells]
     workspace.given = {digest(c.model): own for c in planned.cells}
     return run(suite, settings, how=SerialExecutor(workspace), planned=planned, report=report)
 
 
-@torch.no_grad()
-def _answers(model: Classifier, data: ImageSet) -> str:
-    """A short hash of labels and logits for a few images.
-
-    Raises:
-        ModelError: when the model does not return one finite logit for each class.
-    """
-    x = data.pixels(slice(0, 16))
-    try:
-        z = model(x, Draws(0, data.ids[:16])) if model.randomized else model(x)
-    except Exception as error:
-        raise ModelError(f"the model fails on images {tuple(x.shape)} of {data.name}: {error}") from error
-    if model.kind != data.kind:
-        raise ModelError(f"the model takes {model.kind.name}, {data.name} is {data.kind.name}")
-    expected = (len(x), data.num_classes)
-    model.num_classes = model.num_classes or data.num_classes  # a plain network gets it here
-    if z.shape != expected or model.num_classes != data.num_classes:
-        raise ModelError(
-            f"the model has {model.num_classes} classes and returns {tuple(z.shape)} for {len(x)} images of "
-            f"{data.name}; expected {expected}, one logit for each class"
-        )
-    if not bool(torch.isfinite(z).all()):
-        raise ModelError(f"the model returns NaN or infinite logits for images of {data.name}")
-    top = z.max(dim=1)
-    return digest([top.indices.tolist(), [f"{v:.2e}" for v in top.values.tolist()]])[:16]
-
-
+@given.gradients()
 def load_model(
     name: str | dict[str, Any], *, num_classes: int = 1000, size: Size = 224, **parameters: Any
 ) -> Classifier:
@@ -182,6 +151,7 @@ def load_model(
     return source.build(num_classes=num_classes, size=size).eval()
 
 
+@given.gradients()
 def load_data(name: str | dict[str, Any], split: str = "test", count: int | None = None, **parameters: Any) -> ImageSet:
     """Images of a dataset; `count` selects the same fixed subset as in a suite.
 
