@@ -15,8 +15,11 @@ from siegebench.classifier import Classifier
 from siegebench.config import Suite, load_suite
 from siegebench.data import ImageSet, Size, subset
 from siegebench.errors import ConfigError, did_you_mean
+from siegebench.evaluation import now
 from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
 from siegebench.plan import Plan, plan
+from siegebench.reuse import reason
+from siegebench.sources import check_loaded
 from siegebench.store import Store
 from siegebench.tracks import TRACKS
 from siegebench.types import DataSource, ModelSource
@@ -30,10 +33,14 @@ class Outcome:
     Attributes:
         results: one for each cell of the suite that has a row, computed now or before.
         ended: number of cells by final status: ok, not_applicable, error, crashed, cached.
+        store: folder of the store, where the rows are.
+        why: number of cells that were computed, by reason: new, failed (before), stale, again, images.
     """
 
     results: list[Result]
     ended: Counter[str] = field(default_factory=Counter)
+    store: str = ""
+    why: Counter[str] = field(default_factory=Counter)
 
     @property
     def failed(self) -> int:
@@ -49,15 +56,20 @@ def run(
     how: Executor | str = "serial",
     slots: int | None = None,
     overrides: Sequence[str] = (),
+    again: bool = False,
     report: Report | None = None,
     planned: Plan | None = None,
 ) -> Outcome:
-    """Compute the cells of a suite that are not stored yet.
+    """Compute the cells of a suite that are not stored yet, and write their rows into `settings.root`.
+
+    A row that was made by other source of its entries is computed again, unless `settings.keep_stale`. Rows of earlier
+    versions do not say what made them, and are used.
 
     Args:
         suite: a Suite, a YAML file, or the name of a bundled suite.
         settings: where the store is and how to compute.
         how: `serial`, `local`, or an Executor.
+        again: compute all cells again; trained weights are used again. Rows that are replaced move to the history.
         report: called with each cell and its status when it starts (`started`) and when it ends.
 
     Raises:
@@ -67,8 +79,10 @@ def run(
     if not isinstance(suite, Suite):
         suite = load_suite(suite, overrides)
     planned = planned or plan(suite)
-    settings = replace(settings, specs={**settings.specs, **planned.specs})
+    settings = replace(settings, specs={**settings.specs, **planned.specs}, again=now() if again else settings.again)
+    check_loaded(planned.cells)
     store = Store(settings.root)
+    why: Counter[str] = Counter()
     ended: Counter[str] = Counter()
 
     def tell(cell: Cell, status: str) -> None:
@@ -79,14 +93,16 @@ def run(
 
     todo = []
     for cell in planned.cells:
-        if store.finished(cell):
-            tell(cell, "cached")
-        else:
+        found = reason(cell, store, settings)
+        if found:
+            why[found] += 1
             todo.append(cell)
+        else:
+            tell(cell, "cached")
     engine = executor(how, slots) if isinstance(how, str) else how
     with interruptible():
         engine.run(todo, settings, tell)
-    return Outcome([r for r in map(store.get, planned.cells) if r is not None], ended)
+    return Outcome([r for r in map(store.get, planned.cells) if r is not None], ended, settings.root, why)
 
 
 @given.gradients()

@@ -179,6 +179,7 @@ class Result:
         env: versions and device it was computed with.
         timing: `seconds` in all, seconds spent on `training`, and when it `started` and `ended` (UTC).
         given: the entries as the suite wrote them, by slot; without folders and files.
+        sources: hashes of the source of the entries, by slot (see `sources`).
         errors: of earlier attempts, `{"type", "message", "when"}`.
         arrays: per-sample numbers, kept in a file beside the row.
     """
@@ -195,6 +196,7 @@ class Result:
     env: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     errors: list[dict[str, Any]] = field(default_factory=list)
     arrays: dict[str, Any] = field(default_factory=dict)
 
@@ -229,6 +231,7 @@ class Result:
             "env": self.env,
             "timing": self.timing,
             **({"given": self.given} if self.given else {}),
+            **({"sources": self.sources} if self.sources else {}),
             **({"errors": self.errors} if self.errors else {}),
         }
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from siegebench import registry
+from siegebench import registry, sources
 from siegebench.cells import SLOTS, Cell, Flag, Result, digest
 from siegebench.environment import environment
 from siegebench.errors import ContractError, NotApplicable
@@ -34,6 +34,7 @@ def evaluate(cell: Cell, ws: Workspace) -> Result:
         "ended": now(),
     }
     result.given = as_given(cell, ws.settings.specs)
+    result.sources = sources.of(cell)
     return result
 
 

@@ -1,6 +1,7 @@
 """Store: one JSON file per cell, written atomically, and trained weights as artifacts.
 
     ROOT/rows/DATA/TRACK/.../ATTACK-KEY16.json      the rows (and .npz files with per-sample numbers)
+    ROOT/history/...                                rows that a newer row of the same cell has replaced
     ROOT/artifacts/KEY.safetensors, KEY.json        weights under the hash of their description, and the description
     ROOT/.locks/                                    held while a cell or an artifact is computed
 
@@ -83,6 +84,8 @@ class Store:
     def put(self, result: Result) -> Path:
         """Write a row, its per-sample numbers first. The caller must hold the cell's lock.
 
+        A row that it replaces moves to the history, unless that is an error.
+
         Raises:
             TypeError, ValueError: when it cannot be written as JSON.
             ConfigError: with the field, when it does not conform to the schema.
@@ -91,13 +94,15 @@ class Store:
         self.sweep(path)
         row = result.as_dict()
         cell = row.pop("cell")
-        tail = {k: row.pop(k) for k in ("attempts", "env", "timing", "given", "errors") if k in row}
+        tail = {k: row.pop(k) for k in ("attempts", "env", "timing", "given", "sources", "errors") if k in row}
         # settings are stored exactly; measured numbers are rounded
         exact = {"cell": cell, **({"given": tail["given"]} if "given" in tail else {})}
         whole = {**_tidy(row), "cell": cell, **_tidy(tail), **exact}
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False)
         content = (text + "\n").encode()
         schema.parse(content)
+        if self.finished(result.cell) and path.read_bytes() != content:
+            self._retire(path)
         if result.arrays:
             buffer = io.BytesIO()
             arrays: dict[str, Any] = {k: np.asarray(v) for k, v in result.arrays.items()}
@@ -105,6 +110,17 @@ class Store:
             write_atomic(path.with_suffix(".npz"), buffer.getvalue())
         write_atomic(path, content)
         return path
+
+    def _retire(self, path: Path) -> None:
+        """Move a row and the files beside it to the history, under the time when it was made."""
+        when = "".join(c for c in str(_read(path).timing.get("ended", "")) if c.isdigit())[:14] or "undated"
+        folder = self.root / "history" / path.parent.relative_to(self.root / "rows")
+        folder.mkdir(parents=True, exist_ok=True)
+        same = len(list(folder.glob(f"{glob.escape(path.stem)}.{when}*.json")))
+        name = f"{path.stem}.{when}" + (f"-{same}" if same else "")
+        for suffix in (".npz", ".json"):
+            if path.with_suffix(suffix).exists():
+                os.replace(path.with_suffix(suffix), folder / f"{name}{suffix}")
 
     def rows(self) -> Iterator[Result]:
         """All rows, sorted by path.

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from siegebench import artifacts, registry
+from siegebench import artifacts, registry, sources
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, digest
 from siegebench.classifier import Classifier, Ensemble
@@ -42,6 +42,8 @@ class Settings:
         batch: largest number of images per step; halved when memory runs out.
         dtype: `float32`, or `float64` for checks of exactness.
         threads: threads of torch per worker; None is torch's default.
+        again: compute rows again that were started at this time (UTC) or before; empty: use them.
+        keep_stale: use rows that were made by other source of their entries.
         specs: specs of entries with a folder or file on this machine, by the digest of their description.
     """
 
@@ -50,6 +52,8 @@ class Settings:
     batch: int = 256
     dtype: str = "float32"
     threads: int | None = None
+    again: str = ""
+    keep_stale: bool = False
     specs: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -144,7 +148,8 @@ class Workspace:
             finally:
                 self.training += time.perf_counter() - start
 
-        return self._ready(artifacts.trained(self.store, description, model, timed))
+        made_by = sources.of_slots({slot: description.get(slot) for slot in ("model", "backdoor", "defense")})
+        return self._ready(artifacts.trained(self.store, description, model, timed, made_by))
 
     def _source(self, described: dict[str, Any]) -> ModelSource:
         """The source of a network; networks that differ only in the training seed share it."""

@@ -89,10 +89,19 @@ def run(
     wandb: Annotated[str | None, typer.Option(help="Copy the rows to W&B: offline or online.")] = None,
     wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells; compute nothing.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Compute all cells again; the old rows move to STORE/history.")
+    ] = False,
+    keep_stale: Annotated[
+        bool, typer.Option("--keep-stale", help="Use rows that other code of their entries has made.")
+    ] = False,
     timing: Annotated[bool, typer.Option("--timing", help="Print a breakdown of the time to stderr.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compute the cells of a suite that are not stored yet, and print the ranked tables."""
+    """Compute the cells of a suite that are not stored yet, and print the ranked tables.
+
+    A row is stale if the code of one of its entries has changed since; it is computed again.
+    """
     _check_wandb(wandb)
     _check_folder(store)
     if page is not None and page.is_dir():
@@ -108,16 +117,19 @@ def run(
         from siegebench.plan import plan
         from siegebench.workspace import Settings, Workspace
 
-        settings = Settings(root=str(store), device=device, batch=batch, dtype=dtype, threads=threads)
+        settings = Settings(
+            root=str(store), device=device, batch=batch, dtype=dtype, threads=threads, keep_stale=keep_stale
+        )
         Workspace(settings)  # raises for an unknown device or dtype before anything else
         planned = plan(wanted)
         if not dry_run:
+            _say_stale(planned.cells, store, keep_stale)
             progress.begin(planned.cells, 1 if executor is How.serial else slots or os.cpu_count() or 1)
             outcome = run_suite(
-                wanted, settings, how=executor.value, slots=slots, planned=planned, report=progress.step
+                wanted, settings, how=executor.value, slots=slots, again=again, planned=planned, report=progress.step
             )
     if dry_run:
-        _print_cells(planned.cells, store, as_json)
+        _print_cells(planned.cells, settings, again, as_json)
         return
     from siegebench.files import write_atomic
     from siegebench.leaderboard import export, rank, tables
@@ -182,17 +194,43 @@ def _check_folder(store: Path) -> None:
         raise ConfigError(f"--store {store}: {there} cannot be written")
 
 
-def _print_cells(cells: list[Any], store: Path, as_json: bool) -> None:
+def _say_stale(cells: list[Any], store: Path, kept: bool) -> None:
+    """Say which rows were made by other code, and what happens to them."""
+    from siegebench.reuse import stale
     from siegebench.store import Store
 
-    kept = Store(store)
-    rows = [{"key": c.key, "stored": kept.finished(c), "title": c.title, "cell": c.as_dict()} for c in cells]
+    found = stale(cells, Store(store))
+    if found:
+        entries = ", ".join(sorted({entry for changed in found.values() for entry in changed}))
+        then = "kept" if kept else "computed again (--keep-stale keeps them)"
+        _say(f"{len(found)} stored rows were made by other code of {entries}: {then}")
+
+
+def _print_cells(cells: list[Any], settings: Any, again: bool, as_json: bool) -> None:
+    from siegebench.reuse import reason, stale
+    from siegebench.store import Store
+
+    kept = Store(settings.root)
+    old = stale(cells, kept)
+    rows = [
+        {
+            "key": cell.key,
+            "stored": kept.finished(cell),
+            "changed": old.get(cell.key, []),
+            "compute": again or bool(reason(cell, kept, settings)),
+            "title": cell.title,
+            "cell": cell.as_dict(),
+        }
+        for cell in cells
+    ]
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     for row in rows:
-        print(f"{row['key'][:16]}  {'stored' if row['stored'] else 'to do ':6}  {row['title']}")
-    print(f"{len(rows)} cells, {sum(not r['stored'] for r in rows)} to compute")
+        word = "stale" if row["changed"] else "stored" if row["stored"] else "to do"
+        print(f"{row['key'][:16]}  {word:6}  {row['title']}")
+    told = f", {len(old)} stored rows are stale" if old else ""
+    print(f"{len(rows)} cells, {sum(row['compute'] for row in rows)} to compute{told}")
 
 
 @app.command()

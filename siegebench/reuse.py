@@ -1,0 +1,35 @@
+"""Whether a stored row is used, or its cell computed again. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from siegebench import sources
+from siegebench.cells import Cell
+from siegebench.store import Store
+
+if TYPE_CHECKING:
+    from siegebench.workspace import Settings
+
+# new: no row; failed: an error; stale: made by other source; again: asked for; images: they are not stored
+Reason = Literal["", "new", "failed", "stale", "again", "images"]
+
+
+def reason(cell: Cell, store: Store, settings: Settings) -> Reason:
+    """Why a cell is computed; empty if its stored row is used."""
+    row = store.get(cell)
+    if row is None:
+        return "new"
+    if row.status == "error":
+        return "failed"
+    if settings.again and str(row.timing.get("started", "")) <= settings.again:
+        return "again"
+    if not settings.keep_stale and sources.changed(row):
+        return "stale"
+    return ""
+
+
+def stale(cells: list[Cell], store: Store) -> dict[str, list[str]]:
+    """The keys of cells whose rows were made by other source, with the entries that have changed."""
+    rows = [row for cell in cells if (row := store.get(cell)) is not None and row.status != "error"]
+    return {row.cell.key: found for row in rows if (found := sources.changed(row))}
