@@ -114,6 +114,7 @@ class LocalExecutor:
         slots = min(self.slots, len(cells))
         if slots == 0:
             return
+        worker.check_guarded()
         threads = settings.threads or max(1, (os.cpu_count() or 1) // slots)
         queues = _Queues(cells, slots)
         crashes: dict[str, int] = {}
@@ -142,6 +143,11 @@ class LocalExecutor:
                         crashes[cell.key] = crashes.get(cell.key, 0) + 1
                         if crashes[cell.key] <= MAX_CRASHES:
                             again = cell
+                        elif not pools.started.is_set():
+                            raise ConfigError(
+                                f"no worker process has started, {crashes[cell.key]} ended before; nothing was "
+                                f"computed. Their messages are above. In a script, {worker.GUARD}"
+                            ) from None
                         else:
                             report(cell, _write_crash(cell, settings, crashes[cell.key]))
                     else:
@@ -165,7 +171,11 @@ def _write_crash(cell: Cell, settings: Settings, times: int) -> str:
     with store.lock(cell.key):
         if not reason(cell, store, settings):
             return "cached"  # another run has computed it
-        result = failed(cell, RuntimeError(f"the worker process died {times} times (killed, or out of memory)"))
+        told = (
+            f"the worker process died {times} times: it was killed, most often because memory ran out, or a library "
+            "crashed. Run with --slots 1 to give it all memory; --executor serial shows a crash"
+        )
+        result = failed(cell, ChildProcessError(told))
         result.timing = {"ended": now()}
         result.sources = sources.of(cell)
         store.put(result.after(_failure(store, cell), times))
@@ -196,12 +206,14 @@ class _Pools:
 
     def __init__(self, slots: int, threads: int) -> None:
         self._threads = threads
+        # never fork: torch's thread pools and CUDA do not support it
+        self._context = multiprocessing.get_context("spawn")
+        self.started = self._context.Event()  # set once a worker is ready
         self._pools = [self._new() for _ in range(slots)]
 
     def _new(self) -> ProcessPoolExecutor:
-        # never fork: torch's thread pools and CUDA do not support it
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, mp_context=context, initializer=worker.start, initargs=(self._threads,))
+        given = (self._threads, self.started)
+        return ProcessPoolExecutor(1, mp_context=self._context, initializer=worker.start, initargs=given)
 
     def submit(self, slot: int, call: Callable[..., str], *args: Any) -> Future[str]:
         """Run in the worker of a slot. A started process ignores Ctrl-C, even while it imports."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from siegebench import sources
-from siegebench.cells import Cell
+from siegebench.cells import Cell, Flag, Result
 from siegebench.store import Store
 
 if TYPE_CHECKING:
@@ -27,6 +29,16 @@ def reason(cell: Cell, store: Store, settings: Settings) -> Reason:
     if not settings.keep_stale and sources.changed(row):
         return "stale"
     return ""
+
+
+def marked(rows: Iterable[Result]) -> list[Result]:
+    """The rows, those made by other source with a flag that says so."""
+    return [_flagged(row, found) if (found := sources.changed(row)) else row for row in rows]
+
+
+def _flagged(row: Result, entries: list[str]) -> Result:
+    evidence = f"made by other code of {', '.join(entries)}; `siegebench run` computes it again"
+    return replace(row, flags=[*row.flags, Flag("stale", "flag", evidence).as_dict()])
 
 
 def stale(cells: list[Cell], store: Store) -> dict[str, list[str]]:

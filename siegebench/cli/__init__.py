@@ -134,6 +134,7 @@ def run(
     from siegebench.files import write_atomic
     from siegebench.leaderboard import export, rank, tables
     from siegebench.reporting import report as render
+    from siegebench.reuse import marked
 
     target = page or store / f"{wanted.suite}.html"
     write_atomic(target, render(outcome.results, "html").encode())
@@ -141,8 +142,9 @@ def run(
         from siegebench.leaderboard import wandb_mirror
 
         wandb_mirror.mirror(outcome.results, project=wandb_project, mode=wandb, directory=store)
-    boards = rank.boards(outcome.results)
-    uncaught = rank.uncaught_controls(outcome.results)
+    shown = marked(outcome.results)
+    boards = rank.boards(shown)
+    uncaught = rank.uncaught_controls(shown)
     if as_json:
         print(export.as_json(boards))
     else:
@@ -246,6 +248,7 @@ def report(
     from siegebench.files import write_atomic
     from siegebench.leaderboard import rank, tables
     from siegebench.reporting import report as render
+    from siegebench.reuse import marked
     from siegebench.store import Store
 
     _check_wandb(wandb)
@@ -254,7 +257,7 @@ def report(
         rows = list(Store(store).rows())
         if not rows:
             raise ConfigError(f"{store}: no rows here; run a suite first: siegebench run quickstart --store {store}")
-        tables.show(rank.boards(rows), tables.stdout())
+        tables.show(rank.boards(marked(rows)), tables.stdout())
     else:
         text = render(store, "md" if chosen == "table" else chosen)
         if out is None:
