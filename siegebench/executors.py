@@ -55,12 +55,12 @@ def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Works
         workspace = _workspaces.get(settings.key) or Workspace(settings)
         _workspaces[settings.key] = workspace
     store = workspace.store
-    if not reason(cell, store, workspace.settings):
+    if not reason(cell, store, settings):
         return "cached"
     with store.lock(cell.key, wait) as mine:  # several runs on one store share the work
         if not mine:
             return BUSY
-        if not reason(cell, store, workspace.settings):
+        if not reason(cell, store, settings):
             return "cached"
         before = _failure(store, cell)
         result = evaluate(cell, workspace).after(before)

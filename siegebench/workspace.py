@@ -68,6 +68,7 @@ class Workspace:
     def __init__(self, settings: Settings, given: dict[str, Classifier] | None = None) -> None:
         """`given` has classifiers passed from Python, by the digest of their description."""
         self.settings, self.given = settings, given or {}
+        self.held: dict[str, ImageSet] = {}  # images passed from Python, by their digest
         self.store = Store(settings.root)
         self.device = device(settings.device)
         if settings.dtype not in ("float32", "float64"):
@@ -103,6 +104,8 @@ class Workspace:
         Raises:
             DataError: when they differ from those the cell was planned with.
         """
+        if data["digest"] in self.held:
+            return self.held[data["digest"]]
         key = digest([data["source"], data["split"], data["count"], data["digest"]])
         if key not in self._sets:
             part = subset(self.entry(DataSource, data["source"]).scan(data["split"]), data["count"])
