@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from siegebench import sources
 from siegebench.cells import Cell, Flag, Result
+from siegebench.schema import ATTACKING
 from siegebench.store import Store
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ def reason(cell: Cell, store: Store, settings: Settings) -> Reason:
         return "again"
     if not settings.keep_stale and sources.changed(row):
         return "stale"
+    most = settings.save_images
+    if most is not None and row.status == "ok" and cell.attack is not None and cell.track in ATTACKING:
+        attacked = int(row.counts.get("attacked", 0))
+        stored = store.images(cell)
+        if stored is None or stored < min(most or attacked, attacked):
+            return "images"
     return ""
 
 

@@ -43,6 +43,7 @@ class Settings:
         dtype: `float32`, or `float64` for checks of exactness.
         threads: threads of torch per worker; None is torch's default.
         again: compute rows again that were started at this time (UTC) or before; empty: use them.
+        save_images: how many adversarial images of each attack to keep beside its row; 0 keeps all, None none.
         keep_stale: use rows that were made by other source of their entries.
         specs: specs of entries with a folder or file on this machine, by the digest of their description.
     """
@@ -53,6 +54,7 @@ class Settings:
     dtype: str = "float32"
     threads: int | None = None
     again: str = ""
+    save_images: int | None = None
     keep_stale: bool = False
     specs: dict[str, Any] = field(default_factory=dict, hash=False)
 

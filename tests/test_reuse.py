@@ -225,11 +225,13 @@ def test_the_command_says_what_is_stale(finished: tuple[Path, Path], store: Path
     told = runs.run("run", file, "--store", store, "--dry-run", folder=tmp_path)
     assert "stale   white_box: " in told.stdout
     assert "2 cells, 1 to compute, 1 stored rows are stale" in told.stdout
-    done = runs.run("run", file, "--store", store, "--executor", "serial", folder=tmp_path)
+    done = runs.run("run", file, "--store", store, "--executor", "serial", "--save-images", folder=tmp_path)
     assert (
         "1 stored rows were made by other code of attack fgsm: computed again (--keep-stale keeps them)" in done.stderr
     )
     assert "2 cells: 1 computed, 1 stored before" in done.stderr
+    assert len(list(store.rglob("fgsm-*.images.safetensors"))) == 1
+    assert list(store.rglob("fgsm-*.images/*.png"))
 
 
 def test_plans_have_cells_whose_sources_are_known(finished: tuple[Path, Path]) -> None:

@@ -36,7 +36,7 @@ def none(found: list[str]) -> None:
 
 # From the ground up: a module imports its own layer and those before it. Every module of the harness is named.
 LAYERS = (
-    ("__init__", "errors", "kinds", "worker", "progress", "files", "stats"),
+    ("__init__", "errors", "kinds", "worker", "progress", "files", "pictures", "stats"),
     ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled"),
     ("ops", "cells", "card"),
     ("registry",),

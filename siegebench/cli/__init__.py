@@ -34,6 +34,7 @@ app = typer.Typer(
 app.command("list")(listing.list_)
 app.command()(listing.show)
 INTERRUPTED = 130
+ALL = "all"  # value of --save-images without a number
 
 
 class How(StrEnum):
@@ -95,6 +96,12 @@ def run(
     keep_stale: Annotated[
         bool, typer.Option("--keep-stale", help="Use rows that other code of their entries has made.")
     ] = False,
+    save_images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[=N]", help="Keep the adversarial images of each attack beside its row, at most N; default: all."
+        ),
+    ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print a breakdown of the time to stderr.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -103,6 +110,7 @@ def run(
     A row is stale if the code of one of its entries has changed since; it is computed again.
     """
     _check_wandb(wandb)
+    most = _most_images(save_images)
     _check_folder(store)
     if page is not None and page.is_dir():
         raise ConfigError(f"--page {page}: is a folder; expected a file")
@@ -118,8 +126,9 @@ def run(
         from siegebench.workspace import Settings, Workspace
 
         settings = Settings(
-            root=str(store), device=device, batch=batch, dtype=dtype, threads=threads, keep_stale=keep_stale
-        )
+            root=str(store), device=device, batch=batch, dtype=dtype, threads=threads, save_images=most,
+            keep_stale=keep_stale,
+        )  # fmt: skip
         Workspace(settings)  # raises for an unknown device or dtype before anything else
         planned = plan(wanted)
         if not dry_run:
@@ -178,6 +187,15 @@ def _summary(ended: Mapping[str, int]) -> str:
     }  # fmt: skip
     told = ", ".join(f"{ended[status]} {word}" for status, word in words.items() if ended.get(status))
     return f"{sum(ended.values())} cells: {told or 'nothing to do'}"
+
+
+def _most_images(value: str | None) -> int | None:
+    """The number after --save-images: 0 for all, None without the option."""
+    if value is None or value == ALL:
+        return None if value is None else 0
+    if not value.isdecimal() or int(value) == 0:
+        raise ConfigError(f"--save-images={value}: expected a whole number above 0, or nothing for all images")
+    return int(value)
 
 
 def _check_wandb(mode: str | None) -> None:
@@ -320,7 +338,9 @@ def doctor(store: StorePath = DEFAULT_STORE, as_json: Json = False) -> None:
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        # typer has no options with an optional value
+        words = [f"{word}={ALL}" if word == "--save-images" else word for word in sys.argv[1:]]
+        code = app(words, standalone_mode=False)
         sys.stdout.flush()
     except SiegeError as error:
         _say(str(error))
