@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from siegebench.bundled import suite_path
 from siegebench.errors import did_you_mean, shortened
-from siegebench.inventory import Inventory
+from siegebench.inventory import Inventory, NamedData
 from siegebench.tracks import TRACKS
 from siegebench.tracks.base import BoardSpec, DataSpec, Seeds, Specs, Strict, ThreatSpec
 from siegebench.yamlmarks import Document
@@ -39,13 +39,14 @@ class Suite(Strict):
         """The boards, with the defaults of the suite filled in."""
         return [board.filled(self, ("boards", i)) for i, board in enumerate(self.boards)]
 
-    def inventory(self, given: dict[str, Any] | None = None) -> Inventory:
+    def inventory(self, given: dict[str, Any] | None = None, data: NamedData | None = None) -> Inventory:
         """The resolved entries of the suite; no data and no model is loaded yet.
 
         Args:
             given: description of a model passed from Python, which replaces the suite's models.
+            data: images passed from Python, which replace the suite's data.
         """
-        return self._inventory.of(given)
+        return self._inventory.of(given, data)
 
 
 def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:

@@ -51,8 +51,8 @@ class Kind:
 
     def load(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Stored numbers as model inputs."""
-        x = stored.to(dtype)
-        return x if self.grid is None else x.div_(self.grid)  # in place: x is a copy of integers
+        x = stored.to(dtype, copy=True)  # nobody writes into the stored images
+        return x if self.grid is None else x.div_(self.grid)
 
     def store(self, x: Tensor) -> Tensor:
         """Model inputs in stored form; rounded if that is coarser."""

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from siegebench import registry
+from siegebench import registry, sources
 from siegebench.cells import SLOTS, Cell, Flag, Result, digest
 from siegebench.environment import environment
-from siegebench.errors import ContractError, NotApplicable
+from siegebench.errors import ContractError, NotApplicable, SiegeError
 from siegebench.tracks import TRACKS
 from siegebench.workspace import Workspace
 
@@ -34,6 +34,7 @@ def evaluate(cell: Cell, ws: Workspace) -> Result:
         "ended": now(),
     }
     result.given = as_given(cell, ws.settings.specs)
+    result.sources = sources.of(cell)
     return result
 
 
@@ -61,18 +62,37 @@ def as_given(cell: Cell, specs: Mapping[str, Any]) -> dict[str, Any]:
     return {slot: spec for slot, spec in out.items() if spec}
 
 
+def advice(error: BaseException) -> str:
+    """What a user can do about an error whose message does not say it; empty for others."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return (
+            "the memory is too small even for one image at a time: run fewer processes at once (--slots 1), "
+            "or use a smaller model, smaller images or --device cpu"
+        )
+    if isinstance(error, FileNotFoundError):
+        return "a file is missing that was there when the suite was checked; put it back and run again"
+    if isinstance(error, (ModuleNotFoundError, ImportError)):
+        return "a package is missing or broken in this environment; `siegebench doctor` lists the optional ones"
+    if isinstance(error, SystemExit):
+        return "the entry, or a library that it uses, called sys.exit"
+    return ""
+
+
 def failed(cell: Cell, error: BaseException) -> Result:
-    """An error row with type, message and the last stack frames, without absolute paths."""
+    """An error row with type, message, advice and the last stack frames, without absolute paths."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     tail = [f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
     flags = (
         [Flag("contract_broken", "fail", _unicode(str(error))).as_dict()] if isinstance(error, ContractError) else []
     )
+    hint = "" if isinstance(error, SiegeError) else advice(error)
+    message = str(error)[:2000] + (f" ({hint})" if hint else "")
     return Result(
         cell=cell,
         status="error",
         flags=flags,
-        error={"type": type(error).__name__, "message": _unicode(str(error)[:2000]), "traceback": tail},
+        error={"type": type(error).__name__, "message": _unicode(message), "traceback": tail},
     )
 
 

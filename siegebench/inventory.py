@@ -72,20 +72,22 @@ class Inventory:
     Attributes:
         document: the suite's document, for the positions of errors.
         given: description of a model passed from Python, which replaces the suite's models.
+        data: images passed from Python, which replace the suite's data.
         specs: spec of each description, by digest; folders and files are part of a spec but not of a key.
         costs: cost of each attack, by the digest of its description.
     """
 
     document: Document
     given: dict[str, Any] | None = None
+    data: NamedData | None = None
     specs: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     _names: dict[Any, Any] = field(default_factory=dict)
     _known: dict[Any, Any] = field(default_factory=dict)
 
-    def of(self, given: dict[str, Any] | None) -> Inventory:
-        """The same inventory for a model passed from Python; nothing is loaded or built yet."""
-        return replace(self, given=given, _known={})
+    def of(self, given: dict[str, Any] | None, data: NamedData | None = None) -> Inventory:
+        """The same inventory for a model and images passed from Python; nothing is loaded or built yet."""
+        return replace(self, given=given, data=data, _known={})
 
     @contextmanager
     def blame(self, where: Loc) -> Iterator[None]:

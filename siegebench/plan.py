@@ -7,6 +7,7 @@ from typing import Any
 
 from siegebench.cells import Cell, digest
 from siegebench.config import Suite
+from siegebench.inventory import NamedData
 from siegebench.tracks import TRACKS
 
 
@@ -23,16 +24,17 @@ class Plan:
     specs: dict[str, Any] = field(default_factory=dict)
 
 
-def plan(suite: Suite, given: dict[str, Any] | None = None) -> Plan:
+def plan(suite: Suite, given: dict[str, Any] | None = None, data: NamedData | None = None) -> Plan:
     """The cells of a suite, in the order of execution.
 
     Args:
         given: description of a model passed from Python, which replaces the suite's models.
+        data: images passed from Python, which replace the suite's data.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is computed; the message begins with the position.
     """
-    inventory = suite.inventory(given)
+    inventory = suite.inventory(given, data)
     cells = {cell.key: cell for board in suite.filled() for cell in board.cells(inventory)}
 
     def order(cell: Cell) -> tuple[Any, ...]:

@@ -247,6 +247,7 @@ class Row(Part):
     env: dict[Text, Plain]
     timing: Timing
     given: dict[Text, dict[str, Any] | list[dict[str, Any]]] = {}
+    sources: dict[Text, Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]] = {}
     errors: list[ErrorPart] = []
 
     @model_validator(mode="after")
@@ -263,9 +264,10 @@ class Row(Part):
         for name in self.counts:
             if name not in COUNTS:
                 raise Refused("no such count", "counts", name)
-        for name in self.given:
-            if name not in (*SLOTS, "surrogates", "data"):
-                raise Refused("no such part of a cell", "given", name)
+        for part in ("given", "sources"):
+            for name in getattr(self, part):
+                if name not in (*SLOTS, "surrogates", "data"):
+                    raise Refused("no such part of a cell", part, name)
         if self.error is not None and self.status == "ok":
             raise Refused("there is one although the status is ok", "error")
         return self

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from siegebench import artifacts, registry
+from siegebench import artifacts, registry, sources
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, digest
 from siegebench.classifier import Classifier, Ensemble, copied
@@ -41,6 +41,9 @@ class Settings:
         batch: largest number of images per step; halved when memory runs out.
         dtype: `float32`, or `float64` for checks of exactness.
         threads: threads of torch per worker; None is torch's default.
+        again: compute rows again that were started at this time (UTC) or before; empty: use them.
+        save_images: how many adversarial images of each attack to keep beside its row; 0 keeps all, None none.
+        keep_stale: use rows that were made by other source of their entries.
         specs: specs of entries with a folder or file on this machine, by the digest of their description.
     """
 
@@ -49,6 +52,9 @@ class Settings:
     batch: int = 256
     dtype: str = "float32"
     threads: int | None = None
+    again: str = ""
+    save_images: int | None = None
+    keep_stale: bool = False
     specs: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -63,6 +69,7 @@ class Workspace:
     def __init__(self, settings: Settings, given: dict[str, Classifier] | None = None) -> None:
         """`given` has classifiers passed from Python, by the digest of their description."""
         self.settings, self.given = settings, given or {}
+        self.held: dict[str, ImageSet] = {}  # images passed from Python, by their digest
         self.store = Store(settings.root)
         self.device = device(settings.device)
         if settings.dtype not in ("float32", "float64"):
@@ -98,6 +105,8 @@ class Workspace:
         Raises:
             DataError: when they differ from those the cell was planned with.
         """
+        if data["digest"] in self.held:
+            return self.held[data["digest"]]
         key = digest([data["source"], data["split"], data["count"], data["digest"]])
         if key not in self._sets:
             part = subset(self.entry(DataSource, data["source"]).scan(data["split"]), data["count"])
@@ -143,7 +152,8 @@ class Workspace:
             finally:
                 self.training += time.perf_counter() - start
 
-        return self._ready(artifacts.trained(self.store, description, model, timed))
+        made_by = sources.of_slots({slot: description.get(slot) for slot in ("model", "backdoor", "defense")})
+        return self._ready(artifacts.trained(self.store, description, model, timed, made_by))
 
     def _source(self, described: dict[str, Any]) -> ModelSource:
         """The source of a network; networks that differ only in the training seed share it."""

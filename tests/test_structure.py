@@ -36,12 +36,12 @@ def none(found: list[str]) -> None:
 
 # From the ground up: a module imports its own layer and those before it. Every module of the harness is named.
 LAYERS = (
-    ("__init__", "errors", "kinds", "worker", "progress", "files", "stats"),
+    ("__init__", "errors", "kinds", "worker", "progress", "files", "pictures", "stats"),
     ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled"),
     ("ops", "cells", "card"),
     ("registry",),
-    ("schema",),
-    ("store", "weights", "rows", "data", "environment"),
+    ("schema", "sources"),
+    ("store", "reuse", "weights", "rows", "data", "environment"),
     ("classifier",),
     ("inputs",),
     ("prepare",),
@@ -49,8 +49,8 @@ LAYERS = (
     ("search",),
     ("types",),
     ("train", "catalogue", "skeleton", "doctor"),
-    ("inventory", "artifacts"),
-    ("workspace",),
+    ("inventory", "artifacts", "identity"),
+    ("workspace", "given"),
     ("tracks",),
     ("config", "evaluation", "testing"),
     ("plan", "executors"),

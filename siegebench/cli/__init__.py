@@ -34,6 +34,7 @@ app = typer.Typer(
 app.command("list")(listing.list_)
 app.command()(listing.show)
 INTERRUPTED = 130
+ALL = "all"  # value of --save-images without a number
 
 
 class How(StrEnum):
@@ -89,11 +90,27 @@ def run(
     wandb: Annotated[str | None, typer.Option(help="Copy the rows to W&B: offline or online.")] = None,
     wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells; compute nothing.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Compute all cells again; the old rows move to STORE/history.")
+    ] = False,
+    keep_stale: Annotated[
+        bool, typer.Option("--keep-stale", help="Use rows that other code of their entries has made.")
+    ] = False,
+    save_images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[=N]", help="Keep the adversarial images of each attack beside its row, at most N; default: all."
+        ),
+    ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print a breakdown of the time to stderr.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compute the cells of a suite that are not stored yet, and print the ranked tables."""
+    """Compute the cells of a suite that are not stored yet, and print the ranked tables.
+
+    A row is stale if the code of one of its entries has changed since; it is computed again.
+    """
     _check_wandb(wandb)
+    most = _most_images(save_images)
     _check_folder(store)
     if page is not None and page.is_dir():
         raise ConfigError(f"--page {page}: is a folder; expected a file")
@@ -108,20 +125,25 @@ def run(
         from siegebench.plan import plan
         from siegebench.workspace import Settings, Workspace
 
-        settings = Settings(root=str(store), device=device, batch=batch, dtype=dtype, threads=threads)
+        settings = Settings(
+            root=str(store), device=device, batch=batch, dtype=dtype, threads=threads, save_images=most,
+            keep_stale=keep_stale,
+        )  # fmt: skip
         Workspace(settings)  # raises for an unknown device or dtype before anything else
         planned = plan(wanted)
         if not dry_run:
+            _say_stale(planned.cells, store, keep_stale)
             progress.begin(planned.cells, 1 if executor is How.serial else slots or os.cpu_count() or 1)
             outcome = run_suite(
-                wanted, settings, how=executor.value, slots=slots, planned=planned, report=progress.step
+                wanted, settings, how=executor.value, slots=slots, again=again, planned=planned, report=progress.step
             )
     if dry_run:
-        _print_cells(planned.cells, store, as_json)
+        _print_cells(planned.cells, settings, again, as_json)
         return
     from siegebench.files import write_atomic
     from siegebench.leaderboard import export, rank, tables
     from siegebench.reporting import report as render
+    from siegebench.reuse import marked
 
     target = page or store / f"{wanted.suite}.html"
     write_atomic(target, render(outcome.results, "html").encode())
@@ -129,8 +151,9 @@ def run(
         from siegebench.leaderboard import wandb_mirror
 
         wandb_mirror.mirror(outcome.results, project=wandb_project, mode=wandb, directory=store)
-    boards = rank.boards(outcome.results)
-    uncaught = rank.uncaught_controls(outcome.results)
+    shown = marked(outcome.results)
+    boards = rank.boards(shown)
+    uncaught = rank.uncaught_controls(shown)
     if as_json:
         print(export.as_json(boards))
     else:
@@ -166,6 +189,15 @@ def _summary(ended: Mapping[str, int]) -> str:
     return f"{sum(ended.values())} cells: {told or 'nothing to do'}"
 
 
+def _most_images(value: str | None) -> int | None:
+    """The number after --save-images: 0 for all, None without the option."""
+    if value is None or value == ALL:
+        return None if value is None else 0
+    if not value.isdecimal() or int(value) == 0:
+        raise ConfigError(f"--save-images={value}: expected a whole number above 0, or nothing for all images")
+    return int(value)
+
+
 def _check_wandb(mode: str | None) -> None:
     if mode not in (None, "offline", "online"):
         raise ConfigError(f"--wandb {mode}: offline or online")
@@ -182,17 +214,43 @@ def _check_folder(store: Path) -> None:
         raise ConfigError(f"--store {store}: {there} cannot be written")
 
 
-def _print_cells(cells: list[Any], store: Path, as_json: bool) -> None:
+def _say_stale(cells: list[Any], store: Path, kept: bool) -> None:
+    """Say which rows were made by other code, and what happens to them."""
+    from siegebench.reuse import stale
     from siegebench.store import Store
 
-    kept = Store(store)
-    rows = [{"key": c.key, "stored": kept.finished(c), "title": c.title, "cell": c.as_dict()} for c in cells]
+    found = stale(cells, Store(store))
+    if found:
+        entries = ", ".join(sorted({entry for changed in found.values() for entry in changed}))
+        then = "kept" if kept else "computed again (--keep-stale keeps them)"
+        _say(f"{len(found)} stored rows were made by other code of {entries}: {then}")
+
+
+def _print_cells(cells: list[Any], settings: Any, again: bool, as_json: bool) -> None:
+    from siegebench.reuse import reason, stale
+    from siegebench.store import Store
+
+    kept = Store(settings.root)
+    old = stale(cells, kept)
+    rows = [
+        {
+            "key": cell.key,
+            "stored": kept.finished(cell),
+            "changed": old.get(cell.key, []),
+            "compute": again or bool(reason(cell, kept, settings)),
+            "title": cell.title,
+            "cell": cell.as_dict(),
+        }
+        for cell in cells
+    ]
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     for row in rows:
-        print(f"{row['key'][:16]}  {'stored' if row['stored'] else 'to do ':6}  {row['title']}")
-    print(f"{len(rows)} cells, {sum(not r['stored'] for r in rows)} to compute")
+        word = "stale" if row["changed"] else "stored" if row["stored"] else "to do"
+        print(f"{row['key'][:16]}  {word:6}  {row['title']}")
+    told = f", {len(old)} stored rows are stale" if old else ""
+    print(f"{len(rows)} cells, {sum(row['compute'] for row in rows)} to compute{told}")
 
 
 @app.command()
@@ -208,6 +266,7 @@ def report(
     from siegebench.files import write_atomic
     from siegebench.leaderboard import rank, tables
     from siegebench.reporting import report as render
+    from siegebench.reuse import marked
     from siegebench.store import Store
 
     _check_wandb(wandb)
@@ -216,7 +275,7 @@ def report(
         rows = list(Store(store).rows())
         if not rows:
             raise ConfigError(f"{store}: no rows here; run a suite first: siegebench run quickstart --store {store}")
-        tables.show(rank.boards(rows), tables.stdout())
+        tables.show(rank.boards(marked(rows)), tables.stdout())
     else:
         text = render(store, "md" if chosen == "table" else chosen)
         if out is None:
@@ -279,7 +338,9 @@ def doctor(store: StorePath = DEFAULT_STORE, as_json: Json = False) -> None:
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        # typer has no options with an optional value
+        words = [f"{word}={ALL}" if word == "--save-images" else word for word in sys.argv[1:]]
+        code = app(words, standalone_mode=False)
         sys.stdout.flush()
     except SiegeError as error:
         _say(str(error))

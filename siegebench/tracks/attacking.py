@@ -64,6 +64,8 @@ def _attack(
     indices = (clean if aimed is None else clean & (aimed.goal != data.labels)).nonzero().squeeze(1)
     lesson, spent = lesson_of(attack, cell, ws, seen, threat)
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids)
+    most = len(indices) if ws.settings.save_images == 0 else ws.settings.save_images or 0
+    kept: dict[int, Tensor] = {}  # adversarial images, by the index of the first
 
     def found(at: slice, x: Tensor, y: Tensor, draws: Draws, goal: Tensor | None) -> tuple[Tensor, Ledger]:
         def make() -> tuple[Tensor, Ledger]:
@@ -86,6 +88,9 @@ def _attack(
         hits = right(z, y)
         far = threat.size(x_adv, x)
         inside = far <= threat.eps + TOLERANCE * max(1.0, threat.eps)  # minimum-norm attacks may end outside
+        if at.start < most:
+            shown = torch.where(inside.view(-1, 1, 1, 1), x_adv, x)  # outside the budget nothing was found
+            kept[at.start] = shown[: most - at.start].detach().cpu().float()
         out = {
             "robust": majority(hits) | ~inside,
             "expected": torch.where(inside, hits.double().mean(dim=0), 1.0),
@@ -111,6 +116,11 @@ def _attack(
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
     row = _row(cell, data, indices, threat, clean, victim, attack, got, aimed)
     row.counts.update(spent)
+    if ws.settings.save_images is not None:
+        first = indices[:most]
+        found_images = [kept[k] for k in sorted(kept)] or [ws.pixels(data, first).cpu().float()]
+        row.images = {"images": torch.cat(found_images), "ids": data.ids[first], "labels": data.labels[first]}
+        row.images = {name: value.numpy() for name, value in row.images.items()}
     return row
 
 
