@@ -226,21 +226,21 @@ class Ensemble(Classifier):
 
 
 def copied(model: M) -> M:
-    """A deep copy, also of a module that keeps results of a forward pass with their graph."""
+    """A deep copy, also of a module that keeps results of a forward pass, or that was made in inference mode."""
     memo: dict[int, Any] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor) and (value.is_inference() or not value.is_leaf):  # deepcopy cannot copy these
+            plain = value.detach().clone()
+            memo[id(value)] = nn.Parameter(plain, False) if isinstance(value, nn.Parameter) else plain
+        elif isinstance(value, (dict, list, tuple)):
+            for inner in value.values() if isinstance(value, dict) else value:
+                visit(inner)
+
     for module in model.modules():
-        for kept in _tensors(vars(module)):
-            if kept.grad_fn is not None:  # such a tensor refuses to be copied
-                memo[id(kept)] = kept.detach().clone()
-    return copy.deepcopy(model, memo)
-
-
-def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)) and depth:
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner, depth - 1)
+        visit(vars(module))
+    with torch.no_grad():  # copies of TorchScript would keep their history
+        return copy.deepcopy(model, memo)
 
 
 @contextmanager

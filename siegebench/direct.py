@@ -17,7 +17,7 @@ from siegebench.classifier import Classifier, frozen
 from siegebench.data import IMAGE, ImageSet
 from siegebench.draws import Draws, content_ids, derive_seed
 from siegebench.errors import ConfigError
-from siegebench.inputs import as_classifier, as_images, as_labels
+from siegebench.inputs import as_classifier, as_images, as_labels, gradients
 from siegebench.oracle import Oracle
 from siegebench.threat import TOLERANCE, Access, Norm, Rule, ThreatModel
 from siegebench.tracks.judging import fresh_passes, gradient_flags, majority, right
@@ -112,8 +112,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
         data: ImageSet | None = None,
         report: bool = False,
     ) -> Any:
-        # new tensors are normal ones with gradients, whatever the caller's context
-        with torch.inference_mode(False), torch.enable_grad():
+        with gradients():
             if entry.learning() and data is None:
                 raise ConfigError(
                     f"attack {name!r} learns from training images: pass data=, such as load_data(NAME, 'train')"

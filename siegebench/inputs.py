@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +26,17 @@ class UnreliableModel(UserWarning):
     """The model answers, but its answers are not a function of the image alone."""
 
 
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Leave the caller's `inference_mode`, `no_grad` and `autocast`: inside, an attack has no or other gradients."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", "cuda" if torch.cuda.is_available() else "cpu"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 # ---------------------------------------------------------------------------------------------------- images and labels
 
 
@@ -42,7 +55,7 @@ def as_images(x: Any, kind: Kind | None = None) -> Tensor:
     Raises:
         ConfigError: for anything else, with what was found and what is expected.
     """
-    found = _tensor(x, "images").detach()
+    found = as_tensor(x, "images").detach()
     found = found.clone() if found.is_inference() else found
     channels = "C" if kind is None else str(kind.channels)
     kind = kind or IMAGE
@@ -73,7 +86,7 @@ def as_labels(y: Any, n: int, classes: int | None = None) -> Tensor:
     Raises:
         ConfigError: for anything else, with what was found and what is expected.
     """
-    found = _tensor(y, "labels").detach()
+    found = as_tensor(y, "labels").detach()
     if found.dim() == 2 and len(found) == n and found.shape[1] > 1 and bool((found.sum(dim=1) == 1).all()):
         raise ConfigError(f"labels: expected {n} integers, found one-hot rows {tuple(found.shape)}; use y.argmax(1)")
     if found.shape != (n,) or found.is_floating_point() or found.dtype == torch.bool or found.is_complex():
@@ -87,7 +100,12 @@ def as_labels(y: Any, n: int, classes: int | None = None) -> Tensor:
     return found
 
 
-def _tensor(value: Any, name: str) -> Tensor:
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor as it is; an array or a list as a tensor.
+
+    Raises:
+        ConfigError: for anything else; `name` says what it is.
+    """
     if isinstance(value, Tensor):
         return value
     try:
@@ -129,7 +147,7 @@ def as_classifier(
     elif num_classes is not None and net.num_classes not in (0, num_classes):
         raise ModelError(f"the model has {net.num_classes} classes, num_classes is {num_classes}")
     with torch.no_grad(), frozen(net):
-        return _checked(net, x[:PROBES])
+        return checked(net, x[:PROBES])
 
 
 def unwrapped(model: Any) -> Any:
@@ -168,7 +186,12 @@ class _OnCopies(Wrapped):
         return super().backward_model(x.clone(), draws)
 
 
-def _checked(model: Classifier, x: Tensor) -> Classifier:
+def checked(model: Classifier, x: Tensor) -> Classifier:
+    """The model, after checking its answers to a few images; in a wrapper if it writes into the images it is given.
+
+    Raises:
+        ModelError: when it fails on these images, or does not return one finite logit for each class.
+    """
     draws = Draws(0, torch.arange(len(x), device=x.device)) if model.randomized else None
 
     def answers(rows: slice = slice(None)) -> tuple[Tensor, bool]:
@@ -197,7 +220,7 @@ def _checked(model: Classifier, x: Tensor) -> Classifier:
     if not bool(torch.isfinite(z).all()):
         raise ModelError(f"the model returns NaN or infinite logits for images in {model.kind.box}")
     if written:
-        return _checked(_OnCopies(model), x)
+        return checked(_OnCopies(model), x)
     if not model.randomized:
         apart = APART * float(z.abs().max())
         if float((answers()[0] - z).abs().max()) > apart:
