@@ -19,11 +19,15 @@ DEEPEST = 20
 
 
 class Pair(NamedTuple):
-    """A normalisation in a file: the paths of its mean and std, and their values."""
+    """A normalisation in a file: the paths of its mean and std, and their values for each channel.
+
+    `bare`: written as two numbers, which may be the statistics of anything.
+    """
 
     paths: tuple[str, str]
     mean: Channels
     std: Channels
+    bare: bool
 
 
 @dataclass
@@ -78,10 +82,10 @@ def _collect(value: Any, path: str, contents: Contents, seen: set[int], depth: i
 
 def _numbers(value: Any) -> Tensor | None:
     """A number or a short list of numbers as a tensor."""
-    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    items = value if isinstance(value, (list, tuple)) else [value]
     if not 1 <= len(items) <= 4 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in items):
         return None
-    return torch.tensor([float(v) for v in items], dtype=torch.float64)
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _pairs(values: Mapping[str, Tensor], channels: int) -> Iterator[Pair]:
@@ -101,13 +105,14 @@ def _pairs(values: Mapping[str, Tensor], channels: int) -> Iterator[Pair]:
             if bool(torch.isfinite(m).all() and torch.isfinite(s).all() and (s > 0).all()):
                 scale = 255.0 if float(m.max()) > 1 else 1.0  # for pixels in 0..255
                 spread = channels if m.numel() == 1 else 1
-                yield Pair((path, other), _rounded(m / scale) * spread, _rounded(s / scale) * spread)
+                yield Pair((path, other), _rounded(m / scale) * spread, _rounded(s / scale) * spread, mean.dim() == 0)
 
 
 def _for_channels(mean: Tensor, channels: int) -> bool:
-    """A number for each channel, or one for all (as a vector: a bare number beside three channels may be anything)."""
-    one = mean.numel() == 1 and (channels == 1 or mean.dim() > 0)
-    return one or (mean.numel() == channels and max(mean.shape) == channels)
+    """Whether these are a number for each channel, or one for all of them."""
+    if mean.numel() == 1:
+        return channels == 1 or mean.dim() > 0
+    return mean.numel() == channels == max(mean.shape)
 
 
 def _rounded(values: Tensor) -> Channels:

@@ -277,10 +277,12 @@ def _part(path: str, parent: str) -> str:
 
 def _normalised(fitted: Fitted, contents: Contents, where: object) -> Fitted:
     home = contents.homes[min(fitted.paths)]
-    near = [pair for pair in contents.pairs if contents.homes.get(pair.paths[0]) == home] or contents.pairs
+    # two bare numbers count only beside the weights, or in a dict around them
+    pairs = [p for p in contents.pairs if not p.bare or home.startswith(p.paths[0][: p.paths[0].rfind(".") + 1])]
+    near = [pair for pair in pairs if contents.homes.get(pair.paths[0]) == home] or pairs
     if not near:
         return fitted
-    if any(pair[1:] != near[0][1:] for pair in near):
+    if any(pair[1:3] != near[0][1:3] for pair in near):
         shown = " and ".join(f"{p.paths[0]} {p.mean}, {p.paths[1]} {p.std}" for p in near[:3])
         raise ModelError(
             f"{where}: contains normalisations that differ: {shown}. Save the state_dict without the wrong one"

@@ -12,6 +12,7 @@ import io
 import pickle
 import re
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,9 +146,10 @@ class _Unpickler(pickle.Unpickler):
         self.classes: dict[str, type[StandIn]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # of Python 2
         origin = f"{module}.{name}"
         *before, last = origin.split(".")
-        if HOSTILE & set(before) or (before[-1] in ("builtins", "__builtin__") and last in HOSTILE_BUILTINS):
+        if HOSTILE & set(before) or (before[-1] in ("builtins", "io", "_io") and last in HOSTILE_BUILTINS):
             shown = origin if origin.isprintable() else repr(origin)
             raise ModelError(
                 f"refused: reading it with pickle would call {shown}. No checkpoint needs that, so somebody put code "
@@ -255,7 +257,7 @@ def _tensor(value: StandIn, seen: Seen) -> Any:
 
 def _numbers(storage: Any) -> Tensor:
     if isinstance(storage, StandIn) and storage.origin.endswith("._load_from_bytes"):  # a plain pickle of tensors
-        inner = io.BytesIO(storage.args[0])
+        inner = io.BytesIO(_bytes(storage.args[0]))
         numbers: dict[str, bytes] = {}
         for _ in range(3):
             _Unpickler(inner, numbers.__getitem__).load()
@@ -269,10 +271,14 @@ def _numbers(storage: Any) -> Tensor:
 
 def _array(data: Any, dtype: Any) -> np.ndarray[Any, Any] | None:
     """Numbers of numpy's; None for text and objects."""
-    if isinstance(data, StandIn) and data.origin == "_codecs.encode":  # how protocol 2 writes bytes
-        data = data.args[0].encode("latin1")
+    data = _bytes(data)
     code = dtype.args[0] if isinstance(dtype, StandIn) and dtype.args else None
     if not isinstance(data, bytes) or not isinstance(code, str) or not re.fullmatch(r"[fiub][1248]", code):
         return None
     order = dtype.state[1] if isinstance(dtype.state, tuple) else "<"
     return np.frombuffer(data, dtype=("<" if order == "|" else order) + code)
+
+
+def _bytes(data: Any) -> Any:
+    """Bytes as protocol 2 writes them, as a call that encodes text."""
+    return data.args[0].encode("latin1") if isinstance(data, StandIn) and data.origin == "_codecs.encode" else data
