@@ -36,7 +36,7 @@ def read_weights(path: str | Path) -> Any:
         raise ModelError(f"{path}: no such file; expected weights as .safetensors or .pth")
     with path.open("rb") as file:
         head = file.read(512)
-    if head[8:9] == b"{" and head[:1] != b"\x80":
+    if (head[8:9] == b"{" or path.suffix == ".safetensors") and head[:1] != b"\x80" and head[:2] != b"PK":
         try:
             return safetensors.torch.load_file(path)
         except Exception as error:

@@ -72,6 +72,11 @@ class TimmModel(ModelSource):
             raise ValueError("finetune needs `architecture.tag` and no checkpoint")
         check_part(self.checkpoint, self.ema, self.part)
 
+    @staticmethod
+    def targets() -> frozenset[str]:
+        """The names that can follow `timm/`, for suggestions."""
+        return frozenset().union(*_in_source())
+
     @property
     def architecture(self) -> str:
         return self.target.partition(".")[0]
