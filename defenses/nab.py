@@ -39,7 +39,7 @@ class NAB(Defense):
     Cost: about two trainings on the training set, and one on the clean budget.
 
     Attributes:
-        share: |D_s| as a fraction of the training set.
+        share: |D_s| as a fraction of the training set; at least one image.
         flood: g.
         side: of the square stamp, in pixels of a 32-pixel image; it scales with the height of the image.
         isolation, verifier, recipe: how the networks of steps 1, 2 and 4 are trained. Set `recipe` to that of the
@@ -100,7 +100,7 @@ class NAB(Defense):
 
         train(flooded, data, self.isolation, seed, loss=loss)
         fit = F.cross_entropy(predict(flooded, data), data.labels, reduction="none")
-        return fit.argsort(stable=True)[: round(self.share * len(data))]
+        return fit.argsort(stable=True)[: max(1, round(self.share * len(data)))]
 
 
 class Stamped(Wrapped):

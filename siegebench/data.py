@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from siegebench.draws import Draws
-from siegebench.errors import ContractError, DataError
+from siegebench.errors import ContractError, DataError, NotApplicable
 from siegebench.rows import Rows
 
+SMALLEST = 4  # training images that can be split
 SUBSET_SEED = 0  # the evaluated subset of a dataset is the same in every suite
 Size = int | tuple[int, int]  # of images: the side of a square, else (height, width)
 
@@ -193,26 +194,45 @@ def stratified(data: ImageSet, count: int, seed: int, purpose: str = "subset") -
     return order[torch.argsort(rank, stable=True)[:count]].sort().values
 
 
+def _budget(n: int, classes: int, share: float) -> int:
+    """How many of n images or groups are held out."""
+    wanted = max(2 * classes, round(share * n))
+    return wanted if wanted < n else max(1, n // 2)
+
+
 def split_clean(data: ImageSet, share: float = 0.05, seed: int = 0) -> tuple[ImageSet, ImageSet, ImageSet]:
     """A training set, and a small verified-clean budget held out of it: (train, fit, val).
 
-    The budget is a fraction `share` of the set (usual for backdoor defenses: 5 %), 80 % of it for optimisation (`fit`)
-    and 20 % for every stopping or threshold decision (`val`). If the set has groups, whole groups are held out.
+    The budget is a fraction `share` of the set (usual for backdoor defenses: 5 %) and at least two images per class, or
+    half of a set that has no more than that. 80 % of it is for optimisation (`fit`) and 20 % for every stopping or
+    threshold decision (`val`). If the set has groups, whole groups are held out.
+
+    Raises:
+        NotApplicable: when the set is too small for the three parts.
     """
+    if len(data) < SMALLEST:
+        raise NotApplicable(
+            f"{data.name}: {len(data)} training images; the training set and the clean budget held out of it need at "
+            f"least {SMALLEST}: give more images"
+        )
     if data.groups is None:
-        held = stratified(data, max(2 * data.num_classes, round(share * len(data))), seed, "clean budget")
+        held = stratified(data, _budget(len(data), data.num_classes, share), seed, "clean budget")
     else:
         groups, first = torch.unique(data.groups, return_inverse=True)
+        if len(groups) < 2:
+            raise NotApplicable(f"{data.name}: all training images are of one group, which cannot be divided")
         # one unit per group: hold out whole groups, stratified by the label of the group
         owner = torch.zeros(len(groups), dtype=torch.long).scatter(0, first, data.labels)
         units = ImageSet(
             torch.zeros(len(groups), 3, 1, 1, dtype=torch.uint8), owner, groups, data.num_classes, data.name
         )
-        chosen = stratified(units, max(2 * data.num_classes, round(share * len(groups))), seed, "clean budget")
+        chosen = stratified(units, _budget(len(groups), data.num_classes, share), seed, "clean budget")
         held = torch.isin(first, chosen).nonzero().squeeze(1)
     keep = torch.ones(len(data), dtype=torch.bool)
     keep[held] = False
     budget = data.select(held)
+    if len(budget) < 2:
+        raise NotApplicable(f"{data.name}: one image in the clean budget, 2 are needed: give more images")
     val = torch.zeros(len(budget), dtype=torch.bool)
     val[stratified(budget, max(1, round(0.2 * len(budget))), seed, "clean val")] = True
     return (

@@ -24,6 +24,7 @@ from siegebench.metrics import QUERY_MARKS
 from siegebench.oracle import Ledger, Oracle
 from siegebench.prepare import in_batches
 from siegebench.threat import TOLERANCE, ThreatModel
+from siegebench.tracks.conventions import convention_flags
 from siegebench.tracks.judging import clean_outcome, fresh_passes, gradient_flags, majority, right
 from siegebench.tracks.targets import Aim, aim
 from siegebench.types import Attack, Lesson, Measure, Probe
@@ -44,6 +45,7 @@ def measure_attack(cell: Cell, ws: Workspace) -> Result:
     else:
         seen = victim if cell.surrogates is None else ws.surrogate(cell)
         result = _attack(cell, ws, victim, seen, data, threat, clean)
+    result.flags += [f.as_dict() for f in convention_flags(ws, cell, victim, data, clean)]
     if fingerprint(victim) != weights or any(m.training for m in victim.modules()):
         raise ContractError(f"{cell.title}: the model was changed by what was run on it")
     result.weights = weights
