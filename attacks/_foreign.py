@@ -6,7 +6,9 @@ import contextlib
 import inspect
 import os
 import random
+import sys
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
@@ -52,7 +54,7 @@ def contained(seed: int, device: torch.device) -> Iterator[None]:
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
-        _no_entropy(random.Random(seed)),
+        _no_entropy(seed),
     ):
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -65,9 +67,20 @@ def contained(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_entropy(source: random.Random) -> Iterator[None]:
-    """Draw from `source` where a generator without a seed would ask the operating system."""
-    bits = source.getrandbits
+def _no_entropy(seed: int) -> Iterator[None]:
+    """Seed the generators that would ask the operating system for a seed.
+
+    What they get depends on the module that makes them and on how many it has made. A module that is imported for the
+    first time, and draws while it is, therefore changes nothing for the others.
+    """
+    made = Counter[str]()
+
+    def bits(count: int) -> int:
+        frame = sys._getframe(1)
+        while (name := frame.f_globals.get("__name__", "")) in (__name__, "random") and frame.f_back is not None:
+            frame = frame.f_back
+        made[name] += 1
+        return random.Random(f"{seed} {name} {made[name]}").getrandbits(count)
 
     def given(seed: Any) -> Any:
         return bits(32) if seed is None else seed

@@ -69,6 +69,14 @@ def test_every_generator_starts_from_the_seed() -> None:
         assert random.Random(5).random() == random.Random(5).random()
 
 
+def test_a_module_that_is_imported_meanwhile_takes_no_numbers_from_others() -> None:
+    with contained(3, CPU):
+        first = RandomState().rand()
+    with contained(3, CPU):
+        exec("import random; random.Random()", {"__name__": "imported"})
+        assert RandomState().rand() == first
+
+
 def test_afterwards_generators_differ_again() -> None:
     with pytest.raises(KeyError), contained(3, CPU):
         raise KeyError
