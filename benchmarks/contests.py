@@ -151,7 +151,7 @@ def autoattack_contests() -> list[Contest]:
             images=images,
             note="Standard, L1.",
         )
-        for eps, images in (("4", 40), ("1", 25))
+        for eps, images in (("4", 40), ("1", 12))
     ]
 
 

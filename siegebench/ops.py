@@ -115,6 +115,29 @@ def normalise(g: Tensor, norm: str) -> Tensor:
     return torch.zeros_like(rows).scatter(1, top, rows.gather(1, top).sign()).view_as(g)
 
 
+def ssim(x: Tensor, z: Tensor) -> Tensor:
+    """Structural similarity of images x and z in [0, 1], [n, C, H, W]: one number per pair, [n]; 1 for equal images.
+
+    Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE
+    Transactions on Image Processing 2004. Gaussian window of side 11 and sigma 1.5 (the largest odd side that fits, for
+    smaller images), K1 = 0.01, K2 = 0.03. The mean over all positions where the window fits, and over channels.
+    """
+    channels, height, width = x.shape[1:]
+    side = min(11, height, width)
+    side -= side % 2 == 0
+    at = torch.arange(side, device=x.device, dtype=x.dtype) - side // 2
+    line = torch.exp(-(at**2) / (2 * 1.5**2))
+    line = (line / line.sum()).expand(channels, 1, side)
+
+    def mean(v: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(v, line[..., None], groups=channels), line[:, :, None], groups=channels)
+
+    a, b = mean(x), mean(z)
+    shared, spread = mean(x * z) - a * b, mean(x * x) - a * a + mean(z * z) - b * b
+    c1, c2 = 0.01**2, 0.03**2
+    return ((2 * a * b + c1) * (2 * shared + c2) / ((a * a + b * b + c1) * (spread + c2))).flatten(1).mean(dim=1)
+
+
 def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
     """Per sample, [n]."""
     return F.cross_entropy(z, y, reduction="none")

@@ -206,3 +206,39 @@ def test_losses_keep_samples_apart(seed: int, name: str) -> None:
     whole = ops.LOSSES[name](z, y)
     for i in range(len(z)):
         torch.testing.assert_close(ops.LOSSES[name](z[i : i + 1], y[i : i + 1]), whole[i : i + 1])
+
+
+def ssim_by_hand(x: Tensor, z: Tensor, side: int) -> float:
+    """The definition, one window after the other, in float64."""
+    at = torch.arange(side, dtype=torch.float64) - side // 2
+    w = torch.exp(-(at[:, None] ** 2 + at**2) / (2 * 1.5**2))
+    w = w / w.sum()
+    found = []
+    for channel in range(x.shape[0]):
+        for i in range(x.shape[1] - side + 1):
+            for j in range(x.shape[2] - side + 1):
+                a, b = (v[channel, i : i + side, j : j + side].double() for v in (x, z))
+                ma, mb = (w * a).sum(), (w * b).sum()
+                va, vb, cov = (w * (a - ma) ** 2).sum(), (w * (b - mb) ** 2).sum(), (w * (a - ma) * (b - mb)).sum()
+                top = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4)
+                found.append(top / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4)))
+    return float(torch.stack(found).mean())
+
+
+@pytest.mark.parametrize(("shape", "side"), [((3, 14, 12), 11), ((1, 13, 13), 11), ((3, 8, 9), 7), ((3, 1, 5), 1)])
+def test_ssim_is_its_definition(shape: tuple[int, ...], side: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(3, *shape, generator=g)
+    z = (x + 0.2 * torch.randn(x.shape, generator=g)).clamp(0, 1)
+    z[2] = 1 - x[2]
+    expected = [ssim_by_hand(*pair, side) for pair in zip(x, z, strict=True)]
+    assert ops.ssim(x, z).tolist() == pytest.approx(expected, abs=1e-4)
+    assert ops.ssim(x, x).tolist() == [1.0] * 3
+    torch.testing.assert_close(ops.ssim(x, z), ops.ssim(z, x))
+    assert float(ops.ssim(x[:0], z[:0]).numel()) == 0
+
+
+def test_ssim_of_constant_images_is_their_luminance() -> None:
+    x, z = torch.full((1, 3, 16, 16), 0.2), torch.full((1, 3, 16, 16), 0.6)
+    expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
+    assert float(ops.ssim(x, z)) == pytest.approx(expected, abs=1e-5)

@@ -31,6 +31,7 @@ from siegebench.workspace import Workspace, data_key
 
 BLIND = 0.5  # an attack is flagged if a larger fraction of its gradients is exactly zero
 DIAGNOSED = 128  # largest number of images for a measure
+COMPARED = 256  # attacked images whose similarity to the clean image is measured
 
 
 def measure_attack(cell: Cell, ws: Workspace) -> Result:
@@ -100,6 +101,10 @@ def _attack(
             "queries": ledger.queries,
             "blind": ledger.blind,
         }
+        if data.kind.name == "image":  # the first images, so that the batch size has no influence
+            first = slice(0, max(0, COMPARED - at.start))
+            out["ssim"] = torch.full_like(far, torch.nan)
+            out["ssim"][first] = ops.ssim(x[first], x_adv[first]).to(far.dtype)
         if goal is not None:
             out["became"] = majority(right(z, goal)) & inside
         if data.kind.grid is not None:
@@ -186,10 +191,13 @@ def _row(
         if victim.randomized:
             metrics["expected_acc"] = {"value": float(over_all("expected", accuracy=True).mean())}
             metrics["any_hit_acc"] = rate(float(over_all("never", accuracy=True).sum()), n)
+        won = broken if aimed is None else got["became"].bool()
+        if "ssim" in got and bool((won & got["ssim"].isfinite()).any()):
+            metrics["ssim"] = {"value": float(got["ssim"][won].nanmean())}
         if attack.minimises() and bool(got["wrong"].any()):
             metrics["median_distance"] = {"value": float(got["distance"][got["wrong"].bool()].median())}
         if threat.access in ("score", "label"):
-            queries, won = got["queries"], broken if aimed is None else got["became"].bool()
+            queries = got["queries"]
             if bool(won.any()):
                 metrics["median_queries"] = {"value": float(queries[won].double().median())}
                 metrics["mean_queries"] = {"value": float(queries[won].double().mean())}
