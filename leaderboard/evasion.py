@@ -41,7 +41,7 @@ from .board import (
 from .figures import Curves, Scatter
 from .stats import Vector, mcnemar
 
-READ = ("expected_acc", "any_hit_acc", "median_distance", "median_queries")  # shown: lowest over the attacks
+READ = ("expected_acc", "any_hit_acc", "median_distance", "ssim", "median_queries")  # shown: lowest over the attacks
 
 SAME = (
     "Entries that do not differ significantly in the exact McNemar test on the same images share a rank group, ordered "

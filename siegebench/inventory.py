@@ -132,6 +132,8 @@ class Inventory:
         with self.blame(named.where):
             described = {**named.description, **named.entry.identity()}
         self.specs[digest(described)] = named.spec
+        if (cost := self.costs.get(digest(named.description))) is not None:
+            self.costs[digest(described)] = cost
         return described
 
     def scan(self, source: Named[DataSource], split: str, where: Loc) -> ImageSet:

@@ -31,6 +31,7 @@ from siegebench.types import Attack, Lesson, Measure, Probe
 from siegebench.workspace import Workspace, data_key
 
 DIAGNOSED = 128  # largest number of images for a measure
+COMPARED = 256  # attacked images whose similarity to the clean image is measured
 
 
 def measure_attack(cell: Cell, ws: Workspace) -> Result:
@@ -107,6 +108,10 @@ def _attack(
             "blind": ledger.blind,
             "undefined": ledger.undefined,
         }
+        if data.kind.name == "image":  # the first images, so that the batch size has no influence
+            first = slice(0, max(0, COMPARED - at.start))
+            out["ssim"] = torch.full_like(far, torch.nan)
+            out["ssim"][first] = ops.ssim(x[first], x_adv[first]).to(far.dtype)
         if goal is not None:
             out["became"] = majority(right(z, goal)) & inside
         if data.kind.grid is not None:
@@ -198,10 +203,13 @@ def _row(
         if victim.randomized:
             metrics["expected_acc"] = {"value": float(over_all("expected", accuracy=True).mean())}
             metrics["any_hit_acc"] = rate(float(over_all("never", accuracy=True).sum()), n)
+        won = broken if aimed is None else got["became"].bool()
+        if "ssim" in got and bool((won & got["ssim"].isfinite()).any()):
+            metrics["ssim"] = {"value": float(got["ssim"][won].nanmean())}
         if attack.minimises() and bool(got["wrong"].any()):
             metrics["median_distance"] = {"value": float(got["distance"][got["wrong"].bool()].median())}
         if threat.access in ("score", "label"):
-            queries, won = got["queries"], broken if aimed is None else got["became"].bool()
+            queries = got["queries"]
             if bool(won.any()):
                 metrics["median_queries"] = {"value": float(queries[won].double().median())}
                 metrics["mean_queries"] = {"value": float(queries[won].double().mean())}
@@ -214,7 +222,7 @@ def _row(
             counts[f"{name}_per_sample"] = float(got[name].double().mean())
             arrays[name] = over_all(name).long().numpy()
         arrays["distance"] = np.where(clean.numpy(), over_all("distance").numpy(), 0.0)
-        flags += _flags(cell.labels["model"], threat, got, len(indices))
+        flags += _flags(cell.labels["model"], attack, threat, got, len(indices))
     return Result(
         cell=cell,
         metrics=metrics,
@@ -225,12 +233,14 @@ def _row(
     )
 
 
-def _flags(model: str, threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
+def _flags(model: str, attack: Attack, threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
     """Checks of a single attack; the leaderboard has the checks that compare rows."""
     out = []
     moved = int(got["moved"].sum())
     if moved == 0 and threat.eps > 0:
         out.append(Flag("noop_attack", "flag", f"the attack changed none of {n} images"))
+    elif moved < n and attack.access() == "none":  # stored images, for example, may lack some or exceed eps
+        out.append(Flag("unchanged", "info", f"the attack has no image within eps for {n - moved} of {n} images"))
     out += gradient_flags(model, *(int(got[name].sum()) for name in ("backwards", "blind", "undefined")))
     bad = n - int(got["finite"].sum())
     if bad:

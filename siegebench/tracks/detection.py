@@ -113,7 +113,7 @@ class InputDetectionBoard(PoisonedBoard):
                     raise ConfigError(f"attack {attack.name!r} handles {handles}, not {threat.norm}")
                 if threat.target is not None:
                     raise ConfigError("inputs to be detected have no target class; leave target out")
-            out.append((attack, {"attack": attack.description, "threat": threat.describe()}))
+            out.append((attack, {"attack": inventory.identified(attack), "threat": threat.describe()}))
         return out
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
