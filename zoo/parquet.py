@@ -25,9 +25,10 @@ from siegebench.rows import Rows
 from siegebench.types import Count, DataSource
 
 from ._files import DATA_VARIABLE, cache_folder, data_folder, sha256
-from ._images import Encoded, Fit, stacked, write
+from ._images import KINDS, Channels, Encoded, Fit, stacked, write
 
 BATCH, BUFFER = 64, 2**20  # encoded images, and bytes of a file, to read at a time
+DECODER = 2  # raised when the same file is decoded to other pixels, so that the cache is not used
 MANY = 4  # if at least 1/MANY of the images of a file is requested, the whole file is decoded into the cache
 
 
@@ -40,6 +41,7 @@ class Layout:
         image, label: names of the columns; an image is encoded bytes, or a struct with `bytes` and `path`.
         size, fit: every image is resized to a square of this size; None keeps the size of the images.
         group_by_path: images whose `path` differs only after the last `_` form a group (frames of one track).
+        channels: 3, or 1 for grey images.
     """
 
     num_classes: int
@@ -48,6 +50,7 @@ class Layout:
     size: int | None = None
     fit: Fit = "crop"
     group_by_path: bool = False
+    channels: Channels = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +61,11 @@ class Parquet(DataSource):
         num_classes: of the data set.
         prefix: of the file names; empty for `SPLIT-*.parquet`.
         folder: of the files; by default the folder named by SIEGEBENCH_DATA.
-        image, label, size, fit, group_by_path: see Layout.
+        image, label, size, fit, group_by_path, channels: see Layout.
     """
 
     local: ClassVar[tuple[str, ...]] = ("folder",)
+    added: ClassVar[tuple[str, ...]] = ("channels",)
 
     num_classes: Count
     prefix: str = ""
@@ -71,6 +75,7 @@ class Parquet(DataSource):
     size: Count | None = None
     fit: Fit = "crop"
     group_by_path: bool = False
+    channels: Channels = 3
 
     def load(self, split: str) -> ImageSet:
         return self.scan(split).in_memory()
@@ -86,7 +91,7 @@ class Parquet(DataSource):
             )
         layout = Layout(
             num_classes=self.num_classes, image=self.image, label=self.label, size=self.size, fit=self.fit,
-            group_by_path=self.group_by_path,
+            group_by_path=self.group_by_path, channels=self.channels,
         )  # fmt: skip
         return scan(shards(folder, stem, name), layout, name)
 
@@ -127,8 +132,8 @@ def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
             _check_columns(file, parquet.schema_arrow, layout)
             if parquet.metadata.num_rows == 0:
                 raise DataError(f"{file}: contains no rows")
-            parts.append(Shard(parquet.metadata.num_rows, partial(_blobs, file, layout.image), str(file),
-                               layout.size, layout.fit, file, layout.image))  # fmt: skip
+            parts.append(Shard(parquet.metadata.num_rows, partial(_blobs, file, layout.image), str(file), layout.size,
+                               layout.fit, layout.channels, file, layout.image))  # fmt: skip
             column = parquet.read([layout.label]).column(layout.label)
             if column.null_count:
                 raise DataError(f"{file}: {column.null_count} rows have no label")
@@ -137,7 +142,7 @@ def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
                 paths += _paths(parquet, layout.image)
     return ImageSet(
         Rows(*parts), torch.cat(labels), torch.arange(sum(part.count for part in parts)), layout.num_classes, name,
-        _groups(paths) if layout.group_by_path else None,
+        _groups(paths) if layout.group_by_path else None, KINDS[layout.channels],
     )  # fmt: skip
 
 
@@ -160,7 +165,7 @@ class Shard(Encoded):
 
     def _whole(self) -> Tensor:
         """All images, from the cache if possible: decoding 39,209 GTSRB images takes 13 s."""
-        how = f"{self.column}-{self.size or 'as-is'}-{self.fit}-pillow{PIL.__version__}"
+        how = f"{self.column}-{self.size or 'as-is'}-{self.fit}-{self.channels}ch-v{DECODER}-pillow{PIL.__version__}"
         with _blame(self.file):
             cached = cache_folder() / "decoded" / f"{sha256(self.file)}-{how}.safetensors"
         with contextlib.suppress(OSError, SafetensorError, KeyError):  # absent or damaged: decode again
