@@ -180,15 +180,15 @@ class Inventory:
         Raises:
             ModelError: when they are not.
         """
-        size = data.images.size
+        form = (data.images.num_classes, data.images.shape)
 
         def make() -> NamedModel:
             with _as(ModelError, f"model {model.name!r} cannot be built"):
-                model.entry.build(num_classes=data.images.num_classes, size=size)
+                model.entry.build_for(data.images)
             return NamedModel(self.identified(model), trained=not model.entry.pretrained())
 
         with self.blame(model.where):
-            found = self._once(("network", digest([model.spec, data.images.num_classes, size])), make)
+            found = self._once(("network", digest([model.spec, *form])), make)
         return cast("NamedModel", found)
 
     def check_poison(self, backdoor: Named[BackdoorAttack], source: Named[DataSource], where: Loc) -> None:
