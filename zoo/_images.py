@@ -84,6 +84,19 @@ def alike(images: Iterable[Tensor], where: str) -> Iterator[Tensor]:
         raise DataError(f"{where}: contains no images")
 
 
+def with_channels(images: Tensor, channels: Channels) -> Tensor:
+    """Images uint8 [n, 1 or 3, H, W] with another number of channels: copies of the grey one, or ITU-R 601 luma."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1).contiguous()
+    out = torch.empty(len(images), 1, *images.shape[2:], dtype=torch.uint8)
+    for piece, into in zip(images.split(1024), out.split(1024), strict=True):
+        red, green, blue = piece.int().unbind(1)
+        into[:, 0] = (red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16  # as Pillow computes it
+    return out
+
+
 def stacked(images: Iterable[Tensor], count: int, where: str) -> Tensor:
     """Images of one size as one tensor, uint8 [count, C, H, W], which is filled image by image.
 

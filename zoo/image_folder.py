@@ -84,12 +84,16 @@ class ImageFolder(DataSource):
         others = [split for split, name in self.splits.items() if name in there]
         return tuple(dict.fromkeys([*others, *(name for name in there if name not in self.splits.values())]))
 
+    @property
+    def _called(self) -> str:
+        return getattr(self, "_name", "image_folder")
+
     def _root(self, split: str = "") -> Path:
         folder = Path(self.folder).expanduser() if self.folder else data_folder()
         if folder is None or not folder.is_dir():
             where = f"there is no folder {folder}" if folder else "no folder to look in"
             raise DataError(
-                f"image_folder{f' {split}' if split else ''}: {where}; expected FOLDER/{split or 'SPLIT'}/CLASS/IMAGE. "
+                f"{' '.join((self._called, split)).strip()}: {where}; expected FOLDER/{split or 'SPLIT'}/CLASS/IMAGE. "
                 f"Set `folder: FOLDER` in the suite or {DATA_VARIABLE}=FOLDER in the environment"
             )
         return folder
@@ -101,7 +105,7 @@ class ImageFolder(DataSource):
             known = self.known_splits()
             hint = next((s for s in ("val", "valid", "validation", "dev", "test") if s in known and s != split), None)
             raise DataError(
-                f"image_folder {split}: there is no folder {folder / name}; expected FOLDER/{name}/CLASS/IMAGE. "
+                f"{self._called} {split}: there is no folder {folder / name}; expected FOLDER/{name}/CLASS/IMAGE. "
                 f"{folder} has the splits {', '.join(known) or 'none'}"
                 + (f"; write `splits: {{{split}: {hint}}}`, or `split: {hint}` beside the set" if hint else "")
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,11 +94,21 @@ class Parquet(DataSource):
             num_classes=self.num_classes, image=self.image, label=self.label, size=self.size, fit=self.fit,
             group_by_path=self.group_by_path, channels=self.channels,
         )  # fmt: skip
-        return scan(shards(folder, stem, name), layout, name)
+        return scan(shards(folder, stem, name, self.known_splits()), layout, name)
+
+    def known_splits(self) -> tuple[str, ...]:
+        folder = Path(self.folder).expanduser() if self.folder else data_folder()
+        head = f"{self.prefix}-" if self.prefix else ""
+        names = (path.name.removeprefix(head) for path in folder.glob(f"{head}*-*.parquet")) if folder else ()
+        found = sorted({name.partition("-")[0] for name in names})
+        return tuple(sorted(found, key=lambda split: split != "train")) or super().known_splits()
 
 
-def shards(folder: Path, stem: str, name: str) -> list[Path]:
+def shards(folder: Path, stem: str, name: str, splits: Sequence[str] = ()) -> list[Path]:
     """The files of a split in their published order.
+
+    Args:
+        splits: those that there are, for the message.
 
     Raises:
         DataError: when there are none or some are missing; names the folder and the setting to change.
@@ -107,7 +118,8 @@ def shards(folder: Path, stem: str, name: str) -> list[Path]:
         raise DataError(f"{name}: there is no folder {folder}; {hint}")
     found = sorted(folder.glob(f"{stem}-*.parquet"))
     if not found:
-        raise DataError(f"{name}: no {stem}-*.parquet in {folder}; {hint}")
+        there = f"; it has the splits {', '.join(splits)}" if splits and stem.rpartition("-")[2] not in splits else ""
+        raise DataError(f"{name}: no {stem}-*.parquet in {folder}{there}; {hint}")
     if not complete(found):
         raise DataError(f"{name}: {folder} has {len(found)} files {stem}-*.parquet; the last is {found[-1].name}")
     return found
@@ -126,10 +138,12 @@ def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
         DataError: at once when a file is corrupt or lacks a column; later when an image cannot be read.
     """
     parts, labels, paths = [], [], []
+    classes: tuple[str, ...] | None = None
     for file in files:
         with _blame(file):
             parquet = pq.ParquetFile(file)
             _check_columns(file, parquet.schema_arrow, layout)
+            classes = classes or _class_names(parquet.schema_arrow.metadata, layout)
             if parquet.metadata.num_rows == 0:
                 raise DataError(f"{file}: contains no rows")
             parts.append(Shard(parquet.metadata.num_rows, partial(_blobs, file, layout.image), str(file), layout.size,
@@ -142,7 +156,7 @@ def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
                 paths += _paths(parquet, layout.image)
     return ImageSet(
         Rows(*parts), torch.cat(labels), torch.arange(sum(part.count for part in parts)), layout.num_classes, name,
-        _groups(paths) if layout.group_by_path else None, KINDS[layout.channels],
+        _groups(paths) if layout.group_by_path else None, KINDS[layout.channels], classes,
     )  # fmt: skip
 
 
@@ -199,6 +213,16 @@ def _blobs(file: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[str, 
                     yield f"{file}: row {row}", blob
                     row = next(wanted)
                 start += len(values)
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None, layout: Layout) -> tuple[str, ...] | None:
+    """The names that the `datasets` library writes into a file; None if there are none."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        names = tuple(map(str, features[layout.label]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return names if len(names) == layout.num_classes else None
 
 
 def _paths(parquet: Any, column: str) -> list[str]:
