@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from siegebench.zoo import _images
@@ -15,7 +18,7 @@ from siegebench.cells import Result
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError, DataError
 from siegebench.plan import plan
-from siegebench.workspace import Settings
+from siegebench.workspace import Settings, Workspace
 from tests import runs
 
 
@@ -86,3 +89,65 @@ def test_an_unknown_split_is_refused_with_those_that_exist(tmp_path: Path) -> No
     path = runs.suite(tmp_path / "suite.yaml", data={"set": "digits", "split": ""})
     with pytest.raises(ConfigError, match=r"suite\.yaml:\d+:\d+: data.split"):
         load_suite(str(path))
+
+
+# ------------------------------------------------------------------------------------------------------ what is decoded
+
+
+def many(tmp_path: Path, form: str, n: int = 1000) -> tuple[dict[str, Any], str]:
+    """A data set of n small pictures for each split, and the name of its evaluated split."""
+    blobs = []
+    for i in range(n):
+        out = io.BytesIO()
+        Image.fromarray(np.full((4, 4, 3), i % 250, np.uint8)).save(out, "PNG")
+        blobs.append(out.getvalue())
+    if form == "image_folder":
+        for split in ("train", "test"):
+            for i, blob in enumerate(blobs):
+                path = tmp_path / "data" / split / str(i % 2) / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(blob)
+        return {"name": form, "folder": str(tmp_path / "data")}, "test"
+    if form == "gtsrb_original":
+        for i, blob in enumerate(blobs):
+            path = tmp_path / "gtsrb" / "GTSRB" / "Training" / f"{i % 43:05}" / f"{i // 43:05}_00000.ppm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(blob)
+        return {"name": form, "folder": str(tmp_path)}, "train"
+    if form == "hub":
+        from huggingface_hub import constants
+
+        repo = Path(constants.HF_HUB_CACHE) / "datasets--someone--toy"
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs" / "main").write_text("0" * 40)
+        folder, spec = repo / "snapshots" / ("0" * 40) / "data", {"name": "hub", "dataset": "someone/toy"}
+    else:
+        folder, spec = tmp_path / "data", {"name": "parquet", "folder": str(tmp_path / "data")}
+    folder.mkdir(parents=True)
+    table = pa.table({"image": [{"bytes": b, "path": None} for b in blobs], "label": [i % 2 for i in range(n)]})
+    for split in ("train", "test"):
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    return {**spec, "num_classes": 2}, "test"
+
+
+@pytest.mark.parametrize("form", ["image_folder", "parquet", "hub", "gtsrb_original"])
+def test_eight_of_a_thousand_pictures_decode_eight(
+    form: str, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    spec, split = many(tmp_path, form)
+    assert len(api.load_data(spec, split, 8)) == 8
+    assert (len(decoded), len(set(decoded))) == (8, 8)
+    decoded.clear()
+
+    board = {"track": "corruption", "corruptions": ["contrast"], "severities": [1]}  # a given model: nothing trains
+    path = runs.suite(tmp_path / "suite.yaml", board, data={"set": spec, "split": split, "count": 8})
+    planned = plan(load_suite(str(path)), given={"name": "mine", "version": 1})
+    (cell,) = planned.cells
+    assert "train_digest" not in cell.data
+    assert (len(decoded), len(set(decoded))) == (8, 8)
+    workspace = Workspace(Settings(root=str(tmp_path / "store"), device="cpu", specs=planned.specs))
+    assert len(workspace.evaluated(cell.data)) == 8
+    assert (len(decoded), len(set(decoded))) == (16, 8)  # once for the plan, once where the cell is computed

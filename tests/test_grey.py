@@ -80,7 +80,9 @@ def test_timm_networks_take_grey_images() -> None:
 def test_a_network_for_colours_is_refused_with_its_line(tmp_path: Path) -> None:
     data = {"set": {"name": "digits", "channels": 1}, "count": 20}
     board = runs.board(measures=[])
-    path = runs.suite(tmp_path / "suite.yaml", board, data=data, models=[{"name": "cifar_resnet20", "checkpoint": None}])
+    path = runs.suite(
+        tmp_path / "suite.yaml", board, data=data, models=[{"name": "cifar_resnet20", "checkpoint": None}]
+    )
     with pytest.raises(ModelError, match=r"suite\.yaml:\d+:\d+: cifar_resnet20 takes images with 3 channels, digits"):
         plan(load_suite(str(path)))
 
