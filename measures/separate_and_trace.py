@@ -140,8 +140,8 @@ class SeparateAndTrace(Measure):
         with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
             torch.manual_seed(derive_seed(seed, "tracer"))
             vae = _VAE(data.num_classes, data.shape, self.width)
-        same = {"mean": (0.0,) * data.shape[0], "std": (1.0,) * data.shape[0]}
-        model = Network(vae, num_classes=data.num_classes, **same).to(device)
+        mean, std = (0.0,) * data.shape[0], (1.0,) * data.shape[0]
+        model = Network(vae, num_classes=data.num_classes, mean=mean, std=std).to(device)
         own, half, target = Draws(derive_seed(seed, "tracer noise"), data.ids), data.num_classes // 2, self._cosine()
         done = 0
 
@@ -160,7 +160,8 @@ class SeparateAndTrace(Measure):
 
         recipe = Recipe(epochs=self.epochs, lr=self.lr, weight_decay=0.0, augment="none")
         train(model, data, recipe, derive_seed(seed, "tracer training"), loss=loss, after=count)
-        return Network(vae.encoder, num_classes=data.num_classes, **same).to(device).eval().requires_grad_(False)
+        tracer = Network(vae.encoder, num_classes=data.num_classes, mean=mean, std=std)
+        return tracer.to(device).eval().requires_grad_(False)
 
     def _cosine(self) -> float:
         return math.cos(math.radians(self.theta))
