@@ -72,6 +72,7 @@ class Kind:
 
 
 IMAGE = Kind("image", torch.uint8, channels=3, low=0.0, high=1.0, grid=255)
+GREY = replace(IMAGE, channels=1)  # images too: what takes images takes these, or says why not
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ class ImageSet:
     is a copy, so use `shape`, `size` or `len` when the pixels are not needed.
 
     Attributes:
-        source: the images as stored by their kind, uint8 [N, 3, H, W] for images; or `Rows`, which may decode them when
+        source: the images as stored by their kind, uint8 [N, C, H, W] for images; or `Rows`, which may decode them when
             they are read.
         labels: int64 [N], in [0, num_classes).
         ids: int64 [N], the index of each image in the published order of its split.
@@ -90,6 +91,7 @@ class ImageSet:
         name: of the dataset and split, for messages.
         groups: int64 [N] or None; images of one group (frames of one track) are always on the same side of a split.
         kind: the meaning of the numbers.
+        classes: the names of the classes in the order of their labels, if they are known.
     """
 
     source: Tensor | Rows
@@ -99,6 +101,7 @@ class ImageSet:
     name: str
     groups: Tensor | None = None
     kind: Kind = IMAGE
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.stored)
@@ -108,6 +111,8 @@ class ImageSet:
             self.kind.check(self.stored, self.name)
         if len(self.labels) != n or len(self.ids) != n:
             raise DataError(f"{self.name}: {n} images, {len(self.labels)} labels, {len(self.ids)} ids")
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise DataError(f"{self.name}: {self.num_classes} classes, {len(self.classes)} names")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
             raise DataError(f"{self.name}: label {low if low < 0 else high} is outside 0..{self.num_classes - 1}")

@@ -14,7 +14,7 @@ from siegebench.classifier import Classifier, ModelCard, Network, copied
 from siegebench.data import IMAGE, ImageSet
 from siegebench.errors import ConfigError, ModelError, shortened
 from siegebench.identity import answers_of, code_of
-from siegebench.inputs import as_images, as_labels, as_tensor, checked, unwrapped
+from siegebench.inputs import as_images, as_labels, as_tensor, checked, image_kind, unwrapped
 from siegebench.inventory import NamedData
 
 CHECKED = 16  # images on which a model is tried
@@ -121,7 +121,7 @@ def _image_set(model: Classifier, x: Any, y: Any) -> ImageSet:
             checked(model, pixels[:2])
     classes = model.num_classes
     labels = as_labels(y, len(pixels), classes).cpu()
-    kind = replace(IMAGE, channels=pixels.shape[1])
+    kind = image_kind(pixels.shape[1])
     stored = kind.store(pixels)
     if not torch.equal(kind.load(stored), pixels):  # off the 8-bit grid
         kind, stored = replace(kind, dtype=torch.float32, grid=None), pixels

@@ -60,7 +60,7 @@ def augmented(x: Tensor, how: Augment, draws: Draws, epoch: int, kind: Kind = IM
     """
     if how == "none":
         return x
-    if kind != IMAGE:
+    if kind.name != IMAGE.name:
         raise ModelError(f"augment: {how} is for images, the data is {kind.name}; set `augment: none` in the recipe")
     n, _, height, width = x.shape
     pad = max(1, height // 8)

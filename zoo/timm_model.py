@@ -25,7 +25,7 @@ from ._files import CLASSES, check_part, checkpoint_identity, find_weights, hub_
 RECIPE = Recipe()
 HALF = (0.5, 0.5, 0.5)
 OURS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "num_classes", "in_chans"}
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]  # one number for each channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,8 @@ class TimmModel(ModelSource):
         finetune: start from the tag's weights with a new last layer for this data, and train with the recipe.
         input_size: the model resizes images to this size. Default: the size that the tag's weights were trained for;
             without a tag, images are not resized.
-        mean, std: normalisation in the model. Default: those of the tag; 0.5 without a tag.
+        mean, std: normalisation in the model. Default: those of the tag; 0.5 without a tag. For grey images, one number
+            each; the mean over the channels of a tag's. timm adds up the channels of a tag's first layer.
         model_args: passed to timm, such as `depths` or `patch_size`.
         download: fetch weights from the hub when they are not in its cache.
         recipe: for training.
@@ -93,15 +94,15 @@ class TimmModel(ModelSource):
             return checkpoint_identity(self.checkpoint, self.ema, self.part)
         return {"sha256": sha256(self._published()[0])} if self.tag else {}
 
-    def build(self, *, num_classes: int, size: Size) -> Network:
+    def build(self, *, num_classes: int, size: Size, channels: int = 3) -> Network:
         cfg = self._cfg()
         inside = self.input_size or (cfg["input_size"][-1] if self.tag else None)
-        args = dict(self.model_args)
+        args = dict(self.model_args) if channels == 3 else {**self.model_args, "in_chans": channels}
+        mean = _per_channel("mean", self.mean, cfg["mean"] if self.tag else HALF, channels)
+        std = _per_channel("std", self.std, cfg["std"] if self.tag else HALF, channels)
         if cfg.get("fixed_input_size"):
             args.setdefault("img_size", inside or size)
         make = partial(_create, self.architecture, num_classes, args)
-        mean: tuple[float, ...] = self.mean or (cfg["mean"] if self.tag else HALF)
-        std: tuple[float, ...] = self.std or (cfg["std"] if self.tag else HALF)
         if self.checkpoint is not None:
             path = find_weights(self.checkpoint)
             net = make()
@@ -160,6 +161,15 @@ class TimmModel(ModelSource):
             f"machine to the network once, or give `checkpoint: FILE`, or train on your data with "
             f"timm/{self.architecture} (no tag)"
         )
+
+
+def _per_channel(name: str, given: Channels | None, default: Channels, channels: int) -> Channels:
+    """The given numbers, or the default for RGB; its mean for another number of channels."""
+    if given is None:
+        return default if channels == len(default) else (sum(default) / len(default),) * channels
+    if len(given) != channels:
+        raise ModelError(f"{name}: {len(given)} numbers for images with {channels} channels")
+    return given
 
 
 def _create(name: str, num_classes: int, args: Mapping[str, Any], weights: Path | None = None) -> nn.Module:
