@@ -70,7 +70,7 @@ def run(
     if not isinstance(suite, Suite):
         suite = load_suite(suite, overrides)
     planned = planned or plan(suite)
-    settings = replace(settings, specs={**settings.specs, **planned.specs})
+    settings = replace(settings, specs={**settings.specs, **planned.specs}, suite=suite.origin)
     store = Store(settings.root)
     ended: Counter[str] = Counter()
 

@@ -34,6 +34,8 @@ def evaluate(cell: Cell, ws: Workspace) -> Result:
         "ended": now(),
     }
     result.given = as_given(cell, ws.settings.specs)
+    if ws.settings.suite:
+        result.given["suite"] = ws.settings.suite
     return result
 
 

@@ -43,6 +43,7 @@ class Settings:
         dtype: `float32`, or `float64` for checks of exactness.
         threads: threads of torch per worker; None is torch's default.
         specs: specs of entries with a folder or file on this machine, by the digest of their description.
+        suite: where the cells come from, `{name, set}`; rows repeat it.
     """
 
     root: str = "results"
@@ -51,6 +52,7 @@ class Settings:
     dtype: str = "float32"
     threads: int | None = None
     specs: dict[str, Any] = field(default_factory=dict, hash=False)
+    suite: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> str:
