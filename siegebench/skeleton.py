@@ -18,9 +18,10 @@ CHECKLIST = """
 #   Attributes, and lists all differences from the paper under "Differs from the paper:".
 # - Every random number comes from `draws`, keyed by step and purpose; no sample depends on the others in the batch.
 # - The card: summary in terms a user knows, paper with venue and year${card_hint}.
-# - `siegebench check ${name}` passes; `siegebench run try --set ${kind}=${name}` evaluates it.
+# - `siegebench check ${name}` passes.
+# - `siegebench run try --set ${kind}=${name}` evaluates it.
 # - A test that would fail if the method were wrong: a closed form, a planted optimum, a property.
-# - If the method has a paper: docs/replications/${name}.md, and its line in docs/replications/README.md.
+# - If the method has a paper: a page in docs/replications, named like this file, and its line in the README there.
 # - `make check` is clean, `make docs` is run, and CHANGELOG.md has a line.
 """
 
