@@ -83,7 +83,7 @@ def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
 
 
 def _without_folders(assignment: str) -> str:
-    """An override as rows keep it: `x=/home/me/data/mine` becomes `x=.../mine`."""
+    """An override as rows keep it: `x=C:/data/mine` becomes `x=.../mine`."""
     root, step, last = r"(?<![\w.])(?:~|\.{1,2}|[A-Za-z]:)?", r"(?:[/\\][^/\\,\[\]{}'\"]+)*", r"[/\\](?=[^/\\,])"
     return re.sub(root + step + last, ".../", assignment)
 
