@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from siegebench import kinds
+import siegebench as sb
+from siegebench import api, cli, direct, kinds, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ("make setup", "make leaderboard", "make test", "make check", "source ")  # install, or run everything
@@ -31,7 +33,7 @@ SMALLER = {
 # All steps in one process, because importing torch takes longer than most of them. Each one starts without any card or
 # entry of the others in memory, as a process of its own would.
 WALK = """
-import contextlib, importlib, io, json, sys
+import contextlib, importlib, io, json, runpy, sys, traceback
 from pathlib import Path
 from siegebench import catalogue, cli, registry
 
@@ -52,6 +54,12 @@ for kind, text in json.load(sys.stdin):
             Path(path).write_text(content)
         elif kind == "python":
             exec(compile(text, "<page>", "exec"), {"__name__": "__main__"})
+        elif kind == "script":
+            try:
+                runpy.run_path(text, run_name="__main__")
+            except Exception:
+                code = 1
+                traceback.print_exc()
         elif text == ["make", "docs"]:
             catalogue.main()
         else:
@@ -76,9 +84,11 @@ def blocks(page: str) -> Iterator[tuple[str, str]]:
 def steps(page: str) -> Iterator[Step]:
     """What a reader does: types commands, saves files whose first line names them, runs Python."""
     for language, text in blocks(page):
-        named = re.match(r"# (\S+\.(?:py|yaml))\n", text)
+        named = re.match(r"# (\S+\.(?:py|yaml))\b.*\n", text)
         if named:
             yield "file", (named.group(1), text[named.end() :] if language == "python" else text)
+            if language == "python" and named.group(1)[0].isdigit():
+                yield "script", named.group(1)
         elif language == "python":
             yield "python", text
         elif language == "yaml":
@@ -113,10 +123,10 @@ def environment(checkout: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
-def walk(checkout: Path, wanted: list[Step]) -> list[Done]:
-    """Do the steps, and return what each one printed."""
+def walk(checkout: Path, wanted: list[Step], folder: Path | None = None) -> list[Done]:
+    """Do the steps, and return what each one printed; in the checkout, or in another folder."""
     went = subprocess.run(
-        [sys.executable, "-c", WALK], cwd=checkout, env=environment(checkout), input=json.dumps(wanted),
+        [sys.executable, "-c", WALK], cwd=folder or checkout, env=environment(checkout), input=json.dumps(wanted),
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert went.returncode == 0, went.stderr
@@ -185,3 +195,50 @@ def test_make_shell_has_the_commands(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "this one"
+
+
+PAGE = "docs/own_network.md"
+
+
+@pytest.fixture(scope="module")
+def own_network(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each script and command of the page, in an empty folder."""
+    folder = tmp_path_factory.mktemp("own")
+    wanted = [step for step in steps(PAGE) if step[0] != "command" or _works(step[1])]
+    done = walk(ROOT, wanted, folder)
+    return {" ".join(t) if isinstance(t, list) else str(t): (*rest,) for kind, t, *rest in done if kind != "file"}
+
+
+def _works(command: object) -> bool:
+    return command[:2] != ["siegebench", "doctor"] or "data" in inspect.signature(cli.doctor).parameters
+
+
+def _grey_folders() -> bool:
+    return "channels" in registry.parameters("dataset", "image_folder")
+
+
+# what a version must have for an example of the page
+NEEDS = {
+    "1_attack.py": lambda: "report" in inspect.getsource(direct),
+    "2_evaluate.py": lambda: {"x", "y", "data"} <= inspect.signature(api.evaluate).parameters.keys(),
+    "3_checkpoint.py": lambda: hasattr(sb, "load_checkpoint"),
+    "4_folder.py": _grey_folders,
+    "siegebench doctor --data mine": lambda: "data" in inspect.signature(cli.doctor).parameters,
+    "5_weights.py": lambda: True,
+    "siegebench run mine.yaml --dry-run": lambda: True,
+    "siegebench run mine.yaml --executor serial": lambda: True,
+    "siegebench report --format md --out report.md": lambda: True,
+}
+
+
+def test_the_page_has_these_examples() -> None:
+    named = [" ".join(text) if kind == "command" else text for kind, text in steps(PAGE) if kind != "file"]
+    assert named == list(NEEDS)
+
+
+@pytest.mark.parametrize("example", NEEDS)
+def test_an_example_of_a_network_of_ones_own_runs(example: str, own_network: dict[str, tuple[int, str, str]]) -> None:
+    if not NEEDS[example]():
+        pytest.skip("this version lacks what the example shows")
+    code, _, err = own_network[example]
+    assert code == 0, err

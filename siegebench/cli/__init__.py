@@ -255,7 +255,7 @@ def _refuse(kind: str, message: str) -> None:
     """One line on stderr; with --json also a document on stdout, because nothing else was printed there."""
     _say(message)
     if "--json" in sys.argv[1:]:
-        print(json.dumps({"error": {"type": kind, "message": message}}, indent=1, ensure_ascii=False))
+        print(listing.as_text({"error": {"type": kind, "message": message}}))
 
 
 def main() -> None:
