@@ -109,7 +109,12 @@ def run(
     if not isinstance(suite, Suite):
         suite = load_suite(suite, overrides)
     planned = planned or plan(suite)
-    settings = replace(settings, specs={**settings.specs, **planned.specs}, again=now() if again else settings.again)
+    settings = replace(
+        settings,
+        specs={**settings.specs, **planned.specs},
+        suite=suite.origin,
+        again=now() if again else settings.again,
+    )
     check_loaded(planned.cells)
     store = Store(settings.root)
     why: Counter[str] = Counter()

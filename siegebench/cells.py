@@ -183,8 +183,8 @@ class Result:
         counts: forward passes, backward passes and queries, in all and per sample.
         env: versions and device it was computed with.
         timing: `seconds` in all, seconds spent on `training`, and when it `started` and `ended` (UTC).
-        given: the entries as the suite wrote them, by slot; without folders and files. `data` also has the names of
-            the `classes`, in the order of their labels, if they are known.
+        given: the entries as the suite wrote them, by slot, without folders and files; and the `suite` itself. `data`
+            also has the names of the `classes`, in the order of their labels, if they are known.
         sources: hashes of the source of the entries, by slot (see `sources`).
         errors: of earlier attempts, `{"type", "message", "when"}`.
         arrays: per-sample numbers, kept in a file beside the row.

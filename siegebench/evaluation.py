@@ -34,6 +34,8 @@ def evaluate(cell: Cell, ws: Workspace) -> Result:
         "ended": now(),
     }
     result.given = as_given(cell, ws.settings.specs, ws.classes(cell.data))
+    if ws.settings.suite:
+        result.given["suite"] = ws.settings.suite
     result.sources = sources.of(cell)
     return result
 

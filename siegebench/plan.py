@@ -17,10 +17,12 @@ class Plan:
 
     Attributes:
         cells: cells of the same model are adjacent.
+        boards: the keys of the cells of each board of the suite; a cell of two boards is computed once.
         specs: specs with folders and files (which are not part of a key), by the digest of a description.
     """
 
     cells: list[Cell] = field(default_factory=list)
+    boards: list[list[str]] = field(default_factory=list)
     specs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -35,7 +37,8 @@ def plan(suite: Suite, given: dict[str, Any] | None = None, data: NamedData | No
         ConfigError, DataError, ModelError: before anything is computed; the message begins with the position.
     """
     inventory = suite.inventory(given, data)
-    cells = {cell.key: cell for board in suite.filled() for cell in board.cells(inventory)}
+    boards = [{cell.key: cell for cell in board.cells(inventory)} for board in suite.filled()]
+    cells = {key: cell for board in boards for key, cell in board.items()}
 
     def order(cell: Cell) -> tuple[Any, ...]:
         """Keeps cells of one victim together, the most expensive attacks first (autoattack before fgsm)."""
@@ -43,4 +46,4 @@ def plan(suite: Suite, given: dict[str, Any] | None = None, data: NamedData | No
         victim = (digest(cell.model), digest(cell.backdoor), digest(cell.defense))
         return (TRACKS[cell.track].late, *victim, -cost, cell.key)
 
-    return Plan(sorted(cells.values(), key=order), inventory.specs)
+    return Plan(sorted(cells.values(), key=order), [list(board) for board in boards], inventory.specs)

@@ -15,6 +15,7 @@ from siegebench.classifier import Classifier
 from siegebench.data import IMAGE, ImageSet, Kind
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ModelError, NotApplicable
+from siegebench.progress import Training
 from siegebench.types import Count, Positive, Share
 
 Augment = Literal["none", "crop", "crop_flip"]
@@ -141,7 +142,7 @@ def _train(
         return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, total - warm)))))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-    draws = Draws(seed, data.ids)
+    draws, told = Draws(seed, data.ids), Training(model.card.name, len(data), recipe.epochs)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "network noise"))
         for epoch in range(recipe.epochs):
@@ -166,6 +167,7 @@ def _train(
                 )
             if after is not None:
                 after(epoch)
+            told.epoch(epoch + 1)
     model.eval()
 
 

@@ -45,6 +45,7 @@ class Settings:
         save_images: how many adversarial images of each attack to keep beside its row; 0 keeps all, None none.
         keep_stale: use rows that were made by other source of their entries.
         specs: specs of entries with a folder or file on this machine, by the digest of their description.
+        suite: where the cells come from, `{name, set}`; rows repeat it.
     """
 
     root: str = "results"
@@ -56,6 +57,7 @@ class Settings:
     save_images: int | None = None
     keep_stale: bool = False
     specs: dict[str, Any] = field(default_factory=dict, hash=False)
+    suite: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> str:

@@ -29,7 +29,8 @@ def test_the_readme_names_every_suite_and_each_one_is_valid() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in bundled_suites():
         assert f"`{path.stem}`" in text
-        assert load_suite(str(path)).suite == path.stem
+        overrides = ["defense=jpeg"] if path.stem == "try" else []  # it evaluates what it is told
+        assert load_suite(str(path), overrides).suite == path.stem
 
 
 def test_the_suite_in_the_readme_is_valid(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import __version__
-from siegebench.cli import listing
+from siegebench.cli import checking, complete, dryrun, listing, showing
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 from siegebench.errors import ConfigError, MissingExtra, SiegeError
 
@@ -32,7 +32,9 @@ app = typer.Typer(
 )
 
 app.command("list")(listing.list_)
-app.command()(listing.show)
+app.command()(showing.show)
+app.command()(checking.new)
+app.command()(checking.check)
 INTERRUPTED = 130
 ALL = "all"  # value of --save-images without a number
 
@@ -68,7 +70,12 @@ def _root(
 
 @app.command()
 def run(
-    suite: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled suite (see `list suites`).")],
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a bundled suite (see `list suites`).", autocompletion=complete.suites
+        ),
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. boards.0.seeds=[0,1]."),
@@ -102,6 +109,9 @@ def run(
             metavar="[=N]", help="Keep the adversarial images of each attack beside its row, at most N; default: all."
         ),
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Compute only the cell whose key begins with KEY, see `show KEY`.")
+    ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print a breakdown of the time to stderr.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -123,6 +133,8 @@ def run(
         wanted = load_suite(suite, set_ or [])
         from siegebench.api import run as run_suite
         from siegebench.plan import plan
+        from siegebench.store import Store
+        from siegebench.titles import titles
         from siegebench.workspace import Settings, Workspace
 
         settings = Settings(
@@ -131,14 +143,17 @@ def run(
         )  # fmt: skip
         Workspace(settings)  # raises for an unknown device or dtype before anything else
         planned = plan(wanted)
+        dryrun.limit(planned, only)
+        at_once = 1 if executor is How.serial else slots or os.cpu_count() or 1
+        shown = titles(planned.cells)
         if not dry_run:
             _say_stale(planned.cells, store, keep_stale)
-            progress.begin(planned.cells, 1 if executor is How.serial else slots or os.cpu_count() or 1)
+            progress.begin(planned.cells, at_once, shown, Store(store))
             outcome = run_suite(
                 wanted, settings, how=executor.value, slots=slots, again=again, planned=planned, report=progress.step
             )
     if dry_run:
-        _print_cells(planned.cells, settings, again, as_json)
+        dryrun.show(planned, [board.track for board in wanted.boards], shown, settings, at_once, again, as_json)
         return
     from siegebench.files import write_atomic
     from siegebench.leaderboard import export, rank, tables
@@ -151,9 +166,8 @@ def run(
         from siegebench.leaderboard import wandb_mirror
 
         wandb_mirror.mirror(outcome.results, project=wandb_project, mode=wandb, directory=store)
-    shown = marked(outcome.results)
-    boards = rank.boards(shown)
-    uncaught = rank.uncaught_controls(shown)
+    rows = marked(outcome.results)
+    boards, uncaught = rank.boards(rows), rank.uncaught_controls(rows)
     if as_json:
         print(export.as_json(boards))
     else:
@@ -165,8 +179,8 @@ def run(
         _say(f"control not caught: {message}")
     failed = [r for r in outcome.results if r.status == "error"]
     for result in failed:
-        error = result.error or {}
-        _say(f"failed: {result.cell.title}: {error.get('type')}: {_first_line(error.get('message'))}")
+        error, title = result.error or {}, shown.get(result.cell.key, result.cell.title)
+        _say(f"failed: {title}: {error.get('type')}: {_first_line(error.get('message'))}")
     if failed:
         _say(f"details of the first: siegebench show {failed[0].cell.key[:16]} --store {store}")
     _say(_summary(outcome.ended))
@@ -226,37 +240,12 @@ def _say_stale(cells: list[Any], store: Path, kept: bool) -> None:
         _say(f"{len(found)} stored rows were made by other code of {entries}: {then}")
 
 
-def _print_cells(cells: list[Any], settings: Any, again: bool, as_json: bool) -> None:
-    from siegebench.reuse import reason, stale
-    from siegebench.store import Store
-
-    kept = Store(settings.root)
-    old = stale(cells, kept)
-    rows = [
-        {
-            "key": cell.key,
-            "stored": kept.finished(cell),
-            "changed": old.get(cell.key, []),
-            "compute": again or bool(reason(cell, kept, settings)),
-            "title": cell.title,
-            "cell": cell.as_dict(),
-        }
-        for cell in cells
-    ]
-    if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-        return
-    for row in rows:
-        word = "stale" if row["changed"] else "stored" if row["stored"] else "to do"
-        print(f"{row['key'][:16]}  {word:6}  {row['title']}")
-    told = f", {len(old)} stored rows are stale" if old else ""
-    print(f"{len(rows)} cells, {sum(row['compute'] for row in rows)} to compute{told}")
-
-
 @app.command()
 def report(
     store: StorePath = DEFAULT_STORE,
-    format_: Annotated[str, typer.Option("--format", help="table, html, md, csv or json.")] = "table",
+    format_: Annotated[
+        str, typer.Option("--format", help="table, html, md, csv or json.", autocompletion=complete.formats)
+    ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to a file instead of stdout.")] = None,
     wandb: Annotated[str | None, typer.Option(help="Also copy the rows to W&B: offline or online.")] = None,
     wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
@@ -283,6 +272,8 @@ def report(
         else:
             write_atomic(out, text.encode())
             _say(f"wrote {out}")
+            if as_json:
+                print(json.dumps({"wrote": str(out)}))
     if wandb is not None:
         from siegebench.leaderboard import wandb_mirror
 
@@ -290,36 +281,6 @@ def report(
 
 
 @app.command()
-def new(
-    kind: Annotated[str, typer.Argument(help="attack, defense, backdoor or detector.")],
-    name: Annotated[str, typer.Argument(help="snake_case name; becomes NAME.py and NAME.yaml.")],
-    folder: Annotated[Path | None, typer.Option(help="Where to write; default: the folder of that kind.")] = None,
-) -> None:
-    """Write a skeleton of a new entry: one Python file and one card."""
-    from siegebench.skeleton import write
-
-    for path in write(kind, name, folder):
-        print(path)
-
-
-@app.command()
-def check(
-    name: Annotated[str, typer.Argument(help="A registered entry.")],
-    as_json: Json = False,
-) -> None:
-    """Run the contract tests on an entry; takes about a minute on a CPU."""
-    from siegebench.testing import check_entry
-
-    found = check_entry(name)
-    if as_json:
-        print(json.dumps([vars(c) for c in found], indent=1))
-    else:
-        for item in found:
-            print(f"{'ok  ' if item.passed else 'FAIL'}  {item.name}{'' if item.passed else ': ' + item.detail}")
-    if not all(c.passed for c in found):
-        raise typer.Exit(1)
-
-
 @app.command()
 def doctor(
     store: StorePath = DEFAULT_STORE,
@@ -346,6 +307,13 @@ def doctor(
             print(f"  {key}: {value}")
 
 
+def _refuse(kind: str, message: str) -> None:
+    """One line on stderr; with --json also a document on stdout, because nothing else was printed there."""
+    _say(message)
+    if "--json" in sys.argv[1:]:
+        print(listing.as_text({"error": {"type": kind, "message": message}}))
+
+
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     try:
@@ -354,7 +322,7 @@ def main() -> None:
         code = app(words, standalone_mode=False)
         sys.stdout.flush()
     except SiegeError as error:
-        _say(str(error))
+        _refuse(type(error).__name__, str(error))
         code = 2
     except BrokenPipeError:  # `siegebench list attacks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -362,7 +330,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR):
             raise
-        _say(f"{error.filename or 'disk'}: {error.strerror}; finished rows are kept")
+        _refuse(type(error).__name__, f"{error.filename or 'disk'}: {error.strerror}; finished rows are kept")
         code = 1
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's usage errors, whatever their class is
@@ -370,13 +338,13 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "siegebench"
         said = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
-        _say(f"{command}: {said}. See `{command} --help`.")
+        _refuse("UsageError", f"{command}: {said}. See `{command} --help`.")
         code = 2
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:  # typer converts Ctrl-C to this code
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C during the message
-        _say("interrupted; finished rows are kept, run the same command again to continue")
+        _refuse("Interrupted", "interrupted; finished rows are kept, run the same command again to continue")
     sys.exit(code or 0)
 
 
