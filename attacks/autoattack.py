@@ -84,4 +84,4 @@ class AutoAttack(Attack):
         else:
             yield APGD(steps=self.steps, loss=untargeted)
         yield FAB(steps=self.steps, targets=self.targets, stop_at_eps=True)
-        yield Square(queries=self.queries)
+        yield Square(queries=self.queries, rescale=False)
