@@ -43,8 +43,8 @@ class Bandits(Attack):
 
     Attributes:
         queries: largest number of queries per sample.
-        tile: side in pixels of the squares that share one value of the prior. Default: the smallest power of two with
-            which the prior has at most as many values as there are granted queries.
+        tile: side in pixels of the squares that share one value of the prior. Default: the smallest power of two, from
+            2, with which the prior has no more values than the granted queries make pairs of probes.
         eta: L2 length of a probe; default 0.1.
         delta: exploration around v; default 1 (Linf) or 0.1 (L2).
         rate: learning rate of v; default 1 (Linf) or 0.1 (L2).
@@ -74,9 +74,9 @@ class Bandits(Attack):
         if self.tile is not None:
             return torch.full_like(granted, self.tile)
         channels, height, width = shape
-        sides = [2**k for k in range(max(height, width).bit_length() + 1)]
+        sides = [2**k for k in range(1, max(2, max(height, width).bit_length() + 1))]
         values = torch.tensor([channels * math.ceil(height / s) * math.ceil(width / s) for s in sides])
-        fits = values.to(granted.device) <= granted[:, None]
+        fits = values.to(granted.device) <= granted[:, None] // 2
         first = torch.where(fits.any(dim=1), fits.byte().argmax(dim=1), len(sides) - 1)
         return torch.tensor(sides, device=granted.device)[first]
 
