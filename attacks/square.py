@@ -63,18 +63,19 @@ class Square(Attack):
     all, or fewer if the threat model allows fewer. A sample stops once it is misclassified. The clean image is not
     queried.
 
-    Differs from the paper: squares can be anywhere in the image (the authors' code never reaches the last row and
-    column).
+    Differs from the paper: the schedule of the square sizes is rescaled to the granted queries (AutoAttack follows that
+    of 10 000 queries whatever is granted). Squares can be anywhere in the image (the authors' code never reaches the
+    last row and column).
 
     Attributes:
         queries: largest number of queries per sample, first image included.
-        p: initial fraction of the pixels in a square; it is halved on a fixed schedule.
-        rescale: rescale the schedule from 10 000 queries to `queries`.
+        p: initial fraction of the pixels in a square; it is halved on a schedule for 10 000 queries.
+        rescale: rescale the schedule to the granted queries: `queries`, or fewer if the threat model allows fewer.
     """
 
     queries: Count = 5000
     p: Share = 0.8
-    rescale: bool = False
+    rescale: bool = True
 
     needs: ClassVar[Access] = "score"
     aims: ClassVar[bool] = True
@@ -94,7 +95,10 @@ class Square(Attack):
             if step == 0:
                 trial = start(x0, threat.eps, streams)
             else:
-                trial = propose(best, x0, threat.eps, self.share(step - 1), streams, step)
+                trial, shares = best.clone(), self.share(step - 1, budget.granted[live])
+                for share in shares.unique().tolist():  # a single value, unless samples have different budgets
+                    rows = (shares == share).nonzero().squeeze(1)
+                    trial[rows] = propose(best[rows], x0[rows], threat.eps, share, streams[rows], step)
             z = budget.logits(live, trial)
             value = ops.gain(z, y[live], oracle[live].goal)
             broken = ops.hit(z.argmax(dim=1), y[live], oracle[live].goal)
@@ -106,11 +110,11 @@ class Square(Attack):
             step += 1
         return x_adv
 
-    def share(self, step: int) -> float:
-        """Fraction of the pixels in the square of this step (from 0)."""
-        if self.rescale:
-            step = int(step / self.queries * 10_000)
-        return self.p / 2 ** sum(step > at for at in HALVINGS)
+    def share(self, step: int, granted: Tensor) -> Tensor:
+        """Fraction of the pixels in the square of this step (from 0), for these numbers of queries: float64 [n]."""
+        at = (step / granted.double() * 10_000).long() if self.rescale else torch.full_like(granted, step)
+        halvings = (at[:, None] > torch.tensor(HALVINGS, device=at.device)).sum(dim=1)
+        return self.p / 2.0 ** halvings.double()
 
     @staticmethod
     def _stripes(x0: Tensor, eps: float, draws: Draws) -> Tensor:

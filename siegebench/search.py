@@ -43,13 +43,15 @@ class Budget:
     """Remaining queries of each sample: `most`, or fewer if the threat model allows fewer.
 
     Attributes:
+        granted: queries at the start, int64 [n]; schedules follow them.
         left: remaining queries, int64 [n].
     """
 
     def __init__(self, oracle: Oracle, y: Tensor, most: int) -> None:
         self.oracle = oracle
         granted = oracle.left()
-        self.left = torch.full_like(y, most) if granted is None else granted.clamp(max=most)
+        self.granted = torch.full_like(y, most) if granted is None else granted.clamp(max=most)
+        self.left = self.granted.clone()
 
     def open(self, rows: Tensor, least: int = 1) -> Tensor:
         """Whether the samples have at least `least` queries left, bool [m]."""

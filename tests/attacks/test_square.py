@@ -59,7 +59,10 @@ def test_what_others_spent_is_not_spent_again(linear: Classifier) -> None:
     x_adv = Square()(oracle, x, y, threat, draws)
     assert oracle.ledger.queries.tolist() == [10] * 4
     assert torch.equal(x_adv[3], x[3])
-    assert bool((x_adv[:3] != x[:3]).flatten(1).any(1).all())
+    for k, rest in enumerate((10, 6, 2)):  # each fares as if its rest had been all
+        own = Oracle(linear, threat, draws[k : k + 1])
+        alone = Square(queries=rest)(own, x[k : k + 1], y[k : k + 1], threat, draws[k : k + 1])
+        assert torch.equal(alone[0], x_adv[k])
 
 
 def test_a_broken_sample_spends_no_more(linear: Classifier) -> None:
@@ -67,7 +70,7 @@ def test_a_broken_sample_spends_no_more(linear: Classifier) -> None:
     y = linear(x).argmax(1)
     nearest = nearest_boundary(linear, x, y, "linf")
     threat = ThreatModel(eps=float(nearest.median()), access="score")
-    attack = Square(queries=200)
+    attack = Square(queries=200, rescale=False)  # so that the first queries of two budgets are the same
     x_adv, oracle = kit.attack_with(attack, linear, x, y, threat)
     broken = linear(x_adv).argmax(1) != y
     assert bool(broken.any())
@@ -79,7 +82,8 @@ def test_a_broken_sample_spends_no_more(linear: Classifier) -> None:
         for queries, expected in ((took, True), (took - 1, False)):
             if queries:
                 again = Oracle(linear, threat, Draws(0, torch.tensor([i])))
-                part = Square(queries=queries)(again, x[i : i + 1], y[i : i + 1], threat, Draws(0, torch.tensor([i])))
+                shorter = Square(queries=queries, rescale=False)
+                part = shorter(again, x[i : i + 1], y[i : i + 1], threat, Draws(0, torch.tensor([i])))
                 assert bool((linear(part).argmax(1) != y[i]).all()) is expected
 
 
@@ -90,7 +94,7 @@ def test_more_queries_never_lower_the_margin(cnn: Classifier, norm: str) -> None
     threat = ThreatModel(norm=norm, eps=0.003 if norm == "linf" else 0.02, access="score")
     last = margins(cnn, x, y) - 1
     for queries in (1, 5, 25, 125):
-        x_adv, _ = kit.attack_with(Square(queries=queries), cnn, x, y, threat)
+        x_adv, _ = kit.attack_with(Square(queries=queries, rescale=False), cnn, x, y, threat)
         now = margins(cnn, x_adv, y)
         assert bool((now >= last - 1e-6).all())
         last = now
@@ -147,12 +151,28 @@ def test_schedule_and_bumps_are_those_of_the_reference() -> None:
     for queries, rescale in ((10_000, False), (5000, False), (777, True)):
         theirs = reference.SquareAttack(None, n_queries=queries, p_init=0.8, resc_schedule=rescale, device="cpu")
         ours = Square(queries=queries, p=0.8, rescale=rescale)
-        assert [ours.share(k) for k in range(queries)] == [theirs.p_selection(k) for k in range(queries)]
+        shares = [ours.share(k, torch.tensor([queries])).item() for k in range(queries)]
+        assert shares == [theirs.p_selection(k) for k in range(queries)]
     theirs = reference.SquareAttack(None, norm="L2", device="cpu")
     with torch.random.fork_rng(devices=[]):
         for side in range(1, 30):
             expected, ours = theirs.eta(side), bump(side).float()
             assert torch.allclose(ours, expected, atol=1e-6) or torch.allclose(ours.T, expected, atol=1e-6), side
+
+
+def test_the_schedule_follows_the_granted_queries(linear: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    granted = torch.tensor([100, 1000, 10_000])
+    for part in (0.0, 0.03, 0.3, 0.7, 0.99):  # of the budget: the same size whatever is granted
+        shares = {float(Square().share(int(part * n), granted)[k]) for k, n in enumerate((100, 1000, 10_000))}
+        assert len(shares) == 1, part
+    assert Square().share(99, granted)[0] == 0.8 / 2**9
+    # the sizes that are tried: the threat model grants fewer queries than the attack has
+    x, seen = kit.grey_images(2), []
+    propose = Square._linf
+    monkeypatch.setattr(Square, "_linf", lambda *a: seen.append(a[4]) or propose(*a[1:]))
+    threat = ThreatModel(eps=1e-4, access="score", queries=100)
+    kit.attack_with(Square(queries=10_000), linear, x, linear(x).argmax(1), threat)
+    assert [seen.count(0.8 / 2**k) for k in range(10)] == [1, 0, 2, 3, 5, 10, 20, 20, 20, 18]
 
 
 def test_a_first_image_that_is_wrong_costs_one_query(linear: Classifier) -> None:
