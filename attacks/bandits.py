@@ -18,7 +18,7 @@ from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive
 
 # defaults of (eta, delta, online rate, step)
-SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 100.0, 0.2), "l2": (0.1, 0.1, 0.1, 0.1)}
+SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 1.0, 0.2), "l2": (0.1, 0.1, 0.1, 0.1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +37,22 @@ class Bandits(Attack):
 
     Differs from the paper: the margin instead of cross-entropy; the step is a fraction of eps. Queries that test for
     success are counted, and are made only if a probe was misclassified (the authors test every step, uncounted). v =
-    tanh(w) with w += rate d delta u, which equals their update of v in exact arithmetic. Probes are clipped to [0, 1].
+    tanh(w) with w += rate d delta u, which equals their update of v in exact arithmetic. The tiles follow the granted
+    queries. For Linf, the rate is 1 instead of 100: then v stays small and the probes do not stop exploring, whatever
+    the scale of the logits is. Probes are clipped to [0, 1].
 
     Attributes:
         queries: largest number of queries per sample.
-        tile: side in pixels of the squares that share one value of the prior.
+        tile: side in pixels of the squares that share one value of the prior. Default: the smallest power of two, from
+            2, with which the prior has no more values than the granted queries make pairs of probes.
         eta: L2 length of a probe; default 0.1.
         delta: exploration around v; default 1 (Linf) or 0.1 (L2).
-        rate: learning rate of v; default 100 (Linf) or 0.1 (L2).
+        rate: learning rate of v; default 1 (Linf) or 0.1 (L2).
         step: step size as a fraction of eps; default 0.2 (Linf) or 0.1 (L2).
     """
 
     queries: Count = 10_000
-    tile: Count = 2
+    tile: Count | None = None
     eta: Positive | None = None
     delta: Positive | None = None
     rate: Positive | None = None
@@ -60,13 +63,32 @@ class Bandits(Attack):
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        x_adv, tiles = x.clone(), self._tiles(Budget(oracle, y, self.queries).granted, x.shape[1:])
+        for tile in tiles.unique().tolist():  # a single value, unless samples have different budgets
+            rows = (tiles == tile).nonzero().squeeze(1)
+            x_adv[rows] = self._climb(oracle[rows], x[rows], y[rows], threat, draws[rows], tile)
+        return x_adv
+
+    def _tiles(self, granted: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Side of the tiles for these numbers of queries, int64 [n]."""
+        if self.tile is not None:
+            return torch.full_like(granted, self.tile)
+        channels, height, width = shape
+        sides = [2**k for k in range(1, max(2, max(height, width).bit_length() + 1))]
+        values = torch.tensor([channels * math.ceil(height / s) * math.ceil(width / s) for s in sides])
+        fits = values.to(granted.device) <= granted[:, None] // 2
+        first = torch.where(fits.any(dim=1), fits.byte().argmax(dim=1), len(sides) - 1)
+        return torch.tensor(sides, device=granted.device)[first]
+
+    def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, tile: int) -> Tensor:
+        """Run on samples with the same side of the tiles."""
         own = (self.eta, self.delta, self.rate, self.step)
         eta, delta, rate, step_size = (
             usual if given is None else given for given, usual in zip(own, SETTINGS[threat.norm], strict=True)
         )
         squash = torch.tanh if threat.norm == "linf" else lambda w: w
         size = x.shape[-2:]
-        tiles = (x.shape[1], *(math.ceil(side / self.tile) for side in size))
+        tiles = (x.shape[1], *(math.ceil(side / tile) for side in size))
         x_adv, budget = x.clone(), Budget(oracle, y, self.queries)
         # state of the samples still attacked: their rows, the image, and w, which defines v
         live = budget.rows(least=2)

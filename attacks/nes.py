@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive, Share
 
 NUMBERS = 2**24  # largest number of pixels of probes in memory
+TINY = 1e-6  # smallest radius of the ball in each pixel that probes are made for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +32,27 @@ class NES(Attack):
     whole step, a step with fewer pairs follows, and finally steps along the same g. A sample stops once it is
     misclassified; a sample with fewer than three queries is not attacked. The clean image is not queried.
 
-    Differs from the paper: the margin instead of cross-entropy, which is flat where the network is confident. The step
-    is a fixed fraction of eps (the authors halve it on plateaus). The query that checks the new point is counted.
-    Probes are clipped to [0, 1], because a real system only accepts valid images.
+    Differs from the paper: the margin instead of cross-entropy, which is flat where the network is confident. The
+    constants follow eps and the granted queries, where the authors have 25 pairs, sigma = 0.001, momentum 0.9 and a
+    step that is halved on plateaus. The query that checks the new point is counted. Probes are clipped to [0, 1],
+    because a real system only accepts valid images.
 
     Attributes:
         queries: largest number of queries per sample.
-        pairs: pairs of probes per gradient. With momentum few are enough; the authors use 25.
-        sigma: standard deviation of a probe in each pixel.
+        pairs: pairs of probes per gradient.
+        sigma: standard deviation of a probe in each pixel. Default: a probe is half as long as the radius of the ball,
+            so eps / 2 (Linf) or eps / (2 sqrt(n)) (L2) for n pixels.
         step: step size as a fraction of eps.
-        momentum: weight of the previous gradients in the running mean.
+        momentum: weight of the previous gradients in the running mean. Default: 1 - 1 / steps, for the number of steps
+            that the granted queries allow. The mean then remembers about as many probes as there are in all, because
+            inside a small ball the gradient changes less than its estimate from a few probes errs.
     """
 
     queries: Count = 10_000
-    pairs: Count = 5
-    sigma: Positive = 0.01
-    step: Positive = 0.2
-    momentum: Share = 0.9
+    pairs: Count = 10
+    sigma: Positive | None = None
+    step: Positive = 1.0
+    momentum: Share | None = None
 
     needs: ClassVar[Access] = "score"
     aims: ClassVar[bool] = True
@@ -59,11 +65,13 @@ class NES(Attack):
         live = budget.rows(least=3)
         x0 = x[live]
         point, g, best, margin = x0, torch.zeros_like(x0), x0, torch.full_like(x0[:, 0, 0, 0], -torch.inf)
+        momentum, sigma = self._momentum(budget.granted).to(x.dtype), self._sigma(threat, x[0].numel())
         step = 0
         while len(live):
             pairs = ((budget.left[live] - 1) // 2).clamp(max=self.pairs)
-            estimate = self._gradient(budget, live, point, y[live], pairs, draws[live], step)
-            followed = self.momentum * g + (1 - self.momentum) * estimate
+            estimate = self._gradient(budget, live, point, y[live], pairs, sigma, draws[live], step)
+            weight = ops.over(momentum[live], g)
+            followed = weight * g + (1 - weight) * estimate
             g = torch.where(ops.over(pairs > 0, g), followed, g)
             point = threat.project(point + self.step * threat.eps * ops.normalise(g, threat.norm), x0)
             value = ops.gain(budget.logits(live, point), y[live], oracle[live].goal)
@@ -76,8 +84,28 @@ class NES(Attack):
             step += 1
         return x_adv
 
+    def _momentum(self, granted: Tensor) -> Tensor:
+        """Weight of the previous gradients for these numbers of queries, float64 [n]."""
+        if self.momentum is not None:
+            return torch.full_like(granted, self.momentum, dtype=torch.float64)
+        return 1 - 1 / (granted.double() / (2 * self.pairs + 1)).clamp(min=1)
+
+    def _sigma(self, threat: ThreatModel, n: int) -> float:
+        """Standard deviation of a probe in images of n pixels."""
+        if self.sigma is not None:
+            return self.sigma
+        return max(threat.eps if threat.norm == "linf" else threat.eps / math.sqrt(n), TINY) / 2
+
     def _gradient(
-        self, budget: Budget, live: Tensor, point: Tensor, y: Tensor, pairs: Tensor, draws: Draws, step: int
+        self,
+        budget: Budget,
+        live: Tensor,
+        point: Tensor,
+        y: Tensor,
+        pairs: Tensor,
+        sigma: float,
+        draws: Draws,
+        step: int,
     ) -> Tensor:
         """Estimated gradient at each point [n, ...], from its own number of pairs, int64 [n]; zero for zero pairs."""
         g = torch.zeros_like(point)
@@ -92,12 +120,12 @@ class NES(Attack):
                     .normal(point.shape[1:], step * self.pairs + k.repeat(len(rows)), "probe")
                     .to(point.dtype)
                 )
-                move = (self.sigma * u).view(len(rows), len(k), *point.shape[1:])
+                move = (sigma * u).view(len(rows), len(k), *point.shape[1:])
                 here = point[rows][:, None]
                 probes = torch.cat([here + move, here - move], dim=1).clamp(0, 1).flatten(0, 1)
                 z = budget.logits(live[rows], probes)
                 goal = budget.oracle[live[rows]].repeat(2 * len(k)).goal
                 value = ops.gain(z, y[rows].repeat_interleave(2 * len(k)), goal)
                 up, down = value.view(len(rows), 2, len(k)).unbind(1)
-                g[rows] += torch.einsum("nk,nk...->n...", (up - down) / (2 * self.sigma**2 * count), move)
+                g[rows] += torch.einsum("nk,nk...->n...", (up - down) / (2 * sigma**2 * count), move)
         return g

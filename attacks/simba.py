@@ -16,6 +16,8 @@ from siegebench.search import Budget, keep
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive
 
+REACH = 2.0  # L2 length of all steps of the default size together, in radii of the ball
+
 
 def cosines(n: int) -> Tensor:
     """The orthonormal DCT-II basis, one vector per row, from low to high frequency: float64 [n, n]."""
@@ -39,12 +41,15 @@ class SimBA(Attack):
 
     Differs from the paper: the margin instead of the probability of the true class, which hardly changes where the
     network is confident. Every image is projected onto the eps-ball and the box (the authors bound L2 by the number of
-    steps). After the whole basis, a sample starts again in a new order.
+    steps). The step size follows eps and the granted queries (the authors: 0.2). After the whole basis, a sample starts
+    again in a new order.
 
     Attributes:
         queries: largest number of queries per sample.
         basis: `pixel` or `dct`.
-        step: L2 step size; default 0.2 (L2) or eps sqrt(H W) (Linf), which fills the ball in one channel.
+        step: L2 step size. Default: REACH r / sqrt(k), where r is the L2 radius of the ball (eps sqrt(n) for Linf) and
+            k the number of directions that the granted queries can try, at 1.5 queries each and at most n. With REACH =
+            1, k successful steps would just fill the ball.
         low: for cosines, the fraction of each axis whose frequencies come first, in random order; higher frequencies
             follow in frames a quarter as wide (the authors: 28 and then 7 of 224).
         loss: loss that has to rise. `ce` rises when the paper's probability of the true class falls.
@@ -62,8 +67,6 @@ class SimBA(Attack):
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         channels, height, width = x.shape[1:]
-        usual = 0.2 if threat.norm == "l2" else threat.eps * math.sqrt(height * width)
-        length = usual if self.step is None else self.step
         make = cosines if self.basis == "dct" else torch.eye
         rows, columns = make(height).to(x), make(width).to(x)
         x_adv, budget = x.clone(), Budget(oracle, y, self.queries)
@@ -72,6 +75,7 @@ class SimBA(Attack):
             return x_adv
         # state of the samples still attacked: their rows, the image, its loss, the order of the basis, the
         # direction that is tried (counted over all rounds through the basis) and its sign
+        length = self._length(budget.granted, x[0].numel(), threat).to(x.dtype)
         x0, image, value = x[live], x[live], self._gain(oracle[live], budget.logits(live, x[live]), y[live])
         order = self._order(draws[live], torch.zeros_like(live), (channels, height, width))
         tried, side = torch.zeros_like(live), torch.full_like(value, -1)
@@ -80,7 +84,7 @@ class SimBA(Attack):
             channel, u, v = at // (height * width), at // width % height, at % width
             q = torch.zeros_like(image)
             q[torch.arange(len(at), device=at.device), channel] = rows[u][:, :, None] * columns[v][:, None, :]
-            trial = threat.project(image + ops.over(length * side, q) * q, x0)
+            trial = threat.project(image + ops.over(length[live] * side, q) * q, x0)
             z = budget.logits(live, trial)
             now = self._gain(oracle[live], z, y[live])
             better = now > value
@@ -97,6 +101,13 @@ class SimBA(Attack):
             rest = ~broken & budget.open(live)
             live, x0, image, value, order, tried, side = keep(rest, live, x0, image, value, order, tried, side)
         return x_adv
+
+    def _length(self, granted: Tensor, n: int, threat: ThreatModel) -> Tensor:
+        """L2 step size of samples with these numbers of queries and n pixels, float64 [samples]."""
+        if self.step is not None:
+            return torch.full_like(granted, self.step, dtype=torch.float64)
+        radius = threat.eps * math.sqrt(n) if threat.norm == "linf" else threat.eps
+        return REACH * radius / (granted.double() / 1.5).clamp(1, n).sqrt()
 
     def _gain(self, oracle: Oracle, z: Tensor, y: Tensor) -> Tensor:
         return ops.aimed(self.loss, y, oracle.goal)(z)

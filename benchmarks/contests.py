@@ -236,24 +236,30 @@ def query_contests() -> list[Contest]:
     simba = art("SimBA", norm=False, eps=False, softmax=True, attack="px", epsilon=0.2, max_iter=3000)
     alone = "No other package on PyPI has it."
     return [
-        Contest(
-            "square linf", {"name": "square", "queries": 1000, "rescale": True}, "2/255",
-            {
-                "torchattacks Square": torchattacks("Square", norm=True, n_queries=1000),
-                "ART SquareAttack": budgeted(art("SquareAttack", max_iter=334), single=True),
-                "pyautoattack square": pyautoattack("square", queries=1000),
-            },
-            **score, images=100,
-            note="1,000 queries; ART spends three of them per step.",
+        *(
+            Contest(
+                name, "square", eps,
+                {
+                    "torchattacks Square": torchattacks("Square", norm=True, n_queries=1000),
+                    "ART SquareAttack": budgeted(art("SquareAttack", max_iter=334), single=True),
+                    "pyautoattack square": pyautoattack("square", queries=1000),
+                },
+                **score, images=images,
+                note="1,000 queries; ART spends three of them per step.",
+            )
+            for name, eps, images in (("square linf", "2/255", 100), ("square linf 1/255", "1/255", 25))
         ),
-        Contest(
-            "square l2", {"name": "square", "queries": 1000, "rescale": True}, "0.5",
-            {
-                "torchattacks Square": torchattacks("Square", norm=True, n_queries=1000),
-                "pyautoattack square": pyautoattack("square", queries=1000),
-            },
-            **score, norm="l2", images=100,
-            note="1,000 queries.",
+        *(
+            Contest(
+                name, "square", eps,
+                {
+                    "torchattacks Square": torchattacks("Square", norm=True, n_queries=1000),
+                    "pyautoattack square": pyautoattack("square", queries=1000),
+                },
+                **score, norm="l2", images=images,
+                note="1,000 queries.",
+            )
+            for name, eps, images in (("square l2", "0.5", 100), ("square l2 0.25", "0.25", 25))
         ),
         Contest(
             "simba pixel", {"name": "simba", "basis": "pixel", "step": 0.2, "loss": "ce"}, "1.0",
@@ -261,9 +267,16 @@ def query_contests() -> list[Contest]:
             **score, norm="l2", images=20,
             note="1,000 queries, steps of .2.",
         ),
+        Contest(
+            "simba 0.25", "simba", "0.25",
+            {"ART SimBA px": budgeted(simba, single=True)},
+            **score, norm="l2", images=20,
+            note="1,000 queries; ours with its default parameters, ART with steps of .2 along pixels.",
+        ),
         *(
-            Contest(name, name, "2/255", {}, **score, images=100, note=f"1,000 queries. {alone}")
-            for name in ("nes", "signhunter", "bandits")
+            Contest(name, attack, eps, {}, **score, images=images, note=f"1,000 queries. {alone}")
+            for attack in ("nes", "signhunter", "bandits")
+            for name, eps, images in ((attack, "2/255", 100), (f"{attack} 1/255", "1/255", 25))
         ),
         Contest(
             "hopskipjump l2", "hopskipjump", "0.5",

@@ -31,7 +31,7 @@ from siegebench.threat import ThreatModel
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "grid.jsonl"
 PAGE = HERE.parent / "docs" / "query_budgets.md"
-IMAGES = {100: 60, 1000: 60, 10_000: 25}  # by queries
+IMAGES = {100: 40, 1000: 24, 10_000: 12}  # by queries
 
 
 @dataclass(frozen=True)

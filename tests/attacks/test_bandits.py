@@ -13,7 +13,7 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Norm
 from tests import kit
 
-from .planted import TwoClasses, both_norms, nearest_boundary, score
+from .planted import TwoClasses, both_norms, half_space, nearest_boundary, score
 
 
 @both_norms
@@ -54,3 +54,22 @@ def test_bandits_looks_only_where_a_probe_was_wrong(linear: Classifier) -> None:
         if before == 2:
             assert count == (1 if wrong else 2)
     assert seen[-1] == (1, True)
+
+
+def test_the_tiles_follow_the_granted_queries() -> None:
+    granted = torch.tensor([1, 100, 1000, 10_000, 1536, 1535])
+    assert Bandits()._tiles(granted, (3, 32, 32)).tolist() == [64, 8, 4, 2, 2, 4]
+    assert Bandits()._tiles(torch.tensor([10_000]), (3, 224, 224)).tolist() == [8]
+    assert Bandits(tile=3)._tiles(granted, (3, 32, 32)).tolist() == [3] * 6
+    # samples with different budgets in one batch fare as alone
+    model, _ = half_space((3, 16, 16), b=500.0)
+    x = kit.grey_images(3, size=16).double()
+    y = model(x).argmax(1)
+    threat, draws = score("linf", 0.05, 300), Draws(0, torch.arange(3))
+    oracle = Oracle(model, threat, draws)
+    oracle[torch.tensor([1])].repeat(280).logits(x[1:2].expand(280, -1, -1, -1))
+    x_adv = Bandits()(oracle, x, y, threat, draws)
+    for k, rest in enumerate((300, 20, 300)):
+        own = Oracle(model, threat, draws[k : k + 1])
+        alone = Bandits(queries=rest)(own, x[k : k + 1], y[k : k + 1], threat, draws[k : k + 1])
+        torch.testing.assert_close(alone[0], x_adv[k], rtol=0, atol=1e-9)

@@ -55,3 +55,14 @@ def test_signhunter_needs_one_query_where_its_first_image_is_wrong() -> None:
     x_adv, oracle = kit.attack_with(SignHunter(), bright, x, y, score("linf", 0.2))
     assert oracle.ledger.queries.tolist() == [1] * 8
     assert torch.equal(x_adv, x + 0.2)
+
+
+def test_signhunter_stays_in_the_l2_ball_around_flat_images() -> None:
+    """Rounding moves equal pixels the same way: it must not add up to more than the ball allows."""
+    x = torch.cat([torch.full((1, 3, 32, 32), v) for v in torch.linspace(0.3, 0.7, 40).tolist()])
+    model, _ = half_space((3, 32, 32), b=500.0)
+    model = model.float()
+    y = model(x).argmax(1)
+    for eps in (0.1, 0.25, 0.5, 1.0):
+        x_adv, _ = kit.attack_with(SignHunter(queries=3), model, x, y, score("l2", eps))  # refused if outside
+        assert float((x_adv - x).flatten(1).norm(dim=1).max()) <= eps + 1e-6

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from siegebench.attacks.simba import SimBA, cosines
+from siegebench.attacks.simba import REACH, SimBA, cosines
 
 from siegebench import ops
-from siegebench.classifier import Network
+from siegebench.classifier import Classifier, Network
 from siegebench.draws import Draws
+from siegebench.oracle import Oracle
 from tests import kit
 
 from .planted import TwoClasses, half_space, score
@@ -86,3 +87,28 @@ def test_low_frequencies_pay_on_smooth_weights() -> None:
         x_adv, _ = kit.attack_with(SimBA(basis=basis), model, x, y, score("l2", 1.0, 60))  # type: ignore[arg-type]
         gain[basis] = float((ops.margin(model(x_adv), y) - ops.margin(model(x), y)).mean() / w.norm())
     assert gain["dct"] > 2 * gain["pixel"]
+
+
+def test_the_step_follows_eps_and_the_granted_queries() -> None:
+    granted = torch.tensor([150, 1500, 10**6])
+    for norm, radius in (("l2", 0.3), ("linf", 0.3 * math.sqrt(192))):
+        step = SimBA()._length(granted, 192, score(norm, 0.3))
+        torch.testing.assert_close(step, REACH * radius / torch.tensor([100, 192, 192]).double().sqrt())
+    assert SimBA(step=0.2)._length(granted, 192, score("l2", 0.3)).tolist() == [0.2] * 3
+    # the attack uses what the threat model grants: no clipping here, so the second query shows the first step
+    model, _ = half_space(b=500.0)
+    x = kit.grey_images(3).double()
+    seen: list[torch.Tensor] = []
+
+    class Seen(Classifier):
+        num_classes = 2
+
+        def forward(self, image: torch.Tensor, draws: Draws | None = None) -> torch.Tensor:
+            seen.append(image)
+            return model(image)
+
+    threat, draws = score("l2", 0.3, 60), Draws(0, torch.arange(3))
+    SimBA(queries=1000)(Oracle(Seen(), threat, draws), x, model(x).argmax(1), threat, draws)
+    torch.testing.assert_close(
+        ops.size(seen[1] - x, "l2"), torch.full((3,), min(0.3, REACH * 0.3 / math.sqrt(40))).double()
+    )
