@@ -19,7 +19,7 @@ from siegebench.types import Count, MinimalAttack, Positive
 
 from ._decision import Queries, bisect
 
-COARSE = 0.5  # tolerance of a search, as a fraction of radius x share of the image in the block
+COARSE = 1.0  # tolerance of a search, as a fraction of the radius times the share of the image in the block
 
 
 def blocks(d: int) -> Iterator[slice]:
@@ -45,7 +45,7 @@ class RayS(MinimalAttack):
     in all, or fewer if the threat model allows fewer. The clean image is not queried. The mean distance found without
     `stop_at_eps` is the paper's ADBD.
 
-    Differs from the paper: after a flip of a fraction f of the image, the binary search ends at a tolerance of f / 2 of
+    Differs from the paper: after a flip of a fraction f of the image, the binary search ends at a tolerance of f times
     the radius, because later flips change it more than that; for single numbers, at `tolerance` (the authors' code:
     always). A sample stops once it is misclassified within eps (the authors' code continues to the end).
 

@@ -168,8 +168,8 @@ def page(tables: list[Table]) -> str:
         "Robust accuracy: an image counts as misclassified only within eps. Median distance: an image without an",
         "adversarial example has infinite distance. In both columns, smaller means a stronger attack. `differ`: images",
         "whose outcome differs from ours; `-` if ours was measured later. Forwards and backwards are passes per image.",
-        "Ours counts as equally strong if it is within one image or one point of the strongest other implementation, or",
-        "within 1 % of its median distance.",
+        "Ours counts as equally strong if it is within one image or one point of the strongest other implementation,",
+        "or within 1 % of its median distance.",
         "",
     ]
     for table in tables:

@@ -27,15 +27,15 @@ def test_rays_finds_every_sign_of_a_linear_model(linear: Classifier) -> None:
 def test_a_search_is_as_coarse_as_its_block() -> None:
     x = torch.full((1, 3, 4, 4), 0.5)
     y = torch.zeros(1, dtype=torch.long)
-    # flipping the whole image: one query finds the new ray, four bisect [0, 1] to [1/16, 1/8]
-    for queries, far in ((1, 0.5), (2, 0.5), (3, 0.25), (4, 0.125), (5, 0.125)):
+    # the whole image: not searched; the halves: not nearer; the first quarter: four queries bisect [0, 1]
+    for queries, far in ((1, 0.5), (4, 0.5), (5, 0.5), (6, 0.25), (7, 0.25), (8, 0.25)):
         attack = RayS(queries=queries, stop_at_eps=False)
         x_adv, _ = kit.attack_with(attack, brightness(0.1), x, y, label_threat("linf"))
         assert float(ops.size(x_adv - x, "linf")) == far
-    # the next query flips the first half
+    # the next query flips the second quarter
     model = Recording(brightness(0.1))
-    kit.attack_with(RayS(queries=6, stop_at_eps=False), model, x, y, label_threat("linf"))
-    assert (model.seen[-1] - x).flatten().tolist() == [0.125] * 24 + [-0.125] * 24
+    kit.attack_with(RayS(queries=9, stop_at_eps=False), model, x, y, label_threat("linf"))
+    assert (model.seen[-1] - x).flatten().tolist() == [0.25] * 24 + [-0.25] * 24
 
 
 def test_blocks_cover_the_image_level_by_level() -> None:
