@@ -16,6 +16,8 @@ from siegebench.threat import ThreatModel
 
 IMAGES = 2**24  # largest number of pixels in one forward pass of probes
 NUMBERS = 2**20  # random numbers per sample that are kept in memory
+COARSE = 0.1  # tolerance of the searches along starting directions, as a fraction of the distance
+DIRECTIONS = 100  # largest number of starting directions chosen from the granted queries
 PROBES = 32  # largest number of probes per sample that are drawn together
 
 
@@ -105,30 +107,41 @@ def probes(draws: Draws, shape: tuple[int, ...], most: int, kind: str = "normal"
 
 
 def bisect(
-    ask: Queries, rows: Tensor, place: Callable[[Tensor, Tensor], Tensor], high: Tensor, tolerance: Tensor
+    ask: Queries,
+    rows: Tensor,
+    place: Callable[[Tensor, Tensor], Tensor],
+    high: Tensor,
+    tolerance: Tensor,
+    relative: float = 0.0,
+    low: float = 0.0,
 ) -> Tensor:
-    """Bisect [0, high] for the smallest number, up to a tolerance, at which the image is misclassified.
+    """Bisect [low * high, high] for the smallest number, up to a tolerance, at which the image is misclassified.
 
     Args:
         place: (indices into `rows`, numbers) to the images at these numbers.
         high: [m], numbers at which the image is known to be misclassified.
         tolerance: [m].
+        relative: tolerance as a fraction of the number found; the larger tolerance ends a search.
+        low: fraction of `high` at which the image is known to be classified correctly.
     """
-    low, high = torch.zeros_like(high), high.clone()
+    below, high = low * high, high.clone()
     while True:
-        middle = (low + high) / 2
+        middle = (below + high) / 2
         # rounding may end a search before it reaches its tolerance
-        wide = (high - low > tolerance) & (middle > low) & (middle < high) & ask.open(rows)
+        wide = (high - below > torch.maximum(tolerance, relative * high)) & (middle > below) & (middle < high)
+        wide &= ask.open(rows)
         live = wide.nonzero().squeeze(1)
         if not len(live):
             return high
         middle = middle[live]
         hit = ask.wrong(rows[live], place(live, middle))
         high[live] = torch.where(hit, middle, high[live])
-        low[live] = torch.where(hit, low[live], middle)
+        below[live] = torch.where(hit, below[live], middle)
 
 
-def to_boundary(ask: Queries, rows: Tensor, far: Tensor, tolerance: float) -> Tensor:
+def to_boundary(
+    ask: Queries, rows: Tensor, far: Tensor, tolerance: float, relative: float = 0.0, low: float = 0.0
+) -> Tensor:
     """Misclassified images next to the boundary, on the path from the clean images to `far`.
 
     In L2 the path is a line. In Linf the perturbation of `far` is clipped to a ball of growing radius.
@@ -136,6 +149,8 @@ def to_boundary(ask: Queries, rows: Tensor, far: Tensor, tolerance: float) -> Te
     Args:
         far: [m, 3, H, W], misclassified.
         tolerance: of the search, as a fraction of the path; not below the resolution of the pixels' dtype.
+        relative: tolerance as a fraction of the distance found; the larger tolerance ends the search.
+        low: fraction of the path that is known to be classified correctly.
     """
     if not len(rows):
         return far
@@ -147,7 +162,7 @@ def to_boundary(ask: Queries, rows: Tensor, far: Tensor, tolerance: float) -> Te
         return (x[at] + ops.project_ball(delta[at], norm, fraction * length[at])).clamp(0, 1)
 
     finest = torch.finfo(x.dtype).eps / length.clamp(min=torch.finfo(x.dtype).tiny)
-    fraction = bisect(ask, rows, place, torch.ones_like(length), finest.clamp(min=tolerance))
+    fraction = bisect(ask, rows, place, torch.ones_like(length), finest.clamp(min=tolerance), relative, low)
     every = torch.arange(len(rows), device=rows.device)
     return torch.where(ops.over(fraction < 1, far), place(every, fraction), far)
 
@@ -160,17 +175,19 @@ def noise(like: Tensor, draws: Draws, number: int) -> Tensor:
     return u.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width]
 
 
-def start(ask: Queries, draws: Draws, tolerance: float, directions: int = 1) -> tuple[Tensor, Tensor]:
+def start(
+    ask: Queries, draws: Draws, tolerance: float, directions: int | None = 1, share: int = 2
+) -> tuple[Tensor, Tensor]:
     """(rows, points): the samples still attacked, and misclassified images next to the boundary towards uniform noise.
 
     Noise is drawn for each sample until it is misclassified: first per pixel, then, if the noise gets the label of the
     image, in larger and larger cells. Samples without misclassified noise spend their budget. Further noise images cost
-    one query each, at the smallest distance known so far. If one is misclassified there, it is nearer, and its boundary
-    is searched.
+    one query each, at 90 % of the smallest distance known so far. If one is misclassified there, its boundary is
+    searched, first up to 10 % of its distance. Only the search along the nearest one is completed.
 
     Args:
         tolerance: of the search for the boundary, as a fraction of the path to the noise.
-        directions: number of noise images tried.
+        directions: number of noise images tried; None for one in `share` of the granted queries, at most 100.
     """
     rows = ask.rows()
     points, number = ask.x[rows], 0
@@ -185,15 +202,18 @@ def start(ask: Queries, draws: Draws, tolerance: float, directions: int = 1) -> 
         ready[live] = hit
         number += 1
     rows, points = rows[ready], points[ready]
-    points = to_boundary(ask, rows, points, tolerance)
-    for number in range(1, directions):
-        rows, points = keep(ask.open(rows), rows, points)
-        if not len(rows):
+    points = to_boundary(ask, rows, points, tolerance, COARSE)
+    most = ask.granted // share if directions is None else torch.full_like(ask.granted, directions)
+    for number in range(1, min(int(most.max()), DIRECTIONS if directions is None else directions)):
+        live = (ask.open(rows) & (most[rows] > number)).nonzero().squeeze(1)
+        if not len(live):
             break
-        x, norm = ask.x[rows], ask.threat.norm
-        trial = noise(x, draws[rows].child("directions"), number) - x
-        trial = (x + ops.project_ball(trial, norm, ops.size(points - x, norm))).clamp(0, 1)
-        near = ask.wrong(rows, trial).nonzero().squeeze(1)
-        points[near] = to_boundary(ask, rows[near], trial[near], tolerance)
+        at = rows[live]
+        x, norm = ask.x[at], ask.threat.norm
+        trial = noise(x, draws[at].child("directions"), number) - x
+        trial = (x + ops.project_ball(trial, norm, (1 - COARSE) * ops.size(points[live] - x, norm))).clamp(0, 1)
+        hit = ask.wrong(at, trial)
+        points[live[hit]] = to_boundary(ask, at[hit], trial[hit], tolerance, COARSE)
+    points = to_boundary(ask, rows, points, tolerance, low=1 - COARSE)
     rows, points = keep(ask.open(rows), rows, points)
     return rows, points

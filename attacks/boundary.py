@@ -48,7 +48,8 @@ class Boundary(MinimalAttack):
         every: number of steps between two queried points on the sphere.
         sphere_window: points on the sphere after which both steps are adapted.
         source_window: proposals after which the step towards the clean image is adapted.
-        directions: noise images tried for the starting point; the nearest one is used.
+        directions: noise images tried for the starting point; the nearest one is used. None: half of the granted
+            queries, at most 100.
         stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
             of a sample that never is.
     """
@@ -60,7 +61,7 @@ class Boundary(MinimalAttack):
     every: Count = 10
     sphere_window: Count = 10
     source_window: Count = 15
-    directions: Count = 50
+    directions: Count | None = None
     stop_at_eps: bool = False
 
     needs: ClassVar[Access] = "label"

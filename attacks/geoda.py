@@ -21,6 +21,7 @@ from siegebench.types import Count, MinimalAttack, Positive
 from ._decision import Queries, bisect, probes, start
 
 DOUBLINGS = 10  # largest number of doublings of the distance along a normal
+MOST_WAVES = 20  # largest number of frequencies chosen from the granted queries
 RESERVE = 25  # queries of a round that are kept for the search along the normal
 
 
@@ -54,23 +55,25 @@ class GeoDA(MinimalAttack):
 
     Attributes:
         queries: largest number of queries per sample.
-        waves: number of lowest cosine frequencies per axis in the smooth images.
+        waves: number of lowest cosine frequencies per axis in the smooth images. None: the square root of a tenth of
+            the granted queries, at most 20 (3 for 100 queries, 10 for 1,000).
         sigma: standard deviation of their coefficients.
         mu: controls the growth of the rounds.
         tolerance: of the searches for the boundary, in L2.
         probes: number of probes in the first round.
-        directions: noise images tried for the starting point; the nearest one is used.
+        directions: noise images tried for the starting point; the nearest one is used. None: a fifth of the granted
+            queries, at most 100.
         stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
             of a sample that never is.
     """
 
     queries: Count = 5000
-    waves: Count = 10
+    waves: Count | None = None
     sigma: Positive = 2e-4
     mu: Annotated[float, Field(gt=0, le=1)] = 0.6
     tolerance: Positive = 1e-4
     probes: Count = 65
-    directions: Count = 50
+    directions: Count | None = None
     stop_at_eps: bool = False
 
     needs: ClassVar[Access] = "label"
@@ -78,26 +81,36 @@ class GeoDA(MinimalAttack):
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ask = Queries(oracle, x, y, threat, self.queries, self.stop_at_eps)
-        rows, point = start(ask, draws, self.tolerance / math.sqrt(x[0].numel()), self.directions)
+        rows, point = start(ask, draws, self.tolerance / math.sqrt(x[0].numel()), self.directions, share=5)
         normal = torch.zeros_like(point)
         t = 0
         while len(rows):
             now, then = (round(self.probes * self.mu ** (-2 * k / 3)) for k in (t, t + 1))
             usable = ask.left[rows] - RESERVE
             spend = torch.where(usable < now + RESERVE + then, usable, now).clamp(min=1)
-            normal = normal + self._normal(ask, rows, point, spend, draws[rows].child("probes", t))
+            waves = self.frequencies(ask.granted[rows])
+            for count in waves.unique().tolist():  # a single value, unless samples have different budgets
+                live = (waves == count).nonzero().squeeze(1)
+                at, streams = rows[live], draws[rows[live]].child("probes", t)
+                normal[live] += self._normal(ask, at, point[live], spend[live], count, streams)
             point = self._along(ask, rows, point, ops.normalise(normal, threat.norm))
             rows, point, normal = keep(ask.open(rows), rows, point, normal)
             t += 1
         return ask.result()
 
-    def _normal(self, ask: Queries, rows: Tensor, point: Tensor, spend: Tensor, draws: Draws) -> Tensor:
+    def frequencies(self, granted: Tensor) -> Tensor:
+        """Number of frequencies per axis for these numbers of queries, int64 [n]."""
+        if self.waves is not None:
+            return torch.full_like(granted, self.waves)
+        return (granted.double() / 10).sqrt().round().long().clamp(min=1, max=MOST_WAVES)
+
+    def _normal(self, ask: Queries, rows: Tensor, point: Tensor, spend: Tensor, waves: int, draws: Draws) -> Tensor:
         """Sum of the smooth images, with the signs of their answers."""
         channels, height, width = point.shape[1:]
-        down, across = (cosines(size, min(self.waves, size)).to(point) for size in (height, width))
+        down, across = (cosines(size, min(waves, size)).to(point) for size in (height, width))
         total = torch.zeros_like(point)
-        for first, waves in probes(draws, (channels, len(down), len(across)), int(spend.max())):
-            u = down.T @ waves.to(point) @ across
+        for first, weights in probes(draws, (channels, len(down), len(across)), int(spend.max())):
+            u = down.T @ weights.to(point) @ across
             answers = ask.votes(rows, (point[:, None] + self.sigma * u).clamp(0, 1), spend - first)
             total += (answers[:, :, None, None, None] * u).sum(dim=1)
         return total

@@ -44,7 +44,8 @@ class HopSkipJump(MinimalAttack):
         most_probes: largest number of directions in an estimate.
         radius: length of the probes, as a fraction of the distance. The tolerance of the boundary search is radius /
             sqrt(d) in L2 and radius / d in Linf, for d numbers per image, as the noise of the estimate requires.
-        directions: noise images tried for the starting point; the nearest one is used.
+        directions: noise images tried for the starting point; the nearest one is used. None: half of the granted
+            queries, at most 100.
         stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
             of a sample that never is.
     """
@@ -53,7 +54,7 @@ class HopSkipJump(MinimalAttack):
     probes: Count = 100
     most_probes: Count = 10_000
     radius: Positive = 0.01
-    directions: Count = 50
+    directions: Count | None = None
     stop_at_eps: bool = False
 
     needs: ClassVar[Access] = "label"

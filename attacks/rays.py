@@ -19,6 +19,8 @@ from siegebench.types import Count, MinimalAttack, Positive
 
 from ._decision import Queries, bisect
 
+COARSE = 1.0  # tolerance of a search, as a fraction of the radius times the share of the image in the block
+
 
 def blocks(d: int) -> Iterator[slice]:
     """Blocks of d numbers: all, the halves, the quarters, ..., then single numbers, repeated without end."""
@@ -39,15 +41,17 @@ class RayS(MinimalAttack):
     a block are flipped. One query at the current radius tests whether the boundary is nearer on the new ray; if so, a
     binary search finds the new radius. Blocks are the whole image, its halves, its quarters, down to single numbers.
 
-    Nothing is random. Cost per sample: one query per block and about ten for each ray that is nearer, at most `queries`
+    Nothing is random. Cost per sample: one query per block and up to ten for each ray that is nearer, at most `queries`
     in all, or fewer if the threat model allows fewer. The clean image is not queried. The mean distance found without
     `stop_at_eps` is the paper's ADBD.
 
-    Differs from the paper: a sample stops once it is misclassified within eps (the authors' code continues to the end).
+    Differs from the paper: after a flip of a fraction f of the image, the binary search ends at a tolerance of f times
+    the radius, because later flips change it more than that; for single numbers, at `tolerance` (the authors' code:
+    always). A sample stops once it is misclassified within eps (the authors' code continues to the end).
 
     Attributes:
         queries: largest number of queries per sample.
-        tolerance: of the binary searches, in L2.
+        tolerance: finest tolerance of the binary searches, in L2.
         stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
             of a sample that never is. Without it, the attack continues to minimise.
     """
@@ -79,7 +83,9 @@ class RayS(MinimalAttack):
                 def place(i: Tensor, r: Tensor, near: Tensor = near, ray: Tensor = ray) -> Tensor:
                     return (near[i] + ops.over(r, near) * ray[i]).clamp(0, 1)
 
-                radius[at] = bisect(ask, rows[at], place, radius[at], torch.full_like(radius[at], tolerance))
+                finest = torch.full_like(radius[at], tolerance)
+                size = len(range(d)[block])
+                radius[at] = bisect(ask, rows[at], place, radius[at], finest, COARSE * size / d if size > 1 else 0.0)
                 v[at] = ray
             rows, x0, v, radius = keep(ask.open(rows), rows, x0, v, radius)
         return ask.result()

@@ -36,17 +36,18 @@ class SignOPT(MinimalAttack):
     Random: the initial noise and the probes, drawn for each sample. Cost per sample: its whole budget, which is
     `queries`, or fewer if the threat model allows fewer. The clean image is not queried.
 
-    Differs from the paper: it starts towards the best of 50 images of uniform noise (the authors: 100 directions), made
-    of larger cells if pixel-wise noise gets the label of the image. A step is first tested with one query at the best
-    distance so far, and its distance is searched only if it is nearer (the authors' code searches the boundary for
-    every step). beta is not divided below 1e-5, because float32 pixels could not represent the change.
+    Differs from the paper: it starts towards the best of up to 100 noise images with cells of several sizes (the
+    authors: 100 directions of pixel-wise noise). A step is first tested with one query at the best distance so far, and
+    its distance is searched only if it is nearer (the authors' code searches the boundary for every step). beta is not
+    divided below 1e-5, because float32 pixels could not represent the change.
 
     Attributes:
         queries: largest number of queries per sample.
         probes: number of probes per gradient estimate (K).
         alpha: initial step, a multiple of the estimated gradient.
         beta: length of the probes, relative to directions of length 1.
-        directions: noise images tried for the starting point; the nearest one is used.
+        directions: noise images tried for the starting point; the nearest one is used. None: half of the granted
+            queries, at most 100.
         stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
             of a sample that never is.
     """
@@ -55,7 +56,7 @@ class SignOPT(MinimalAttack):
     probes: Count = 200
     alpha: Positive = 0.2
     beta: Positive = 0.001
-    directions: Count = 50
+    directions: Count | None = None
     stop_at_eps: bool = False
 
     needs: ClassVar[Access] = "label"

@@ -21,6 +21,7 @@ from ._decision import Queries, start
 SEARCHES = 10  # bisection steps on the path to the noise
 EVERY = 10  # iterations after which alpha and p adapt
 RANGE = (0.99, 0.9999)  # of the probability to keep a sign
+LARGEST_P = 0.999  # that of the authors, with which an attack of 10,000 queries begins
 P_SIGN, P_ALL = 1e-4, 1e-3  # changes of that probability
 
 
@@ -37,22 +38,25 @@ class SignFlip(MinimalAttack):
     the start and two queries per iteration, at most `queries` in all, or fewer if the threat model allows fewer. The
     clean image is not queried.
 
-    Differs from the paper: noise images for the start cost queries (not in the authors' code), and are made of larger
-    cells if pixel-wise noise gets the label of the image.
+    Differs from the paper: it starts towards the best of several noise images, with cells of several sizes (the
+    authors: the first misclassified image of pixel-wise noise). They cost queries (not in the authors' code).
 
     Attributes:
         queries: largest number of queries per sample.
         alpha: initial step.
-        p: initial probability to keep a sign.
+        p: initial probability to keep a sign. None: 1 - 10 / granted queries, between 0.99 and 0.999.
         resize: random images are drawn smaller by this factor and interpolated.
+        directions: noise images tried for the starting point; the nearest one is used. None: half of the granted
+            queries, at most 100.
         stop_at_eps: stop a sample once it is misclassified within the eps of the threat model; return the clean image
             of a sample that never is. Without it, the attack continues to minimise.
     """
 
     queries: Count = 10_000
     alpha: Positive = 0.004
-    p: Share = 0.999
+    p: Share | None = None
     resize: Count = 1
+    directions: Count | None = None
     stop_at_eps: bool = True
 
     needs: ClassVar[Access] = "label"
@@ -60,10 +64,10 @@ class SignFlip(MinimalAttack):
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ask = Queries(oracle, x, y, threat, self.queries, self.stop_at_eps)
-        rows, point = start(ask, draws, 0.5**SEARCHES)
+        rows, point = start(ask, draws, 0.5**SEARCHES, self.directions)
         x0 = x[rows]
         delta = point - x0
-        p = torch.full_like(delta[:, 0, 0, 0], self.p).view(-1, 1, 1, 1).repeat(1, *self._grid(x))
+        p = self.keeping(ask.granted[rows]).to(x).view(-1, 1, 1, 1).repeat(1, *self._grid(x))
         alpha = torch.full_like(delta[:, 0, 0, 0], self.alpha)
         shrunk, flipped = torch.zeros_like(alpha), torch.zeros_like(alpha)  # successes since the last adaptation
         t = 0
@@ -91,6 +95,12 @@ class SignFlip(MinimalAttack):
                 ask.open(rows), rows, x0, delta, p, alpha, shrunk, flipped
             )
         return ask.result()
+
+    def keeping(self, granted: Tensor) -> Tensor:
+        """Initial probability to keep a sign, for these numbers of queries, float64 [n]."""
+        if self.p is not None:
+            return torch.full_like(granted, self.p, dtype=torch.float64)
+        return (1 - 10 / granted.double()).clamp(RANGE[0], LARGEST_P)
 
     def _grid(self, x: Tensor) -> tuple[int, int, int]:
         channels, height, width = x.shape[1:]

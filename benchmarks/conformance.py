@@ -2,6 +2,7 @@
 
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py                  all contests; an hour or more on one core
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --only pgd cw    some of them; the others keep their rows
+    SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --ours --only rays   ours again; others keep their rows
     python benchmarks/conformance.py --page                                  docs/conformance.md from the stored rows
 
 Needs the extra `dev`. adversarial-library (`pip install adv-lib`) takes part if it is installed. All implementations
@@ -42,7 +43,7 @@ class Row:
     forwards: float = 0.0
     backwards: float = 0.0
     cpu: float = 0.0
-    differ: int = 0  # images whose outcome within eps differs from ours
+    differ: int | None = 0  # images whose outcome within eps differs from ours; None: not compared
     error: str = ""
 
 
@@ -75,8 +76,18 @@ class Table:
         return fair, f"Ours is {word} ({best.who})."
 
 
-def hold(contest: Contest, scene: Scene, victim: Any = None, prepared: bool = False) -> Table:
-    """Run one contest; `victim` classifies the images of transfer contests."""
+def hold(
+    contest: Contest,
+    scene: Scene,
+    victim: Any = None,
+    prepared: bool = False,
+    others: list[dict[str, Any]] | None = None,
+) -> Table:
+    """Run one contest; `victim` classifies the images of transfer contests.
+
+    Args:
+        others: stored rows of the other implementations, which then do not run.
+    """
     scene, threat = scene.first(contest.images), contest.threat
     judge = victim if contest.transfer else None
     spec = contest.ours if isinstance(contest.ours, str) else contest.ours["name"]
@@ -89,7 +100,9 @@ def hold(contest: Contest, scene: Scene, victim: Any = None, prepared: bool = Fa
         Row(f"siegebench {spec}", **score, forwards=cost.forwards, backwards=cost.backwards, cpu=cost.cpu)
     )
     show(table.rows[-1])
-    for who, peer in contest.peers.items():
+    if others is not None:
+        table.rows += [Row(**{**row, "differ": None}) for row in others]
+    for who, peer in contest.peers.items() if others is None else ():
         # a copy for each: some put the network into training mode, which changes its batch norms
         counted = Counted(copy.deepcopy(scene.ready if prepared else scene.plain)).eval()
         try:
@@ -119,6 +132,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="contests whose name begins with one of these")
     parser.add_argument("--images", type=int, default=200, help="number of test images; several contests use fewer")
     parser.add_argument("--prepared", action="store_true", help="the others attack our prepared network too")
+    parser.add_argument("--ours", action="store_true", help="only ours; the others keep their stored rows")
     parser.add_argument("--page", action="store_true", help="only write docs/conformance.md from the stored rows")
     args = parser.parse_args()
     stored = json.loads(ROWS.read_text()) if ROWS.exists() else {}
@@ -133,7 +147,8 @@ def main() -> None:
             if args.only and not contest.name.startswith(tuple(args.only)):
                 continue
             print(f"{contest.name}: {contest.threat.label}", flush=True)
-            stored[contest.name] = asdict(hold(contest, scene, victim, args.prepared))
+            others = stored.get(contest.name, {"rows": [{}]})["rows"][1:] if args.ours else None
+            stored[contest.name] = asdict(hold(contest, scene, victim, args.prepared, others))
             ROWS.write_text(json.dumps(stored, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     tables = [Table(**{**stored[c.name], "rows": [Row(**r) for r in stored[c.name]["rows"]]})
               for c in contests() if c.name in stored]  # fmt: skip
@@ -152,9 +167,9 @@ def page(tables: list[Table]) -> str:
         "",
         "Robust accuracy: an image counts as misclassified only within eps. Median distance: an image without an",
         "adversarial example has infinite distance. In both columns, smaller means a stronger attack. `differ`: images",
-        "whose outcome differs from ours. Forwards and backwards are passes per image. Ours counts as equally strong",
-        "if it is within one image or one point of the strongest other implementation, or within 1 % of its median",
-        "distance.",
+        "whose outcome differs from ours; `-` if ours was measured later. Forwards and backwards are passes per image.",
+        "Ours counts as equally strong if it is within one image or one point of the strongest other implementation,",
+        "or within 1 % of its median distance.",
         "",
     ]
     for table in tables:
@@ -173,7 +188,8 @@ def page(tables: list[Table]) -> str:
                 continue
             median = f"{row.median:.5f}" if row.median is not None else "none for more than half"
             passes = f"{row.forwards:.1f} | {row.backwards:.1f}"
-            lines.append(f"| {row.who} | {row.robust:.1f} % | {row.differ} | {median} | {passes} | {row.cpu:.1f} |")
+            differ = "-" if row.differ is None else row.differ
+            lines.append(f"| {row.who} | {row.robust:.1f} % | {differ} | {median} | {passes} | {row.cpu:.1f} |")
         lines.append("")
     return "\n".join(lines)
 

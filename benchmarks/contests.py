@@ -337,11 +337,9 @@ def query_contests() -> list[Contest]:
             **label, note="1,000 queries.",
         ),
         *(
-            Contest(
-                f"{name} linf", name, "4/255", {}, access="label", queries=1000, images=50,
-                note=f"1,000 queries. {alone}",
-            )
-            for name in ("rays", "signflip")
+            Contest(name, attack, eps, {}, access="label", queries=1000, images=images, note=f"1,000 queries. {alone}")
+            for attack in ("rays", "signflip")
+            for name, eps, images in ((f"{attack} linf", "4/255", 50), (f"{attack} linf 2/255", "2/255", 25))
         ),
     ]  # fmt: skip
 

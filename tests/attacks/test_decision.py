@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from siegebench.attacks._decision import bisect, noise, start, to_boundary
+from torch import Tensor
 
 from siegebench import ops
 from siegebench.classifier import Classifier
@@ -82,6 +83,37 @@ def test_more_directions_start_nearer(linear: Classifier) -> None:
         far.append(ops.size(points - x, "l2"))
     assert bool((far[1] <= far[0]).all())
     assert float((far[1] / far[0]).median()) < 0.9
+
+
+def test_the_number_of_directions_follows_the_granted_queries(
+    linear: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: dict[int, set[int]] = {}
+
+    def counting(like: Tensor, draws: Draws, number: int) -> Tensor:
+        for k in draws.ids.tolist():
+            tried.setdefault(k, set()).add(number)
+        return noise(like, draws, number)
+
+    monkeypatch.setattr("siegebench.attacks._decision.noise", counting)
+    x = kit.grey_images(4)
+    for chosen, share, expected in ((None, 2, [100, 100, 60, 20]), (None, 5, [100, 80, 24, 8]), (7, 2, [7] * 4)):
+        tried.clear()
+        ask = asking(linear, x, "l2", 1000)
+        ask.granted = torch.tensor([1000, 400, 120, 40])  # what the samples were granted
+        start(ask, Draws(0, torch.arange(4)), 1e-3, chosen, share)
+        assert [len(tried[k]) for k in range(4)] == expected
+
+
+def test_a_worse_direction_costs_one_query_and_only_the_nearest_is_searched_to_the_end() -> None:
+    model, x = brightness(0.1), torch.full((1, 3, 4, 4), 0.5)
+    spent = []
+    for tolerance in (0.5, 1e-3, 1e-6):
+        ask = asking(model, x, "linf", 1000)
+        start(ask, Draws(0, torch.arange(1)), tolerance, 30)
+        spent.append(1000 - int(ask.left))
+    # from a tenth of the distance on, ten queries for each factor of a thousand, once
+    assert spent[0] < spent[1] < spent[2] == spent[1] + 10
 
 
 def test_noise_has_cells_of_every_size() -> None:

@@ -11,7 +11,7 @@ from siegebench import ops
 from siegebench.classifier import Classifier
 from tests import kit
 
-from .planted import label_threat, nearest_boundary, two_of
+from .planted import Recording, brightness, label_threat, nearest_boundary, two_of
 
 
 def test_rays_finds_every_sign_of_a_linear_model(linear: Classifier) -> None:
@@ -22,6 +22,20 @@ def test_rays_finds_every_sign_of_a_linear_model(linear: Classifier) -> None:
     attack = RayS(queries=4000, tolerance=1e-5, stop_at_eps=False)
     x_adv, _ = kit.attack_with(attack, model, x, y, label_threat("linf"))
     torch.testing.assert_close(ops.size(x_adv - x, "linf"), nearest, rtol=1e-3, atol=0)
+
+
+def test_a_search_is_as_coarse_as_its_block() -> None:
+    x = torch.full((1, 3, 4, 4), 0.5)
+    y = torch.zeros(1, dtype=torch.long)
+    # the whole image: not searched; the halves: not nearer; the first quarter: four queries bisect [0, 1]
+    for queries, far in ((1, 0.5), (4, 0.5), (5, 0.5), (6, 0.25), (7, 0.25), (8, 0.25)):
+        attack = RayS(queries=queries, stop_at_eps=False)
+        x_adv, _ = kit.attack_with(attack, brightness(0.1), x, y, label_threat("linf"))
+        assert float(ops.size(x_adv - x, "linf")) == far
+    # the next query flips the second quarter
+    model = Recording(brightness(0.1))
+    kit.attack_with(RayS(queries=9, stop_at_eps=False), model, x, y, label_threat("linf"))
+    assert (model.seen[-1] - x).flatten().tolist() == [0.25] * 24 + [-0.25] * 24
 
 
 def test_blocks_cover_the_image_level_by_level() -> None:

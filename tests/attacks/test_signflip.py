@@ -22,3 +22,10 @@ def test_signflip_at_a_lower_resolution(linear: Classifier) -> None:
         assert oracle.ledger.queries.tolist() == [600] * 4
         found.append(x_adv)
     assert not torch.equal(found[0], found[1])
+
+
+def test_signs_are_kept_longer_with_more_queries() -> None:
+    granted = torch.tensor([1, 100, 2000, 10_000, 100_000])
+    expected = torch.tensor([0.99, 0.99, 0.995, 0.999, 0.999], dtype=torch.float64)
+    torch.testing.assert_close(SignFlip().keeping(granted), expected)
+    assert SignFlip(p=0.9).keeping(granted).tolist() == [0.9] * 5
