@@ -21,7 +21,7 @@ DEEPEST = 20
 class Pair(NamedTuple):
     """A normalisation in a file: the paths of its mean and std, and their values for each channel.
 
-    `bare`: written as two numbers, which may be the statistics of anything.
+    `bare`: two single numbers, which may be the statistics of anything.
     """
 
     paths: tuple[str, str]
@@ -99,20 +99,14 @@ def _pairs(values: Mapping[str, Tensor], channels: int) -> Iterator[Pair]:
             its_match = STD.fullmatch(its_last)
             if its_match is None or its_match[1] != match[1] or its_parent != parent:
                 continue
-            if mean.numel() != std.numel() or not _for_channels(mean, channels):
+            count = mean.numel()
+            if count != std.numel() or count not in (1, channels) or count != max((1, *mean.shape)):
                 continue
             m, s = mean.double().flatten(), std.double().flatten()
             if bool(torch.isfinite(m).all() and torch.isfinite(s).all() and (s > 0).all()):
                 scale = 255.0 if float(m.max()) > 1 else 1.0  # for pixels in 0..255
-                spread = channels if m.numel() == 1 else 1
+                spread = channels if count == 1 else 1
                 yield Pair((path, other), _rounded(m / scale) * spread, _rounded(s / scale) * spread, mean.dim() == 0)
-
-
-def _for_channels(mean: Tensor, channels: int) -> bool:
-    """Whether these are a number for each channel, or one for all of them."""
-    if mean.numel() == 1:
-        return channels == 1 or mean.dim() > 0
-    return mean.numel() == channels == max(mean.shape)
 
 
 def _rounded(values: Tensor) -> Channels:

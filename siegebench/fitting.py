@@ -277,9 +277,9 @@ def _part(path: str, parent: str) -> str:
 
 def _normalised(fitted: Fitted, contents: Contents, where: object) -> Fitted:
     home = contents.homes[min(fitted.paths)]
-    # two bare numbers count only beside the weights, or in a dict around them
-    pairs = [p for p in contents.pairs if not p.bare or home.startswith(p.paths[0][: p.paths[0].rfind(".") + 1])]
-    near = [pair for pair in pairs if contents.homes.get(pair.paths[0]) == home] or pairs
+    near = [pair for pair in contents.pairs if contents.homes.get(pair.paths[0]) == home]
+    # else those farther away; two single numbers only from the dicts around the weights
+    near = near or [p for p in contents.pairs if not p.bare or home.startswith(p.paths[0][: p.paths[0].rfind(".") + 1])]
     if not near:
         return fitted
     if any(pair[1:3] != near[0][1:3] for pair in near):

@@ -33,7 +33,7 @@ DTYPES = {
 # what no checkpoint needs: a file that names one of these was made to run code
 HOSTILE = {
     "os", "posix", "nt", "sys", "subprocess", "shutil", "runpy", "pty", "ctypes", "socket", "importlib", "webbrowser",
-    "code", "marshal",
+    "marshal",
 }  # fmt: skip
 HOSTILE_BUILTINS = {"eval", "exec", "compile", "open", "input", "breakpoint", "globals", "execfile", "__import__"}
 
@@ -148,8 +148,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # of Python 2
         origin = f"{module}.{name}"
-        *before, last = origin.split(".")
-        if HOSTILE & set(before) or (before[-1] in ("builtins", "io", "_io") and last in HOSTILE_BUILTINS):
+        package = module.partition(".")[0]
+        if package in HOSTILE or (package in ("builtins", "io", "_io") and name in HOSTILE_BUILTINS):
             shown = origin if origin.isprintable() else repr(origin)
             raise ModelError(
                 f"refused: reading it with pickle would call {shown}. No checkpoint needs that, so somebody put code "

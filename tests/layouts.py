@@ -172,14 +172,17 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
     "Sequential of DataParallel": sequential("0.", "1.module.", "mu", "sigma"),
     "normalise and model": sequential("normalize.", "model.", "mean", "std"),
     "buffers in the network": sequential("", "", "mu", "sigma"),
+    "one normalisation for all channels": lambda s: prefixed("net.", s)
+    | {"norm.mean": torch.tensor(0.5), "norm.std": torch.tensor([0.25])},
     "mean and std beside": lambda s: {"state_dict": s, "mean": list(MEAN), "std": list(STD)},
     "mean and std in the options": lambda s: {"model": s, "args": argparse.Namespace(mean=MEAN, std=np.array(STD))},
     "a normalisation for 0..255": lambda s: {
         "model": s, "mean": [255 * m for m in MEAN], "std": [255 * v for v in STD]
     },
 }  # fmt: skip
-NORMALISED = {name for name in LAYOUTS if "ormalis" in name or "Sequential" in name or "mean and" in name}
-NORMALISED |= {"the robustness library", "buffers in the network"}
+NORMALISED = {n: (MEAN, STD) for n in LAYOUTS if "ormalis" in n or "Sequential" in n or "mean and" in n}
+NORMALISED |= dict.fromkeys(("the robustness library", "buffers in the network"), (MEAN, STD))
+NORMALISED["one normalisation for all channels"] = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def _script(path: Path, made: nn.Module) -> None:

@@ -64,8 +64,11 @@ def find_weights(checkpoint: str) -> Path:
         if path.is_file():
             check_name(path)
             return path
+        if path.is_dir() and checkpoint:
+            raise ModelError(f"{path}: a folder; give the file in it that contains the weights")
+    searched = ", ".join(dict.fromkeys(map(str, candidates)))
     raise ModelError(
-        f"weights {checkpoint} not found; looked for {', '.join(map(str, candidates))}. Set {DATA_VARIABLE}=FOLDER "
+        f"weights {checkpoint} not found; looked for {searched}. Set {DATA_VARIABLE}=FOLDER "
         "with the file in FOLDER/weights, or give `checkpoint: PATH`, or `checkpoint: null` to train"
     )
 
