@@ -78,7 +78,8 @@ class APGD(Attack):
     steps), goes on in 2 eps (30 %) and ends in eps; only points of the last ball count. There is no momentum, and
     `rho` is not used.
 
-    Random: the starting point, drawn for each sample, target and restart. Cost per sample that is never misclassified:
+    Random: the starting point, drawn for each sample, target and restart; the first run starts from `oracle.start` if
+    points are given (L1: in eps only). Cost per sample that is never misclassified:
     steps + 1 (L1: steps + 3) forward and backward passes per restart (and target), plus one forward pass to rank the
     targets.
 
@@ -107,6 +108,7 @@ class APGD(Attack):
     early_stop: bool = True
 
     aims: ClassVar[bool] = True
+    starts: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -123,10 +125,13 @@ class APGD(Attack):
                 if not len(live):
                     return best.point
                 streams = draws[live].child("apgd", self.loss, k, restart)
+                given = oracle.start if k == restart == 0 else None
                 if threat.norm == "l1":
-                    self._climb_sparsely(oracle, x[live], y[live], goals[live, k], threat, streams, best)
+                    self._climb_sparsely(oracle, x[live], y[live], goals[live, k], threat, streams, best, given)
                     continue
                 s = self._start(x[live], y[live], goals[live, k], threat, streams)
+                if given is not None:
+                    s.x = s.x_old = s.x_best = threat.project(given, x)
                 self._climb(oracle, s, threat, best)
         return best.point
 
@@ -171,15 +176,24 @@ class APGD(Attack):
                 s.halved, s.loss_checked, s.rises = halve, s.loss_best, torch.zeros_like(s.rises)
 
     def _climb_sparsely(
-        self, oracle: Oracle, x0: Tensor, y: Tensor, target: Tensor, threat: ThreatModel, draws: Draws, best: Best
+        self,
+        oracle: Oracle,
+        x0: Tensor,
+        y: Tensor,
+        target: Tensor,
+        threat: ThreatModel,
+        draws: Draws,
+        best: Best,
+        given: Tensor | None,
     ) -> None:
         """One run in L1, in a larger ball first, on the samples that are still correctly classified."""
         live = best.left()
         oracle = oracle[live]
         aims = oracle.goal is not None
         climb = self._loss(aims)
-        x = x0 + draws.normal(tuple(x0.shape[1:]), purpose="start").to(x0.dtype)
-        for ratio, steps in stages(self.steps):
+        x = x0 + draws.normal(tuple(x0.shape[1:]), purpose="start").to(x0.dtype) if given is None else given
+        # a given point lies in the last ball: the larger ones would leave it
+        for ratio, steps in stages(self.steps) if given is None else [(1.0, self.steps)]:
             radius = ratio * threat.eps
             s = Sparse.start(x0, y, target, ops.project_l1(x, x0, radius))
             every = max(int(0.04 * steps), 1)

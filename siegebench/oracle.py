@@ -73,6 +73,7 @@ class Oracle(nn.Module):
         draws: streams of the samples of this batch; a randomised model draws its noise from them, anew in each pass.
         watch: `(x, y)` to keep the best feasible point so far, for foreign attacks that may be interrupted.
         goal: target class of each sample, int64 [n]; None for an untargeted threat.
+        start: points from which the attack is to start [n, ...]; None to leave that to the attack.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Oracle(nn.Module):
         draws: Draws,
         watch: tuple[Tensor, Tensor] | None = None,
         goal: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> None:
         super().__init__()
         object.__setattr__(self, "model", model)  # not a submodule, so that attacks cannot reach its parameters
@@ -91,6 +93,7 @@ class Oracle(nn.Module):
         self.ledger = Ledger(len(draws), draws.ids.device)
         self.rows = torch.arange(len(draws), device=draws.ids.device)
         self.goals = goal
+        self.starts = start
         self.copies = 1
         self.mean_of = 1
         self.through_backward_model = False
@@ -168,6 +171,11 @@ class Oracle(nn.Module):
     def goal(self) -> Tensor | None:
         """Target class of each row, int64 [n]; None for an untargeted threat."""
         return None if self.goals is None else self.goals[self.rows]
+
+    @property
+    def start(self) -> Tensor | None:
+        """Point from which each row is to start, [n, ...], not yet within eps; None to leave that to the attack."""
+        return None if self.starts is None else self.starts[self.rows]
 
     # ----------------------------------------------------------------------------------------------------- queries
 

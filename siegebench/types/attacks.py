@@ -74,6 +74,7 @@ class Attack(Probe):
             full strength there.
         aims: it supports targets: given a class for each image (`oracle.goal`), it searches for images that are
             classified as that class.
+        starts: it can start from given points (`oracle.start`, projected onto the ball) instead of its own.
         step_in_pixels: its parameter `step` is a distance in the units of eps; one above 2 eps is refused.
         restricted: reaches only a part of the ball (light, one pattern for all images); the contract tests do not
             require it to find the nearest point of a half-space.
@@ -84,6 +85,7 @@ class Attack(Probe):
     minimal: ClassVar[bool] = False
     for_transfer: ClassVar[bool] = False
     aims: ClassVar[bool] = False
+    starts: ClassVar[bool] = False
     step_in_pixels: ClassVar[bool] = False
     restricted: ClassVar[bool] = False
 
@@ -111,6 +113,10 @@ class Attack(Probe):
     def can_aim(self) -> bool:
         """Whether this instance supports targets (wrappers return the value of the inner attack)."""
         return self.aims
+
+    def can_start(self) -> bool:
+        """Whether this instance can start from given points (wrappers return the value of the inner attack)."""
+        return self.starts
 
     def refusal(self, threat: ThreatModel, images: ImageSet | None = None) -> str:
         """Why this attack cannot run under this threat model, or on these images; empty if it can.
@@ -159,6 +165,8 @@ class Attack(Probe):
             )
         if oracle.goals is not None and not self.can_aim():
             raise ContractError(f"{self!r} cannot aim; the threat model says which class each image is to become")
+        if oracle.starts is not None and not self.can_start():
+            raise ContractError(f"{self!r} cannot start from given points")
         if reason := self.refusal(threat):
             raise ConfigError(f"{type(self).__name__}: {reason}")
         x_adv = self.run(oracle, x, y, threat, draws, **self._taught(lesson))
@@ -233,6 +241,9 @@ class WrappingAttack(Attack):
 
     def can_aim(self) -> bool:
         return self.attack.can_aim()
+
+    def can_start(self) -> bool:
+        return self.attack.can_start()
 
     def refusal(self, threat: ThreatModel, images: ImageSet | None = None) -> str:
         return self.attack.refusal(threat, images)
