@@ -38,6 +38,7 @@ class MIFGSM(Attack):
     """
 
     aims: ClassVar[bool] = True
+    step_in_pixels: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 10

@@ -42,6 +42,7 @@ class PGD(Attack):
     """
 
     aims: ClassVar[bool] = True
+    step_in_pixels: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 20

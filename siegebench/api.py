@@ -20,6 +20,7 @@ from siegebench.data import ImageSet, Size, subset
 from siegebench.errors import ConfigError, did_you_mean, shortened
 from siegebench.evaluation import now
 from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
+from siegebench.inputs import gradients
 from siegebench.plan import Plan, plan
 from siegebench.reuse import reason
 from siegebench.sources import check_loaded
@@ -45,7 +46,7 @@ def called(function: Callable[P, T]) -> Callable[P, T]:
         for name in kwargs:
             if name not in known and not free:
                 raise TypeError(f"{function.__name__}() has no argument {name!r}. {did_you_mean(name, known)}")
-        with given.gradients():
+        with gradients():
             return function(*args, **kwargs)
 
     return call

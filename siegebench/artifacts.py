@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,19 @@ def trained(
 
 def fingerprint(model: Classifier) -> str:
     """Hash of a model's weights, the same in float32 and float64."""
-    return weights_hash({k: v.float() if v.is_floating_point() else v for k, v in model.state_dict().items()})
+    return weights_hash(dict(_plain(model.state_dict())))
+
+
+def _plain(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a state; also of quantised layers, which keep several values under one name."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            value = value.dequantize() if value.is_quantized else value
+            yield name, value.float() if value.is_floating_point() else value
+        elif isinstance(value, (tuple, list)):
+            yield from _plain({f"{name}.{i}": v for i, v in enumerate(value)})
+        else:
+            yield name, torch.tensor(list(repr(value).encode()), dtype=torch.uint8)
 
 
 def _drop_stale(path: Path, made_by: Mapping[str, str]) -> None:

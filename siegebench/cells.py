@@ -32,6 +32,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+def images_key(data: Mapping[str, Any]) -> str:
+    """Digest of the description of a data set and of its images: two folders may differ in nothing but the images."""
+    return digest([data["source"], data["digest"]])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One evaluation. Every slot holds the description of an entry (name, version, all parameters) or None.
@@ -178,7 +183,8 @@ class Result:
         counts: forward passes, backward passes and queries, in all and per sample.
         env: versions and device it was computed with.
         timing: `seconds` in all, seconds spent on `training`, and when it `started` and `ended` (UTC).
-        given: the entries as the suite wrote them, by slot; without folders and files.
+        given: the entries as the suite wrote them, by slot; without folders and files. `data` also has the names of
+            the `classes`, in the order of their labels, if they are known.
         sources: hashes of the source of the entries, by slot (see `sources`).
         errors: of earlier attempts, `{"type", "message", "when"}`.
         arrays: per-sample numbers, kept in a file beside the row.

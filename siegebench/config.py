@@ -91,7 +91,9 @@ def _check_keys(document: Document) -> None:
             new = RENAMED.get(key, key)
             if new != key and new in model.model_fields and new not in data:
                 document.rename(loc, key, new)
-                warnings.warn(f"{document.where((*loc, new))}: the key {key!r} is called {new!r} now", FutureWarning, 2)
+                file, line, _ = document.where((*loc, new)).rsplit(":", 2)
+                text = f"{document.where((*loc, new))}: the key {key!r} is called {new!r} now"
+                warnings.warn_explicit(text, FutureWarning, file, int(line))
             elif key not in model.model_fields:
                 raise document.error(
                     (*loc, key), f"unknown key {shortened(key)}. {did_you_mean(str(key), model.model_fields)}"

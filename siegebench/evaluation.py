@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from siegebench import registry, sources
-from siegebench.cells import SLOTS, Cell, Flag, Result, digest
+from siegebench.cells import SLOTS, Cell, Flag, Result, digest, images_key
 from siegebench.environment import environment
 from siegebench.errors import ContractError, NotApplicable, SiegeError
 from siegebench.tracks import TRACKS
@@ -33,7 +33,7 @@ def evaluate(cell: Cell, ws: Workspace) -> Result:
         "started": started,
         "ended": now(),
     }
-    result.given = as_given(cell, ws.settings.specs)
+    result.given = as_given(cell, ws.settings.specs, ws.classes(cell.data))
     result.sources = sources.of(cell)
     return result
 
@@ -43,11 +43,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def as_given(cell: Cell, specs: Mapping[str, Any]) -> dict[str, Any]:
+def as_given(cell: Cell, specs: Mapping[str, Any], classes: Sequence[str] | None = None) -> dict[str, Any]:
     """The entries of a cell as the suite wrote them, by slot; without folders and files.
 
     Args:
         specs: specs by the digest of a description, as in `Settings`.
+        classes: the names of the classes of the data.
     """
 
     def given(kind: str, description: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -56,7 +57,9 @@ def as_given(cell: Cell, specs: Mapping[str, Any]) -> dict[str, Any]:
         return None if spec is None else registry.without_local(kind, spec)
 
     out: dict[str, Any] = {slot: given(slot, d) for slot in SLOTS if (d := getattr(cell, slot)) is not None}
-    out["data"] = given("dataset", cell.data["source"])
+    written = specs.get(images_key(cell.data)) or specs.get(digest(cell.data["source"]))
+    names = {} if classes is None else {"classes": list(classes)}
+    out["data"] = names if written is None else {**registry.without_local("dataset", written), **names}
     if cell.surrogates:
         out["surrogates"] = [given("model", d) or {} for d in cell.surrogates]
     return {slot: spec for slot, spec in out.items() if spec}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,25 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from siegebench.artifacts import fingerprint
-from siegebench.classifier import Classifier, ModelCard, Network
+from siegebench.classifier import Classifier, ModelCard, Network, copied
 from siegebench.data import IMAGE, ImageSet
-from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ModelError, shortened
 from siegebench.identity import answers_of, code_of
+from siegebench.inputs import as_images, as_labels, as_tensor, checked, image_kind, unwrapped
 from siegebench.inventory import NamedData
 
 CHECKED = 16  # images on which a model is tried
-
-
-@contextmanager
-def gradients() -> Iterator[None]:
-    """Leave the caller's `inference_mode`, `no_grad` and `autocast`: inside, an attack has no or other gradients."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for kind in {"cpu", "cuda" if torch.cuda.is_available() else "cpu"}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 class _Given(Network):
@@ -43,11 +30,9 @@ def own(model: nn.Module, name: str, num_classes: int | None) -> tuple[Classifie
     Raises:
         ModelError: when it cannot be copied.
     """
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
     try:
-        with torch.no_grad():  # copies of TorchScript would keep their history
-            mine = copy.deepcopy(model, _detached(model)).cpu().float()
+        with torch.no_grad():  # TorchScript would keep the history of a conversion
+            mine: nn.Module = copied(unwrapped(model)).cpu().float()
     except Exception as error:
         raise ModelError(
             f"the model cannot be copied ({type(error).__name__}: {str(error)[:120]}); "
@@ -64,28 +49,6 @@ def own(model: nn.Module, name: str, num_classes: int | None) -> tuple[Classifie
     return mine, {**described, "weights": fingerprint(mine)}
 
 
-def _detached(model: nn.Module) -> dict[int, Any]:
-    """Copies of the tensors that `deepcopy` refuses or copies as they are: with a graph, or made in inference mode."""
-    copies: dict[int, Any] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor) and (value.is_inference() or not value.is_leaf):
-            copies[id(value)] = _ordinary(value)
-        elif isinstance(value, dict):
-            list(map(visit, value.values()))
-        elif isinstance(value, (list, tuple)):
-            list(map(visit, value))
-
-    for module in model.modules():
-        visit(vars(module))
-    return copies
-
-
-def _ordinary(value: Tensor) -> Tensor:
-    plain = value.detach().clone()
-    return nn.Parameter(plain, value.requires_grad) if isinstance(value, nn.Parameter) else plain
-
-
 def fitted(model: Classifier, data: ImageSet) -> tuple[Classifier, str]:
     """(the model for images of this kind, sharing its weights; a short hash of what it does on some of them)
 
@@ -99,33 +62,19 @@ def fitted(model: Classifier, data: ImageSet) -> tuple[Classifier, str]:
     ):  # fmt: skip
         found, wanted = (f"{k.name} with {k.channels} channels in {k.box}" for k in (own_kind, kind))
         raise ModelError(f"the model takes {found}, {data.name} is {wanted}")
-    z = _tried(model, x, data.name)
-    expected = (len(x), data.num_classes)
     ready = copy.copy(model)
     ready.kind = kind
-    ready.num_classes = model.num_classes or data.num_classes  # a plain module does not say it
-    if z.shape != expected or ready.num_classes != data.num_classes:
-        raise ModelError(
-            f"the model has {ready.num_classes} classes and returns {tuple(z.shape)} for {len(x)} images of "
-            f"{data.name}; expected {expected}, one logit for each class"
-        )
-    if not bool(torch.isfinite(z).all()):
-        raise ModelError(f"the model returns NaN or infinite logits for images of {data.name}")
-    return ready, answers_of(ready, data)
-
-
-@torch.no_grad()
-def _tried(model: Classifier, x: Tensor, name: str) -> Tensor:
-    """Logits of some images.
-
-    Raises:
-        ModelError: with what the model raised.
-    """
     try:
-        z: Tensor = model(x, Draws(0, torch.arange(len(x)))) if model.randomized else model(x)
-    except Exception as error:
-        raise ModelError(f"the model fails on images {tuple(x.shape)} of {name}: {error}") from error
-    return z
+        with torch.no_grad():
+            ready = checked(ready, x)
+    except ModelError as error:
+        raise ModelError(f"{data.name}: {error}") from error.__cause__
+    if ready.num_classes != data.num_classes:
+        raise ModelError(
+            f"the model has {ready.num_classes} classes, {data.name} has {data.num_classes}; expected one logit for "
+            "each class"
+        )
+    return ready, answers_of(ready, data)
 
 
 # --------------------------------------------------------------------------------------------------------------- images
@@ -164,10 +113,15 @@ def images(model: Classifier, x: Any, y: Any, data: Any) -> NamedData:
 
 
 def _image_set(model: Classifier, x: Any, y: Any) -> ImageSet:
-    pixels = _as_images(x)
-    classes = model.num_classes or _tried(model, pixels[:2], "x").shape[-1]
-    labels = _as_labels(y, len(pixels), classes)
-    kind = replace(IMAGE, channels=pixels.shape[1])
+    pixels = as_images(x).cpu().float().clone()
+    if len(pixels) == 0:
+        raise ConfigError("images: expected at least one, found none")
+    if not model.num_classes:
+        with torch.no_grad():
+            checked(model, pixels[:2])
+    classes = model.num_classes
+    labels = as_labels(y, len(pixels), classes).cpu()
+    kind = image_kind(pixels.shape[1])
     stored = kind.store(pixels)
     if not torch.equal(kind.load(stored), pixels):  # off the 8-bit grid
         kind, stored = replace(kind, dtype=torch.float32, grid=None), pixels
@@ -183,7 +137,7 @@ def _gathered(data: Any) -> tuple[Tensor, Tensor]:
     for item in data:
         if not isinstance(item, (tuple, list)) or len(item) < 2:
             raise ConfigError(f"data: {shapes}; an item is a {type(item).__name__}, not (images, labels)")
-        x, y = _tensor(item[0], "images"), _tensor(item[1], "labels")
+        x, y = (as_tensor(item[i], name).detach().cpu() for i, name in enumerate(("images", "labels")))
         xs.append(x[None] if x.dim() == 3 and y.dim() == 0 else x)
         ys.append(y.reshape(1) if y.dim() == 0 else y)
     if not xs:
@@ -192,33 +146,3 @@ def _gathered(data: Any) -> tuple[Tensor, Tensor]:
     if len(shapes_found) > 1:
         raise ConfigError(f"data: images of the shapes {shortened(sorted(shapes_found))}; resize them to one")
     return torch.cat(xs), torch.cat(ys)
-
-
-def _tensor(value: Any, name: str) -> Tensor:
-    try:
-        return torch.as_tensor(value).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ConfigError(f"{name}: expected a tensor or an array, found {shortened(value)}") from None
-
-
-def _as_images(x: Any) -> Tensor:
-    found = _tensor(x, "images")
-    if found.dim() != 4 or not found.is_floating_point():
-        raise ConfigError(f"images: expected float [n, C, H, W] in [0, 1], found {found.dtype} {tuple(found.shape)}")
-    if len(found) == 0:
-        raise ConfigError("images: expected at least one, found none")
-    if not bool(IMAGE.inside(found).all()):
-        low, high = float(found.amin()), float(found.amax())
-        hint = "divide by 255 and put the normalisation into the model"
-        raise ConfigError(f"images: expected pixels in [0, 1], found {low:.4g} to {high:.4g}; {hint}")
-    return found.float().clone()
-
-
-def _as_labels(y: Any, n: int, classes: int) -> Tensor:
-    found = _tensor(y, "labels")
-    if found.shape != (n,) or found.is_floating_point() or found.dtype == torch.bool:
-        raise ConfigError(f"labels: expected {n} integers, found {found.dtype} {tuple(found.shape)}")
-    low, high = int(found.min()), int(found.max())
-    if low < 0 or high >= classes:
-        raise ConfigError(f"labels: the model has the classes 0..{classes - 1}, found {low} to {high}")
-    return found.long().clone()

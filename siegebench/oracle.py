@@ -33,6 +33,7 @@ class Ledger:
         self.backwards = torch.zeros(n, dtype=torch.long, device=device)
         self.queries = torch.zeros(n, dtype=torch.long, device=device)
         self.blind = torch.zeros(n, dtype=torch.long, device=device)  # backward passes whose gradient is all zero
+        self.undefined = torch.zeros(n, dtype=torch.long, device=device)  # those whose gradient has NaN or infinity
         self.spent = 0  # an upper bound of max(queries), kept on the host to avoid synchronisation
 
 
@@ -48,6 +49,19 @@ class _CountBackward(torch.autograd.Function):
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
         ctx.count(grad[0])
         return grad[0], None
+
+
+class _SeeGradient(torch.autograd.Function):
+    """Identity on images that passes their gradient through `see`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, see: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.see = see
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.see(grad[0]), None
 
 
 class Oracle(nn.Module):
@@ -85,7 +99,8 @@ class Oracle(nn.Module):
         self.tap: Callable[[Tensor], Tensor] | None = None
         self.watch: _Best | None = _Best(*watch, threat, self.kind) if watch else None
         parameter = next(model.parameters(), None)
-        self.dtype = torch.float32 if parameter is None else parameter.dtype
+        # of the images: float32 also for a network in half precision
+        self.dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
 
     # ------------------------------------------------------------------------------------------------------- views
 
@@ -176,7 +191,7 @@ class Oracle(nn.Module):
     def gradients(self, x: Tensor, losses: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """As `gradient` for k losses per sample, [n, k], in one forward pass: (gradients [n, k, ...], logits, losses).
 
-        Counted as one forward and k backward passes.
+        Counted as one forward and k backward passes. NaN and infinity in a gradient become zero and are counted.
         """
         if self.threat.access != "gradient":
             raise ContractError(
@@ -193,7 +208,7 @@ class Oracle(nn.Module):
                 values = losses(z)
                 g = self._backwards(values, leaf)
             self.ledger.backwards.index_add_(0, rows, torch.full_like(rows, g.shape[1]))
-            self.ledger.blind.index_add_(0, rows, (g.flatten(2).abs().amax(dim=2) == 0).sum(dim=1))
+            g = self._seen(g, rows)
             part = (g, z.detach(), values.detach())
             total = part if total is None else (total[0] + part[0], total[1] + part[1], total[2] + part[2])
         assert total is not None
@@ -216,6 +231,17 @@ class Oracle(nn.Module):
                 )
             out.append(torch.zeros_like(leaf) if got is None else got.contiguous())
         return out[0][:, None] if len(out) == 1 else torch.stack(out, dim=1)
+
+    def _seen(self, g: Tensor, rows: Tensor, passes: int = 1) -> Tensor:
+        """Gradients [n, k, ...] with zeros for NaN and infinity; those that had such, or are all zero, are counted."""
+        largest = g.flatten(2).abs().amax(dim=2)  # NaN if any is
+        undefined = ~torch.isfinite(largest)
+        if bool(undefined.any()):
+            self.ledger.undefined.index_add_(0, rows, passes * undefined.sum(dim=1))
+            g = g.nan_to_num(0.0, 0.0, 0.0)
+            largest = g.flatten(2).abs().amax(dim=2)
+        self.ledger.blind.index_add_(0, rows, passes * (largest == 0).sum(dim=1))
+        return g
 
     def stuck(self, g: Tensor) -> Tensor:
         """Samples whose gradient is exactly zero and will stay zero, bool [n], so that gradient steps cannot move them.
@@ -242,6 +268,9 @@ class Oracle(nn.Module):
         x = x.to(self.dtype)
         wants_gradient = self.threat.access == "gradient" and torch.is_grad_enabled()
         with torch.set_grad_enabled(wants_gradient):
+            if wants_gradient:
+                seen: list[Tensor] = []  # the rows, known after the pass
+                x = _SeeGradient.apply(x, lambda g: self._seen(g[:, None], seen[0], self.mean_of)[:, 0])
             z, rows = self._pass(x)
             for _ in range(self.mean_of - 1):
                 z = z + self._pass(x)[0]
@@ -250,14 +279,12 @@ class Oracle(nn.Module):
                 self.watch.update(x.detach(), z.detach(), rows)
             if self.threat.access == "label":
                 return nn.functional.one_hot(z.argmax(dim=1), self.num_classes).to(z.dtype)
-            if wants_gradient and z.requires_grad:
+            if wants_gradient and x.requires_grad:
+                seen.append(rows)
+                # a model that cuts the gradient gives zeros, not an error
+                z = z if z.requires_grad else z + 0 * x.flatten(1).sum(dim=1, keepdim=True)
                 passes = torch.full_like(rows, self.mean_of)
-
-                def count(g: Tensor) -> None:
-                    self.ledger.backwards.index_add_(0, rows, passes)
-                    self.ledger.blind.index_add_(0, rows, passes * (g == 0).all(dim=1))
-
-                z = _CountBackward.apply(z, count)
+                z = _CountBackward.apply(z, lambda _: self.ledger.backwards.index_add_(0, rows, passes))
         return z
 
     # -------------------------------------------------------------------------------------------------------- inner

@@ -8,6 +8,7 @@ A card has `name` (= file stem), `kind`, `entry` (`module:Class`), `version`, `s
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -95,6 +96,17 @@ def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
     )
 
 
+def _in_families(kind: str, name: str) -> str:
+    """For a message: the family that has an unknown name or one like it, such as timm for `resnet18`."""
+    for (other, family), found in cards().items():
+        targets = getattr(entry_class(kind, family), "targets", None) if other == kind and found.card.family else None
+        if targets is not None:
+            near = difflib.get_close_matches(name, [n for n in targets() if n == name] or targets(), n=1, cutoff=0.8)
+            if near:
+                return f" Did you mean {family}/{near[0]}?"
+    return ""
+
+
 def traits(kind: str, name: str) -> frozenset[str]:
     """The traits of an entry; none if it is not registered (rows from other sources may have any name)."""
     try:
@@ -167,7 +179,10 @@ def build(kind: Any, spec: Any) -> Any:
 
 def _build(kind: str, spec: Any) -> Entry:
     given = normal(spec)
-    found, params = find(kind, given["name"])
+    try:
+        found, params = find(kind, given["name"])
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_in_families(kind, given['name'])}") from None
     cls = entry_class(kind, given["name"])
     values = {**params, **{k: v for k, v in given.items() if k != "name"}}
     known = {f.name for f in fields(cls)}

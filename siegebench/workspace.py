@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from siegebench import artifacts, registry, sources
 from siegebench.artifacts import fingerprint
-from siegebench.cells import Cell, digest
-from siegebench.classifier import Classifier, Ensemble
+from siegebench.cells import Cell, digest, images_key
+from siegebench.classifier import Classifier, Ensemble, copied
 from siegebench.data import Granted, ImageSet, split_clean, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.environment import device
@@ -100,6 +99,21 @@ class Workspace:
 
     # ------------------------------------------------------------------------------------------------------------ data
 
+    def _images(self, data: dict[str, Any]) -> DataSource:
+        spec = self.settings.specs.get(images_key(data))
+        if spec is None:
+            return self.entry(DataSource, data["source"])
+        key = (DataSource, images_key(data))
+        if key not in self._entries:
+            self._entries[key] = registry.build(DataSource, spec)
+        found: DataSource = self._entries[key]
+        return found
+
+    def classes(self, data: dict[str, Any]) -> tuple[str, ...] | None:
+        """The names of the classes in the order of their labels; None if they are not known or nothing was loaded."""
+        found = self._sets.get(_slice(data))
+        return None if found is None else found.classes
+
     def evaluated(self, data: dict[str, Any]) -> ImageSet:
         """The evaluated images of a cell.
 
@@ -108,9 +122,9 @@ class Workspace:
         """
         if data["digest"] in self.held:
             return self.held[data["digest"]]
-        key = digest([data["source"], data["split"], data["count"], data["digest"]])
+        key = _slice(data)
         if key not in self._sets:
-            part = subset(self.entry(DataSource, data["source"]).scan(data["split"]), data["count"])
+            part = subset(self._images(data).scan(data["split"]), data["count"])
             if part.digest != data["digest"]:
                 raise DataError(f"{data['name']}: the images differ from those the cell was planned with")
             self._sets[key] = part
@@ -122,9 +136,9 @@ class Workspace:
         Raises:
             DataError: when it differs from the one the cell was planned with.
         """
-        key = digest(data["source"])
+        key = digest([data["source"], data.get("train_digest")])
         if key not in self._splits:
-            whole = self.entry(DataSource, data["source"]).scan("train").in_memory()
+            whole = self._images(data).scan("train").in_memory()
             if "train_digest" in data and whole.digest != data["train_digest"]:
                 raise DataError(f"{data['name']}: the training images differ from those the cell was planned with")
             self._splits[key] = split_clean(whole)
@@ -165,9 +179,7 @@ class Workspace:
     def _network(self, cell: Cell, what: dict[str, Any], images: Callable[[], ImageSet], seed: int) -> Classifier:
         """The network of a cell: with its published weights, or trained on `images` with its recipe."""
         source = self._source(cell.model)
-        data = self.evaluated(cell.data)
-        built = source.build(num_classes=data.num_classes, size=data.size)
-        built.kind = data.kind
+        built = source.build_for(self.evaluated(cell.data))
         if source.pretrained() and what["kind"] == "clean":
             return self._ready(built)
         recipe: Recipe = getattr(source, "recipe", None) or Recipe()
@@ -244,7 +256,7 @@ class Workspace:
         }
 
         def fit() -> Classifier:
-            return defense.apply(copy.deepcopy(base).float(), granted, draws)
+            return defense.apply(copied(base).float(), granted, draws)
 
         return self._fitted(what, defense.structure(base), fit)
 
@@ -287,6 +299,10 @@ def _kept(cache: OrderedDict[Hashable, Any], most: int, key: Hashable, make: Cal
             cache.popitem(last=False)
     cache.move_to_end(key)
     return cache[key]
+
+
+def _slice(data: dict[str, Any]) -> str:
+    return digest([data["source"], data["split"], data["count"], data["digest"]])
 
 
 def data_key(data: dict[str, Any]) -> str:

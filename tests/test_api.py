@@ -240,8 +240,8 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_computed(tmp_path
     with torch.no_grad():
         broken.head.weight[0, 0] = torch.nan
     for model, words in (
-        (Net(classes=7), "returns (16, 7) for 16 images of digits"),
-        (nn.Linear(10, 10), "the model fails on images (16, 3, 32, 32) of digits"),
+        (Net(classes=7), "the model has 7 classes, digits test has 10"),
+        (nn.Linear(10, 10), "digits test: the model fails on images (16, 3, 32, 32)"),
         (broken, "NaN or infinite logits"),
     ):
         with pytest.raises(ModelError) as error:

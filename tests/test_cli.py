@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from siegebench import cli, registry
 from siegebench.cells import Result
@@ -242,6 +243,32 @@ def test_ctrl_c_is_130(finished: Path, call: Call, monkeypatch: pytest.MonkeyPat
         signal.signal(signal.SIGINT, before)
     assert (code, out) == (130, "")
     assert err == "interrupted; finished rows are kept, run the same command again to continue\n"
+
+
+def test_doctor_says_which_label_is_which_class(call: Call, tmp_path: Path) -> None:
+    for split, names in (("train", ("2", "10", "10/deep")), ("val", ("10",))):
+        for name in names:
+            path = tmp_path / "mine" / split / name / "a.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (6, 4)).save(path)
+    spec = "{name: image_folder, folder: mine, channels: 1}"
+    code, out, _ = call("doctor", "--data", spec)
+    assert (code, out.splitlines()) == (0, [
+        "data set image_folder",
+        "  train: 3 images of 6x4 pixels, 1 channel",
+        "  val: 1 images of 6x4 pixels, 1 channel",
+        "labels",
+        "  0: 2 (train 1, val 0)",
+        "  1: 10 (train 2, val 1)",
+    ])  # fmt: skip
+    found = json.loads(call("doctor", "--data", spec, "--json")[1])
+    assert found["classes"][1] == {"label": 1, "name": "10", "train": 2, "val": 1}
+    assert found["splits"]["val"] == {"images": 1, "channels": 1, "height": 4, "width": 6}
+    assert "  9: no name (train 130, test 50)" in call("doctor", "--data", "digits")[1]
+    for bad, message in (("mnits", "Did you mean mnist"), ("{", "not YAML"), ("{name: image_folder}", "no folder")):
+        code, out, err = call("doctor", "--data", bad)
+        assert (code, out) == (2, "")
+        assert message in err
 
 
 def test_doctor_says_what_a_bug_report_needs(call: Call) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import siegebench as sb
-from siegebench import given, identity
+from siegebench import given, identity, inputs
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ModelError
@@ -286,7 +286,7 @@ def test_a_model_made_in_inference_mode_or_with_a_graph_is_copied() -> None:
     with torch.inference_mode():
         inside = Linear()
         kept = Holder([torch.ones(3)])
-    with given.gradients():
+    with inputs.gradients():
         for model in (inside, kept):
             own, _ = given.own(model, "mine", 3)
             assert not any(t.is_inference() for t in own.state_dict().values())
@@ -307,7 +307,7 @@ def test_a_model_that_cannot_be_copied_is_refused_in_one_line() -> None:
 def test_the_callers_modes_are_left_and_come_back() -> None:
     x = torch.ones(2, 2)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        with given.gradients():
+        with inputs.gradients():
             assert torch.is_grad_enabled()
             assert not torch.is_inference_mode_enabled()
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

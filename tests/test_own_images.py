@@ -110,7 +110,7 @@ def test_the_default_suite_and_one_threat_for_all_boards(monkeypatch: pytest.Mon
         ({"x": images()[0], "y": images()[1] + 4}, "the model has the classes 0..3"),
         ({"x": images()[0], "y": images()[1].float()}, "expected 12 integers, found torch.float32"),
         ({"x": images()[0][:0], "y": images()[1][:0]}, "images: expected at least one"),
-        ({"x": "cat.png", "y": images()[1]}, "images: expected a tensor or an array, found 'cat.png'"),
+        ({"x": "cat.png", "y": images()[1]}, "images: expected a tensor or a numpy array, found 'cat.png'"),
         ({"data": []}, "data: no images"),
         ({"data": images()[0]}, "data: expected an ImageSet, or batches of (images, labels)"),
         ({"data": [images()[0]]}, "an item is a Tensor, not (images, labels)"),

@@ -321,10 +321,21 @@ def check(
 
 
 @app.command()
-def doctor(store: StorePath = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Print versions, device, disk, data and extras, to include in a bug report."""
-    from siegebench.doctor import examine
+def doctor(
+    store: StorePath = DEFAULT_STORE,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SET", help="Print the labels of a data set: a name, or '{name: image_folder, ...}'."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print versions, device, disk, data and extras, to include in a bug report; or the labels of a data set."""
+    from siegebench.doctor import data_lines, examine, examine_data
 
+    if data is not None:
+        said = examine_data(data)
+        print(listing.as_text(said) if as_json else "\n".join(data_lines(said)))
+        return
     found = examine(store)
     if as_json:
         print(json.dumps(found, indent=1))

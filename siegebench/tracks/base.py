@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from siegebench import registry
+from siegebench.cells import images_key
 from siegebench.data import IMAGE, Kind
 from siegebench.errors import shortened
 from siegebench.inventory import Inventory, Named, NamedData, NamedModel
@@ -36,10 +37,13 @@ class Strict(BaseModel):
 
 
 class DataSpec(Strict):
-    """The evaluated images: dataset, split, and count (class-stratified, chosen by their ids; default: all)."""
+    """The evaluated images: dataset, split, and count (class-stratified, chosen by their ids; default: all).
+
+    The data set knows its splits. Networks are trained on its split `train`.
+    """
 
     set: Spec
-    split: Literal["test", "train"] = "test"
+    split: Annotated[str, Field(min_length=1)] = "test"
     count: Budget | None = None
 
 
@@ -161,8 +165,9 @@ class BoardSpec(Strict):
             "digest": images.digest,
             "classes": images.num_classes,
         }
-        if kind != IMAGE:
+        if kind.name != IMAGE.name:
             description["kind"] = kind.name
+        inventory.specs[images_key(description)] = source.spec
         return NamedData(images, description)
 
     def check_takes(self, inventory: Inventory, kind: Kind) -> None:

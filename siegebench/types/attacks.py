@@ -11,7 +11,7 @@ from torch import Tensor
 
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
-from siegebench.errors import ContractError
+from siegebench.errors import ConfigError, ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import BALLS, NORMS, TOLERANCE, Access, Norm, ThreatModel
 from siegebench.types.base import Entry
@@ -72,6 +72,7 @@ class Attack(Probe):
             full strength there.
         aims: it supports targets: given a class for each image (`oracle.goal`), it searches for images that are
             classified as that class.
+        step_in_pixels: its parameter `step` is a distance in the units of eps; one above 2 eps is refused.
         restricted: reaches only a part of the ball (light, one pattern for all images); the contract tests do not
             require it to find the nearest point of a half-space.
     """
@@ -81,6 +82,7 @@ class Attack(Probe):
     minimal: ClassVar[bool] = False
     for_transfer: ClassVar[bool] = False
     aims: ClassVar[bool] = False
+    step_in_pixels: ClassVar[bool] = False
     restricted: ClassVar[bool] = False
 
     def access(self) -> Access:
@@ -108,6 +110,20 @@ class Attack(Probe):
         """Whether this instance supports targets (wrappers return the value of the inner attack)."""
         return self.aims
 
+    def refusal(self, threat: ThreatModel, images: ImageSet | None = None) -> str:
+        """Why this attack cannot run under this threat model, or on these images; empty if it can.
+
+        Suites ask before anything is computed. The default refuses a step that is larger than the whole ball.
+        """
+        step = getattr(self, "step", None) if self.step_in_pixels else None
+        if step is None or threat.eps == 0 or step <= 2 * threat.eps * (1 + TOLERANCE):
+            return ""
+        return (
+            f"step {step:.4g} is longer than the whole ball ({threat.label}, at most {2 * threat.eps:.4g} across); "
+            "it is a distance in the units of eps (pixels in [0, 1]), not a multiple of eps or a grey level: write "
+            "step: 2/255, or leave it out"
+        )
+
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         """Adversarial images for a batch. Where none is found, the clean image (or the best attempt).
@@ -131,6 +147,7 @@ class Attack(Probe):
 
         Raises:
             ContractError: naming the attack, the sample and the size of the violation.
+            ConfigError: for the reason that `refusal` gives.
         """
         if not threat.grants(self.access()):
             raise ContractError(f"{self!r} needs {self.access()} access; the threat model grants {threat.access}")
@@ -140,6 +157,8 @@ class Attack(Probe):
             )
         if oracle.goals is not None and not self.can_aim():
             raise ContractError(f"{self!r} cannot aim; the threat model says which class each image is to become")
+        if reason := self.refusal(threat):
+            raise ConfigError(f"{type(self).__name__}: {reason}")
         x_adv = self.run(oracle, x, y, threat, draws, **self._taught(lesson))
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise ContractError(f"{self!r} returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}")
@@ -201,6 +220,12 @@ class WrappingAttack(Attack):
 
     def can_aim(self) -> bool:
         return self.attack.can_aim()
+
+    def refusal(self, threat: ThreatModel, images: ImageSet | None = None) -> str:
+        return self.attack.refusal(threat, images)
+
+    def identity(self) -> dict[str, Any]:
+        return self.attack.identity()
 
     def learning(self) -> bool:
         return self.attack.learning()
