@@ -213,6 +213,8 @@ class _Hasher:
             hooks = getattr(module, name, None) or {}
             yield from (name, *map(self.of, hooks.values()))
         attributes = {k: v for k, v in vars(module).items() if k not in MANAGED}
+        if isinstance(module, Classifier):
+            attributes.pop("card", None)  # where the model comes from, not what it does
         if isinstance(module, torch.jit.ScriptModule):
             attributes = {}
         elif isinstance(module, torch.fx.GraphModule):

@@ -60,9 +60,9 @@ def check_loaded(cells: Iterable[Cell]) -> None:
         ConfigError: with the file, when it was edited after this process read it.
     """
     entries = {
-        (kind, description["name"])
+        (slot, description["name"])
         for cell in cells
-        for slot, kind in (("defense", "defense"), *((s, s) for s in SLOTS if s != "defense"))
+        for slot in SLOTS
         if (description := getattr(cell, slot)) is not None and "answers" not in description
     }
     for path in sorted({file for kind, name in entries for file in _files_of(kind, name)}):

@@ -106,6 +106,14 @@ def test_images_outside_the_budget_are_the_originals(tmp_path: Path) -> None:
     assert far.max() <= EPS + 1e-5
 
 
+def test_saved_images_are_an_attack_with_the_same_result(tmp_path: Path) -> None:
+    row, _ = evaluate(tmp_path, 0)
+    saved, _ = evaluate(tmp_path, attack={"name": "saved", "file": str(files(tmp_path, row)[0])})
+    assert saved.status == "ok", saved.error
+    assert saved.value("robust_acc") == row.value("robust_acc")
+    assert saved.value("robust_acc") != row.value("clean_acc"), "nothing was broken, so nothing is compared"
+
+
 def test_the_option_has_an_optional_number() -> None:
     assert [cli._most_images(v) for v in (None, cli.ALL, "3")] == [None, 0, 3]
     for bad in ("0", "-1", "many"):
