@@ -93,4 +93,8 @@ class AutoAttack(Attack):
         else:
             yield APGD(steps=self.steps, loss=untargeted)
         yield FAB(steps=self.steps, targets=self.targets, stop_at_eps=True)
-        yield SquareL1(queries=self.queries) if norm == "l1" else Square(queries=self.queries, rescale=False)
+        yield (
+            SquareL1(queries=self.queries, rescale=False)
+            if norm == "l1"
+            else Square(queries=self.queries, rescale=False)
+        )

@@ -20,7 +20,7 @@ from siegebench.data import ImageSet, Size, subset
 from siegebench.errors import ConfigError, did_you_mean, shortened
 from siegebench.evaluation import now
 from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
-from siegebench.inputs import gradients
+from siegebench.inputs import gradients, image_kind
 from siegebench.plan import Plan, plan
 from siegebench.reuse import reason
 from siegebench.sources import check_loaded
@@ -240,15 +240,21 @@ def _first_line(error: Exception) -> str:
 
 @called
 def load_model(
-    name: str | dict[str, Any], *, num_classes: int = 1000, size: Size = 224, **parameters: Any
+    name: str | dict[str, Any], *, num_classes: int = 1000, size: Size = 224, channels: int = 3, **parameters: Any
 ) -> Classifier:
     """A classifier of the zoo, with its published weights: `timm/resnet18.a1_in1k`, `cifar_resnet20`, ...
+
+    Args:
+        num_classes, size, channels: of the images that it is to classify.
+        parameters: of the model, as in a suite.
 
     Raises:
         ConfigError, ModelError: unknown name or parameter; weights missing, corrupt or of another shape.
     """
     source = registry.build(ModelSource, {**registry.normal(name), **parameters})
-    return source.build(num_classes=num_classes, size=size).eval()
+    network = source.built(num_classes, size, channels).eval()
+    network.kind = network.kind if channels == network.kind.channels else image_kind(channels)
+    return network
 
 
 @called

@@ -82,6 +82,8 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
       attack gets 8/255 and says so.
     - `target`: `next`, `random`, `least_likely`, a class, or a tensor [n] of classes: each image is to be classified as
       that class. An attack without support for targets refuses it.
+    - `start`: points [n, C, H, W] to start from, such as the result of another attack; they are projected into the
+      budget. An attack without support for them refuses.
     - `seed`, `ids`: random numbers are a function of the seed and the id of each image, int [n]; by default ids are
       hashes of the images, so that a result does not depend on the batch.
     - `num_classes`: checked against what the model returns.
@@ -106,6 +108,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
         eps: float | str | None = None,
         queries: int | None = None,
         target: Rule | int | Tensor | None = None,
+        start: Any = None,
         seed: int = 0,
         ids: Any = None,
         num_classes: int | None = None,
@@ -119,6 +122,8 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
                 )
             if target is not None and not entry.can_aim():
                 raise ConfigError(f"attack {name!r} cannot aim at a class: leave target out")
+            if start is not None and not entry.can_start():
+                raise ConfigError(f"attack {name!r} cannot start from given points: leave start out")
             rule = None if isinstance(target, Tensor) else target
             threat = _threat(name, entry.access(), norm, eps, queries, rule)
             # images may have any number of channels: the model says whether it takes them
@@ -128,6 +133,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
             if not len(given):
                 return _empty(given, threat) if report else given
             images, labels = _placed(model, given, labels)
+            begin = None if start is None else _start(start, images)
             victim = as_classifier(model, images, num_classes=num_classes)
             labels = as_labels(labels, len(images), victim.num_classes)
             own = content_ids(images) if ids is None else as_labels(ids, len(images)).to(images.device)
@@ -138,7 +144,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
                 if data is not None and entry.learning():
                     streams = Draws(derive_seed(seed, "learn"), data.ids).to(images.device)
                     lesson = entry.learn(Oracle(victim, threat, streams), data, threat, streams)
-                oracle = Oracle(victim, threat, draws, goal=goal)
+                oracle = Oracle(victim, threat, draws, goal=goal, start=begin)
                 x_adv = entry(oracle, images, labels, threat, draws, lesson)
                 flags = _flags(oracle, images, x_adv, labels)
                 for flag in flags:
@@ -168,6 +174,13 @@ def _placed(model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     double = bool(weights) and weights[0].dtype == torch.float64
     device = tensors[0].device if tensors else x.device
     return x.to(device, torch.float64 if double else torch.float32), y.to(device)
+
+
+def _start(start: Any, x: Tensor) -> Tensor:
+    found = as_images(start).to(x)
+    if found.shape != x.shape:
+        raise ConfigError(f"start: expected images {tuple(x.shape)}, found {tuple(found.shape)}")
+    return found
 
 
 def _flags(oracle: Oracle, x: Tensor, x_adv: Tensor, y: Tensor) -> list[Flag]:

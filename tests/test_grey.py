@@ -83,7 +83,7 @@ def test_a_network_for_colours_is_refused_with_its_line(tmp_path: Path) -> None:
     path = runs.suite(
         tmp_path / "suite.yaml", board, data=data, models=[{"name": "cifar_resnet20", "checkpoint": None}]
     )
-    with pytest.raises(ModelError, match=r"suite\.yaml:\d+:\d+: cifar_resnet20 takes images with 3 channels, digits"):
+    with pytest.raises(ModelError, match=r"suite\.yaml:\d+:\d+: cifar_resnet20 takes images with 3 channels, these have 1"):
         plan(load_suite(str(path)))
 
 

@@ -189,6 +189,18 @@ def test_a_report_says_what_happened() -> None:
     assert not bool(far.success.any()), "a minimum-norm attack succeeds only within eps"
 
 
+def test_an_attack_starts_from_given_points() -> None:
+    x, y = batch()
+    near = sb.attack("pgd", steps=5)(victim(), x, y, eps="16/255")
+    again = sb.attack("pgd", steps=1, step=1e-9)(victim(), x, y, eps="16/255", start=near, report=True)
+    assert bool(again.success.all())
+    assert torch.allclose(again.x_adv, near, atol=1e-5)
+    with pytest.raises(ConfigError, match="cannot start from given points"):
+        sb.attack("fgsm")(victim(), x, y, eps="16/255", start=near)
+    with pytest.raises(ConfigError, match="start: expected images"):
+        pgd(victim(), x, y, start=near[:2])
+
+
 @pytest.mark.parametrize(
     "cut",
     [

@@ -71,23 +71,33 @@ class ModelSource(Entry):
         """
 
     @final
-    def build_for(self, images: ImageSet) -> Classifier:
-        """The network for the classes, the size, the channels and the kind of a data set.
+    def built(self, num_classes: int, size: Size, channels: int) -> Classifier:
+        """The network for images with this number of channels.
 
         Raises:
             ModelError: as `build` does; when the images are not RGB and `build` has no argument `channels`.
         """
-        channels, more = images.shape[0], {}
-        if channels != IMAGE.channels and "channels" in signature(self.build).parameters:
-            more = {"channels": channels}
-        elif channels != IMAGE.channels and images.kind.name == IMAGE.name:
+        if channels == IMAGE.channels:
+            return self.build(num_classes=num_classes, size=size)
+        if "channels" not in signature(self.build).parameters:
             raise ModelError(
-                f"{getattr(self, '_name', type(self).__name__)} takes images with 3 channels, {images.name} has "
-                f"{channels}; use a network of timm, or set `channels: 3` of the data set"
+                f"{getattr(self, '_name', type(self).__name__)} takes images with 3 channels, these have {channels}; "
+                "use a network of timm, or set `channels: 3` of the data set"
             )
-        built = self.build(num_classes=images.num_classes, size=images.size, **more)
-        built.kind = images.kind
-        return built
+        return self.build(num_classes=num_classes, size=size, channels=channels)  # type: ignore[call-arg]
+
+    @final
+    def build_for(self, images: ImageSet) -> Classifier:
+        """The network for the classes, the size, the channels and the kind of a data set.
+
+        Raises:
+            ModelError: as `built` does.
+        """
+        told = images.kind.name == IMAGE.name or "channels" in signature(self.build).parameters
+        channels = images.shape[0] if told else IMAGE.channels  # of other kinds only who asks is told
+        network = self.built(images.num_classes, images.size, channels)
+        network.kind = images.kind
+        return network
 
     def pretrained(self) -> bool:
         """Whether `build` returns trained weights; otherwise the harness trains with `recipe`."""
