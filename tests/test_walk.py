@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def steps(page: str) -> Iterator[Step]:
             for line in text.splitlines():
                 command = line.partition("  #")[0].strip()
                 if command and not command.startswith(LEFT_OUT):
-                    yield "command", command.split() + _smaller(command)
+                    yield "command", shlex.split(command) + _smaller(command)
 
 
 def _smaller(command: str) -> list[str]:
@@ -223,7 +224,9 @@ NEEDS = {
     "2_evaluate.py": lambda: {"x", "y", "data"} <= inspect.signature(api.evaluate).parameters.keys(),
     "3_checkpoint.py": lambda: hasattr(sb, "load_checkpoint"),
     "4_folder.py": _grey_folders,
-    "siegebench doctor --data mine": lambda: "data" in inspect.signature(cli.doctor).parameters,
+    "siegebench doctor --data {name: image_folder, folder: mine, channels: 1}": lambda: (
+        "data" in inspect.signature(cli.doctor).parameters
+    ),
     "5_weights.py": lambda: True,
     "siegebench run mine.yaml --dry-run": lambda: True,
     "siegebench run mine.yaml --executor serial": lambda: True,
