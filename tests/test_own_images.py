@@ -158,6 +158,16 @@ def test_a_classifier_of_another_kind_is_refused(tmp_path: Path) -> None:
         given.fitted(model, given._image_set(model, grey.expand(-1, 3, -1, -1)[:, :1], y))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_layers_can_be_evaluated(tmp_path: Path) -> None:
+    """Their state holds other things than tensors."""
+    x, y = images()
+    model = torch.ao.quantization.quantize_dynamic(kit.Linear(classes=4), {torch.nn.Linear}, dtype=torch.qint8)
+    board = {"track": "query", "attacks": [{"name": "square", "queries": 5}], "queries": 5}
+    file = runs.suite(tmp_path / "q.yaml", {**board, "threats": [{"norm": "linf", "eps": "8/255"}]})
+    assert evaluate(tmp_path, model, str(file), x=x, y=y).ended == {"ok": 1}
+
+
 def test_stored_images_are_not_written_into() -> None:
     x, y = images()
     data = given._image_set(sb.Network(kit.Linear(classes=4), num_classes=4), x, y)
