@@ -54,7 +54,7 @@ SCENES = [
     for eps in values
 ]
 SETTINGS: dict[str, Grid] = {
-    "square": Grid([{"rescale": False}, {"p": 0.3}, {"p": 0.05}]),
+    "square": Grid([{"rescale": False}, {"rescale": True}, {"p": 0.3}, {"p": 0.05}]),
     "nes": Grid([
         {"pairs": 5}, {"pairs": 25},
         {"pairs": 5, "sigma": 0.01, "step": 0.2, "momentum": 0.9},
