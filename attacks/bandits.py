@@ -18,7 +18,7 @@ from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive
 
 # defaults of (eta, delta, online rate, step)
-SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 1.0, 0.2), "l2": (0.1, 0.1, 0.1, 0.1)}
+SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 1.0, 0.5), "l2": (0.1, 0.1, 0.1, 0.1)}
 
 SPARE = 1.5  # granted queries for each value of the prior
 
@@ -50,7 +50,7 @@ class Bandits(Attack):
         eta: L2 length of a probe; default 0.1.
         delta: exploration around v; default 1 (Linf) or 0.1 (L2).
         rate: learning rate of v; default 1 (Linf) or 0.1 (L2).
-        step: step size as a fraction of eps; default 0.2 (Linf) or 0.1 (L2).
+        step: step size as a fraction of eps; default 0.5 (Linf) or 0.1 (L2).
     """
 
     queries: Count = 10_000
