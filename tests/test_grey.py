@@ -21,12 +21,13 @@ from siegebench.types import Corruption, DataSource, Defense, ModelSource
 from siegebench.workspace import Settings
 from tests import runs
 
-# parameters for a fast run; None: its parts are tested on one channel elsewhere, or it is an adapter of many
+# parameters for a fast run; None: its parts are tested on one channel elsewhere, it is an adapter of many, or needs a file
 SMALL: dict[str, dict[str, Any] | None] = {
     "adversarial_patch": {"steps": 2, "epochs": 1},
     "art": None,
     "conditional_generator": {"images": 10, "epochs": 1, "batch": 5, "width": 2, "blocks": 2},
     "no_box": {"per_class": 2, "epochs": 1, "decoders": 2, "width": 2, "steps": 2, "ila_steps": 2},
+    "saved": None,
     "nrf": {"steps": 2, "noise_steps": 2},
     "separate_and_trace": {"epochs": 1, "width": 2, "attack": "fgsm"},
     "vmi": {"steps": 2},
@@ -83,7 +84,9 @@ def test_a_network_for_colours_is_refused_with_its_line(tmp_path: Path) -> None:
     path = runs.suite(
         tmp_path / "suite.yaml", board, data=data, models=[{"name": "cifar_resnet20", "checkpoint": None}]
     )
-    with pytest.raises(ModelError, match=r"suite\.yaml:\d+:\d+: cifar_resnet20 takes images with 3 channels, these have 1"):
+    with pytest.raises(
+        ModelError, match=r"suite\.yaml:\d+:\d+: cifar_resnet20 takes images with 3 channels, these have 1"
+    ):
         plan(load_suite(str(path)))
 
 

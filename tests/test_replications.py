@@ -29,7 +29,8 @@ UNDECLARED = {"randomized_features.md", "rnd.md"}  # commands without a board
 
 def commands(text: str) -> list[tuple[str, str]]:
     """(arguments, board) of the commands of a page."""
-    return [(found[1], found[2] or "") for found in COMMAND.finditer(text)]
+    joined = re.sub(r"\\\n\s*", "", text)  # a command may go on in the next line
+    return [(found[1], found[2] or "") for found in COMMAND.finditer(joined)]
 
 
 def suite_of(arguments: str) -> Suite:
