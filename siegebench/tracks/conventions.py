@@ -73,7 +73,7 @@ def convention_flags(ws: Workspace, cell: Cell, victim: Classifier, data: ImageS
     Args:
         clean: which images of the slice are correctly classified, bool [N].
     """
-    if label(cell.defense) != "none" or data.kind != IMAGE:
+    if label(cell.defense) != "none" or data.kind.name != IMAGE.name:
         return []
 
     def make() -> list[Flag]:
