@@ -20,8 +20,6 @@ from siegebench.types import Attack, Count, Positive
 # defaults of (eta, delta, online rate, step)
 SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 1.0, 0.5), "l2": (0.1, 0.1, 0.1, 0.1)}
 
-SPARE = 1.5  # granted queries for each value of the prior
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bandits(Attack):
@@ -46,7 +44,7 @@ class Bandits(Attack):
     Attributes:
         queries: largest number of queries per sample.
         tile: side in pixels of the squares that share one value of the prior. Default: the smallest power of two, from
-            2 (Linf) or 1 (L2), that leaves SPARE granted queries for each value of the prior.
+            2 (Linf) or 1 (L2), with which the prior has no more values than there are granted queries.
         eta: L2 length of a probe; default 0.1.
         delta: exploration around v; default 1 (Linf) or 0.1 (L2).
         rate: learning rate of v; default 1 (Linf) or 0.1 (L2).
@@ -79,7 +77,7 @@ class Bandits(Attack):
         least = 1 if norm == "linf" else 0
         sides = [2**k for k in range(least, max(height, width).bit_length() + 1 + least)]
         values = torch.tensor([channels * math.ceil(height / s) * math.ceil(width / s) for s in sides])
-        fits = SPARE * values.to(granted.device) <= granted[:, None]
+        fits = values.to(granted.device) <= granted[:, None]
         first = torch.where(fits.any(dim=1), fits.byte().argmax(dim=1), len(sides) - 1)
         return torch.tensor(sides, device=granted.device)[first]
 
