@@ -18,6 +18,7 @@ IMAGES = 2**24  # largest number of pixels in one forward pass of probes
 NUMBERS = 2**20  # random numbers per sample that are kept in memory
 COARSE = 0.1  # tolerance of the searches along starting directions, as a fraction of the distance
 DIRECTIONS = 100  # largest number of starting directions chosen from the granted queries
+MARGIN = 2e-4  # how far results are moved across the boundary, as a fraction of their distance
 PROBES = 32  # largest number of probes per sample that are drawn together
 
 
@@ -85,10 +86,16 @@ class Queries(Budget):
         return out
 
     def result(self) -> Tensor:
-        """The nearest misclassified images; the clean image if there is none (with `stop_at_eps`, none within eps)."""
-        if not self.stop_at_eps:
-            return self.nearest
-        return torch.where(ops.over(self.distance <= self.threat.eps, self.x), self.nearest, self.x)
+        """The nearest misclassified images; the clean image if there is none (with `stop_at_eps`, none within eps).
+
+        They are moved across the boundary by 0.02 % of their distance (not out of eps), because in another batch the
+        logits are rounded differently, and an image next to the boundary may then be classified correctly.
+        """
+        inside = self.distance <= self.threat.eps
+        room = torch.where(inside, self.threat.eps / self.distance.clamp(min=torch.finfo(self.x.dtype).tiny), torch.inf)
+        further = ops.over((1 + MARGIN * torch.ones_like(room)).minimum(room), self.x)
+        moved = (self.x + further * (self.nearest - self.x)).clamp(0, 1)
+        return torch.where(ops.over(inside, self.x), moved, self.x) if self.stop_at_eps else moved
 
 
 def probes(draws: Draws, shape: tuple[int, ...], most: int, kind: str = "normal") -> Iterator[tuple[int, Tensor]]:

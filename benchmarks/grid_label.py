@@ -34,8 +34,7 @@ SETTINGS: dict[str, Grid] = {
     "rays": Grid([{"tolerance": 0.01}, {"tolerance": 0.1}], norms=("linf",)),
     "signflip": Grid(
         [
-            {"directions": 1}, {"directions": 20}, {"p": 0.999}, {"p": 0.99}, {"alpha": 0.016}, {"resize": 1},
-            {"resize": 4},
+            {"directions": 1}, {"directions": 20}, {"p": 0.999}, {"p": 0.99}, {"alpha": 0.016}, {"resize": 4},
         ],
         norms=("linf",),
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from siegebench.attacks._decision import bisect, noise, start, to_boundary
@@ -114,6 +116,19 @@ def test_a_worse_direction_costs_one_query_and_only_the_nearest_is_searched_to_t
         spent.append(1000 - int(ask.left))
     # from a tenth of the distance on, ten queries for each factor of a thousand, once
     assert spent[0] < spent[1] < spent[2] == spent[1] + 10
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_results_lie_across_the_boundary_and_within_eps(norm: Norm) -> None:
+    model, x = brightness(0.1), torch.full((3, 3, 4, 4), 0.5)
+    ask = asking(model, x, norm, 100)
+    ask.threat = replace(ask.threat, eps=float(ops.size(torch.full_like(x[:1], 0.2), norm)))
+    ask.wrong(torch.arange(2), x[:2] + torch.tensor([0.1001, 0.2]).view(2, 1, 1, 1))
+    moved = ask.result() - x
+    for at, far in ((0, 0.1001 * 1.0002), (1, 0.2)):
+        torch.testing.assert_close(moved[at], torch.full_like(x[0], far), rtol=1e-6, atol=1e-7)
+    assert float(ops.size(moved, norm).max()) <= ask.threat.eps * (1 + 1e-6)
+    assert torch.equal(ask.result()[2], x[2])
 
 
 def test_noise_has_cells_of_every_size() -> None:
