@@ -1,4 +1,5 @@
 # make leaderboard: the quickstart suite, from nothing to ranked tables and a page.   make test, make check: for developers.
+# make shell: a shell in which `siegebench` and `python` are those of the environment.
 # Use an environment of your own with VENV=path (its packages are left as they are if they satisfy pyproject.toml).
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +7,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.siegebench-installed
 
-.PHONY: setup leaderboard test slow check types format docs clean
+.PHONY: setup leaderboard shell test slow check types format docs clean
 
 setup: $(STAMP)
 
@@ -17,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 leaderboard: setup
 	$(BIN)/siegebench run quickstart
+
+shell: setup
+	@echo "siegebench and python are those of $(VENV) here; leave with exit"
+	@VIRTUAL_ENV="$(abspath $(VENV))" PATH="$(abspath $(BIN)):$$PATH" "$${SHELL:-/bin/sh}"
 
 test: setup
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not network'

@@ -49,7 +49,7 @@ def up(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class AutoEncoder(nn.Module):
-    """Maps images [n, 3, H, W] to one image per decoder, [n, decoders, 3, h, w] in [0, 1].
+    """Maps images [n, C, H, W] to one image per decoder, [n, decoders, C, h, w] in [0, 1].
 
     `encode` returns features [n, 4 width, H/4, W/4]. A single decoder returns images of H x W (rounded up to multiples
     of 4). Each of several decoders has two convolutions of its own and returns images of the features' size.
@@ -58,20 +58,23 @@ class AutoEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, width: int, decoders: int, blocks: int = 3) -> None:
+    def __init__(self, width: int, decoders: int, channels: int = 3, blocks: int = 3) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
-        self.decoders, deep = decoders, 4 * width
+        for name, values in (("mean", torch.tensor(MEAN)), ("std", torch.tensor(STD))):
+            self.register_buffer(name, (values if channels == 3 else values.mean()[None]).view(-1, 1, 1))
+        self.decoders, self.channels, deep = decoders, channels, 4 * width
         self.encoder = nn.Sequential(
-            stem(3, width), down(width, 2 * width), down(2 * width, deep), *[Residual(deep) for _ in range(blocks)]
+            stem(channels, width),
+            down(width, 2 * width),
+            down(2 * width, deep),
+            *[Residual(deep) for _ in range(blocks)],
         )
         if decoders == 1:
-            layers = [up(deep, 2 * width), up(2 * width, width), nn.Conv2d(width, 3, 3, 1, 1)]
+            layers = [up(deep, 2 * width), up(2 * width, width), nn.Conv2d(width, channels, 3, 1, 1)]
         else:  # all decoders in one pass: the groups of the second convolution separate them
             hidden = decoders * 2 * width
             layers = [nn.Conv2d(deep, hidden, 3, 1, 1), nn.BatchNorm2d(hidden), nn.ReLU()]
-            layers += [nn.Conv2d(hidden, decoders * 3, 3, 1, 1, groups=decoders)]
+            layers += [nn.Conv2d(hidden, decoders * channels, 3, 1, 1, groups=decoders)]
         self.decoder = nn.Sequential(*layers, nn.Sigmoid())
 
     def encode(self, x: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ class AutoEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         images: Tensor = self.decoder(self.encode(x))
-        return images.unflatten(1, (self.decoders, 3))
+        return images.unflatten(1, (self.decoders, self.channels))
 
 
 def fresh(make: Callable[[], M], seed: int) -> M:

@@ -17,6 +17,8 @@ from siegebench.search import Best
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Share
 
+from ._l1 import Sparse, stages
+
 TargetLoss = Callable[..., Tensor]  # (logits, y, target) to one number per sample
 
 
@@ -70,8 +72,16 @@ class APGD(Attack):
     change although the step did not either. `targeted_dlr` maximises the loss towards the strongest wrong classes of
     the clean image, one after the other; with a threat that has a target, towards that target only.
 
-    Random: the starting point, drawn for each sample, target and restart. Cost per sample that is never misclassified:
-    steps + 1 forward and backward passes per restart (and target), plus one forward pass to rank the targets.
+    L1: Croce, Hein, "Mind the box: L1-APGD for sparse adversarial attacks on image classifiers", ICML 2021, arXiv
+    2103.01208. A step moves the entries with the largest gradients; their number follows the sparsity of the best
+    point. Points are projected onto the intersection of ball and box. The run starts in a ball of 3 eps (30 % of the
+    steps), goes on in 2 eps (30 %) and ends in eps; only points of the last ball count. There is no momentum, and
+    `rho` is not used.
+
+    Random: the starting point, drawn for each sample, target and restart; the first run starts from `oracle.start` if
+    points are given (L1: in eps only). Cost per sample that is never misclassified:
+    steps + 1 (L1: steps + 3) forward and backward passes per restart (and target), plus one forward pass to rank the
+    targets.
 
     Differs from the paper: a sample stops at its first misclassified point and returns it; a sample that is never
     misclassified returns its point of highest loss, not the clean image. The first step counts as a rise when the loss
@@ -98,7 +108,8 @@ class APGD(Attack):
     early_stop: bool = True
 
     aims: ClassVar[bool] = True
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    starts: ClassVar[bool] = True
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         ops.check_classes(self.loss, oracle.num_classes)
@@ -114,7 +125,13 @@ class APGD(Attack):
                 if not len(live):
                     return best.point
                 streams = draws[live].child("apgd", self.loss, k, restart)
+                given = oracle.start if k == restart == 0 else None
+                if threat.norm == "l1":
+                    self._climb_sparsely(oracle, x[live], y[live], goals[live, k], threat, streams, best, given)
+                    continue
                 s = self._start(x[live], y[live], goals[live, k], threat, streams)
+                if given is not None:
+                    s.x = s.x_old = s.x_best = threat.project(given, x)
                 self._climb(oracle, s, threat, best)
         return best.point
 
@@ -157,6 +174,46 @@ class APGD(Attack):
                 s.x = torch.where(ops.over(halve, s.x), s.x_best, s.x)
                 s.g = torch.where(ops.over(halve, s.g), s.g_best, s.g)
                 s.halved, s.loss_checked, s.rises = halve, s.loss_best, torch.zeros_like(s.rises)
+
+    def _climb_sparsely(
+        self,
+        oracle: Oracle,
+        x0: Tensor,
+        y: Tensor,
+        target: Tensor,
+        threat: ThreatModel,
+        draws: Draws,
+        best: Best,
+        given: Tensor | None,
+    ) -> None:
+        """One run in L1, in a larger ball first, on the samples that are still correctly classified."""
+        live = best.left()
+        oracle = oracle[live]
+        aims = oracle.goal is not None
+        climb = self._loss(aims)
+        x = x0 + draws.normal(tuple(x0.shape[1:]), purpose="start").to(x0.dtype) if given is None else given
+        # a given point lies in the last ball: the larger ones would leave it
+        for ratio, steps in stages(self.steps) if given is None else [(1.0, self.steps)]:
+            radius = ratio * threat.eps
+            s = Sparse.start(x0, y, target, ops.project_l1(x, x0, radius))
+            every = max(int(0.04 * steps), 1)
+            for k in range(steps + 1):
+                if k > 0:
+                    s.move(radius)
+                g, logits, loss = oracle.gradient(s.x, partial(climb, y=s.y, target=s.target))
+                s.see(g, loss)
+                if ratio == 1:
+                    broken = ops.hit(logits.argmax(dim=1), s.y, s.target if aims else None)
+                    best.keep(live, s.x, loss, broken)
+                    leaving = (broken & self.early_stop) | ((oracle.stuck(g) & ~broken) if k == 0 else False)
+                    if bool(leaving.any()):
+                        rest = ~leaving
+                        s, live, oracle = s[rest], live[rest], oracle[rest]
+                        if not len(live):
+                            return
+                if k > 0 and k % every == 0:
+                    s.check()
+            x = s.x_best
 
     def _loss(self, aims: bool) -> TargetLoss:
         if aims:

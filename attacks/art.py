@@ -31,6 +31,7 @@ KNOWN = {
 }
 # Left out: GeoDA (calls np.mat, removed in NumPy 2), AutoAttack and ThresholdAttack (need packages that ART does not
 # install), SaliencyMapMethod (uses the labels as targets), and attacks that are not per image within a norm.
+OWN_GENERATOR = ("BoundaryAttack", "HopSkipJump")  # they make a NumPy generator without a seed
 WANTS_PROBABILITIES = ("SimBA", "NewtonFool")
 NORM_NUMBERS = {"linf": np.inf, "l2": 2, "l1": 1}
 
@@ -56,12 +57,13 @@ class ART(Foreign):
     seed come from the threat model, the victim and the cell. Attacks without eps search for the smallest perturbation.
     Attacks that count changed pixels (PixelAttack, CarliniL0Method) run under l1.
 
-    Random: the global generators, seeded for each sample and restored afterwards. Cost: that of the attack, plus one
-    forward pass on the returned point if an earlier point could replace it.
+    Random: the generators of the library, all seeded for each sample and restored afterwards. Cost: that of the attack,
+    plus one forward pass on the returned point if an earlier point could replace it.
 
     Differs from the library: run sample by sample, so that neither the result nor the query count depends on the batch.
     Always untargeted. If the returned point is not misclassified, the nearest misclassified point that was queried
-    within the budget is returned. An overshoot of the budget below 1e-5 is projected back; a larger one is an error.
+    within the budget is returned. An overshoot below 1e-5 (or 1e-5 eps, if eps is above 1) is projected back; a larger
+    one is an error.
 
     Attributes:
         target: name of the class in `art.attacks.evasion`.
@@ -77,6 +79,10 @@ class ART(Foreign):
     target: str
     options: dict[str, Any] = field(default_factory=dict, metadata={"rest": True})
     batched: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        # rows from before that generator was seeded cannot be repeated
+        return {"generators": "seeded"} if self.target in OWN_GENERATOR else {}
 
     def once(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
         from art.estimators.classification import PyTorchClassifier

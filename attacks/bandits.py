@@ -18,7 +18,7 @@ from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive
 
 # defaults of (eta, delta, online rate, step)
-SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 1.0, 0.2), "l2": (0.1, 0.1, 0.1, 0.1)}
+SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 1.0, 0.5), "l2": (0.1, 0.1, 0.1, 0.1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,11 @@ class Bandits(Attack):
     Attributes:
         queries: largest number of queries per sample.
         tile: side in pixels of the squares that share one value of the prior. Default: the smallest power of two, from
-            2, with which the prior has no more values than the granted queries make pairs of probes.
+            2 (Linf) or 1 (L2), with which the prior has no more values than there are granted queries.
         eta: L2 length of a probe; default 0.1.
         delta: exploration around v; default 1 (Linf) or 0.1 (L2).
         rate: learning rate of v; default 1 (Linf) or 0.1 (L2).
-        step: step size as a fraction of eps; default 0.2 (Linf) or 0.1 (L2).
+        step: step size as a fraction of eps; default 0.5 (Linf) or 0.1 (L2).
     """
 
     queries: Count = 10_000
@@ -63,20 +63,21 @@ class Bandits(Attack):
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-        x_adv, tiles = x.clone(), self._tiles(Budget(oracle, y, self.queries).granted, x.shape[1:])
+        x_adv, tiles = x.clone(), self._tiles(Budget(oracle, y, self.queries).granted, x.shape[1:], threat.norm)
         for tile in tiles.unique().tolist():  # a single value, unless samples have different budgets
             rows = (tiles == tile).nonzero().squeeze(1)
             x_adv[rows] = self._climb(oracle[rows], x[rows], y[rows], threat, draws[rows], tile)
         return x_adv
 
-    def _tiles(self, granted: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _tiles(self, granted: Tensor, shape: tuple[int, ...], norm: Norm) -> Tensor:
         """Side of the tiles for these numbers of queries, int64 [n]."""
         if self.tile is not None:
             return torch.full_like(granted, self.tile)
         channels, height, width = shape
-        sides = [2**k for k in range(1, max(2, max(height, width).bit_length() + 1))]
+        least = 1 if norm == "linf" else 0
+        sides = [2**k for k in range(least, max(height, width).bit_length() + 1 + least)]
         values = torch.tensor([channels * math.ceil(height / s) * math.ceil(width / s) for s in sides])
-        fits = values.to(granted.device) <= granted[:, None] // 2
+        fits = values.to(granted.device) <= granted[:, None]
         first = torch.where(fits.any(dim=1), fits.byte().argmax(dim=1), len(sides) - 1)
         return torch.tensor(sides, device=granted.device)[first]
 

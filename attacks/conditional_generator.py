@@ -29,23 +29,23 @@ class Generator(nn.Module):
 
     blur: Tensor
 
-    def __init__(self, classes: int, width: int, blocks: int) -> None:
+    def __init__(self, classes: int, width: int, blocks: int, channels: int = 3) -> None:
         super().__init__()
         deep = 4 * width
         self.classes = classes
         self.code = nn.utils.parametrizations.spectral_norm(nn.Linear(classes, CODE, bias=False))
         self.levels = nn.ModuleList(
-            [stem(3 + CODE, width), down(width + CODE, 2 * width), down(2 * width + CODE, deep)]
+            [stem(channels + CODE, width), down(width + CODE, 2 * width), down(2 * width + CODE, deep)]
         )
         self.tokens = nn.Sequential(nn.Linear(classes, TOKENS * deep), nn.Unflatten(1, (TOKENS, deep)))
         self.blocks = nn.ModuleList(Residual(deep) for _ in range(blocks))
         self.attention = nn.ModuleList(nn.MultiheadAttention(deep, 1, batch_first=True) for _ in range(blocks // 2))
         self.decoder = nn.Sequential(
-            up(deep, 2 * width), up(2 * width, width), nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7)
+            up(deep, 2 * width), up(2 * width, width), nn.ReflectionPad2d(3), nn.Conv2d(width, channels, 7)
         )
         row = torch.tensor([-0.5, 0.0, -0.5]).exp()  # normal density at -1, 0, 1
         kernel = row[:, None] * row
-        self.register_buffer("blur", (kernel / kernel.sum()).expand(3, 1, 3, 3).clone())
+        self.register_buffer("blur", (kernel / kernel.sum()).expand(channels, 1, 3, 3).clone())
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         one_hot = F.one_hot(c, self.classes).to(x.dtype)
@@ -59,7 +59,7 @@ class Generator(nn.Module):
                 attended, _ = self.attention[i // 2](pixels, tokens, tokens, need_weights=False)
                 h = h + attended.transpose(1, 2).view_as(h)
         out = self.decoder(h)[:, :, : x.shape[2], : x.shape[3]].tanh()
-        return F.conv2d(out, self.blur, padding=1, groups=3)
+        return F.conv2d(out, self.blur, padding=1, groups=x.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class ConditionalGenerator(Attack):
         """Train G."""
         device, classes = oracle.rows.device, oracle.num_classes
         seed = derive_seed(draws.seed, "conditional_generator")
-        net = fresh(lambda: Generator(classes, self.width, self.blocks), seed).to(device, oracle.dtype)
+        net = fresh(lambda: Generator(classes, self.width, self.blocks, data.shape[0]), seed).to(device, oracle.dtype)
         adam = torch.optim.Adam(net.parameters(), self.lr, betas=(0.5, 0.999))
         own = draws.order("images to learn from")[: self.images]
         for epoch in range(self.epochs):
@@ -152,4 +152,6 @@ def changed(x: Tensor, draws: Draws, epoch: int) -> Tensor:
 
 
 def _grey(x: Tensor) -> Tensor:
+    if x.shape[1] == 1:
+        return x
     return (x * torch.tensor(GREY).to(x).view(3, 1, 1)).sum(dim=1, keepdim=True).expand_as(x)

@@ -22,7 +22,8 @@ class MIFGSM(Attack):
     Dong, Liao, Pang, Su, Zhu, Hu, Li, "Boosting adversarial attacks with momentum", CVPR 2018, arXiv 1710.06081. d is
     the sign for Linf and the unit vector for L2.
 
-    Nothing is random. Cost per sample: steps + 1 forward and steps backward passes, or fewer if it stops early.
+    Nothing is random. Starts from `oracle.start` if points are given. Cost per sample: steps + 1 forward and steps
+    backward passes, or fewer if it stops early.
 
     Differs from the paper: the last misclassified iterate is returned. This is the last iterate unless that one is
     classified correctly again; checking it costs one extra forward pass. With `early_stop` a sample returns its first
@@ -38,6 +39,8 @@ class MIFGSM(Attack):
     """
 
     aims: ClassVar[bool] = True
+    starts: ClassVar[bool] = True
+    step_in_pixels: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 10
@@ -51,7 +54,8 @@ class MIFGSM(Attack):
         a = threat.eps / self.steps if self.step is None else self.step
         out, hit = x.clone(), torch.zeros_like(y, dtype=torch.bool)
         live = torch.arange(len(x), device=x.device)
-        x_t, g = x, torch.zeros_like(x)
+        x_t = x if oracle.start is None else threat.project(oracle.start, x)
+        g = torch.zeros_like(x)
         for t in range(self.steps + 1):
             if t < self.steps:
                 grad, z, _ = oracle[live].gradient(x_t, ops.aimed(self.loss, y[live], oracle[live].goal))

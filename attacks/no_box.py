@@ -27,8 +27,8 @@ class _Surrogate:
 
     Attributes:
         net: the trained auto-encoder.
-        prototypes: p_kc, [classes, decoders, 3, h, w].
-        images: the attacker's images, [classes, per_class, 3, H, W].
+        prototypes: p_kc, [classes, decoders, C, h, w].
+        images: the attacker's images, [classes, per_class, C, H, W].
         first: first class; the classes are consecutive.
     """
 
@@ -128,7 +128,8 @@ class NoBox(Attack):
         x = data.pixels(own.flatten()).to(draws.ids.device)
         label = torch.arange(classes, device=x.device)
         decoders = self.decoders if self.method == "prototypical" else 1
-        net = fresh(lambda: AutoEncoder(self.width, decoders), derive_seed(draws.seed, "no_box", first)).to(x.device)
+        seed = derive_seed(draws.seed, "no_box", first)
+        net = fresh(lambda: AutoEncoder(self.width, decoders, x.shape[1]), seed).to(x.device)
         shape = net.eval()(x[:1]).shape[-2:]
 
         # decoder k < m uses the k-th image of each class, further decoders a random image of each class
@@ -179,7 +180,7 @@ class NoBox(Attack):
         return x_adv
 
     def _references(self, one: _Surrogate, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        """Target images of the decoders for each class, [1 or n, classes, decoders, 3, h, w]."""
+        """Target images of the decoders for each class, [1 or n, classes, decoders, C, h, w]."""
         if self.method == "prototypical":
             return one.prototypes.to(x)[None]
         classes, m = one.images.shape[:2]

@@ -22,7 +22,8 @@ class PGD(Attack):
     Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks", ICLR 2018,
     arXiv 1706.06083. d is the sign for Linf and the unit vector for L2.
 
-    Random: the starting point, uniform in the ball, drawn for each sample and restart. Cost per sample that is never
+    Random: the starting point, uniform in the ball, drawn for each sample and restart; the first run starts from
+    `oracle.start` if points are given. Cost per sample that is never
     misclassified: steps + 1 forward and steps backward passes per restart.
 
     Differs from the paper: a sample stops at its first misclassified iterate and returns it. A sample that is never
@@ -42,6 +43,8 @@ class PGD(Attack):
     """
 
     aims: ClassVar[bool] = True
+    starts: ClassVar[bool] = True
+    step_in_pixels: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 20
@@ -58,7 +61,11 @@ class PGD(Attack):
             live = best.left()
             if not len(live):
                 break
-            x_t = self._start(x[live], threat, draws[live].child("pgd", restart))
+            given = oracle.start if restart == 0 else None
+            if given is not None:
+                x_t = threat.project(given, x)
+            else:
+                x_t = self._start(x[live], threat, draws[live].child("pgd", restart))
             self._climb(oracle, x, y, threat, x_t, best)
         return best.point
 

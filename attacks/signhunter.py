@@ -55,9 +55,7 @@ class SignHunter(Attack):
         x_adv = x.clone()
         budget = Budget(oracle, y, self.queries)
         n = math.prod(x.shape[1:])
-        # L2: rounding moves every pixel of a flat image the same way, which the length of the ball must not feel
-        slack = torch.finfo(x.dtype).eps / 4
-        reach = threat.eps if threat.norm == "linf" else max(threat.eps / math.sqrt(n) - slack, 0.0)
+        reach = threat.eps if threat.norm == "linf" else threat.eps / math.sqrt(n)
         # state of the samples still attacked: their rows, pixels for s = +1 and -1, signs, image, its margin
         live = budget.rows()
         up, down = (ops.flat(x[live] + move).clamp(0, 1) for move in (reach, -reach))

@@ -18,6 +18,7 @@ from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Share
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the fraction of pixels, after these steps of 10 000
+SHORTEST = 1000  # queries to which the schedule is rescaled by default, at least
 TINY = 1e-12
 
 
@@ -63,19 +64,20 @@ class Square(Attack):
     all, or fewer if the threat model allows fewer. A sample stops once it is misclassified. The clean image is not
     queried.
 
-    Differs from the paper: the schedule of the square sizes is rescaled to the granted queries (AutoAttack follows that
-    of 10 000 queries whatever is granted). Squares can be anywhere in the image (the authors' code never reaches the
-    last row and column).
+    Differs from the paper: the schedule of the square sizes follows the granted queries: `queries`, or fewer if the
+    threat model allows fewer (AutoAttack follows that of 10 000 queries whatever is granted). Squares can be anywhere
+    in the image (the authors' code never reaches the last row and column).
 
     Attributes:
         queries: largest number of queries per sample, first image included.
         p: initial fraction of the pixels in a square; it is halved on a schedule for 10 000 queries.
-        rescale: rescale the schedule to the granted queries: `queries`, or fewer if the threat model allows fewer.
+        rescale: whether to rescale the schedule to the granted queries. Default: yes, but at most tenfold; with fewer
+            than 1 000 queries, the smallest squares are left out, because the large ones gain more.
     """
 
     queries: Count = 5000
     p: Share = 0.8
-    rescale: bool = True
+    rescale: bool | None = None
 
     needs: ClassVar[Access] = "score"
     aims: ClassVar[bool] = True
@@ -112,7 +114,10 @@ class Square(Attack):
 
     def share(self, step: int, granted: Tensor) -> Tensor:
         """Fraction of the pixels in the square of this step (from 0), for these numbers of queries: float64 [n]."""
-        at = (step / granted.double() * 10_000).long() if self.rescale else torch.full_like(granted, step)
+        whole = {True: granted, None: granted.clamp(min=SHORTEST), False: torch.full_like(granted, 10_000)}[
+            self.rescale
+        ]
+        at = (step / whole.double() * 10_000).long()
         halvings = (at[:, None] > torch.tensor(HALVINGS, device=at.device)).sum(dim=1)
         return self.p / 2.0 ** halvings.double()
 

@@ -41,12 +41,12 @@ class Torchattacks(Foreign):
     norm, number of classes and seed come from the threat model, the victim and the cell. Attacks without eps search for
     the smallest perturbation. Attacks that count changed pixels (OnePixel, Pixle, JSMA, SparseFool) run under l1.
 
-    Random: the global generators, seeded for each sample and restored afterwards. Cost: that of the attack, plus one
-    forward pass on the returned point if an earlier point could replace it.
+    Random: the generators of the library, all seeded for each sample and restored afterwards. Cost: that of the attack,
+    plus one forward pass on the returned point if an earlier point could replace it.
 
     Differs from the library: run sample by sample, so that neither the result nor the query count depends on the batch.
     If the returned point is not misclassified, the nearest misclassified point that was queried within the budget is
-    returned. An overshoot of the budget below 1e-5 is projected back; a larger one is an error.
+    returned. An overshoot below 1e-5 (or 1e-5 eps, if eps is above 1) is projected back; a larger one is an error.
 
     Attributes:
         target: name of the class.

@@ -40,6 +40,7 @@ class VMI(Attack):
     """
 
     aims: ClassVar[bool] = True
+    step_in_pixels: ClassVar[bool] = True
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     steps: Count = 10

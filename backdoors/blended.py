@@ -31,13 +31,13 @@ class Blended(BackdoorAttack):
     pattern_seed: int = 0
     grid: Count = 32
 
-    def pattern(self, height: int, width: int) -> Tensor:
-        """t, [1, 3, height, width]."""
+    def pattern(self, height: int, width: int, channels: int = 3) -> Tensor:
+        """t, [1, channels, height, width]."""
         noise = Draws(self.pattern_seed, torch.zeros(1, dtype=torch.long)).uniform(
-            (3, self.grid, self.grid), purpose="blended"
+            (channels, self.grid, self.grid), purpose="blended"
         )
         return F.interpolate(noise, (height, width), mode="nearest")
 
     def trigger(self, x: Tensor, draws: Draws) -> Tensor:
-        t = self.pattern(x.shape[-2], x.shape[-1]).to(x)
+        t = self.pattern(x.shape[-2], x.shape[-1], x.shape[1]).to(x)
         return ((1 - self.alpha) * x + self.alpha * t).clamp(0, 1)

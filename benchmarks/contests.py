@@ -104,6 +104,27 @@ def gradient_contests() -> list[Contest]:
             images=40,
             note="Nine target classes, 100 steps each.",
         ),
+        Contest(
+            "apgd ce l1", "apgd", "1",
+            {
+                "pyautoattack apgd-ce": pyautoattack("apgd-ce"),
+                "ART AutoProjectedGradientDescent": art(
+                    "AutoProjectedGradientDescent", eps_step=step(2), max_iter=100, nb_random_init=1
+                ),
+                "ART ProjectedGradientDescent": art(
+                    "ProjectedGradientDescent", eps_step=step(0.25), max_iter=100, num_random_init=1
+                ),
+                "foolbox L1PGD": foolbox("L1PGD", abs_stepsize=step(0.25), steps=100),
+            },
+            norm="l1", images=40,
+            note="100 steps on the cross-entropy, one start; ours and pyautoattack in balls of 3 eps, 2 eps and eps.",
+        ),
+        Contest(
+            "apgd targeted_dlr l1", {"name": "apgd", "loss": "targeted_dlr", "targets": 5}, "1",
+            {"pyautoattack apgd-t": pyautoattack("apgd-t")},
+            norm="l1", images=25,
+            note="Five target classes, 100 steps each.",
+        ),
     ]  # fmt: skip
     return out
 
@@ -120,6 +141,17 @@ def autoattack_contests() -> list[Contest]:
             note="Standard.",
         )
         for eps, images in (("8/255", 200), ("1/255", 200), ("0.5/255", 40))  # survivors need thousands of passes
+    ] + [
+        Contest(
+            f"autoattack l1 {eps}",
+            "autoattack",
+            eps,
+            {"pyautoattack standard": pyautoattack()},
+            norm="l1",
+            images=images,
+            note="Standard, L1.",
+        )
+        for eps, images in (("4", 40), ("1", 12))
     ]
 
 

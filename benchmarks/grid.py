@@ -157,7 +157,7 @@ def page(store: Store) -> str:
         "",
         "Percent of these images that are still classified correctly, at two values of eps; smaller means a stronger",
         "attack. `mean`: over all columns, and in brackets the difference from the default in points; a negative",
-        "number is a setting that is stronger than the default. `-`: not measured.",
+        "number is a setting that is stronger than the default. `-`, or no column: not measured yet.",
         "",
     ]
     for name, grid in SETTINGS.items():
@@ -170,7 +170,9 @@ def page(store: Store) -> str:
 def _table(store: Store, name: str, specs: list[dict[str, Any]], norm: str) -> list[str]:
     """One attack in one norm: a row for each setting, a column for each network and number of queries."""
     used = list(NETWORKS)[:2]
+    measured = {row.key[1:5] for row in store.rows.values() if json.loads(row.attack)["name"] == name}
     spots = [spot for spot in SCENES if spot.norm == norm and spot.network in used]
+    spots = [spot for spot in spots if (spot.network, spot.norm, spot.eps, spot.queries) in measured]
     columns = list(dict.fromkeys((spot.network, spot.queries) for spot in spots))
 
     def left(spec: dict[str, Any], spot: Spot) -> float | None:

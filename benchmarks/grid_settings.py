@@ -54,13 +54,13 @@ SCENES = [
     for eps in values
 ]
 SETTINGS: dict[str, Grid] = {
-    "square": Grid([{"rescale": False}, {"p": 0.3}, {"p": 0.05}]),
+    "square": Grid([{"rescale": False}, {"rescale": True}, {"p": 0.3}, {"p": 0.05}]),
     "nes": Grid([
         {"pairs": 5}, {"pairs": 25},
         {"pairs": 5, "sigma": 0.01, "step": 0.2, "momentum": 0.9},
         {"pairs": 25, "sigma": 0.01, "step": 0.2, "momentum": 0.9},
     ]),
-    "bandits": Grid([{"tile": 2, "rate": 100.0}, {"tile": 2}, {"step": 0.5}]),
+    "bandits": Grid([{"tile": 2, "rate": 100.0}, {"tile": 2}, {"step": 0.2}, {"step": 0.5}]),
     "simba": Grid([{"basis": "pixel"}, {"step": 0.2}, {"low": 0.25}]),
     "signhunter": Grid(),
 }  # fmt: skip

@@ -131,6 +131,9 @@ def pyautoattack(*members: str, queries: int = 5000) -> Peer:
         if members:
             reference.apgd.n_restarts = reference.apgd_targeted.n_restarts = reference.fab.n_restarts = 1
             reference.square.n_queries = queries
+            if threat.norm == "l1":  # as its standard version
+                reference.apgd.use_largereps = reference.apgd_targeted.use_largereps = True
+                reference.apgd_targeted.n_target_classes = 5
         out: Tensor = reference.run_standard_evaluation(x, y, batch_size=len(x))[0]
         return out
 

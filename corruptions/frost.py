@@ -10,6 +10,7 @@ from torch import Tensor
 from siegebench.draws import Draws
 from siegebench.types import Corruption
 
+from ._grey import as_channels
 from ._pictures import crops, digest, find, picture
 from ._severity import constants
 
@@ -60,4 +61,4 @@ class Frost(Corruption):
         pictures = [picture(file, shrunk, size) for file in find(self.folder, FILES, "frost", SOURCE)]
         which = draws.integers(len(pictures), purpose="photograph")
         u, v = (draws.uniform(purpose=p) for p in ("top", "left"))
-        return (a * x + b * crops(pictures, size, which, u, v).to(x)).clamp(0, 1)
+        return (a * x + b * as_channels(crops(pictures, size, which, u, v).to(x), x.shape[1])).clamp(0, 1)

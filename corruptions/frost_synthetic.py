@@ -12,6 +12,7 @@ from siegebench.draws import Draws
 from siegebench.ops import over
 from siegebench.types import Corruption, Count
 
+from ._grey import as_channels
 from ._plasma import plasma
 from ._severity import constants
 from .frost import LARGE, SMALL
@@ -48,7 +49,7 @@ class FrostSynthetic(Corruption):
         grey = over(ground, x[:, 0]) + 0.2 * (plasma(size, 2.0, draws, "ground") - 0.5)
         ice = _feathers(size, self.feathers, draws)
         f = (grey + 0.7 * (1 - grey) * ice)[:, None] * x.new_tensor(TINT, dtype=torch.float32).view(-1, 1, 1)
-        return (a * x + b * f.clamp(0, 1).to(x.dtype)).clamp(0, 1)
+        return (a * x + b * as_channels(f.clamp(0, 1), x.shape[1]).to(x.dtype)).clamp(0, 1)
 
 
 def _feathers(size: tuple[int, int], count: int, draws: Draws) -> Tensor:

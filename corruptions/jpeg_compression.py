@@ -40,7 +40,7 @@ class JPEGCompression(Corruption):
 
 
 def _decoded(image: np.ndarray, quality: int) -> np.ndarray:
-    """uint8 [H, W, 3] through encoder and decoder."""
+    """uint8 [H, W, C] through encoder and decoder; one channel is a grey JPEG."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file))
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file)).reshape(image.shape)

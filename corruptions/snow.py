@@ -11,11 +11,10 @@ from torch import Tensor
 from siegebench.draws import Draws
 from siegebench.types import Corruption
 
+from ._grey import as_channels
 from ._motion import motion_blur
 from ._severity import constants
 from ._zoom import cropped, enlarged
-
-GREY = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +57,6 @@ class Snow(Corruption):
         s = enlarged(mean + sigma * noise, size, z)
         s = torch.where(s < threshold, 0, s).clamp(0, 1)
         s = motion_blur(s, 90 * draws.uniform(purpose="angle") - 135, radius * scale, blur * scale)
-        grey = torch.einsum("c,nchw->nhw", x.new_tensor(GREY), x)[:, None]
+        grey = as_channels(x, 1)
         whitened = b * x + (1 - b) * torch.maximum(x, 1.5 * grey + 0.5)
         return (whitened + s + s.flip((2, 3))).clamp(0, 1)

@@ -18,7 +18,7 @@ class FineTuning(Defense):
 
     The result depends on the learning rate more than on anything else: with a low rate the backdoor remains, with a
     high rate accuracy is lost. Use one rate for a whole board. Choose it by the accuracy on held-out clean images,
-    never by the attack success.
+    never by the attack success. Random: the order of the images and their augmentation.
 
     Attributes:
         lr: peak learning rate.

@@ -57,13 +57,17 @@ def steps(quality: int, table: tuple[int, ...]) -> list[int]:
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
-    """Encode and decode pixel values 0..255 [n, 3, H, W]: baseline, 4:2:0, integer DCT, smooth upsampling.
+    """Encode and decode pixel values 0..255 [n, C, H, W]: baseline, 4:2:0, integer DCT, smooth upsampling.
+
+    Images of one channel have luma only.
 
     The result equals that of libjpeg-turbo bit for bit. All integers stay below 2^53, where float64 is exact. Entropy
     coding loses nothing and is left out. In the backward pass, rounding and clipping have the gradient of the identity,
     and the quantisation of the coefficients has the gradient of a soft staircase.
     """
     height, width = x.shape[-2:]
+    if x.shape[1] == 1:
+        return _blocks(_round(x.double()), steps(quality, LUMA))[..., :height, :width]
     planes = _colours(_round(x.double()), TO_YCC, YCC_OFFSET)
     luma = _blocks(planes[:, :1], steps(quality, LUMA))[..., :height, :width]
     small = _halved(planes[:, 1:])

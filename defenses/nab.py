@@ -39,7 +39,7 @@ class NAB(Defense):
     Cost: about two trainings on the training set, and one on the clean budget.
 
     Attributes:
-        share: |D_s| as a fraction of the training set.
+        share: |D_s| as a fraction of the training set; at least one image.
         flood: g.
         side: of the square stamp, in pixels of a 32-pixel image; it scales with the height of the image.
         isolation, verifier, recipe: how the networks of steps 1, 2 and 4 are trained. Set `recipe` to that of the
@@ -79,11 +79,11 @@ class NAB(Defense):
         contradicted = (labels != train_set.labels).to(device)
         seed = derive_seed(draws.seed, "nab training")
         defended.inner = model.fresh(seed).to(device)
-        total = torch.zeros(3, dtype=torch.float64)
+        total = torch.zeros(train_set.shape[0], dtype=torch.float64)
         for piece in train_set.stored.pieces():
             total += piece.double().sum(dim=(0, 2, 3))
         mean = total / (len(train_set) * math.prod(train_set.shape[1:]))
-        defended.grey.copy_(mean.view(1, 3, 1, 1) / 255)
+        defended.grey.copy_(mean.view(1, -1, 1, 1) / 255)
 
         def loss(_: Tensor, y: Tensor, x: Tensor, index: Tensor) -> Tensor:
             stamp = contradicted[index.to(device)][:, None, None, None]
@@ -100,7 +100,7 @@ class NAB(Defense):
 
         train(flooded, data, self.isolation, seed, loss=loss)
         fit = F.cross_entropy(predict(flooded, data), data.labels, reduction="none")
-        return fit.argsort(stable=True)[: round(self.share * len(data))]
+        return fit.argsort(stable=True)[: max(1, round(self.share * len(data)))]
 
 
 class Stamped(Wrapped):
@@ -112,7 +112,8 @@ class Stamped(Wrapped):
         super().__init__(inner)
         self.side = side
         like = next(inner.parameters())
-        self.register_buffer("grey", torch.full((1, 3, 1, 1), 0.5, dtype=like.dtype, device=like.device))
+        shape = (1, inner.kind.channels, 1, 1)
+        self.register_buffer("grey", torch.full(shape, 0.5, dtype=like.dtype, device=like.device))
 
     def stamp(self, x: Tensor) -> Tensor:
         side = max(1, round(self.side * x.shape[-2] / 32))

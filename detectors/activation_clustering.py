@@ -12,7 +12,10 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
+from siegebench.errors import NotApplicable
 from siegebench.types import Count, DatasetDetector, Share
+
+SMALLEST = 3  # images of a class that can be clustered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,8 @@ class ActivationClustering(DatasetDetector):
         -1      in the larger cluster.
 
     By construction, poisoned images that make up more than `max_share` of their class are not flagged. In an all-to-one
-    attack on 10 classes they make up 47 % at rate 0.1 and 31 % at rate 0.05.
+    attack on 10 classes they make up 47 % at rate 0.1 and 31 % at rate 0.05. Classes of fewer than three images are not
+    clustered; their images score -1.
 
     Random: the k-means starts (seeded per class).
 
@@ -46,10 +50,16 @@ class ActivationClustering(DatasetDetector):
         train = data.train
         h = _features(model, train)
         out = torch.full((len(train),), -1.0)
+        largest = int(train.labels.bincount().max())
+        if largest < SMALLEST:
+            raise NotApplicable(
+                f"no class has more than {largest} training images; activation_clustering needs at least {SMALLEST} of "
+                "a class to find two clusters: give more images"
+            )
         for c in train.labels.unique().tolist():
             members = (train.labels == c).nonzero().squeeze(1)
             members = members[train.ids[members].argsort()]  # k-means must not depend on the order of the set
-            if len(members) < 3:
+            if len(members) < SMALLEST:
                 continue
             seed = derive_seed(draws.seed, "activation clustering", c) % 2**32
             small, s = self._split(h[members], seed)

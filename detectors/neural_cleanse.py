@@ -22,7 +22,7 @@ from siegebench.types import Count, ModelDetector, Positive, Share, Verdict
 class NeuralCleanse(ModelDetector):
     """Reverse-engineer a trigger for every class and search for an outlier among their sizes (Wang et al. 2019).
 
-    For each target t, mask m in [0, 1]^(H x W) and pattern p in [0, 1]^(3 x H x W), both through a tanh, minimise
+    For each target t, mask m in [0, 1]^(H x W) and pattern p in [0, 1]^(C x H x W), both through a tanh, minimise
 
         CE(f((1 - m) x + m p), t) + lambda |m|_1
 
@@ -88,10 +88,10 @@ class NeuralCleanse(ModelDetector):
         parameter = next(model.parameters())
         device, dtype = parameter.device, parameter.dtype
         images, one = clean.images.to(device), Draws(seed, torch.zeros(1, dtype=torch.long, device=device))
-        height, width = images.shape[-2:]
+        channels, height, width = images.shape[1:]
 
-        start = Draws(seed, targets.to(device)).uniform((4, height, width), purpose="start").to(dtype)
-        w = torch.atanh((2 * start - 1) * 0.999)  # channel 0 is the mask, 1-3 the pattern
+        start = Draws(seed, targets.to(device)).uniform((1 + channels, height, width), purpose="start").to(dtype)
+        w = torch.atanh((2 * start - 1) * 0.999)  # channel 0 is the mask, the others the pattern
         m1, m2 = torch.zeros_like(w), torch.zeros_like(w)
         weight = torch.full((len(targets),), self.weight, device=device, dtype=dtype)
         ups, downs, since = (torch.zeros(len(targets), dtype=torch.long, device=device) for _ in range(3))
@@ -103,8 +103,8 @@ class NeuralCleanse(ModelDetector):
         for step in range(1, self.steps + 1):
             x = images[one.integers(len(images), (self.batch,), step, "batch")[0]].to(dtype) / 255
             w.requires_grad_(True)
-            m, p = ((w.tanh() + 1) / 2).split([1, 3], dim=1)
-            stamped = (1 - m[:, None]) * x + m[:, None] * p[:, None]  # [k, batch, 3, H, W]
+            m, p = ((w.tanh() + 1) / 2).split([1, channels], dim=1)
+            stamped = (1 - m[:, None]) * x + m[:, None] * p[:, None]  # [k, batch, C, H, W]
             z = self._logits(model, stamped.flatten(0, 1), seed, step).view(len(goal), self.batch, -1)
             y = goal[:, None].expand(-1, self.batch)
             size = m.flatten(1).sum(dim=1)

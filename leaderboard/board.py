@@ -9,6 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Literal, TypeVar
 
 from siegebench import registry
@@ -20,6 +21,7 @@ from .stats import rank_groups
 T = TypeVar("T")
 Unit = Literal["rate", "score", "count", "text"]  # shown in per cent, with three decimals, as a plain number, as text
 SEVERITIES = ("fail", "flag", "info")
+OF_VICTIM = ("chance_accuracy", "input_convention")  # flags that depend on the victim and not on the attack
 LARGE = 1e12  # larger numbers are shown in scientific notation
 SHORT = 16  # digits of a key that are displayed; the row's file names have the same
 
@@ -116,6 +118,15 @@ class Line:
             return ""
         best, worst = self.rank
         return f"{best}" if best == worst else f"{best}-{worst}"
+
+    @property
+    def verdict(self) -> str:
+        """What the checks said of a control; empty for other lines."""
+        if not self.control:
+            return ""
+        if not self.judged:
+            return "not judged: no check has to detect it on this board"
+        return f"NOT CAUGHT: {self.uncaught}" if self.uncaught else "caught"
 
     @property
     def title(self) -> str:
@@ -265,7 +276,7 @@ def why(row: Result) -> str:
 
 
 def problems(rows: Iterable[Result]) -> list[str]:
-    """Reasons in the rows not to rank a line: errors, entries that do not apply, failed checks."""
+    """Reasons in the rows not to rank a line: errors, entries that do not apply, failed checks, numbers that change."""
     out: list[str] = []
     rows = list(rows)
     idle = [r for r in rows if r.status == "not_applicable"]
@@ -275,7 +286,9 @@ def problems(rows: Iterable[Result]) -> list[str]:
     if failed_rows:
         more = f" and {len(failed_rows) - 1} more" if len(failed_rows) > 1 else ""
         out.append(f"failed: {what(failed_rows[0])}{more} ({why(failed_rows[0])})")
-    failed = sorted({f["id"] for r in rows for f in r.flags if f["severity"] == "fail"})
+    unsteady = [(r, f) for r in rows for f in r.flags if f["id"] == "not_repeatable"]
+    out += [f"not repeatable: {what(row)} ({found['evidence'][:160]})" for row, found in unsteady[:1]]
+    failed = sorted({f["id"] for r in rows for f in r.flags if f["severity"] == "fail" and f["id"] != "not_repeatable"})
     return out + [f"check failed: {name}" for name in failed]
 
 
@@ -288,8 +301,14 @@ def what(row: Result) -> str:
 
 
 def marks(rows: Iterable[Result]) -> list[Mark]:
-    """The flags of the rows."""
-    return [Mark(f["severity"], f["id"], f["evidence"], r.cell.key) for r in rows for f in r.flags]
+    """The flags of the rows. A flag of the victim, which all its rows have, is named once."""
+    found: dict[tuple[str, ...], Mark] = {}
+    for row in rows:
+        for f in row.flags:
+            mark = Mark(f["severity"], f["id"], f["evidence"], row.cell.key)
+            own = () if f["id"] in OF_VICTIM else (row.cell.key,)
+            found.setdefault((mark.severity, mark.id, mark.evidence, *own), mark)
+    return list(found.values())
 
 
 def in_order(flags: Iterable[Mark]) -> tuple[Mark, ...]:
@@ -298,18 +317,24 @@ def in_order(flags: Iterable[Mark]) -> tuple[Mark, ...]:
 
 
 def place(
-    lines: Iterable[Line], key: Callable[[Line], Any], compare: Callable[[Line, Line], tuple[float, float]]
+    lines: Iterable[Line],
+    key: Callable[[Line], Any],
+    compare: Callable[[Line, Line], tuple[float, float]],
+    tie: Callable[[Line], Any] | None = None,
 ) -> tuple[Line, ...]:
     """Sort the lines and assign rank groups. Lines with a reason not to rank come last, controls at the end.
 
     Args:
         key: sort key of a line, smallest first.
         compare: two lines to (how much better the first is, p-value).
+        tie: sort key of neighbours with the same ranks; `key` decides if it is left out.
     """
     everything = sorted(lines, key=lambda line: (key(line), tuple(line.names.values())))
     ranked = [line for line in everything if not line.reasons]
     groups = rank_groups(len(ranked), lambda i, j: compare(ranked[i], ranked[j]))
     placed = [replace(line, rank=group) for line, group in zip(ranked, groups, strict=True)]
+    if tie is not None:
+        placed = [line for _, tied in groupby(placed, key=lambda line: line.rank) for line in sorted(tied, key=tie)]
     return (*placed, *sorted((line for line in everything if line.reasons), key=lambda line: line.control))
 
 

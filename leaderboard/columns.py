@@ -54,6 +54,7 @@ EVASION_MORE = (
     read("expected_acc", "Mean accuracy over the draws of a randomised defense; lowest over the attacks.", main=False),
     read("any_hit_acc", "Images correct in every draw of a randomised defense; lowest over the attacks.", main=False),
     read("median_distance", main=False),
+    read("ssim", "Structural similarity of clean and adversarial images; lowest over the attacks.", main=False),
     _more("seeds", "Seeds", "count", "Number of attack seeds.", ""),
 )
 PASSES = Column(

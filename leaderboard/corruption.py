@@ -10,7 +10,7 @@ import numpy as np
 from siegebench import registry
 from siegebench.cells import Result, canonical
 
-from . import columns
+from . import columns, flags
 from .board import (
     Board,
     Line,
@@ -34,7 +34,8 @@ from .stats import Vector, mean_interval, paired_means
 ABOUT = (
     "No attacker: images are corrupted by effects of weather, sensors and codecs. Ranked by mean accuracy over "
     "corruptions and severities (a mean, not a worst case); images misclassified without corruption count as errors. "
-    "Entries whose means do not differ significantly in a paired test on the same images share a rank group."
+    "Entries whose means do not differ significantly in a paired test on the same images share a rank group, "
+    "ordered by clean accuracy."
 )
 
 
@@ -42,7 +43,8 @@ def boards(rows: Sequence[Result]) -> list[Board]:
     """One board per data slice and list of severities; corruptions of the group `light` have their own boards."""
     mine = [r for r in rows if r.cell.track == "corruption" and r.cell.corruption is not None]
     grouped = group(mine, lambda r: (_light(r), slice_of(r), tuple(r.cell.severities or ())))
-    return [_board(members, light) for (light, *_), members in grouped.items()]
+    twins = flags.undefended(mine)
+    return [_board(members, light, twins) for (light, *_), members in grouped.items()]
 
 
 def _light(row: Result) -> bool:
@@ -62,7 +64,7 @@ def _hits(row: Result) -> Vector:
     return np.asarray(np.mean(outcomes, axis=0))
 
 
-def _board(members: list[Result], light: bool) -> Board:
+def _board(members: list[Result], light: bool, twins: flags.Twins) -> Board:
     cell = members[0].cell
     severities = cell.severities or []
     models, defenses = display(r.cell.model for r in members), display(r.cell.defense for r in members)
@@ -74,7 +76,8 @@ def _board(members: list[Result], light: bool) -> Board:
         members, lambda r: (canonical(r.cell.model), canonical(r.cell.defense))
     ).items():
         line, mean = _line({"model": models[model], "defense": defenses[defense]}, rows, names, expected, severities)
-        lines.append(line)
+        found = in_order([*line.flags, *flags.clean_loss(rows, twins)])
+        lines.append(replace(line, flags=found))
         if mean is not None:
             means[line.key] = mean
     # entries measured on different numbers of images cannot be paired
@@ -85,7 +88,12 @@ def _board(members: list[Result], light: bool) -> Board:
     def compare(a: Line, b: Line) -> tuple[float, float]:
         return paired_means(means[a.key], means[b.key])
 
-    placed = place(lines, lambda line: high_first(line.value("mean_acc")), compare)
+    placed = place(
+        lines,
+        lambda line: high_first(line.value("mean_acc")),
+        compare,
+        lambda line: high_first(line.value("clean_acc")),
+    )
     data = str(cell.data["name"])
     text = "Accuracy under this corruption, mean over its severities."
     each = columns.under("corruption", sorted(names.values()), "rate", text, heading="Under each corruption")

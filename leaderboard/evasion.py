@@ -41,9 +41,12 @@ from .board import (
 from .figures import Curves, Scatter
 from .stats import Vector, mcnemar
 
-READ = ("expected_acc", "any_hit_acc", "median_distance", "median_queries")  # shown: lowest over the attacks
+READ = ("expected_acc", "any_hit_acc", "median_distance", "ssim", "median_queries")  # shown: lowest over the attacks
 
-SAME = "Entries that do not differ significantly in the exact McNemar test on the same images share a rank group."
+SAME = (
+    "Entries that do not differ significantly in the exact McNemar test on the same images share a rank group, ordered "
+    "by clean accuracy."
+)
 ABOUT = {
     "white_box": "The attacker knows the model and its gradients. Ranked by robust accuracy: an image counts only if "
     f"it stays correctly classified under every attack and seed. {SAME}",
@@ -87,7 +90,8 @@ def boards(rows: Sequence[Result]) -> list[Board]:
     attacked = [r for r in rows if r.cell.track in TRACKS]
     related = group([r for r in attacked if _finished(r)], _ball)
     grouped = group(attacked, lambda r: (r.cell.track, slice_of(r), canonical([r.cell.threat, r.cell.surrogates])))
-    return [_board(members, related) for members in sorted(grouped.values(), key=_order)]
+    twins = flags.undefended(attacked)
+    return [_board(members, related, twins) for members in sorted(grouped.values(), key=_order)]
 
 
 def _required() -> str:
@@ -133,7 +137,7 @@ def _is_planted(row: Result) -> bool:
     return is_control("attack", row.cell.attack)
 
 
-def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
+def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: flags.Twins) -> Board:
     cell, threat = members[0].cell, _threat(members[0])
     models, defenses = display(r.cell.model for r in members), display(r.cell.defense for r in members)
     attacks = display(r.cell.attack for r in members if r.cell.attack is not None)
@@ -156,7 +160,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
             elsewhere=tuple(r for r in related.get(_ball(rows[0]), ()) if not _is_planted(r)),
         )
         missing = sorted(attacks[a] for a in own - {canonical(r.cell.attack) for r in rows})
-        lines.append(_line({"model": models[model], "defense": defenses[defense]}, mine, attacks, missing))
+        lines.append(_line({"model": models[model], "defense": defenses[defense]}, mine, attacks, missing, twins))
         worst = flags.survived(mine.good)
         if worst is not None:
             survived[lines[-1].key] = worst, _attacked(mine.good)
@@ -172,7 +176,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]]) -> Board:
     def order(line: Line) -> tuple[bool, float]:
         return low_first(line.value("target_rate")) if targeted else high_first(line.value("robust_acc"))
 
-    placed = place(lines, order, compare)
+    placed = place(lines, order, compare, lambda line: high_first(line.value("clean_acc")))
     data, ball = str(cell.data["name"]), ball_text(threat)
     limit = f", {threat['queries']} queries" if threat["queries"] else ""
     sources = " + ".join(label(s) for s in cell.surrogates or ())
@@ -230,13 +234,16 @@ def _attack_columns(rows: Sequence[Result], attacks: Mapping[str, str], targeted
 # ------------------------------------------------------------------------------------------------------------ lines
 
 
-def _line(names: dict[str, str], rows: Rows, attacks: Mapping[str, str], missing: Sequence[str]) -> Line:
+def _line(
+    names: dict[str, str], rows: Rows, attacks: Mapping[str, str], missing: Sequence[str], twins: flags.Twins
+) -> Line:
     cell = rows.every[0].cell
     control = is_control("defense", cell.defense) or is_control("model", cell.model)
-    found = in_order([*marks(rows.every), *_compared(rows), *_gaps(rows, missing)])
+    compared = [*_compared(rows), *flags.clean_loss(rows.every, twins)]
+    found = in_order([*marks(rows.every), *compared, *_gaps(rows, missing)])
     reasons = ["control: planted by the suite, listed but never ranked"] if control else []
     reasons += problems(rows.every)
-    reasons += sorted({f"check failed: {f.id}" for f in found if f.severity == "fail"} - set(reasons))
+    reasons += sorted({f"check failed: {f.id}" for f in compared if f.severity == "fail"} - set(reasons))
     if rows.short:
         reasons.append(
             f"{what(rows.short[0])} was run on {rows.short[0].samples['n']} images, others on a different number"

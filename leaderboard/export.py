@@ -129,8 +129,7 @@ def _section(board: Board) -> list[str]:
         out.append(_row([line.place or ("control" if line.control else "–"), *line.names.values(), *cells, flags]))
     out.append("")
     for line in board.unranked:
-        caught = f"; not caught: {line.uncaught}" if line.uncaught else ""
-        out.append(f"- {_md(line.title)}: {_md('; '.join(line.reasons) + caught)}")
+        out.append(f"- {_md(line.title)}: {_md('; '.join((*line.reasons, *filter(None, [line.verdict]))))}")
     out += [f"- {_md(note)}" for note in board.notes]
     return [*out, ""]
 

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from siegebench import registry
-from siegebench.cells import Result, eps_text, label
+from siegebench.cells import Result, canonical, eps_text, label
 
-from .board import Mark, metric
+from .board import OF_VICTIM, Mark, metric, slice_of
 from .stats import Vector, tolerance
 
 GAP = 0.20  # drop of robust accuracy from PGD on cross-entropy to the worst case over all attacks
+LOSS = 0.10  # largest loss of clean accuracy by a defense without a flag
+OF_CLEAN = (*OF_VICTIM, "clean_loss")  # flags of clean images say nothing about masked gradients
 BLACK_BOX_SLACK = 0.002  # the constant of the check in AutoAttack
 
 
@@ -51,6 +53,31 @@ def survived(rows: Iterable[Result]) -> Vector | None:
     """Samples that survived the attacks of all rows (the worst case per sample); None without rows."""
     outcomes = [held(r) for r in rows]
     return np.logical_and.reduce(outcomes) if outcomes else None
+
+
+Twins = Mapping[tuple[str, tuple[str, ...]], float]  # clean accuracy of undefended models by model and slice
+
+
+def undefended(rows: Iterable[Result]) -> Twins:
+    """The clean accuracy of each model without a defense, on each slice of the data."""
+    return {
+        (canonical(r.cell.model), slice_of(r)): clean
+        for r in rows
+        if r.status == "ok" and label(r.cell.defense) == "none" and (clean := metric(r, "clean_acc")) is not None
+    }
+
+
+def clean_loss(rows: Sequence[Result], twins: Twins) -> list[Mark]:
+    """Flag if a defense loses more than 10 points of the clean accuracy that the same model has without it."""
+    before = twins.get((canonical(rows[0].cell.model), slice_of(rows[0])))
+    found = [(clean, r) for r in rows if r.status == "ok" and (clean := metric(r, "clean_acc")) is not None]
+    if before is None or not found or label(rows[0].cell.defense) == "none":
+        return []
+    after, row = found[0]
+    if before - after <= LOSS + 1e-9:
+        return []
+    told = f"clean accuracy {100 * after:.1f} %, without the defense {100 * before:.1f} %"
+    return [Mark("flag", "clean_loss", f"{told}: {100 * (before - after):.1f} points lost", row.cell.key)]
 
 
 def one_step_beats_many(rows: Sequence[Result]) -> list[Mark]:
@@ -157,7 +184,7 @@ def uncaught(white: Sequence[Result], flags: Iterable[Mark]) -> str:
     The victim must have a visible flag, and its worst case must be lower than its robust accuracy under plain PGD-CE by
     more than `GAP`: the checks must detect the masking, and an attack must break it.
     """
-    if not any(f.severity in ("flag", "fail") for f in flags):
+    if not any(f.severity in ("flag", "fail") and f.id not in OF_CLEAN for f in flags):
         return "no check fired on it"
     gap = plain_gap(white)
     if gap is None:

@@ -76,8 +76,10 @@ def _tiles(boards: Sequence[Board], rows: Mapping[str, Result]) -> list[dict[str
     lines = [line for board in boards for line in board.lines]
     planted = [line for line in lines if line.judged]
     missed = sum(bool(line.uncaught) for line in planted)
+    aside = sum(line.control for line in lines) - len(planted)
     failed = sum(row.status == "error" for row in rows.values())
-    caught = {"value": f"{len(planted) - missed}/{len(planted)}", "text": "planted controls caught"}
+    told = "planted controls caught" + (f", {aside} not judged" if aside else "")
+    caught = {"value": f"{len(planted) - missed}/{len(planted)}", "text": told}
     return [
         {"value": len(boards), "text": "boards" if len(boards) != 1 else "board"},
         {"value": sum(line.rank is not None for line in lines), "text": "ranked entries"},

@@ -89,8 +89,7 @@ def _remarks(board: Board) -> Text:
     for line in board.unranked:
         mark = "control" if line.control else "not ranked"
         reasons = "; ".join(line.reasons[1:] if line.control else line.reasons)
-        caught = f"NOT CAUGHT: {line.uncaught}" if line.uncaught else "caught" if line.judged else ""
-        told = "; ".join(part for part in (caught, reasons) if part)
+        told = "; ".join(part for part in (line.verdict, reasons) if part)
         colour = "red" if line.uncaught else "dim"
         parts.append(Text(f"{mark}: {plain(line.title)}: {plain(told)}", style=colour))
     parts += [Text(plain(note), style="dim") for note in board.notes]

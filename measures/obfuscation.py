@@ -62,7 +62,7 @@ class Obfuscation(Measure):
         keep: weight of the logit.
         images: number of training images for the keys, at most.
         epochs: of the training of the keys.
-        code: numbers that a key keeps of the 48 in a 4x4 block; x' is free in the other dimensions.
+        code: numbers that a key keeps of the 48 (16 if grey) in a 4x4 block; x' is free in the other dimensions.
         width: channels of the keys.
         averaged: forward passes averaged for each gradient of a randomised model.
     """
@@ -111,7 +111,7 @@ class Obfuscation(Measure):
 
     def _key(self, data: ImageSet, draws: Draws, number: int) -> _Key:
         """A key network, trained to invert its own cipher."""
-        key = _Key(self.code, self.width, draws.seed, number).to(draws.ids.device)
+        key = _Key(self.code, self.width, draws.seed, number, data.shape[0]).to(draws.ids.device)
         optimiser = torch.optim.Adam(key.parameters(), 2e-3)
         chosen = draws.order("images")[: self.images]
         for epoch in range(self.epochs):
@@ -150,17 +150,17 @@ class Obfuscation(Measure):
 class _Key(nn.Module):
     """Encoder and decoder on 4x4 blocks, and the cipher that they learn to invert."""
 
-    def __init__(self, code: int, width: int, seed: int, number: int) -> None:
+    def __init__(self, code: int, width: int, seed: int, number: int, channels: int) -> None:
         super().__init__()
-        values = 3 * BLOCK * BLOCK
+        values = channels * BLOCK * BLOCK
         one = Draws(seed, torch.zeros(1, dtype=torch.long)).child("key", number)
         self.register_buffer("order", one.uniform((values,), purpose="shuffle")[0].argsort())
         self.register_buffer("sign", one.sign((1, values, 1, 1), purpose="invert")[0])
         with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
             torch.manual_seed(derive_seed(seed, "key", number))
             self.net = nn.Sequential(
-                nn.Conv2d(3, code, BLOCK, BLOCK), nn.Conv2d(code, width, 1), _Residual(width), _Residual(width),
-                nn.ConvTranspose2d(width, 3, BLOCK, BLOCK),
+                nn.Conv2d(channels, code, BLOCK, BLOCK), nn.Conv2d(code, width, 1), _Residual(width), _Residual(width),
+                nn.ConvTranspose2d(width, channels, BLOCK, BLOCK),
             )  # fmt: skip
 
     order: Tensor

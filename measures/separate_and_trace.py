@@ -139,8 +139,9 @@ class SeparateAndTrace(Measure):
         """T_0, trained: 0.001 (reconstruction + KL) + (cos(T_0(x), T_0(x + noise)) - cos theta)^2."""
         with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
             torch.manual_seed(derive_seed(seed, "tracer"))
-            vae = _VAE(data.num_classes, *data.shape[1:], self.width)
-        model = Network(vae, num_classes=data.num_classes).to(device)
+            vae = _VAE(data.num_classes, data.shape, self.width)
+        mean, std = (0.0,) * data.shape[0], (1.0,) * data.shape[0]
+        model = Network(vae, num_classes=data.num_classes, mean=mean, std=std).to(device)
         own, half, target = Draws(derive_seed(seed, "tracer noise"), data.ids), data.num_classes // 2, self._cosine()
         done = 0
 
@@ -159,7 +160,8 @@ class SeparateAndTrace(Measure):
 
         recipe = Recipe(epochs=self.epochs, lr=self.lr, weight_decay=0.0, augment="none")
         train(model, data, recipe, derive_seed(seed, "tracer training"), loss=loss, after=count)
-        return Network(vae.encoder, num_classes=data.num_classes).to(device).eval().requires_grad_(False)
+        tracer = Network(vae.encoder, num_classes=data.num_classes, mean=mean, std=std)
+        return tracer.to(device).eval().requires_grad_(False)
 
     def _cosine(self) -> float:
         return math.cos(math.radians(self.theta))
@@ -277,10 +279,10 @@ class _Together(Oracle):
 class _VAE(nn.Module):
     """T_0 and its decoder; the output is that of T_0."""
 
-    def __init__(self, classes: int, height: int, width: int, channels: int) -> None:
+    def __init__(self, classes: int, shape: tuple[int, int, int], width: int) -> None:
         super().__init__()
-        self.encoder = _Encoder(classes, height, width, channels)
-        self.decoder = _Decoder(classes // 2, height, width, channels)
+        self.encoder = _Encoder(classes, shape, width)
+        self.decoder = _Decoder(classes // 2, shape, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.encoder(x)
@@ -289,10 +291,10 @@ class _VAE(nn.Module):
 class _Encoder(nn.Module):
     """Convolution, batch norm, ReLU; two residual blocks; convolution; fully connected; tanh."""
 
-    def __init__(self, classes: int, height: int, width: int, channels: int) -> None:
+    def __init__(self, classes: int, shape: tuple[int, int, int], width: int) -> None:
         super().__init__()
-        c, positions = channels, math.ceil(height / 4) * math.ceil(width / 4)
-        self.start = nn.Sequential(nn.Conv2d(3, c, 3, 2, 1), nn.BatchNorm2d(c), nn.ReLU())
+        c, positions = width, math.ceil(shape[1] / 4) * math.ceil(shape[2] / 4)
+        self.start = nn.Sequential(nn.Conv2d(shape[0], c, 3, 2, 1), nn.BatchNorm2d(c), nn.ReLU())
         self.blocks = nn.ModuleList(_double(c) for _ in range(2))
         self.end = nn.Sequential(nn.Conv2d(c, c, 3, 2, 1), nn.Flatten(), nn.Linear(c * positions, classes), nn.Tanh())
 
@@ -306,14 +308,14 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     """Fully connected; three double convolutions with an up-convolution between two; convolution."""
 
-    def __init__(self, latent: int, height: int, width: int, channels: int) -> None:
+    def __init__(self, latent: int, shape: tuple[int, int, int], width: int) -> None:
         super().__init__()
-        c, shape = channels, (channels, math.ceil(height / 4), math.ceil(width / 4))
-        self.size = (height, width)
+        c, small = width, (width, math.ceil(shape[1] / 4), math.ceil(shape[2] / 4))
+        self.size = shape[1:]
         self.body = nn.Sequential(
-            nn.Linear(latent, math.prod(shape)), nn.Unflatten(1, shape), _double(c),
+            nn.Linear(latent, math.prod(small)), nn.Unflatten(1, small), _double(c),
             nn.ConvTranspose2d(c, c, 2, 2), _double(c), nn.ConvTranspose2d(c, c, 2, 2), _double(c),
-            nn.Conv2d(c, 3, 3, 1, 1), nn.Sigmoid(),
+            nn.Conv2d(c, shape[0], 3, 1, 1), nn.Sigmoid(),
         )  # fmt: skip
 
     def forward(self, latent: Tensor) -> Tensor:

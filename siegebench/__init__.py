@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Network", "attack", "evaluate", "load_data", "load_model", "report", "run"]
+__all__ = ["Classifier", "Network", "attack", "evaluate", "load_checkpoint", "load_data", "load_model", "report", "run"]
 
 # In a checkout the five folders lie beside this package and are imported as siegebench.attacks etc.;
 # in a wheel they are inside it already and this does nothing.
@@ -25,12 +25,19 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "attacks").is_dir()
 
 if TYPE_CHECKING:
     from siegebench.api import evaluate, load_data, load_model, run
+    from siegebench.checkpoints import load_checkpoint
     from siegebench.classifier import Classifier, Network
     from siegebench.direct import attack
     from siegebench.reporting import report
 
 
-_HOMES = {"Classifier": "classifier", "Network": "classifier", "attack": "direct", "report": "reporting"}  # else api
+_HOMES = {  # else api
+    "Classifier": "classifier",
+    "Network": "classifier",
+    "attack": "direct",
+    "load_checkpoint": "checkpoints",
+    "report": "reporting",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,42 +2,75 @@
 
 from __future__ import annotations
 
-import copy
+import functools
+import inspect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-import torch
+from pydantic import ValidationError
 from torch import nn
 
-from siegebench import registry
-from siegebench.artifacts import fingerprint
+from siegebench import given, registry
 from siegebench.cells import Cell, Result, digest
-from siegebench.classifier import Classifier, ModelCard, Network
+from siegebench.classifier import Classifier
 from siegebench.config import Suite, load_suite
 from siegebench.data import ImageSet, Size, subset
-from siegebench.draws import Draws
-from siegebench.errors import ConfigError, ModelError, did_you_mean
+from siegebench.errors import ConfigError, did_you_mean, shortened
+from siegebench.evaluation import now
 from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
+from siegebench.inputs import gradients, image_kind
 from siegebench.plan import Plan, plan
+from siegebench.reuse import reason
+from siegebench.sources import check_loaded
 from siegebench.store import Store
+from siegebench.threat import Norm
 from siegebench.tracks import TRACKS
+from siegebench.tracks.base import BoardSpec, ThreatSpec
 from siegebench.types import DataSource, ModelSource
 from siegebench.workspace import Settings, Workspace
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-@dataclass(frozen=True)
+
+def called(function: Callable[P, T]) -> Callable[P, T]:
+    """A function of the interface: it has gradients in any mode of the caller, and names the nearest argument."""
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    free = len(known) < len(parameters)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs:
+            if name not in known and not free:
+                raise TypeError(f"{function.__name__}() has no argument {name!r}. {did_you_mean(name, known)}")
+        with gradients():
+            return function(*args, **kwargs)
+
+    return call
+
+
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """The result of a run: the rows of its cells.
 
     Attributes:
         results: one for each cell of the suite that has a row, computed now or before.
         ended: number of cells by final status: ok, not_applicable, error, crashed, cached.
+        store: folder of the store, where the rows are.
+        why: number of cells that were computed, by reason: new, failed (before), stale, again, images.
     """
 
     results: list[Result]
     ended: Counter[str] = field(default_factory=Counter)
+    store: str = ""
+    why: Counter[str] = field(default_factory=Counter)
+
+    def __repr__(self) -> str:
+        ended = ", ".join(f"{n} {status}" for status, n in sorted(self.ended.items()))
+        return f"Outcome({len(self.results)} rows in {self.store!r}: {ended or 'nothing to do'})"
 
     @property
     def failed(self) -> int:
@@ -45,6 +78,7 @@ class Outcome:
         return sum(r.status == "error" for r in self.results)
 
 
+@called
 def run(
     suite: Suite | str,
     settings: Settings | None = None,
@@ -52,15 +86,20 @@ def run(
     how: Executor | str = "serial",
     slots: int | None = None,
     overrides: Sequence[str] = (),
+    again: bool = False,
     report: Report | None = None,
     planned: Plan | None = None,
 ) -> Outcome:
-    """Compute the cells of a suite that are not stored yet.
+    """Compute the cells of a suite that are not stored yet, and write their rows into `settings.root`.
+
+    A row that was made by other source of its entries is computed again, unless `settings.keep_stale`. Rows of earlier
+    versions do not say what made them, and are used.
 
     Args:
         suite: a Suite, a YAML file, or the name of a bundled suite.
         settings: where the store is and how to compute.
         how: `serial`, `local`, or an Executor.
+        again: compute all cells again; trained weights are used again. Rows that are replaced move to the history.
         report: called with each cell and its status when it starts (`started`) and when it ends.
 
     Raises:
@@ -70,8 +109,15 @@ def run(
     if not isinstance(suite, Suite):
         suite = load_suite(suite, overrides)
     planned = planned or plan(suite)
-    settings = replace(settings, specs={**settings.specs, **planned.specs})
+    settings = replace(
+        settings,
+        specs={**settings.specs, **planned.specs},
+        suite=suite.origin,
+        again=now() if again else settings.again,
+    )
+    check_loaded(planned.cells)
     store = Store(settings.root)
+    why: Counter[str] = Counter()
     ended: Counter[str] = Counter()
 
     def tell(cell: Cell, status: str) -> None:
@@ -82,106 +128,136 @@ def run(
 
     todo = []
     for cell in planned.cells:
-        if store.finished(cell):
-            tell(cell, "cached")
-        else:
+        found = reason(cell, store, settings)
+        if found:
+            why[found] += 1
             todo.append(cell)
+        else:
+            tell(cell, "cached")
     engine = executor(how, slots) if isinstance(how, str) else how
     with interruptible():
         engine.run(todo, settings, tell)
-    return Outcome([r for r in map(store.get, planned.cells) if r is not None], ended)
+    return Outcome([r for r in map(store.get, planned.cells) if r is not None], ended, settings.root, why)
 
 
+@called
 def evaluate(
     model: nn.Module,
-    suite: Suite | str = "quickstart",
+    suite: Suite | str | None = None,
     *,
+    x: Any = None,
+    y: Any = None,
+    data: Any = None,
+    norm: Norm | None = None,
+    eps: float | str | None = None,
     name: str = "model",
     num_classes: int | None = None,
     settings: Settings | None = None,
     tracks: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
+    again: bool = False,
     report: Report | None = None,
 ) -> Outcome:
     """Evaluate any classifier on the attack boards of a suite, instead of the suite's own models.
 
+    >>> outcome = evaluate(my_module, x=images, y=labels, eps="4/255")
+    >>> outcome.results[0].value("robust_acc")
+
+    Rows are written below `settings.root`, the folder `results` by default; the outcome says where.
+
     Args:
         model: a Classifier, or any module that maps images in [0, 1] to logits (normalisation inside). It does not
             change: a copy is attacked.
+        suite: a Suite, a YAML file, or the name of a bundled suite; by default `own` with images, else `quickstart`.
+        x, y: images [n, C, H, W] in [0, 1] and labels [n], in place of the suite's data. Off the 8-bit grid they keep
+            their values. Rows are stored under their content, order included.
+        data: in place of x and y: a DataLoader (not shuffled), another iterable of images and labels, or an ImageSet.
+        norm, eps: one threat in place of those of the suite; the norm is linf if only eps is given.
         tracks: tracks whose boards are computed; by default all that accept a given model.
-        name: shown in tables; two models with the same name are distinguished by their weights and outputs.
+        name: shown in tables. Rows are stored under the name and what identifies the model: its weights; the code of
+            its classes and of all that they use, with hooks, attributes and closures; its logits and input gradients
+            on a few images with noise below a grey level. Only a model that is equal in all of these gets stored rows.
         num_classes: checked against the data when given.
+        again: compute all cells again; rows that are replaced move to the history.
         report: called with each cell and its status when it starts (`started`) and when it ends.
 
     Raises:
-        ConfigError: when the suite has no attack board.
+        ConfigError: when the suite has no attack board, when images or labels are not valid, or when something in the
+            suite needs training images and x and y are given.
         ModelError: when the model does not return one finite logit for each class of the data.
     """
+    brought = any(value is not None for value in (x, y, data))
     if not isinstance(suite, Suite):
-        suite = load_suite(suite, overrides)
+        suite = load_suite(suite or ("own" if brought else "quickstart"), overrides)
+    suite = suite.model_copy(update={"boards": _boards(suite, tracks, norm, eps)})
+    settings = settings or Settings()
+    own, described = given.own(model, name, num_classes)  # the caller's model does not change
+    images = given.images(own, x, y, data) if brought else None
+    planned = plan(suite, given=described, data=images)
+    settings = replace(settings, specs={**settings.specs, **planned.specs})
+    workspace = Workspace(settings)
+    if images is not None:
+        workspace.held = {images.images.digest: images.images}
+    slices = {c.data["digest"]: c.data for c in planned.cells}
+    ready = {key: given.fitted(own, workspace.evaluated(slice_)) for key, slice_ in slices.items()}
+    models = {key: {**described, "answers": answers} for key, (_, answers) in ready.items()}
+    planned.cells = [replace(c, model=models[c.data["digest"]]) for c in planned.cells]
+    workspace.given = {digest(models[key]): fitted for key, (fitted, _) in ready.items()}
+    return run(suite, settings, how=SerialExecutor(workspace), again=again, planned=planned, report=report)
+
+
+def _boards(suite: Suite, tracks: Sequence[str] | None, norm: Norm | None, eps: float | str | None) -> list[BoardSpec]:
+    """The boards of a suite for a model passed from Python, with one threat in place of theirs if there is one."""
     fitting = [name for name, board in TRACKS.items() if board.takes_model]
     wanted = fitting if tracks is None else list(tracks)
     for track in wanted:
         if track not in fitting:
             raise ConfigError(f"tracks: {track!r} does not accept a given model. {did_you_mean(track, fitting)}")
-    boards = [b for b in suite.boards if b.track in wanted]
+    boards: list[BoardSpec] = [b for b in suite.boards if b.track in wanted]
     if not boards:
         raise ConfigError(f"suite {suite.suite!r} has no board of the tracks {', '.join(wanted)}")
-    settings = settings or Settings()
-    own = copy.deepcopy(model).cpu().float()  # the caller's model does not change
-    if not isinstance(own, Classifier):
-        own = Network(own, num_classes=num_classes or 0, card=ModelCard(name=name))
-    own.eval().requires_grad_(False)
-    described = {"name": name, "version": 1, "weights": fingerprint(own)}
-    planned = plan(suite.model_copy(update={"boards": boards}), given=described)
-    settings = replace(settings, specs={**settings.specs, **planned.specs})
-    workspace = Workspace(settings)
-    # two models with equal weights may differ in code, so their outputs are part of the key as well
-    answers = {c.data["digest"]: _answers(own, workspace.evaluated(c.data)) for c in planned.cells}
-    planned.cells = [replace(c, model={**described, "answers": answers[c.data["digest"]]}) for c in planned.cells]
-    workspace.given = {digest(c.model): own for c in planned.cells}
-    return run(suite, settings, how=SerialExecutor(workspace), planned=planned, report=report)
-
-
-@torch.no_grad()
-def _answers(model: Classifier, data: ImageSet) -> str:
-    """A short hash of labels and logits for a few images.
-
-    Raises:
-        ModelError: when the model does not return one finite logit for each class.
-    """
-    x = data.pixels(slice(0, 16))
+    if norm is None and eps is None:
+        return boards
+    if eps is None:
+        raise ConfigError(f"norm: {norm!r} has no eps; give eps= too, such as eps='4/255'")
     try:
-        z = model(x, Draws(0, data.ids[:16])) if model.randomized else model(x)
-    except Exception as error:
-        raise ModelError(f"the model fails on images {tuple(x.shape)} of {data.name}: {error}") from error
-    if model.kind != data.kind:
-        raise ModelError(f"the model takes {model.kind.name}, {data.name} is {data.kind.name}")
-    expected = (len(x), data.num_classes)
-    model.num_classes = model.num_classes or data.num_classes  # a plain network gets it here
-    if z.shape != expected or model.num_classes != data.num_classes:
-        raise ModelError(
-            f"the model has {model.num_classes} classes and returns {tuple(z.shape)} for {len(x)} images of "
-            f"{data.name}; expected {expected}, one logit for each class"
-        )
-    if not bool(torch.isfinite(z).all()):
-        raise ModelError(f"the model returns NaN or infinite logits for images of {data.name}")
-    top = z.max(dim=1)
-    return digest([top.indices.tolist(), [f"{v:.2e}" for v in top.values.tolist()]])[:16]
+        threat = ThreatSpec(norm=norm or "linf", eps=eps)
+        threat.model("gradient", None)
+    except (ConfigError, ValidationError) as error:
+        raise ConfigError(f"norm, eps: {_first_line(error)}") from None
+    boards = [b.model_copy(update={"threats": [threat]}) if "threats" in type(b).model_fields else b for b in boards]
+    for i, board in enumerate(boards):
+        board.filled(suite, ("boards", i)).check(suite.inventory())
+    return boards
 
 
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{first['msg'].removeprefix('Value error, ')}, found {shortened(first.get('input'))}"
+    return str(error)
+
+
+@called
 def load_model(
-    name: str | dict[str, Any], *, num_classes: int = 1000, size: Size = 224, **parameters: Any
+    name: str | dict[str, Any], *, num_classes: int = 1000, size: Size = 224, channels: int = 3, **parameters: Any
 ) -> Classifier:
     """A classifier of the zoo, with its published weights: `timm/resnet18.a1_in1k`, `cifar_resnet20`, ...
+
+    Args:
+        num_classes, size, channels: of the images that it is to classify.
+        parameters: of the model, as in a suite.
 
     Raises:
         ConfigError, ModelError: unknown name or parameter; weights missing, corrupt or of another shape.
     """
     source = registry.build(ModelSource, {**registry.normal(name), **parameters})
-    return source.build(num_classes=num_classes, size=size).eval()
+    network = source.built(num_classes, size, channels).eval()
+    network.kind = network.kind if channels == network.kind.channels else image_kind(channels)
+    return network
 
 
+@called
 def load_data(name: str | dict[str, Any], split: str = "test", count: int | None = None, **parameters: Any) -> ImageSet:
     """Images of a dataset; `count` selects the same fixed subset as in a suite.
 

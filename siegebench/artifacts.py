@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from siegebench import sources
 from siegebench.cells import digest
 from siegebench.classifier import Classifier
 from siegebench.errors import ModelError
@@ -21,22 +22,31 @@ from siegebench.weights import load_weights, save_weights, weights_hash
 VERSION = 1  # raised when the same description would give other weights
 
 
-def trained(store: Store, description: dict[str, Any], model: Classifier, fit: Callable[[], Classifier]) -> Classifier:
+def trained(
+    store: Store,
+    description: dict[str, Any],
+    model: Classifier,
+    fit: Callable[[], Classifier],
+    made_by: Mapping[str, str] | None = None,
+) -> Classifier:
     """`model` with the weights of a description.
 
     Args:
         model: a model of the same structure; its weights are replaced.
-        fit: returns the trained classifier; called only if its weights are not stored.
+        fit: returns the trained classifier; called only if its weights are not stored, or were made by other source.
+        made_by: hashes of the source of the entries that train, stored beside the weights.
     """
     description = {"artifact": VERSION, **description}
     key = digest(description)
     path = store.artifact(key)
     with store.lock(f"a{key}"):
+        _drop_stale(path, made_by or {})
         state = _stored(path)
         if state is None:
             store.sweep(path)
             made = fit().to("cpu", torch.float32)
-            text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
+            beside = {**description, **({"sources": dict(made_by)} if made_by else {})}
+            text = json.dumps(beside, indent=1, ensure_ascii=False) + "\n"
             write_atomic(path.with_suffix(".json"), text.encode())
             save_weights(path, made.state_dict())  # written last: if the weights exist, the artifact is complete
             state = load_weights(path)
@@ -46,7 +56,29 @@ def trained(store: Store, description: dict[str, Any], model: Classifier, fit: C
 
 def fingerprint(model: Classifier) -> str:
     """Hash of a model's weights, the same in float32 and float64."""
-    return weights_hash({k: v.float() if v.is_floating_point() else v for k, v in model.state_dict().items()})
+    return weights_hash(dict(_plain(model.state_dict())))
+
+
+def _plain(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a state; also of quantised layers, which keep several values under one name."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            value = value.dequantize() if value.is_quantized else value
+            yield name, value.float() if value.is_floating_point() else value
+        elif isinstance(value, (tuple, list)):
+            yield from _plain({f"{name}.{i}": v for i, v in enumerate(value)})
+        else:
+            yield name, torch.tensor(list(repr(value).encode()), dtype=torch.uint8)
+
+
+def _drop_stale(path: Path, made_by: Mapping[str, str]) -> None:
+    """Remove weights that other source has made; those of earlier versions do not say what made them, and stay."""
+    try:
+        stored = json.loads(path.with_suffix(".json").read_bytes()).get("sources", {})
+    except (OSError, ValueError, AttributeError):
+        return
+    if sources.differ(stored, made_by):
+        path.unlink(missing_ok=True)
 
 
 def _stored(path: Path) -> dict[str, Tensor] | None:

@@ -80,6 +80,11 @@ def read(path: Path, package: str, prefix: str) -> Registered:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "card"
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            key = str(first["loc"][0])
+            raise document.error(
+                first["loc"], f"unknown key {shortened(key)}. {did_you_mean(key, Card.model_fields)}"
+            ) from None
         found = "" if first["type"] == "missing" else f", found {shortened(first.get('input'))}"
         raise document.error(first["loc"], f"{where}: {message}{found}") from None
     if card.name != path.stem:

@@ -32,6 +32,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+def images_key(data: Mapping[str, Any]) -> str:
+    """Digest of the description of a data set and of its images: two folders may differ in nothing but the images."""
+    return digest([data["source"], data["digest"]])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One evaluation. Every slot holds the description of an entry (name, version, all parameters) or None.
@@ -178,9 +183,12 @@ class Result:
         counts: forward passes, backward passes and queries, in all and per sample.
         env: versions and device it was computed with.
         timing: `seconds` in all, seconds spent on `training`, and when it `started` and `ended` (UTC).
-        given: the entries as the suite wrote them, by slot; without folders and files.
+        given: the entries as the suite wrote them, by slot, without folders and files; and the `suite` itself. `data`
+            also has the names of the `classes`, in the order of their labels, if they are known.
+        sources: hashes of the source of the entries, by slot (see `sources`).
         errors: of earlier attempts, `{"type", "message", "when"}`.
         arrays: per-sample numbers, kept in a file beside the row.
+        images: adversarial images with their ids and labels if they are kept, in a file beside the row.
     """
 
     cell: Cell
@@ -195,8 +203,10 @@ class Result:
     env: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     errors: list[dict[str, Any]] = field(default_factory=list)
     arrays: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse metrics, counts and samples that are not defined in `metrics`.
@@ -229,6 +239,7 @@ class Result:
             "env": self.env,
             "timing": self.timing,
             **({"given": self.given} if self.given else {}),
+            **({"sources": self.sources} if self.sources else {}),
             **({"errors": self.errors} if self.errors else {}),
         }
 
@@ -236,7 +247,7 @@ class Result:
     def from_dict(cls, row: Mapping[str, Any]) -> Result:
         """A row that `schema.check` has accepted."""
         cell = Cell.from_dict(row["cell"])
-        kept = {f.name for f in fields(cls)} - {"cell", "arrays"}
+        kept = {f.name for f in fields(cls)} - {"cell", "arrays", "images"}
         return cls(cell=cell, **{k: v for k, v in row.items() if k in kept})
 
     def after(self, before: Result | None, attempts: int = 1) -> Result:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from siegebench.data import IMAGE, Kind
 from siegebench.draws import Draws
-from siegebench.errors import NotApplicable
+from siegebench.errors import ModelError, NotApplicable
 from siegebench.threat import Norm
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,58 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
 
+def as_logits(out: Any, n: int) -> Tensor:
+    """The logits [n, classes] in what a network returned for n images.
+
+    A tensor is taken as it is; [classes] for a single image becomes [1, classes]. Of an object with the attribute
+    `logits`, or a mapping with that key, the logits are taken; of another collection, the only member that can be
+    logits.
+
+    Raises:
+        ModelError: when there are none, with what was found and what is expected.
+    """
+    expected = f"expected logits [{n}, classes], or an object with .logits"
+    found = out
+    if not isinstance(out, Tensor):
+        members = out if isinstance(out, Mapping) else getattr(out, "__dict__", {})
+        found = getattr(out, "logits", members.get("logits"))
+    if found is None:
+        values: Iterable[Any] = out if isinstance(out, (tuple, list)) else members.values()
+        fitting = [v for v in values if isinstance(v, Tensor) and v.is_floating_point() and _is_logits(v, n)]
+        if len(fitting) != 1:
+            raise ModelError(
+                f"the network returns a {type(out).__name__} with {len(fitting)} tensors that could be logits; "
+                f"{expected}. Wrap it in a module that returns the logits"
+            )
+        (found,) = fitting
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(f"the network returns {what}; {expected}")
+    if found.dim() == 1 and n == 1:  # squeezed
+        found = found[None]
+    if (found.dim() == 2 and found.shape == (n, 1)) or found.shape == (n,):
+        raise ModelError(
+            f"the network returns one number for each image, {tuple(found.shape)}; expected one logit for each class. "
+            "For a sigmoid classifier return two logits: z = z.flatten() / 2; torch.stack([-z, z], dim=1)"
+        )
+    if not _is_logits(found, n):
+        raise ModelError(f"the network returns {tuple(found.shape)} for {n} images; {expected}")
+    return found
+
+
+def _is_logits(z: Tensor, n: int) -> bool:
+    return (z.dim() == 2 and z.shape[0] == n and z.shape[1] > 1) or (z.dim() == 1 and n == 1 and len(z) > 1)
+
+
 class Network(Classifier):
     """A Classifier made from an `nn.Module` on normalised images.
 
+    Logits come back in the dtype of the images, also from a net in another precision or under autocast.
+
     Args:
-        net: maps normalised images to logits.
+        net: maps normalised images to logits: a tensor [n, num_classes], or an output that contains it (`as_logits`).
         num_classes: number of logits.
-        mean, std: per-channel normalisation.
+        mean, std: normalisation, one number for all channels or one for each.
         size: images of another size are resized to this; None disables resizing.
         rebuild: returns an untrained net of the same architecture; needed by defenses that retrain.
     """
@@ -89,8 +137,8 @@ class Network(Classifier):
         net: nn.Module,
         *,
         num_classes: int,
-        mean: tuple[float, ...] = (0.0, 0.0, 0.0),
-        std: tuple[float, ...] = (1.0, 1.0, 1.0),
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
         size: tuple[int, int] | None = None,
         card: ModelCard | None = None,
         rebuild: Callable[[], nn.Module] | None = None,
@@ -98,8 +146,9 @@ class Network(Classifier):
         super().__init__()
         self.net, self.num_classes, self.size, self.rebuild = net, num_classes, size, rebuild
         self.card = card or ModelCard(name=type(net).__name__)
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        device = next((t.device for t in (*net.parameters(), *net.buffers())), None)
+        self.register_buffer("mean", torch.tensor(tuple(mean), device=device).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(tuple(std), device=device).view(1, -1, 1, 1))
 
     def _normalised(self, x: Tensor) -> Tensor:
         if self.size is not None and x.shape[-2:] != self.size:
@@ -107,8 +156,10 @@ class Network(Classifier):
         return (x - self.mean) / self.std
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        logits: Tensor = self.net(self._normalised(x))
-        return logits
+        weight = next(self.net.parameters(), None)
+        given = self._normalised(x)
+        given = given if weight is None or not weight.is_floating_point() else given.to(weight.dtype)
+        return as_logits(self.net(given), len(x)).to(x.dtype)
 
     def features(self, x: Tensor) -> Tensor:
         last = [m for m in self.net.modules() if isinstance(m, nn.Linear)]
@@ -169,3 +220,41 @@ class Ensemble(Classifier):
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         return torch.stack([member(x, draws) for member in self.members]).mean(dim=0)
+
+
+# ----------------------------------------------------------------------------------------------- copies and frozen mode
+
+
+def copied(model: M) -> M:
+    """A deep copy, also of a module that keeps results of a forward pass, or that was made in inference mode."""
+    memo: dict[int, Any] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor) and (value.is_inference() or not value.is_leaf):  # deepcopy cannot copy these
+            plain = value.detach().clone()
+            memo[id(value)] = nn.Parameter(plain, False) if isinstance(value, nn.Parameter) else plain
+        elif isinstance(value, (dict, list, tuple)):
+            for inner in value.values() if isinstance(value, dict) else value:
+                visit(inner)
+
+    for module in model.modules():
+        visit(vars(module))
+    with torch.no_grad():  # copies of TorchScript would keep their history
+        return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and weights without gradient; every module and parameter is restored afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    grads = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in grads:  # requires_grad_() of the module is not supported by TorchScript
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag in grads:
+            parameter.requires_grad_(flag)

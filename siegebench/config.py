@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
+from siegebench import placeholders
 from siegebench.bundled import suite_path
 from siegebench.errors import did_you_mean, shortened
-from siegebench.inventory import Inventory
+from siegebench.inventory import Inventory, NamedData
 from siegebench.tracks import TRACKS
-from siegebench.tracks.base import BoardSpec, DataSpec, Seeds, Specs, Strict, ThreatSpec
+from siegebench.tracks.base import BoardSpec, DataSpec, Seeds, Spec, Specs, Strict, ThreatSpec
 from siegebench.yamlmarks import Document
 
 if TYPE_CHECKING:
@@ -24,28 +26,42 @@ RENAMED = {"checks": "measures"}  # keys of earlier versions, still read, and th
 
 
 class Suite(Strict):
-    """A named list of boards. `data`, `models` and `seeds` at the top are defaults for boards without their own."""
+    """A named list of boards. `data`, `models` and `seeds` at the top are defaults for boards without their own.
+
+    `attack`, `defense`, `backdoor` and `detector` are what `$attack`, ... on its boards stand for, see `placeholders`.
+    """
 
     suite: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     summary: str = ""
     data: DataSpec | None = None
     models: Specs | None = None
     seeds: Seeds = Field(default=[0])
+    attack: Spec | None = None
+    defense: Spec | None = None
+    backdoor: Spec | None = None
+    detector: Spec | None = None
     boards: Annotated[list[Board], Field(min_length=1)]
 
     _inventory: Inventory = PrivateAttr()
+    _origin: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     def filled(self) -> list[BoardSpec]:
         """The boards, with the defaults of the suite filled in."""
         return [board.filled(self, ("boards", i)) for i, board in enumerate(self.boards)]
 
-    def inventory(self, given: dict[str, Any] | None = None) -> Inventory:
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where the suite comes from, for its rows: `{name, set}`, the file (without its folder) and the overrides."""
+        return self._origin or {"name": self.suite, "set": []}
+
+    def inventory(self, given: dict[str, Any] | None = None, data: NamedData | None = None) -> Inventory:
         """The resolved entries of the suite; no data and no model is loaded yet.
 
         Args:
             given: description of a model passed from Python, which replaces the suite's models.
+            data: images passed from Python, which replace the suite's data.
         """
-        return self._inventory.of(given)
+        return self._inventory.of(given, data)
 
 
 def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
@@ -58,10 +74,19 @@ def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
     Raises:
         ConfigError: one line, `file:line:col: what was found, what was expected`.
     """
-    document = Document.read(suite_path(name))
+    path = suite_path(name)
+    document = Document.read(path)
     for assignment in overrides:
         document.override(assignment)
-    return parse_suite(document)
+    suite = parse_suite(document)
+    suite._origin = {"name": name if name == path.stem else path.name, "set": [_without_folders(o) for o in overrides]}
+    return suite
+
+
+def _without_folders(assignment: str) -> str:
+    """An override as rows keep it: `x=C:/data/mine` becomes `x=.../mine`."""
+    root, step, last = r"(?<![\w.])(?:~|\.{1,2}|[A-Za-z]:)?", r"(?:[/\\][^/\\,\[\]{}'\"]+)*", r"[/\\](?=[^/\\,])"
+    return re.sub(root + step + last, ".../", assignment)
 
 
 def parse_suite(document: Document) -> Suite:
@@ -70,6 +95,7 @@ def parse_suite(document: Document) -> Suite:
         found = type(document.data).__name__ if document.data is not None else "nothing"
         raise document.error((), f"expected a mapping with suite, data, models, boards; found {found}")
     _check_keys(document)
+    placeholders.fill(document)
     try:
         suite = Suite.model_validate(document.data)
     except ValidationError as error:
@@ -90,7 +116,9 @@ def _check_keys(document: Document) -> None:
             new = RENAMED.get(key, key)
             if new != key and new in model.model_fields and new not in data:
                 document.rename(loc, key, new)
-                warnings.warn(f"{document.where((*loc, new))}: the key {key!r} is called {new!r} now", FutureWarning, 2)
+                file, line, _ = document.where((*loc, new)).rsplit(":", 2)
+                text = f"{document.where((*loc, new))}: the key {key!r} is called {new!r} now"
+                warnings.warn_explicit(text, FutureWarning, file, int(line))
             elif key not in model.model_fields:
                 raise document.error(
                     (*loc, key), f"unknown key {shortened(key)}. {did_you_mean(str(key), model.model_fields)}"

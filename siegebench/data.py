@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from siegebench.draws import Draws
-from siegebench.errors import ContractError, DataError
+from siegebench.errors import ContractError, DataError, NotApplicable
 from siegebench.rows import Rows
 
+SMALLEST = 4  # training images that can be split
 SUBSET_SEED = 0  # the evaluated subset of a dataset is the same in every suite
 Size = int | tuple[int, int]  # of images: the side of a square, else (height, width)
 
@@ -51,8 +52,8 @@ class Kind:
 
     def load(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Stored numbers as model inputs."""
-        x = stored.to(dtype)
-        return x if self.grid is None else x.div_(self.grid)  # in place: x is a copy of integers
+        x = stored.to(dtype, copy=True)  # nobody writes into the stored images
+        return x if self.grid is None else x.div_(self.grid)
 
     def store(self, x: Tensor) -> Tensor:
         """Model inputs in stored form; rounded if that is coarser."""
@@ -71,6 +72,7 @@ class Kind:
 
 
 IMAGE = Kind("image", torch.uint8, channels=3, low=0.0, high=1.0, grid=255)
+GREY = replace(IMAGE, channels=1)  # images too: what takes images takes these, or says why not
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,7 @@ class ImageSet:
     is a copy, so use `shape`, `size` or `len` when the pixels are not needed.
 
     Attributes:
-        source: the images as stored by their kind, uint8 [N, 3, H, W] for images; or `Rows`, which may decode them when
+        source: the images as stored by their kind, uint8 [N, C, H, W] for images; or `Rows`, which may decode them when
             they are read.
         labels: int64 [N], in [0, num_classes).
         ids: int64 [N], the index of each image in the published order of its split.
@@ -89,6 +91,7 @@ class ImageSet:
         name: of the dataset and split, for messages.
         groups: int64 [N] or None; images of one group (frames of one track) are always on the same side of a split.
         kind: the meaning of the numbers.
+        classes: the names of the classes in the order of their labels, if they are known.
     """
 
     source: Tensor | Rows
@@ -98,6 +101,7 @@ class ImageSet:
     name: str
     groups: Tensor | None = None
     kind: Kind = IMAGE
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.stored)
@@ -107,6 +111,8 @@ class ImageSet:
             self.kind.check(self.stored, self.name)
         if len(self.labels) != n or len(self.ids) != n:
             raise DataError(f"{self.name}: {n} images, {len(self.labels)} labels, {len(self.ids)} ids")
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise DataError(f"{self.name}: {self.num_classes} classes, {len(self.classes)} names")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
             raise DataError(f"{self.name}: label {low if low < 0 else high} is outside 0..{self.num_classes - 1}")
@@ -193,26 +199,45 @@ def stratified(data: ImageSet, count: int, seed: int, purpose: str = "subset") -
     return order[torch.argsort(rank, stable=True)[:count]].sort().values
 
 
+def _budget(n: int, classes: int, share: float) -> int:
+    """How many of n images or groups are held out."""
+    wanted = max(2 * classes, round(share * n))
+    return wanted if wanted < n else max(1, n // 2)
+
+
 def split_clean(data: ImageSet, share: float = 0.05, seed: int = 0) -> tuple[ImageSet, ImageSet, ImageSet]:
     """A training set, and a small verified-clean budget held out of it: (train, fit, val).
 
-    The budget is a fraction `share` of the set (usual for backdoor defenses: 5 %), 80 % of it for optimisation (`fit`)
-    and 20 % for every stopping or threshold decision (`val`). If the set has groups, whole groups are held out.
+    The budget is a fraction `share` of the set (usual for backdoor defenses: 5 %) and at least two images per class, or
+    half of a set that has no more than that. 80 % of it is for optimisation (`fit`) and 20 % for every stopping or
+    threshold decision (`val`). If the set has groups, whole groups are held out.
+
+    Raises:
+        NotApplicable: when the set is too small for the three parts.
     """
+    if len(data) < SMALLEST:
+        raise NotApplicable(
+            f"{data.name}: {len(data)} training images; the training set and the clean budget held out of it need at "
+            f"least {SMALLEST}: give more images"
+        )
     if data.groups is None:
-        held = stratified(data, max(2 * data.num_classes, round(share * len(data))), seed, "clean budget")
+        held = stratified(data, _budget(len(data), data.num_classes, share), seed, "clean budget")
     else:
         groups, first = torch.unique(data.groups, return_inverse=True)
+        if len(groups) < 2:
+            raise NotApplicable(f"{data.name}: all training images are of one group, which cannot be divided")
         # one unit per group: hold out whole groups, stratified by the label of the group
         owner = torch.zeros(len(groups), dtype=torch.long).scatter(0, first, data.labels)
         units = ImageSet(
             torch.zeros(len(groups), 3, 1, 1, dtype=torch.uint8), owner, groups, data.num_classes, data.name
         )
-        chosen = stratified(units, max(2 * data.num_classes, round(share * len(groups))), seed, "clean budget")
+        chosen = stratified(units, _budget(len(groups), data.num_classes, share), seed, "clean budget")
         held = torch.isin(first, chosen).nonzero().squeeze(1)
     keep = torch.ones(len(data), dtype=torch.bool)
     keep[held] = False
     budget = data.select(held)
+    if len(budget) < 2:
+        raise NotApplicable(f"{data.name}: one image in the clean budget, 2 are needed: give more images")
     val = torch.zeros(len(budget), dtype=torch.bool)
     val[stratified(budget, max(1, round(0.2 * len(budget))), seed, "clean val")] = True
     return (

@@ -48,6 +48,15 @@ def derive_seed(seed: int, *words: object) -> int:
     return _word(seed, "\0".join(map(str, words))) & ((1 << 63) - 1)
 
 
+def content_ids(x: Tensor) -> Tensor:
+    """An id for each image [n, ...] that depends on its pixels only, int64 [n]: for images without ids of their own."""
+    words = x.detach().flatten(1).float().add(0.0).contiguous()  # -0 becomes 0
+    weights = _mix((torch.arange(words.shape[1], device=x.device) + 1) * _GAMMA) | 1
+    step = max(1, 2**22 // max(1, words.shape[1]))
+    sums = [(part.view(torch.int32).long() * weights).sum(dim=1) for part in words.split(step)]
+    return _mix(torch.cat(sums)) if sums else torch.zeros(0, dtype=torch.long, device=x.device)
+
+
 @dataclass(frozen=True, eq=False)
 class Draws:
     """Random numbers for a batch of samples, one independent stream per sample.

@@ -16,9 +16,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from siegebench import worker
-from siegebench.cells import Cell
+from siegebench import sources, worker
+from siegebench.cells import Cell, Result
 from siegebench.errors import ConfigError
+from siegebench.reuse import reason
 from siegebench.store import Store
 from siegebench.workspace import Settings, Workspace
 
@@ -41,7 +42,9 @@ BUSY = "busy"  # another run is computing the cell
 
 
 def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Workspace | None = None) -> str:
-    """Compute and store one cell unless its row exists; returns its status.
+    """Compute and store one cell unless its row is used (see `reuse`); returns its status.
+
+    A row that is replaced moves to the history, an error stays in the errors of the new row.
 
     Args:
         wait: wait for another run that computes the cell; otherwise return `busy` at once.
@@ -52,23 +55,29 @@ def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Works
         workspace = _workspaces.get(settings.key) or Workspace(settings)
         _workspaces[settings.key] = workspace
     store = workspace.store
-    if store.finished(cell):
+    if not reason(cell, store, settings):
         return "cached"
     with store.lock(cell.key, wait) as mine:  # several runs on one store share the work
         if not mine:
             return BUSY
-        before = store.get(cell)
-        if before is not None and before.status != "error":
+        if not reason(cell, store, settings):
             return "cached"
+        before = _failure(store, cell)
         result = evaluate(cell, workspace).after(before)
         try:
             store.put(result)
         except (TypeError, ValueError, ConfigError) as error:  # an entry returned something that cannot be stored
             refused = failed(cell, error).after(before)
-            refused.env, refused.timing = result.env, result.timing
+            refused.env, refused.timing, refused.sources = result.env, result.timing, result.sources
             store.put(refused)
             result = refused
     return result.status
+
+
+def _failure(store: Store, cell: Cell) -> Result | None:
+    """The stored row of a cell if it is an error, which the next row keeps."""
+    row = store.get(cell)
+    return row if row is not None and row.status == "error" else None
 
 
 class SerialExecutor:
@@ -105,6 +114,7 @@ class LocalExecutor:
         slots = min(self.slots, len(cells))
         if slots == 0:
             return
+        worker.check_guarded()
         threads = settings.threads or max(1, (os.cpu_count() or 1) // slots)
         queues = _Queues(cells, slots)
         crashes: dict[str, int] = {}
@@ -133,6 +143,11 @@ class LocalExecutor:
                         crashes[cell.key] = crashes.get(cell.key, 0) + 1
                         if crashes[cell.key] <= MAX_CRASHES:
                             again = cell
+                        elif not pools.started.is_set():
+                            raise ConfigError(
+                                f"no worker process has started, {crashes[cell.key]} ended before; nothing was "
+                                f"computed. Their messages are above. In a script, {worker.GUARD}"
+                            ) from None
                         else:
                             report(cell, _write_crash(cell, settings, crashes[cell.key]))
                     else:
@@ -154,12 +169,16 @@ def _write_crash(cell: Cell, settings: Settings, times: int) -> str:
 
     store = Store(settings.root)
     with store.lock(cell.key):
-        before = store.get(cell)
-        if before is not None and before.status != "error":
+        if not reason(cell, store, settings):
             return "cached"  # another run has computed it
-        result = failed(cell, RuntimeError(f"the worker process died {times} times (killed, or out of memory)"))
+        told = (
+            f"the worker process died {times} times: it was killed, most often because memory ran out, or a library "
+            "crashed. Run with --slots 1 to give it all memory; --executor serial shows a crash"
+        )
+        result = failed(cell, ChildProcessError(told))
         result.timing = {"ended": now()}
-        store.put(result.after(before, times))
+        result.sources = sources.of(cell)
+        store.put(result.after(_failure(store, cell), times))
     return "crashed"
 
 
@@ -187,12 +206,14 @@ class _Pools:
 
     def __init__(self, slots: int, threads: int) -> None:
         self._threads = threads
+        # never fork: torch's thread pools and CUDA do not support it
+        self._context = multiprocessing.get_context("spawn")
+        self.started = self._context.Event()  # set once a worker is ready
         self._pools = [self._new() for _ in range(slots)]
 
     def _new(self) -> ProcessPoolExecutor:
-        # never fork: torch's thread pools and CUDA do not support it
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, mp_context=context, initializer=worker.start, initargs=(self._threads,))
+        given = (self._threads, self.started)
+        return ProcessPoolExecutor(1, mp_context=self._context, initializer=worker.start, initargs=given)
 
     def submit(self, slot: int, call: Callable[..., str], *args: Any) -> Future[str]:
         """Run in the worker of a slot. A started process ignores Ctrl-C, even while it imports."""

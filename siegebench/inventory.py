@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
+import torch
+
 from siegebench import registry
 from siegebench.cells import digest
 from siegebench.data import ImageSet, split_clean, subset
 from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
+from siegebench.inputs import checked
 from siegebench.kinds import kind_of
 from siegebench.types import Attack, BackdoorAttack, DataSource, Entry, ModelSource
 from siegebench.yamlmarks import Document, Loc
@@ -72,20 +75,22 @@ class Inventory:
     Attributes:
         document: the suite's document, for the positions of errors.
         given: description of a model passed from Python, which replaces the suite's models.
+        data: images passed from Python, which replace the suite's data.
         specs: spec of each description, by digest; folders and files are part of a spec but not of a key.
         costs: cost of each attack, by the digest of its description.
     """
 
     document: Document
     given: dict[str, Any] | None = None
+    data: NamedData | None = None
     specs: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     _names: dict[Any, Any] = field(default_factory=dict)
     _known: dict[Any, Any] = field(default_factory=dict)
 
-    def of(self, given: dict[str, Any] | None) -> Inventory:
-        """The same inventory for a model passed from Python; nothing is loaded or built yet."""
-        return replace(self, given=given, _known={})
+    def of(self, given: dict[str, Any] | None, data: NamedData | None = None) -> Inventory:
+        """The same inventory for a model and images passed from Python; nothing is loaded or built yet."""
+        return replace(self, given=given, data=data, _known={})
 
     @contextmanager
     def blame(self, where: Loc) -> Iterator[None]:
@@ -130,6 +135,8 @@ class Inventory:
         with self.blame(named.where):
             described = {**named.description, **named.entry.identity()}
         self.specs[digest(described)] = named.spec
+        if (cost := self.costs.get(digest(named.description))) is not None:
+            self.costs[digest(described)] = cost
         return described
 
     def scan(self, source: Named[DataSource], split: str, where: Loc) -> ImageSet:
@@ -175,20 +182,22 @@ class Inventory:
             return whole.digest
 
     def network(self, model: Named[ModelSource], data: NamedData) -> NamedModel:
-        """A network, built once to check that its weights exist, are valid, and fit the data.
+        """A network, built once to check that its weights exist, are valid, and fit the data, and tried on two images.
 
         Raises:
             ModelError: when they are not.
         """
-        size = data.images.size
+        form = (data.images.num_classes, data.images.shape)
 
         def make() -> NamedModel:
             with _as(ModelError, f"model {model.name!r} cannot be built"):
-                model.entry.build(num_classes=data.images.num_classes, size=size)
+                built = model.entry.build_for(data.images).eval()
+                with torch.no_grad():
+                    checked(built, data.images.pixels(slice(0, 2)))
             return NamedModel(self.identified(model), trained=not model.entry.pretrained())
 
         with self.blame(model.where):
-            found = self._once(("network", digest([model.spec, data.images.num_classes, size])), make)
+            found = self._once(("network", digest([model.spec, *form])), make)
         return cast("NamedModel", found)
 
     def check_poison(self, backdoor: Named[BackdoorAttack], source: Named[DataSource], where: Loc) -> None:

@@ -54,6 +54,10 @@ _ALL = (
     Metric("expected_acc", "rate", "high", "Expected", "Mean accuracy over the draws of a randomised defense."),
     Metric("any_hit_acc", "rate", "high", "Every draw", "Images correct in every draw of a randomised defense."),
     Metric("median_distance", "distance", "high", "Median distance", "Median size of the smallest perturbation found."),
+    Metric(
+        "ssim", "score", "", "SSIM", "Mean structural similarity of clean and adversarial images, of the successes "
+        "among the first 256 attacked images; 1 for equal images.", low=-1.0, high=1.0,
+    ),
     Metric("median_queries", "count", "high", "Queries", "Median number of queries of a successful attack."),
     Metric("mean_queries", "count", "high", "Mean queries", "Mean number of queries of a successful attack."),
     Metric("target_rate", "rate", "low", "Target reached", "Attacked images classified as the target class."),

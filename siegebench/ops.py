@@ -37,7 +37,9 @@ def size(delta: Tensor, norm: str) -> Tensor:
         return (delta != 0).any(dim=1).flatten(1).to(_real(delta)).mean(dim=1)
     if norm == "linf":
         return rows.abs().amax(dim=1)
-    return rows.norm(p=2 if norm == "l2" else 1, dim=1)
+    if norm == "l1":  # a long sum, whose rounding errors float32 would keep
+        return rows.abs().sum(dim=1, dtype=torch.float64).to(_real(delta))
+    return rows.norm(p=2, dim=1)
 
 
 def project_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
@@ -53,20 +55,53 @@ def project_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
         kept = (bound * pixels.shape[1] + 1e-6).floor()  # 1e-6: a fraction such as 1/9 of 9 pixels is one pixel
         rank = pixels.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return delta * (rank < kept[:, None]).view(len(delta), 1, *delta.shape[2:])
-    # L1: soft-threshold at the theta that makes the norm eps (Duchi et al. 2008)
-    rows = flat(delta).abs()
-    sorted_rows = rows.sort(dim=1, descending=True).values
-    excess = sorted_rows.cumsum(dim=1) - bound[:, None]
-    rank = torch.arange(1, rows.shape[1] + 1, device=rows.device)
-    active = (sorted_rows * rank > excess).sum(dim=1).clamp(min=1)
-    theta = excess.gather(1, active[:, None] - 1).squeeze(1) / active
-    theta = torch.where(rows.sum(dim=1) > bound, theta, torch.zeros_like(theta))
-    return delta.sign() * (delta.abs() - over(theta, delta)).clamp(min=0)
+    return _shrunk(delta, bound, None)
+
+
+def _shrunk(delta: Tensor, bound: Tensor, room: Tensor | None) -> Tensor:
+    """Nearest point (in L2) with L1 norm at most `bound` and absolute values at most `room` (no limit if None).
+
+    Every absolute value a becomes clamp(a - t, 0, room) with one t >= 0 per row (Duchi et al. 2008; with the box, Croce
+    & Hein 2021). The L1 norm is piecewise linear in t, with corners at a and a - room; t is found by sorting them. In
+    float64, because the norm is a sum over all pixels.
+    """
+    size_ = flat(delta).abs().double()
+    most = torch.full_like(size_, torch.inf) if room is None else flat(room).double()
+    corner = size_ if room is None else torch.cat([size_, size_ - most], dim=1)
+    corner, order = corner.sort(dim=1, descending=True)
+    slope = torch.where(order < size_.shape[1], 1.0, -1.0).double()
+    value, slope = (slope * corner).cumsum(dim=1), slope.cumsum(dim=1)
+    norm = value - slope * corner  # the L1 norm when t is this corner; increases along the row
+    at = (norm <= bound[:, None]).sum(dim=1, keepdim=True).clamp(min=1) - 1
+    t = (value.gather(1, at) - bound[:, None]) / slope.gather(1, at).clamp(min=1)
+    free = torch.minimum(size_, most)
+    t = torch.where(free.sum(dim=1, keepdim=True) > bound[:, None], t.clamp(min=0), torch.zeros_like(t))
+    out = torch.minimum((size_ - t).clamp(min=0), most)
+    out = out * (bound[:, None] / out.sum(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
+    return delta.sign() * out.to(_real(delta)).view_as(delta)
 
 
 def project(x_adv: Tensor, x: Tensor, norm: str, eps: float | Tensor) -> Tensor:
     """Project onto the eps-ball around x, then onto [0, 1]. Clipping cannot lengthen x_adv - x: x is in [0, 1]."""
-    return (x + project_ball(x_adv - x, norm, eps)).clamp(0, 1)
+    delta = project_ball(x_adv - x, norm, eps)
+    return _moved(x, delta) if norm == "l1" else (x + delta).clamp(0, 1)
+
+
+def project_l1(x_adv: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
+    """Nearest point (in L2) of the intersection of the L1 ball around x and [0, 1].
+
+    `project` clips after the ball, which wastes the part of the L1 norm that is clipped (Croce & Hein, "Mind the box",
+    ICML 2021, arXiv 2103.01208). eps may be a number or a tensor [n].
+    """
+    delta = x_adv - x
+    bound = torch.as_tensor(eps, dtype=torch.float64, device=x.device).expand(len(x))
+    return _moved(x, _shrunk(delta, bound, torch.where(delta > 0, 1 - x, x)))
+
+
+def _moved(x: Tensor, delta: Tensor) -> Tensor:
+    """x + delta in [0, 1], rounded towards x: rounding errors of many pixels would add up in the L1 norm."""
+    z = (x + delta).clamp(0, 1)
+    return torch.where((z - x).abs() > delta.abs(), torch.nextafter(z, x), z)
 
 
 def normalise(g: Tensor, norm: str) -> Tensor:
@@ -78,6 +113,29 @@ def normalise(g: Tensor, norm: str) -> Tensor:
     rows = flat(g)
     top = rows.abs().argmax(dim=1, keepdim=True)
     return torch.zeros_like(rows).scatter(1, top, rows.gather(1, top).sign()).view_as(g)
+
+
+def ssim(x: Tensor, z: Tensor) -> Tensor:
+    """Structural similarity of images x and z in [0, 1], [n, C, H, W]: one number per pair, [n]; 1 for equal images.
+
+    Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE
+    Transactions on Image Processing 2004. Gaussian window of side 11 and sigma 1.5 (the largest odd side that fits, for
+    smaller images), K1 = 0.01, K2 = 0.03. The mean over all positions where the window fits, and over channels.
+    """
+    channels, height, width = x.shape[1:]
+    side = min(11, height, width)
+    side -= side % 2 == 0
+    at = torch.arange(side, device=x.device, dtype=x.dtype) - side // 2
+    line = torch.exp(-(at**2) / (2 * 1.5**2))
+    line = (line / line.sum()).expand(channels, 1, side)
+
+    def mean(v: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(v, line[..., None], groups=channels), line[:, :, None], groups=channels)
+
+    a, b = mean(x), mean(z)
+    shared, spread = mean(x * z) - a * b, mean(x * x) - a * a + mean(z * z) - b * b
+    c1, c2 = 0.01**2, 0.03**2
+    return ((2 * a * b + c1) * (2 * shared + c2) / ((a * a + b * b + c1) * (spread + c2))).flatten(1).mean(dim=1)
 
 
 def cross_entropy(z: Tensor, y: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class Ledger:
         self.backwards = torch.zeros(n, dtype=torch.long, device=device)
         self.queries = torch.zeros(n, dtype=torch.long, device=device)
         self.blind = torch.zeros(n, dtype=torch.long, device=device)  # backward passes whose gradient is all zero
+        self.undefined = torch.zeros(n, dtype=torch.long, device=device)  # those whose gradient has NaN or infinity
         self.spent = 0  # an upper bound of max(queries), kept on the host to avoid synchronisation
 
 
@@ -50,6 +51,19 @@ class _CountBackward(torch.autograd.Function):
         return grad[0], None
 
 
+class _SeeGradient(torch.autograd.Function):
+    """Identity on images that passes their gradient through `see`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, see: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.see = see
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.see(grad[0]), None
+
+
 class Oracle(nn.Module):
     """The model as an attack sees it.
 
@@ -59,6 +73,7 @@ class Oracle(nn.Module):
         draws: streams of the samples of this batch; a randomised model draws its noise from them, anew in each pass.
         watch: `(x, y)` to keep the best feasible point so far, for foreign attacks that may be interrupted.
         goal: target class of each sample, int64 [n]; None for an untargeted threat.
+        start: points from which the attack is to start [n, ...]; None to leave that to the attack.
     """
 
     def __init__(
@@ -68,6 +83,7 @@ class Oracle(nn.Module):
         draws: Draws,
         watch: tuple[Tensor, Tensor] | None = None,
         goal: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> None:
         super().__init__()
         object.__setattr__(self, "model", model)  # not a submodule, so that attacks cannot reach its parameters
@@ -77,6 +93,7 @@ class Oracle(nn.Module):
         self.ledger = Ledger(len(draws), draws.ids.device)
         self.rows = torch.arange(len(draws), device=draws.ids.device)
         self.goals = goal
+        self.starts = start
         self.copies = 1
         self.mean_of = 1
         self.through_backward_model = False
@@ -85,7 +102,8 @@ class Oracle(nn.Module):
         self.tap: Callable[[Tensor], Tensor] | None = None
         self.watch: _Best | None = _Best(*watch, threat, self.kind) if watch else None
         parameter = next(model.parameters(), None)
-        self.dtype = torch.float32 if parameter is None else parameter.dtype
+        # of the images: float32 also for a network in half precision
+        self.dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
 
     # ------------------------------------------------------------------------------------------------------- views
 
@@ -154,6 +172,11 @@ class Oracle(nn.Module):
         """Target class of each row, int64 [n]; None for an untargeted threat."""
         return None if self.goals is None else self.goals[self.rows]
 
+    @property
+    def start(self) -> Tensor | None:
+        """Point from which each row is to start, [n, ...], not yet within eps; None to leave that to the attack."""
+        return None if self.starts is None else self.starts[self.rows]
+
     # ----------------------------------------------------------------------------------------------------- queries
 
     def logits(self, x: Tensor) -> Tensor:
@@ -176,7 +199,7 @@ class Oracle(nn.Module):
     def gradients(self, x: Tensor, losses: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """As `gradient` for k losses per sample, [n, k], in one forward pass: (gradients [n, k, ...], logits, losses).
 
-        Counted as one forward and k backward passes.
+        Counted as one forward and k backward passes. NaN and infinity in a gradient become zero and are counted.
         """
         if self.threat.access != "gradient":
             raise ContractError(
@@ -193,7 +216,7 @@ class Oracle(nn.Module):
                 values = losses(z)
                 g = self._backwards(values, leaf)
             self.ledger.backwards.index_add_(0, rows, torch.full_like(rows, g.shape[1]))
-            self.ledger.blind.index_add_(0, rows, (g.flatten(2).abs().amax(dim=2) == 0).sum(dim=1))
+            g = self._seen(g, rows)
             part = (g, z.detach(), values.detach())
             total = part if total is None else (total[0] + part[0], total[1] + part[1], total[2] + part[2])
         assert total is not None
@@ -216,6 +239,17 @@ class Oracle(nn.Module):
                 )
             out.append(torch.zeros_like(leaf) if got is None else got.contiguous())
         return out[0][:, None] if len(out) == 1 else torch.stack(out, dim=1)
+
+    def _seen(self, g: Tensor, rows: Tensor, passes: int = 1) -> Tensor:
+        """Gradients [n, k, ...] with zeros for NaN and infinity; those that had such, or are all zero, are counted."""
+        largest = g.flatten(2).abs().amax(dim=2)  # NaN if any is
+        undefined = ~torch.isfinite(largest)
+        if bool(undefined.any()):
+            self.ledger.undefined.index_add_(0, rows, passes * undefined.sum(dim=1))
+            g = g.nan_to_num(0.0, 0.0, 0.0)
+            largest = g.flatten(2).abs().amax(dim=2)
+        self.ledger.blind.index_add_(0, rows, passes * (largest == 0).sum(dim=1))
+        return g
 
     def stuck(self, g: Tensor) -> Tensor:
         """Samples whose gradient is exactly zero and will stay zero, bool [n], so that gradient steps cannot move them.
@@ -242,6 +276,9 @@ class Oracle(nn.Module):
         x = x.to(self.dtype)
         wants_gradient = self.threat.access == "gradient" and torch.is_grad_enabled()
         with torch.set_grad_enabled(wants_gradient):
+            if wants_gradient:
+                seen: list[Tensor] = []  # the rows, known after the pass
+                x = _SeeGradient.apply(x, lambda g: self._seen(g[:, None], seen[0], self.mean_of)[:, 0])
             z, rows = self._pass(x)
             for _ in range(self.mean_of - 1):
                 z = z + self._pass(x)[0]
@@ -250,14 +287,12 @@ class Oracle(nn.Module):
                 self.watch.update(x.detach(), z.detach(), rows)
             if self.threat.access == "label":
                 return nn.functional.one_hot(z.argmax(dim=1), self.num_classes).to(z.dtype)
-            if wants_gradient and z.requires_grad:
+            if wants_gradient and x.requires_grad:
+                seen.append(rows)
+                # a model that cuts the gradient gives zeros, not an error
+                z = z if z.requires_grad else z + 0 * x.flatten(1).sum(dim=1, keepdim=True)
                 passes = torch.full_like(rows, self.mean_of)
-
-                def count(g: Tensor) -> None:
-                    self.ledger.backwards.index_add_(0, rows, passes)
-                    self.ledger.blind.index_add_(0, rows, passes * (g == 0).all(dim=1))
-
-                z = _CountBackward.apply(z, count)
+                z = _CountBackward.apply(z, lambda _: self.ledger.backwards.index_add_(0, rows, passes))
         return z
 
     # -------------------------------------------------------------------------------------------------------- inner

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from siegebench.classifier import Classifier
+from siegebench.classifier import Classifier, copied
 from siegebench.draws import Draws
 from siegebench.rows import Rows
 
@@ -95,7 +94,10 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 def _frozen(model: Classifier) -> Classifier:
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    own = copied(model).eval()
+    for parameter in own.parameters():
+        parameter.requires_grad_(False)
+    return own
 
 
 def _logits(model: Classifier, sample: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ A card has `name` (= file stem), `kind`, `entry` (`module:Class`), `version`, `s
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import cache, lru_cache
@@ -95,6 +97,17 @@ def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
     )
 
 
+def _in_families(kind: str, name: str) -> str:
+    """For a message: the family that has an unknown name or one like it, such as timm for `resnet18`."""
+    for (other, family), found in cards().items():
+        targets = getattr(entry_class(kind, family), "targets", None) if other == kind and found.card.family else None
+        if targets is not None:
+            near = difflib.get_close_matches(name, [n for n in targets() if n == name] or targets(), n=1, cutoff=0.8)
+            if near:
+                return f" Did you mean {family}/{near[0]}?"
+    return ""
+
+
 def traits(kind: str, name: str) -> frozenset[str]:
     """The traits of an entry; none if it is not registered (rows from other sources may have any name)."""
     try:
@@ -116,13 +129,28 @@ def entry_class(kind: str, name: str) -> type[Entry]:
     module, _, attribute = found.card.entry.partition(":")
     try:
         loaded = getattr(importlib.import_module(f"{found.package}.{module}"), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{found.path}: entry {found.card.entry!r} cannot be imported: {error}") from error
+    except Exception as error:  # the file of an entry may raise anything
+        where = _line_of(error, found.path.with_name(f"{module}.py"))
+        raise ConfigError(f"{where}: entry {found.card.entry!r} cannot be imported: {_in_words(error)}") from error
     from siegebench.types import Entry
 
     if not (isinstance(loaded, type) and issubclass(loaded, Entry)):
         raise ConfigError(f"{found.path}: entry {found.card.entry!r} is not an Entry")
     return loaded
+
+
+def _line_of(error: Exception, code: Path) -> str:
+    """`file:line` of the last line of an entry's file that an error went through; the file if there is none."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == code]
+    return f"{code}:{frames[-1].lineno}" if frames else str(code)
+
+
+def _in_words(error: Exception) -> str:
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = " ".join(message.split())
+    return text if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {text}"
 
 
 def normal(spec: Any) -> dict[str, Any]:
@@ -167,7 +195,10 @@ def build(kind: Any, spec: Any) -> Any:
 
 def _build(kind: str, spec: Any) -> Entry:
     given = normal(spec)
-    found, params = find(kind, given["name"])
+    try:
+        found, params = find(kind, given["name"])
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_in_families(kind, given['name'])}") from None
     cls = entry_class(kind, given["name"])
     values = {**params, **{k: v for k, v in given.items() if k != "name"}}
     known = {f.name for f in fields(cls)}
@@ -289,32 +320,40 @@ def rebuild(kind: Any, description: Mapping[str, Any]) -> Any:
 
 
 @cache
-def _source(kind: str, name: str) -> list[ast.AnnAssign | ast.Assign]:
-    """The assignments in the body of an entry's class, after those of bases in the same file; imports nothing."""
+def _source(kind: str, name: str) -> list[ast.ClassDef]:
+    """The source of an entry's class, after its bases in the same file; imports nothing."""
     found, _ = find(kind, name)
     module, _, attribute = found.card.entry.partition(":")
     try:
         tree = ast.parse((found.path.parent / f"{module}.py").read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except SyntaxError as error:
+        where = f"{found.path.parent / module}.py:{error.lineno}"
+        raise ConfigError(f"{where}: entry {found.card.entry!r} cannot be read: SyntaxError: {error.msg}") from None
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{found.path}: entry: {module}.py cannot be read: {error}") from None
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    out: list[ast.AnnAssign | ast.Assign] = []
 
-    def collect(cls: ast.ClassDef) -> None:
-        for base in cls.bases:
-            if isinstance(base, ast.Name) and base.id in classes:
-                collect(classes[base.id])
-        out.extend(node for node in cls.body if isinstance(node, (ast.AnnAssign, ast.Assign)))
+    def collect(cls: ast.ClassDef) -> list[ast.ClassDef]:
+        bases = [classes[base.id] for base in cls.bases if isinstance(base, ast.Name) and base.id in classes]
+        return [*(c for base in bases for c in collect(base)), cls]
 
-    if attribute in classes:
-        collect(classes[attribute])
-    return out
+    return collect(classes[attribute]) if attribute in classes else []
+
+
+def _assignments(kind: str, name: str) -> list[ast.AnnAssign | ast.Assign]:
+    """The assignments in the body of an entry's class, after those of bases in the same file."""
+    return [node for cls in _source(kind, name) for node in cls.body if isinstance(node, (ast.AnnAssign, ast.Assign))]
+
+
+def docstring(kind: str, name: str) -> str:
+    """The docstring of an entry's class, or of a base in the same file, read from the source."""
+    return next((said for cls in reversed(_source(kind, name)) if (said := ast.get_docstring(cls))), "")
 
 
 def parameters(kind: str, name: str) -> dict[str, dict[str, Any]]:
     """Fields of an entry with their types and defaults, read from the source."""
     out: dict[str, dict[str, Any]] = {}
-    for node in _source(kind, name):
+    for node in _assignments(kind, name):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             annotation = ast.unparse(node.annotation)
             if "ClassVar" not in annotation:
@@ -328,7 +367,7 @@ def parameters(kind: str, name: str) -> dict[str, dict[str, Any]]:
 def declared(kind: str, name: str) -> dict[str, Any]:
     """Class attributes of an entry (`needs`, `norms`, `randomized`, ...), read from the source."""
     out: dict[str, Any] = {}
-    for node in _source(kind, name):
+    for node in _assignments(kind, name):
         targets: list[ast.expr]
         if isinstance(node, ast.AnnAssign):
             targets = [node.target] if "ClassVar" in ast.unparse(node.annotation) else []

@@ -8,6 +8,7 @@ from pathlib import Path
 from siegebench.cells import Result
 from siegebench.errors import ConfigError, did_you_mean
 from siegebench.leaderboard import export, page, rank
+from siegebench.reuse import marked
 from siegebench.store import Store
 
 FORMATS = ("html", "md", "csv", "json")
@@ -26,7 +27,7 @@ def report(rows: Iterable[Result] | str | Path, format: str = "md") -> str:
         rows = list(Store(folder).rows())
         if not rows:
             raise ConfigError(f"{folder}: no rows here; run a suite first: siegebench run quickstart --store {folder}")
-    rows = list(rows)
+    rows = marked(rows)
     boards = rank.boards(rows)
     if format == "html":
         return page.render(boards, rows)

@@ -228,6 +228,13 @@ class Timing(Part):
         return self
 
 
+class Origin(Part):
+    """The suite of a row: its name or file, and the overrides of the command line."""
+
+    name: Text
+    set: list[Text] = []
+
+
 class Row(Part):
     """A stored row."""
 
@@ -247,6 +254,7 @@ class Row(Part):
     env: dict[Text, Plain]
     timing: Timing
     given: dict[Text, dict[str, Any] | list[dict[str, Any]]] = {}
+    sources: dict[Text, Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]] = {}
     errors: list[ErrorPart] = []
 
     @model_validator(mode="after")
@@ -263,9 +271,16 @@ class Row(Part):
         for name in self.counts:
             if name not in COUNTS:
                 raise Refused("no such count", "counts", name)
-        for name in self.given:
-            if name not in (*SLOTS, "surrogates", "data"):
-                raise Refused("no such part of a cell", "given", name)
+        for part, more in (("given", ("suite",)), ("sources", ())):
+            for name in getattr(self, part):
+                if name not in (*SLOTS, "surrogates", "data", *more):
+                    raise Refused("no such part of a cell", part, name)
+        if "suite" in self.given:
+            try:
+                Origin.model_validate(self.given["suite"])
+            except ValidationError as error:
+                loc, message = first_fault(error)
+                raise Refused(message, "given", "suite", *loc) from None
         if self.error is not None and self.status == "ok":
             raise Refused("there is one although the status is ok", "error")
         return self

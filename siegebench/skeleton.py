@@ -14,16 +14,18 @@ from siegebench.kinds import KINDS
 
 CHECKLIST = """
 # Before the pull request, then delete these lines:
-# - The docstring says what it does, names the paper, says what is random, lists every parameter under Attributes, and
-#   lists all differences under "Differs from the paper".
+# - The docstring of the class says what it does, names the paper, says what is random, explains every parameter under
+#   Attributes, and lists all differences from the paper under "Differs from the paper:".
 # - Every random number comes from `draws`, keyed by step and purpose; no sample depends on the others in the batch.
 # - The card: summary in terms a user knows, paper with venue and year${card_hint}.
+# - `siegebench check ${name}` passes.
+# - `siegebench run try --set ${kind}=${name}` evaluates it.
 # - A test that would fail if the method were wrong: a closed form, a planted optimum, a property.
-# - `siegebench check ${name}` passes; ruff and mypy are clean.
-# - `python -m siegebench.catalogue` is run, and CHANGELOG.md has a line.
+# - If the method has a paper: a page in docs/replications, named like this file, and its line in the README there.
+# - `make check` is clean, `make docs` is run, and CHANGELOG.md has a line.
 """
 
-ATTACK = '''"""${title}: say in one line what it is."""
+ATTACK = '''"""${title}: TODO say in one line what it is."""
 
 from __future__ import annotations
 
@@ -45,6 +47,8 @@ class ${cls}(Attack):
 
     Nothing is random. Cost: one forward and one backward pass per sample.
 
+    Differs from the paper: TODO say in what, or delete this line if there is no paper.
+
     Attributes:
         step: length of the step, as a multiple of eps.
     """
@@ -58,7 +62,7 @@ class ${cls}(Attack):
         return threat.project(x + self.step * threat.eps * ops.normalise(gradient, threat.norm), x)
 '''
 
-DEFENSE = '''"""${title}: say in one line what it is."""
+DEFENSE = '''"""${title}: TODO say in one line what it is."""
 
 from __future__ import annotations
 
@@ -99,6 +103,8 @@ class ${cls}(Defense):
 
     Nothing is random.
 
+    Differs from the paper: TODO say in what, or delete this line if there is no paper.
+
     Attributes:
         contrast: c.
     """
@@ -114,7 +120,7 @@ class ${cls}(Defense):
         return ${cls}Model(model, self.contrast)
 '''
 
-BACKDOOR = '''"""${title}: say in one line what it is."""
+BACKDOOR = '''"""${title}: TODO say in one line what it is."""
 
 from __future__ import annotations
 
@@ -132,6 +138,8 @@ class ${cls}(BackdoorAttack):
 
     Nothing is random besides the choice of the poisoned images.
 
+    Differs from the paper: TODO say in what, or delete this line if there is no paper.
+
     Attributes:
         strength: a.
     """
@@ -143,7 +151,7 @@ class ${cls}(BackdoorAttack):
         return (1 - self.strength) * x + self.strength * colour
 '''
 
-DETECTOR = '''"""${title}: say in one line what it is."""
+DETECTOR = '''"""${title}: TODO say in one line what it is."""
 
 from __future__ import annotations
 
@@ -165,6 +173,8 @@ class ${cls}(InputDetector):
 
     Nothing is random. A detector of training images derives from DatasetDetector, one of models from ModelDetector.
 
+    Differs from the paper: TODO say in what, or delete this line if there is no paper.
+
     Attributes:
         temperature: T.
     """
@@ -184,10 +194,12 @@ CARD = """name: ${name}
 kind: ${kind}
 entry: ${name}:${cls}
 version: 1
-summary: Say in one sentence what a user gets from it.
-paper: "Authors. Title. Venue year, arXiv id."
+summary: TODO say in one sentence what a user gets from it.
+paper: "TODO Authors, Title, Venue year (arXiv id); delete this line if there is no paper."
 """
 SEES = "sees: []  # the splits it uses: train, clean, val\n"
+
+LEFT = ("TODO ", "Before the pull request, then delete these lines")  # texts of a skeleton that its author replaces
 
 LONGEST = 40  # letters of a name: it is used in file names, table cells and lines of code
 CODE = {"attack": ATTACK, "defense": DEFENSE, "backdoor": BACKDOOR, "detector": DETECTOR}

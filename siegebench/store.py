@@ -1,6 +1,8 @@
 """Store: one JSON file per cell, written atomically, and trained weights as artifacts.
 
-    ROOT/rows/DATA/TRACK/.../ATTACK-KEY16.json      the rows (and .npz files with per-sample numbers)
+    ROOT/rows/DATA/TRACK/.../ATTACK-KEY16.json      the rows (and .npz files with per-sample numbers; if asked for,
+                                                    .images.safetensors and a folder .images of PNG files)
+    ROOT/history/...                                rows that a newer row of the same cell has replaced
     ROOT/artifacts/KEY.safetensors, KEY.json        weights under the hash of their description, and the description
     ROOT/.locks/                                    held while a cell or an artifact is computed
 
@@ -13,6 +15,7 @@ import glob
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +24,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from siegebench import schema
+from siegebench import pictures, schema
 from siegebench.cells import Cell, Result
 from siegebench.errors import ConfigError
 from siegebench.files import write_atomic
+
+IMAGES, PICTURES = ".images.safetensors", ".images"  # endings of what lies beside a row
 
 
 def _tidy(value: Any) -> Any:
@@ -83,6 +88,8 @@ class Store:
     def put(self, result: Result) -> Path:
         """Write a row, its per-sample numbers first. The caller must hold the cell's lock.
 
+        A row that it replaces moves to the history, unless that is an error.
+
         Raises:
             TypeError, ValueError: when it cannot be written as JSON.
             ConfigError: with the field, when it does not conform to the schema.
@@ -91,20 +98,58 @@ class Store:
         self.sweep(path)
         row = result.as_dict()
         cell = row.pop("cell")
-        tail = {k: row.pop(k) for k in ("attempts", "env", "timing", "given", "errors") if k in row}
+        tail = {k: row.pop(k) for k in ("attempts", "env", "timing", "given", "sources", "errors") if k in row}
         # settings are stored exactly; measured numbers are rounded
         exact = {"cell": cell, **({"given": tail["given"]} if "given" in tail else {})}
         whole = {**_tidy(row), "cell": cell, **_tidy(tail), **exact}
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False)
         content = (text + "\n").encode()
         schema.parse(content)
+        if self.finished(result.cell) and path.read_bytes() != content:
+            self._retire(path)
         if result.arrays:
             buffer = io.BytesIO()
             arrays: dict[str, Any] = {k: np.asarray(v) for k, v in result.arrays.items()}
             np.savez_compressed(buffer, **arrays)
             write_atomic(path.with_suffix(".npz"), buffer.getvalue())
+        if result.images:
+            self._put_images(path, result)
         write_atomic(path, content)
         return path
+
+    def _put_images(self, path: Path, result: Result) -> None:
+        """Write adversarial images as float32 with their ids and labels, and as 8-bit PNG files named by id."""
+        from safetensors.numpy import save
+
+        tensors = {name: np.ascontiguousarray(value) for name, value in result.images.items()}
+        about = {"original_digest": str(result.cell.data["digest"]), "cell": result.cell.key}
+        write_atomic(path.with_suffix(IMAGES), save(tensors, about))
+        folder = path.with_suffix(PICTURES)
+        shutil.rmtree(folder, ignore_errors=True)
+        # other kinds of data have no colours
+        if tensors["images"].shape[1] in (1, 3) and result.cell.data.get("kind", "image") == "image":
+            pictures.write(folder, tensors["images"], tensors["ids"])
+
+    def images(self, cell: Cell) -> int | None:
+        """The number of adversarial images that are stored beside a row; None without their file."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path(cell).with_suffix(IMAGES), framework="numpy") as file:
+                return int(file.get_slice("ids").get_shape()[0])
+        except (OSError, SafetensorError):
+            return None
+
+    def _retire(self, path: Path) -> None:
+        """Move a row and the files beside it to the history, under the time when it was made."""
+        when = "".join(c for c in str(_read(path).timing.get("ended", "")) if c.isdigit())[:14] or "undated"
+        folder = self.root / "history" / path.parent.relative_to(self.root / "rows")
+        folder.mkdir(parents=True, exist_ok=True)
+        same = len(list(folder.glob(f"{glob.escape(path.stem)}.{when}*.json")))
+        name = f"{path.stem}.{when}" + (f"-{same}" if same else "")
+        for suffix in (".npz", IMAGES, PICTURES, ".json"):
+            if path.with_suffix(suffix).exists():
+                os.replace(path.with_suffix(suffix), folder / f"{name}{suffix}")
 
     def rows(self) -> Iterator[Result]:
         """All rows, sorted by path.
@@ -150,7 +195,7 @@ class Store:
     def sweep(path: Path) -> None:
         """Remove temporary files of killed processes that tried to write this file. The caller must hold its lock."""
         for torn in path.parent.glob(f".{glob.escape(path.stem)}.*.tmp"):
-            torn.unlink(missing_ok=True)
+            shutil.rmtree(torn) if torn.is_dir() else torn.unlink(missing_ok=True)
 
     def artifact(self, key: str) -> Path:
         return self.root / "artifacts" / f"{key}.safetensors"

@@ -14,7 +14,8 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.data import IMAGE, ImageSet, Kind
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ModelError
+from siegebench.errors import ModelError, NotApplicable
+from siegebench.progress import Training
 from siegebench.types import Count, Positive, Share
 
 Augment = Literal["none", "crop", "crop_flip"]
@@ -60,7 +61,7 @@ def augmented(x: Tensor, how: Augment, draws: Draws, epoch: int, kind: Kind = IM
     """
     if how == "none":
         return x
-    if kind != IMAGE:
+    if kind.name != IMAGE.name:
         raise ModelError(f"augment: {how} is for images, the data is {kind.name}; set `augment: none` in the recipe")
     n, _, height, width = x.shape
     pad = max(1, height // 8)
@@ -99,7 +100,28 @@ def train(
 
     Raises:
         ModelError: when the loss is no longer finite.
+        NotApplicable: when the network has batch norms and a batch is a single image.
     """
+    try:
+        _train(model, data, recipe, seed, loss, images, after)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise NotApplicable(
+            f"training {model.card.name} on {len(data)} images of {data.name} in batches of {recipe.batch}: batch "
+            "normalisation needs at least 2 images per batch; give more images"
+        ) from None
+
+
+def _train(
+    model: Classifier,
+    data: ImageSet,
+    recipe: Recipe,
+    seed: int,
+    loss: BatchLoss | None,
+    images: BatchImages | None,
+    after: Callable[[int], None] | None,
+) -> None:
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -120,7 +142,7 @@ def train(
         return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, total - warm)))))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-    draws = Draws(seed, data.ids)
+    draws, told = Draws(seed, data.ids), Training(model.card.name, len(data), recipe.epochs)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "network noise"))
         for epoch in range(recipe.epochs):
@@ -145,6 +167,7 @@ def train(
                 )
             if after is not None:
                 after(epoch)
+            told.epoch(epoch + 1)
     model.eval()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -12,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from siegebench import artifacts, registry
+from siegebench import artifacts, registry, sources
 from siegebench.artifacts import fingerprint
-from siegebench.cells import Cell, digest
-from siegebench.classifier import Classifier, Ensemble
+from siegebench.cells import Cell, digest, images_key
+from siegebench.classifier import Classifier, Ensemble, copied
 from siegebench.data import Granted, ImageSet, split_clean, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.environment import device
@@ -42,7 +41,11 @@ class Settings:
         batch: largest number of images per step; halved when memory runs out.
         dtype: `float32`, or `float64` for checks of exactness.
         threads: threads of torch per worker; None is torch's default.
+        again: compute rows again that were started at this time (UTC) or before; empty: use them.
+        save_images: how many adversarial images of each attack to keep beside its row; 0 keeps all, None none.
+        keep_stale: use rows that were made by other source of their entries.
         specs: specs of entries with a folder or file on this machine, by the digest of their description.
+        suite: where the cells come from, `{name, set}`; rows repeat it.
     """
 
     root: str = "results"
@@ -50,7 +53,11 @@ class Settings:
     batch: int = 256
     dtype: str = "float32"
     threads: int | None = None
+    again: str = ""
+    save_images: int | None = None
+    keep_stale: bool = False
     specs: dict[str, Any] = field(default_factory=dict, hash=False)
+    suite: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> str:
@@ -64,6 +71,7 @@ class Workspace:
     def __init__(self, settings: Settings, given: dict[str, Classifier] | None = None) -> None:
         """`given` has classifiers passed from Python, by the digest of their description."""
         self.settings, self.given = settings, given or {}
+        self.held: dict[str, ImageSet] = {}  # images passed from Python, by their digest
         self.store = Store(settings.root)
         self.device = device(settings.device)
         if settings.dtype not in ("float32", "float64"):
@@ -93,15 +101,32 @@ class Workspace:
 
     # ------------------------------------------------------------------------------------------------------------ data
 
+    def _images(self, data: dict[str, Any]) -> DataSource:
+        spec = self.settings.specs.get(images_key(data))
+        if spec is None:
+            return self.entry(DataSource, data["source"])
+        key = (DataSource, images_key(data))
+        if key not in self._entries:
+            self._entries[key] = registry.build(DataSource, spec)
+        found: DataSource = self._entries[key]
+        return found
+
+    def classes(self, data: dict[str, Any]) -> tuple[str, ...] | None:
+        """The names of the classes in the order of their labels; None if they are not known or nothing was loaded."""
+        found = self._sets.get(_slice(data))
+        return None if found is None else found.classes
+
     def evaluated(self, data: dict[str, Any]) -> ImageSet:
         """The evaluated images of a cell.
 
         Raises:
             DataError: when they differ from those the cell was planned with.
         """
-        key = digest([data["source"], data["split"], data["count"], data["digest"]])
+        if data["digest"] in self.held:
+            return self.held[data["digest"]]
+        key = _slice(data)
         if key not in self._sets:
-            part = subset(self.entry(DataSource, data["source"]).scan(data["split"]), data["count"])
+            part = subset(self._images(data).scan(data["split"]), data["count"])
             if part.digest != data["digest"]:
                 raise DataError(f"{data['name']}: the images differ from those the cell was planned with")
             self._sets[key] = part
@@ -113,9 +138,9 @@ class Workspace:
         Raises:
             DataError: when it differs from the one the cell was planned with.
         """
-        key = digest(data["source"])
+        key = digest([data["source"], data.get("train_digest")])
         if key not in self._splits:
-            whole = self.entry(DataSource, data["source"]).scan("train").in_memory()
+            whole = self._images(data).scan("train").in_memory()
             if "train_digest" in data and whole.digest != data["train_digest"]:
                 raise DataError(f"{data['name']}: the training images differ from those the cell was planned with")
             self._splits[key] = split_clean(whole)
@@ -144,7 +169,8 @@ class Workspace:
             finally:
                 self.training += time.perf_counter() - start
 
-        return self._ready(artifacts.trained(self.store, description, model, timed))
+        made_by = sources.of_slots({slot: description.get(slot) for slot in ("model", "backdoor", "defense")})
+        return self._ready(artifacts.trained(self.store, description, model, timed, made_by))
 
     def _source(self, described: dict[str, Any]) -> ModelSource:
         """The source of a network; networks that differ only in the training seed share it."""
@@ -155,9 +181,7 @@ class Workspace:
     def _network(self, cell: Cell, what: dict[str, Any], images: Callable[[], ImageSet], seed: int) -> Classifier:
         """The network of a cell: with its published weights, or trained on `images` with its recipe."""
         source = self._source(cell.model)
-        data = self.evaluated(cell.data)
-        built = source.build(num_classes=data.num_classes, size=data.size)
-        built.kind = data.kind
+        built = source.build_for(self.evaluated(cell.data))
         if source.pretrained() and what["kind"] == "clean":
             return self._ready(built)
         recipe: Recipe = getattr(source, "recipe", None) or Recipe()
@@ -234,7 +258,7 @@ class Workspace:
         }
 
         def fit() -> Classifier:
-            return defense.apply(copy.deepcopy(base).float(), granted, draws)
+            return defense.apply(copied(base).float(), granted, draws)
 
         return self._fitted(what, defense.structure(base), fit)
 
@@ -277,6 +301,10 @@ def _kept(cache: OrderedDict[Hashable, Any], most: int, key: Hashable, make: Cal
             cache.popitem(last=False)
     cache.move_to_end(key)
     return cache[key]
+
+
+def _slice(data: dict[str, Any]) -> str:
+    return digest([data["source"], data["split"], data["count"], data["digest"]])
 
 
 def data_key(data: dict[str, Any]) -> str:

@@ -133,6 +133,34 @@ class Document:
             for place, text in self._overrides
         ]
 
+    def put(self, loc: Sequence[Any], value: Any, origin: Loc) -> None:
+        """Set the value at `loc` of a value that stands at `origin`, which errors then name."""
+        here = self.data
+        for step in loc[:-1]:
+            here = here[step]
+        here[loc[-1]] = value
+        for place, mark in list(self._marks.items()):
+            if place[: len(origin)] == origin:
+                self._marks[*loc, *place[len(origin) :]] = mark
+        told = [(place, text) for place, text in self._overrides if place[: len(origin)] == origin]
+        self._overrides += [((*loc, *place[len(origin) :]), text) for place, text in told]
+
+    def keep(self, loc: Loc, indices: Sequence[int]) -> None:
+        """Keep only these items of the list at `loc`; the positions of the others stay known."""
+        here = self.data
+        for step in loc:
+            here = here[step]
+        here[:] = [here[i] for i in indices]
+        new, depth = {old: i for i, old in enumerate(indices)}, len(loc)
+
+        def moved(place: Loc) -> Loc | None:
+            if place[:depth] != loc or len(place) == depth:
+                return place
+            return (*loc, new[place[depth]], *place[depth + 1 :]) if place[depth] in new else None
+
+        self._marks = {m: mark for place, mark in self._marks.items() if (m := moved(place)) is not None}
+        self._overrides = [(m, text) for place, text in self._overrides if (m := moved(place)) is not None]
+
     def override(self, assignment: str) -> None:
         """Apply `a.b.0=value` (value read as YAML) before validation.
 

@@ -101,7 +101,7 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     ),
     "more images than there are": ("count: 40", "count: 4000", "4000 images requested, it has 500"),
     "no images": ("count: 40", "count: 0", "greater than or equal to 1, found 0"),
-    "unknown split": ("count: 40", "split: val", "'test' or 'train'"),
+    "unknown split": ("count: 40", "split: val", "digits has the splits train and test, not 'val'"),
     "unknown model": (
         "[outsider/tiny]",
         "[outsider/tinny]",

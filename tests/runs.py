@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from siegebench import registry
+from siegebench import registry, sources
 from siegebench.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +38,7 @@ def forget() -> None:
     registry.cards.cache_clear()
     registry.entry_class.cache_clear()
     registry._source.cache_clear()
+    sources.forget()
 
 
 @contextmanager

@@ -201,6 +201,23 @@ def test_any_module_can_be_evaluated_and_is_left_alone(tmp_path: Path) -> None:
     assert len(runs.numbers(tmp_path / "store")) == 24
 
 
+class Rounds(Net):
+    """Equal weights, and equal answers on 8-bit images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x * 255).round() / 255)
+
+
+def test_equal_weights_under_other_code_get_no_stored_number(tmp_path: Path) -> None:
+    with torch.inference_mode():  # as in a test loop: there is no gradient outside of the call
+        inside = evaluate(Net(), tmp_path)
+    assert inside.ended == {"ok": 6}
+    assert evaluate(Net(), tmp_path).ended == {"cached": 6}
+    assert [r for r in inside.results if r.cell.attack and r.counts["backwards"] > 0], "the attack had no gradient"
+    assert "blind_attack" not in {f["id"] for r in inside.results for f in r.flags}
+    assert evaluate(Rounds(), tmp_path).ended == {"ok": 6}
+
+
 def test_what_is_evaluated_is_what_the_model_does(tmp_path: Path) -> None:
     """The row of the undefended model says what plain code finds."""
     model = Net().eval()
@@ -223,8 +240,8 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_computed(tmp_path
     with torch.no_grad():
         broken.head.weight[0, 0] = torch.nan
     for model, words in (
-        (Net(classes=7), "returns (16, 7) for 16 images of digits"),
-        (nn.Linear(10, 10), "the model fails on images (16, 3, 32, 32) of digits"),
+        (Net(classes=7), "the model has 7 classes, digits test has 10"),
+        (nn.Linear(10, 10), "digits test: the model fails on images (16, 3, 32, 32)"),
         (broken, "NaN or infinite logits"),
     ):
         with pytest.raises(ModelError) as error:

@@ -190,7 +190,7 @@ def _checkpoint(kind: str, folder: Path) -> Path:
     if kind == "nan":
         state["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
     if kind == "other":
-        state = {f"backbone.{k}": v for k, v in state.items()}
+        state = {f"{k}_other": v for k, v in state.items()}
     if kind == "evil":
         state["linear.bias"] = _Evil(folder / "ran")  # type: ignore[assignment]
     torch.save([1, 2] if kind == "list" else state, path)
@@ -209,10 +209,10 @@ def _checkpoint(kind: str, folder: Path) -> Path:
     [
         ("classes", "weights for 100 classes, the data has 10"),
         ("nan", "layer1.0.conv1.weight contains NaN or infinite values"),
-        ("truncated", "refused. It is damaged"),
-        ("empty", "refused. It is damaged"),
-        ("evil", "would run code when read"),
-        ("list", "expected names and tensors, found list"),
+        ("truncated", "damaged, or not written by torch.save"),
+        ("empty", "an empty file"),
+        ("evil", "somebody put code into this file. Nothing was run"),
+        ("list", "contains no tensors"),
         ("other", "weights of another architecture"),
         ("safe", "not a readable safetensors file"),
     ],

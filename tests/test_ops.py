@@ -58,6 +58,56 @@ def test_l1_projection_against_hand_computed_points() -> None:
     torch.testing.assert_close(ops.project_ball(delta, "l1", 1.0), expected)
 
 
+def by_bisection(point: Tensor, x: Tensor, eps: float) -> Tensor:
+    """The nearest point of the L1 ball around x and the box: its threshold by bisection."""
+    delta = (point - x).flatten(1)
+    room = torch.where(point > x, 1 - x, x).flatten(1)
+
+    def shrunk(t: Tensor) -> Tensor:
+        return torch.minimum((delta.abs() - t[:, None]).clamp(min=0), room)
+
+    low, high = torch.zeros(len(x), dtype=x.dtype), delta.abs().amax(dim=1)
+    for _ in range(200):
+        middle = (low + high) / 2
+        far = shrunk(middle).sum(dim=1) > eps
+        low, high = torch.where(far, middle, low), torch.where(far, high, middle)
+    short = shrunk(torch.zeros_like(low)).sum(dim=1) <= eps
+    return x + (delta.sign() * shrunk(torch.where(short, 0.0, high))).view_as(x)
+
+
+@quick
+@given(seed=seeds, eps=st.floats(0, 60), stretch=st.floats(0.01, 10))
+def test_l1_projection_in_the_box_is_the_nearest_point_of_both(seed: int, eps: float, stretch: float) -> None:
+    x = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x[:2] = x[:2].round()  # at the border of the box
+    point = x + normal(seed, 6, *SHAPE) * stretch
+    out = ops.project_l1(point, x, eps)
+    torch.testing.assert_close(out, by_bisection(point, x, eps), rtol=0, atol=1e-9)
+    assert bool(((out >= 0) & (out <= 1)).all())
+    assert bool((ops.size(out - x, "l1") <= eps * (1 + 1e-12)).all())
+    torch.testing.assert_close(ops.project_l1(out, x, eps), out)  # idempotent
+    # both sets are convex: out is the nearest point if and only if no feasible point makes an acute angle
+    for k in range(4):
+        other = (x + in_ball(seed + k, 6, "l1", eps)).clamp(0, 1)
+        assert bool((ops.flat((point - out) * (other - out)).sum(dim=1) <= 1e-9 * (1 + stretch * eps)).all())
+    some = torch.tensor([0.0, 0.5, 2.0, 8.0, 30.0, 1e6], dtype=torch.float64)
+    each = torch.cat([ops.project_l1(point[i : i + 1], x[i : i + 1], float(some[i])) for i in range(6)])
+    torch.testing.assert_close(ops.project_l1(point, x, some), each)
+
+
+@pytest.mark.parametrize("eps", [0.5, 1.0, 12.0, 255.0])
+def test_l1_projection_of_large_float32_images_keeps_the_budget(eps: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(3, 3, 96, 96, generator=g)
+    x[:1] = x[:1].round()
+    for stretch in (0.01, 1.0):
+        point = x + stretch * torch.randn(x.shape, generator=g)
+        for out in (ops.project_l1(point, x, eps), ops.project(point, x, "l1", eps)):
+            assert float((out - x).double().abs().flatten(1).sum(dim=1).max()) <= eps * (1 + 2e-7)
+        used, most = ops.size(ops.project_l1(point, x, eps) - x, "l1"), ops.size(point.clamp(0, 1) - x, "l1")
+        assert bool((used >= most.clamp(max=eps) - 1e-3 * min(eps, 1.0)).all())  # rounding towards x wastes little
+
+
 @quick
 @given(seed=seeds, count=st.integers(0, 16))
 def test_l0_keeps_the_pixels_that_change_most(seed: int, count: int) -> None:
@@ -156,3 +206,39 @@ def test_losses_keep_samples_apart(seed: int, name: str) -> None:
     whole = ops.LOSSES[name](z, y)
     for i in range(len(z)):
         torch.testing.assert_close(ops.LOSSES[name](z[i : i + 1], y[i : i + 1]), whole[i : i + 1])
+
+
+def ssim_by_hand(x: Tensor, z: Tensor, side: int) -> float:
+    """The definition, one window after the other, in float64."""
+    at = torch.arange(side, dtype=torch.float64) - side // 2
+    w = torch.exp(-(at[:, None] ** 2 + at**2) / (2 * 1.5**2))
+    w = w / w.sum()
+    found = []
+    for channel in range(x.shape[0]):
+        for i in range(x.shape[1] - side + 1):
+            for j in range(x.shape[2] - side + 1):
+                a, b = (v[channel, i : i + side, j : j + side].double() for v in (x, z))
+                ma, mb = (w * a).sum(), (w * b).sum()
+                va, vb, cov = (w * (a - ma) ** 2).sum(), (w * (b - mb) ** 2).sum(), (w * (a - ma) * (b - mb)).sum()
+                top = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4)
+                found.append(top / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4)))
+    return float(torch.stack(found).mean())
+
+
+@pytest.mark.parametrize(("shape", "side"), [((3, 14, 12), 11), ((1, 13, 13), 11), ((3, 8, 9), 7), ((3, 1, 5), 1)])
+def test_ssim_is_its_definition(shape: tuple[int, ...], side: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(3, *shape, generator=g)
+    z = (x + 0.2 * torch.randn(x.shape, generator=g)).clamp(0, 1)
+    z[2] = 1 - x[2]
+    expected = [ssim_by_hand(*pair, side) for pair in zip(x, z, strict=True)]
+    assert ops.ssim(x, z).tolist() == pytest.approx(expected, abs=1e-4)
+    assert ops.ssim(x, x).tolist() == [1.0] * 3
+    torch.testing.assert_close(ops.ssim(x, z), ops.ssim(z, x))
+    assert float(ops.ssim(x[:0], z[:0]).numel()) == 0
+
+
+def test_ssim_of_constant_images_is_their_luminance() -> None:
+    x, z = torch.full((1, 3, 16, 16), 0.2), torch.full((1, 3, 16, 16), 0.6)
+    expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
+    assert float(ops.ssim(x, z)) == pytest.approx(expected, abs=1e-5)

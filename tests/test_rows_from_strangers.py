@@ -178,7 +178,10 @@ def test_the_command_says_one_line(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     out, err = capsys.readouterr()
-    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert (ended.value.code, err.count("\n")) == (2, 1)
+    assert (json.loads(out)["error"]["message"] if "--json" in words else out) == (
+        err[:-1] if "--json" in words else ""
+    )
     assert err.startswith(f"{path}: {field}: ")
     assert "<img" not in err or "'<img" in err
 
@@ -191,13 +194,30 @@ def test_show_prints_no_control_characters(
     path = tmp_path / "rows" / "row.json"
     path.parent.mkdir()
     path.write_bytes(strangers.written(row))
-    monkeypatch.setattr("sys.argv", ["siegebench", "show", row["key"][:16], "--store", str(tmp_path)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    out = capsys.readouterr().out
-    assert ended.value.code == 0
-    assert out.replace("\n", "").isprintable()
-    assert json.loads(out)["env"]["device"] == row["env"]["device"]
+    for extra in ([], ["--json"]):
+        monkeypatch.setattr("sys.argv", ["siegebench", "show", row["key"][:16], "--store", str(tmp_path), *extra])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out = capsys.readouterr().out
+        assert ended.value.code == 0
+        assert out.replace("\n", "").isprintable()
+    assert json.loads(out)[0]["env"]["device"] == row["env"]["device"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "told"),
+    [
+        ({"name": ""}, "given.suite.name: "),
+        ({"set": []}, "given.suite.name: missing"),
+        ({"name": "mine.yaml", "set": "x=1"}, "given.suite.set: "),
+        ({"name": "mine.yaml", "more": 1}, "given.suite.more: unknown key"),
+    ],
+)
+def test_where_a_row_comes_from_is_checked(suite: Any, told: str, real: list[Result]) -> None:
+    row = json.loads(json.dumps(real[0].as_dict(), default=float))
+    schema.check({**row, "given": {"suite": {"name": "mine.yaml", "set": ["data.count=20"]}}})
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        schema.check({**row, "given": {"suite": suite}})
 
 
 # ------------------------------------------------------------------------------------------------------ cards, settings

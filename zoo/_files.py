@@ -13,6 +13,8 @@ from pathlib import Path
 from siegebench.errors import ModelError
 
 DATA_VARIABLE = "SIEGEBENCH_DATA"
+# how the message about a checkpoint for another number of classes ends
+CLASSES = "the data has {}; give another checkpoint, or `checkpoint: null` to train on this data"
 
 
 def data_folder() -> Path | None:
@@ -62,10 +64,31 @@ def find_weights(checkpoint: str) -> Path:
         if path.is_file():
             check_name(path)
             return path
+        if path.is_dir() and checkpoint:
+            raise ModelError(f"{path}: a folder; give the file in it that contains the weights")
+    searched = ", ".join(dict.fromkeys(map(str, candidates)))
     raise ModelError(
-        f"weights {checkpoint} not found; looked for {', '.join(map(str, candidates))}. Set {DATA_VARIABLE}=FOLDER "
+        f"weights {checkpoint} not found; looked for {searched}. Set {DATA_VARIABLE}=FOLDER "
         "with the file in FOLDER/weights, or give `checkpoint: PATH`, or `checkpoint: null` to train"
     )
+
+
+def check_part(checkpoint: str | None, ema: bool, part: str | None) -> None:
+    """Refuse a choice of weights without a checkpoint to choose from.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    if checkpoint is None and (ema or part is not None):
+        raise ValueError(
+            f"{'ema' if ema else 'part'} chooses among the weights of a checkpoint; give `checkpoint: FILE`"
+        )
+
+
+def checkpoint_identity(checkpoint: str, ema: bool, part: str | None) -> dict[str, object]:
+    """What a checkpoint adds to a key: the sha256 of the file, and the choice of weights if there is one."""
+    chosen = {"ema": True} if ema else {}
+    return {"sha256": sha256(find_weights(checkpoint)), **chosen, **({"part": part} if part is not None else {})}
 
 
 def check_name(path: Path) -> None:

@@ -18,18 +18,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from siegebench.data import GREY, IMAGE, Kind
 from siegebench.errors import DataError
 
+from ._pictures import eight_bit
+
 Fit = Literal["crop", "stretch"]
+Channels = Literal[1, 3]
+KINDS: dict[int, Kind] = {1: GREY, 3: IMAGE}  # by channels
 Blobs = Iterable[tuple[str, bytes]]  # (name for messages, encoded bytes)
 
 
-def decode(blobs: Blobs, size: int | None = None, fit: Fit = "crop") -> Iterator[Tensor]:
-    """Decode to RGB images, each uint8 [3, H, W], one at a time.
+def decode(blobs: Blobs, size: int | None = None, fit: Fit = "crop", channels: Channels = 3) -> Iterator[Tensor]:
+    """Decode to images, each uint8 [channels, H, W], one at a time.
 
     Args:
         size: side of the square that every image is resized to (bilinear); None keeps the size of the images.
         fit: `crop` scales the shorter side and takes the centre, `stretch` scales both sides.
+        channels: 3 for RGB, 1 for grey; see `eight_bit` for 16-bit, float and transparent images.
 
     Raises:
         DataError: naming the image that cannot be read.
@@ -37,12 +43,13 @@ def decode(blobs: Blobs, size: int | None = None, fit: Fit = "crop") -> Iterator
     for name, blob in blobs:
         try:
             with Image.open(io.BytesIO(blob)) as opened:
-                image = opened.convert("RGB")
+                image = eight_bit(opened, name, channels)
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
             raise DataError(f"{name}: not a readable image ({str(error)[:120]})") from None
         if size is not None:
             image = resized(image, size, fit)
-        yield torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        height, width = image.size[::-1]
+        yield torch.from_numpy(np.array(image).reshape(height, width, channels)).permute(2, 0, 1)
 
 
 def resized(image: Image.Image, size: int, fit: Fit) -> Image.Image:
@@ -77,8 +84,21 @@ def alike(images: Iterable[Tensor], where: str) -> Iterator[Tensor]:
         raise DataError(f"{where}: contains no images")
 
 
+def with_channels(images: Tensor, channels: Channels) -> Tensor:
+    """Images uint8 [n, 1 or 3, H, W] with another number of channels: copies of the grey one, or ITU-R 601 luma."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1).contiguous()
+    out = torch.empty(len(images), 1, *images.shape[2:], dtype=torch.uint8)
+    for piece, into in zip(images.split(1024), out.split(1024), strict=True):
+        red, green, blue = piece.int().unbind(1)
+        into[:, 0] = (red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16  # as Pillow computes it
+    return out
+
+
 def stacked(images: Iterable[Tensor], count: int, where: str) -> Tensor:
-    """Images of one size as one tensor, uint8 [count, 3, H, W], which is filled image by image.
+    """Images of one size as one tensor, uint8 [count, C, H, W], which is filled image by image.
 
     Raises:
         DataError: when there are none, or their sizes differ.
@@ -128,7 +148,7 @@ class Encoded:
         count: number of images.
         blobs: function that returns the encoded images of some rows, given in ascending order without repeats.
         where: for error messages.
-        size, fit: see decode.
+        size, fit, channels: see decode.
     """
 
     count: int
@@ -136,6 +156,7 @@ class Encoded:
     where: str
     size: int | None = None
     fit: Fit = "crop"
+    channels: Channels = 3
 
     dtype = torch.uint8
 
@@ -144,15 +165,15 @@ class Encoded:
 
     @cached_property
     def shape(self) -> torch.Size:
-        """(N, 3, H, W); without `size`, H and W are those of the first image."""
+        """(N, C, H, W); without `size`, H and W are those of the first image."""
         if self.size is not None:
-            return torch.Size([self.count, 3, self.size, self.size])
+            return torch.Size([self.count, self.channels, self.size, self.size])
         (first,) = self.decoded([0])
         return torch.Size([self.count, *first.shape])
 
     def decoded(self, rows: Sequence[int]) -> Iterator[Tensor]:
         """The images of some rows, in ascending order."""
-        return decode(self.blobs(rows), self.size, self.fit)
+        return decode(self.blobs(rows), self.size, self.fit, self.channels)
 
     def read(self, rows: Tensor) -> Tensor:
         """The images of some rows, in the given order; rows may repeat."""

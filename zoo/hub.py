@@ -11,7 +11,7 @@ from siegebench.errors import DataError
 from siegebench.types import Count, DataSource
 
 from ._files import online
-from ._images import Fit
+from ._images import Channels, Fit
 from .parquet import Layout, complete, scan
 
 
@@ -25,10 +25,11 @@ class Hub(DataSource):
         config: folder of the configuration, for a data set with several.
         revision: branch, tag or commit; use a commit for reproducible numbers.
         download: fetch the files when they are not in the hub's cache.
-        image, label, size, fit, group_by_path: see Layout.
+        image, label, size, fit, group_by_path, channels: see Layout.
     """
 
     local: ClassVar[tuple[str, ...]] = ("download",)
+    added: ClassVar[tuple[str, ...]] = ("channels",)
 
     dataset: str
     num_classes: Count
@@ -40,6 +41,7 @@ class Hub(DataSource):
     size: Count | None = None
     fit: Fit = "crop"
     group_by_path: bool = False
+    channels: Channels = 3
 
     def load(self, split: str) -> ImageSet:
         return self.scan(split).in_memory()
@@ -48,7 +50,7 @@ class Hub(DataSource):
         name = f"{self.dataset} {split}"
         layout = Layout(
             num_classes=self.num_classes, image=self.image, label=self.label, size=self.size, fit=self.fit,
-            group_by_path=self.group_by_path,
+            group_by_path=self.group_by_path, channels=self.channels,
         )  # fmt: skip
         return scan(self._files(split, name), layout, name)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,9 +26,10 @@ from siegebench.rows import Rows
 from siegebench.types import Count, DataSource
 
 from ._files import DATA_VARIABLE, cache_folder, data_folder, sha256
-from ._images import Encoded, Fit, stacked, write
+from ._images import KINDS, Channels, Encoded, Fit, stacked, write
 
 BATCH, BUFFER = 64, 2**20  # encoded images, and bytes of a file, to read at a time
+DECODER = 2  # raised when the same file is decoded to other pixels, so that the cache is not used
 MANY = 4  # if at least 1/MANY of the images of a file is requested, the whole file is decoded into the cache
 
 
@@ -40,6 +42,7 @@ class Layout:
         image, label: names of the columns; an image is encoded bytes, or a struct with `bytes` and `path`.
         size, fit: every image is resized to a square of this size; None keeps the size of the images.
         group_by_path: images whose `path` differs only after the last `_` form a group (frames of one track).
+        channels: 3, or 1 for grey images.
     """
 
     num_classes: int
@@ -48,6 +51,7 @@ class Layout:
     size: int | None = None
     fit: Fit = "crop"
     group_by_path: bool = False
+    channels: Channels = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +62,11 @@ class Parquet(DataSource):
         num_classes: of the data set.
         prefix: of the file names; empty for `SPLIT-*.parquet`.
         folder: of the files; by default the folder named by SIEGEBENCH_DATA.
-        image, label, size, fit, group_by_path: see Layout.
+        image, label, size, fit, group_by_path, channels: see Layout.
     """
 
     local: ClassVar[tuple[str, ...]] = ("folder",)
+    added: ClassVar[tuple[str, ...]] = ("channels",)
 
     num_classes: Count
     prefix: str = ""
@@ -71,6 +76,7 @@ class Parquet(DataSource):
     size: Count | None = None
     fit: Fit = "crop"
     group_by_path: bool = False
+    channels: Channels = 3
 
     def load(self, split: str) -> ImageSet:
         return self.scan(split).in_memory()
@@ -86,13 +92,23 @@ class Parquet(DataSource):
             )
         layout = Layout(
             num_classes=self.num_classes, image=self.image, label=self.label, size=self.size, fit=self.fit,
-            group_by_path=self.group_by_path,
+            group_by_path=self.group_by_path, channels=self.channels,
         )  # fmt: skip
-        return scan(shards(folder, stem, name), layout, name)
+        return scan(shards(folder, stem, name, self.known_splits()), layout, name)
+
+    def known_splits(self) -> tuple[str, ...]:
+        folder = Path(self.folder).expanduser() if self.folder else data_folder()
+        head = f"{self.prefix}-" if self.prefix else ""
+        names = (path.name.removeprefix(head) for path in folder.glob(f"{head}*-*.parquet")) if folder else ()
+        found = sorted({name.partition("-")[0] for name in names})
+        return tuple(sorted(found, key=lambda split: split != "train")) or super().known_splits()
 
 
-def shards(folder: Path, stem: str, name: str) -> list[Path]:
+def shards(folder: Path, stem: str, name: str, splits: Sequence[str] = ()) -> list[Path]:
     """The files of a split in their published order.
+
+    Args:
+        splits: those that there are, for the message.
 
     Raises:
         DataError: when there are none or some are missing; names the folder and the setting to change.
@@ -102,7 +118,8 @@ def shards(folder: Path, stem: str, name: str) -> list[Path]:
         raise DataError(f"{name}: there is no folder {folder}; {hint}")
     found = sorted(folder.glob(f"{stem}-*.parquet"))
     if not found:
-        raise DataError(f"{name}: no {stem}-*.parquet in {folder}; {hint}")
+        there = f"; it has the splits {', '.join(splits)}" if splits and stem.rpartition("-")[2] not in splits else ""
+        raise DataError(f"{name}: no {stem}-*.parquet in {folder}{there}; {hint}")
     if not complete(found):
         raise DataError(f"{name}: {folder} has {len(found)} files {stem}-*.parquet; the last is {found[-1].name}")
     return found
@@ -121,14 +138,16 @@ def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
         DataError: at once when a file is corrupt or lacks a column; later when an image cannot be read.
     """
     parts, labels, paths = [], [], []
+    classes: tuple[str, ...] | None = None
     for file in files:
         with _blame(file):
             parquet = pq.ParquetFile(file)
             _check_columns(file, parquet.schema_arrow, layout)
+            classes = classes or _class_names(parquet.schema_arrow.metadata, layout)
             if parquet.metadata.num_rows == 0:
                 raise DataError(f"{file}: contains no rows")
-            parts.append(Shard(parquet.metadata.num_rows, partial(_blobs, file, layout.image), str(file),
-                               layout.size, layout.fit, file, layout.image))  # fmt: skip
+            parts.append(Shard(parquet.metadata.num_rows, partial(_blobs, file, layout.image), str(file), layout.size,
+                               layout.fit, layout.channels, file, layout.image))  # fmt: skip
             column = parquet.read([layout.label]).column(layout.label)
             if column.null_count:
                 raise DataError(f"{file}: {column.null_count} rows have no label")
@@ -137,7 +156,7 @@ def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
                 paths += _paths(parquet, layout.image)
     return ImageSet(
         Rows(*parts), torch.cat(labels), torch.arange(sum(part.count for part in parts)), layout.num_classes, name,
-        _groups(paths) if layout.group_by_path else None,
+        _groups(paths) if layout.group_by_path else None, KINDS[layout.channels], classes,
     )  # fmt: skip
 
 
@@ -160,7 +179,7 @@ class Shard(Encoded):
 
     def _whole(self) -> Tensor:
         """All images, from the cache if possible: decoding 39,209 GTSRB images takes 13 s."""
-        how = f"{self.column}-{self.size or 'as-is'}-{self.fit}-pillow{PIL.__version__}"
+        how = f"{self.column}-{self.size or 'as-is'}-{self.fit}-{self.channels}ch-v{DECODER}-pillow{PIL.__version__}"
         with _blame(self.file):
             cached = cache_folder() / "decoded" / f"{sha256(self.file)}-{how}.safetensors"
         with contextlib.suppress(OSError, SafetensorError, KeyError):  # absent or damaged: decode again
@@ -194,6 +213,16 @@ def _blobs(file: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[str, 
                     yield f"{file}: row {row}", blob
                     row = next(wanted)
                 start += len(values)
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None, layout: Layout) -> tuple[str, ...] | None:
+    """The names that the `datasets` library writes into a file; None if there are none."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        names = tuple(map(str, features[layout.label]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return names if len(names) == layout.num_classes else None
 
 
 def _paths(parquet: Any, column: str) -> list[str]:

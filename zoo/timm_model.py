@@ -10,21 +10,22 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
+from siegebench.checkpoints import load_into, source_of
 from siegebench.classifier import ModelCard, Network
 from siegebench.data import Size
 from siegebench.errors import ModelError, did_you_mean
 from siegebench.train import Recipe
 from siegebench.types import Count, ModelSource
-from siegebench.weights import check_finite, check_fit, load_weights, weights_hash
+from siegebench.weights import check_finite, weights_hash
 
-from ._files import find_weights, hub_file, sha256
+from ._files import CLASSES, check_part, checkpoint_identity, find_weights, hub_file, sha256
 
 RECIPE = Recipe()
 HALF = (0.5, 0.5, 0.5)
 OURS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "num_classes", "in_chans"}
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]  # one number for each channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,21 +36,27 @@ class TimmModel(ModelSource):
 
     Attributes:
         target: `architecture` for a network to train with the recipe, `architecture.tag` for published weights.
-        checkpoint: load these weights instead: a `.safetensors` or `.pth` file with tensors only, a path or a file
-            below `weights/` in the folder named by SIEGEBENCH_DATA.
+        checkpoint: load these weights instead: a `.safetensors` or `.pth` file in any common layout, a path or a file
+            below `weights/` in the folder named by SIEGEBENCH_DATA. A normalisation that lies beside the weights is
+            used, unless `mean` and `std` are given and agree with it.
+        ema: take the exponential moving average of the weights from the checkpoint.
+        part: take the weights at this path in the checkpoint, such as `model_ema` or `state_dict.student`.
         finetune: start from the tag's weights with a new last layer for this data, and train with the recipe.
         input_size: the model resizes images to this size. Default: the size that the tag's weights were trained for;
             without a tag, images are not resized.
-        mean, std: normalisation in the model. Default: those of the tag; 0.5 without a tag.
+        mean, std: normalisation in the model. Default: those of the tag; 0.5 without a tag. For grey images, one number
+            each; the mean over the channels of a tag's. timm adds up the channels of a tag's first layer.
         model_args: passed to timm, such as `depths` or `patch_size`.
         download: fetch weights from the hub when they are not in its cache.
         recipe: for training.
     """
 
-    local: ClassVar[tuple[str, ...]] = ("checkpoint", "download")
+    local: ClassVar[tuple[str, ...]] = ("checkpoint", "ema", "part", "download")
 
     target: str
     checkpoint: str | None = None
+    ema: bool = False
+    part: str | None = None
     finetune: bool = False
     input_size: Count | None = None
     mean: Channels | None = None
@@ -64,6 +71,12 @@ class TimmModel(ModelSource):
             raise ValueError(f"model_args.{key} is set by siegebench; see its own parameters")
         if self.finetune and (self.checkpoint is not None or not self.tag):
             raise ValueError("finetune needs `architecture.tag` and no checkpoint")
+        check_part(self.checkpoint, self.ema, self.part)
+
+    @staticmethod
+    def targets() -> frozenset[str]:
+        """The names that can follow `timm/`, for suggestions."""
+        return frozenset().union(*_in_source())
 
     @property
     def architecture(self) -> str:
@@ -78,21 +91,24 @@ class TimmModel(ModelSource):
 
     def identity(self) -> dict[str, Any]:
         if self.checkpoint is not None:
-            return {"sha256": sha256(find_weights(self.checkpoint))}
+            return checkpoint_identity(self.checkpoint, self.ema, self.part)
         return {"sha256": sha256(self._published()[0])} if self.tag else {}
 
-    def build(self, *, num_classes: int, size: Size) -> Network:
+    def build(self, *, num_classes: int, size: Size, channels: int = 3) -> Network:
         cfg = self._cfg()
         inside = self.input_size or (cfg["input_size"][-1] if self.tag else None)
-        args = dict(self.model_args)
+        args = dict(self.model_args) if channels == 3 else {**self.model_args, "in_chans": channels}
+        mean = _per_channel("mean", self.mean, cfg["mean"] if self.tag else HALF, channels)
+        std = _per_channel("std", self.std, cfg["std"] if self.tag else HALF, channels)
         if cfg.get("fixed_input_size"):
             args.setdefault("img_size", inside or size)
         make = partial(_create, self.architecture, num_classes, args)
         if self.checkpoint is not None:
             path = find_weights(self.checkpoint)
             net = make()
-            _load(net, load_weights(path), path, num_classes)
-            source = path.name
+            given = (mean, std) if self.mean or self.std else None
+            fitted = load_into(net, path, ema=self.ema, part=self.part, normalised=given, classes=CLASSES)
+            mean, std, source = fitted.mean or mean, fitted.std or std, source_of(path, fitted)
         elif self.tag:
             path, repo = self._published()
             if cfg["num_classes"] != num_classes and not self.finetune:
@@ -107,7 +123,6 @@ class TimmModel(ModelSource):
             source = repo
         else:
             net, source = make(), "timm"
-        mean, std = self.mean or (cfg["mean"] if self.tag else HALF), self.std or (cfg["std"] if self.tag else HALF)
         card = ModelCard(
             name=f"timm/{self.target}",
             architecture=self.architecture,
@@ -148,6 +163,15 @@ class TimmModel(ModelSource):
         )
 
 
+def _per_channel(name: str, given: Channels | None, default: Channels, channels: int) -> Channels:
+    """The given numbers, or the default for RGB; its mean for another number of channels."""
+    if given is None:
+        return default if channels == len(default) else (sum(default) / len(default),) * channels
+    if len(given) != channels:
+        raise ModelError(f"{name}: {len(given)} numbers for images with {channels} channels")
+    return given
+
+
 def _create(name: str, num_classes: int, args: Mapping[str, Any], weights: Path | None = None) -> nn.Module:
     """The network, with the published weights of a file in any layout that timm supports for this model.
 
@@ -169,18 +193,6 @@ def _create(name: str, num_classes: int, args: Mapping[str, Any], weights: Path 
     if weights is not None:
         check_finite(net.state_dict(), weights)
     return net
-
-
-def _load(net: nn.Module, state: dict[str, Tensor], path: Path, num_classes: int) -> None:
-    last = getattr(net, "pretrained_cfg", {}).get("classifier")
-    head = state.get(f"{last}.weight") if isinstance(last, str) else None
-    if head is not None and len(head) != num_classes:
-        raise ModelError(
-            f"{path}: weights for {len(head)} classes, the data has {num_classes}; give another checkpoint, "
-            "or `checkpoint: null` to train on this data"
-        )
-    check_fit(state, net.state_dict(), path)
-    net.load_state_dict(state, strict=False)
 
 
 # ----------------------------------------------------------------------------------------------------------- names

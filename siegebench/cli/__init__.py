@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import __version__
-from siegebench.cli import listing
+from siegebench.cli import checking, complete, dryrun, listing, showing
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 from siegebench.errors import ConfigError, MissingExtra, SiegeError
 
@@ -32,8 +32,11 @@ app = typer.Typer(
 )
 
 app.command("list")(listing.list_)
-app.command()(listing.show)
+app.command()(showing.show)
+app.command()(checking.new)
+app.command()(checking.check)
 INTERRUPTED = 130
+ALL = "all"  # value of --save-images without a number
 
 
 class How(StrEnum):
@@ -67,7 +70,12 @@ def _root(
 
 @app.command()
 def run(
-    suite: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled suite (see `list suites`).")],
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a bundled suite (see `list suites`).", autocompletion=complete.suites
+        ),
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. boards.0.seeds=[0,1]."),
@@ -89,11 +97,30 @@ def run(
     wandb: Annotated[str | None, typer.Option(help="Copy the rows to W&B: offline or online.")] = None,
     wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells; compute nothing.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Compute all cells again; the old rows move to STORE/history.")
+    ] = False,
+    keep_stale: Annotated[
+        bool, typer.Option("--keep-stale", help="Use rows that other code of their entries has made.")
+    ] = False,
+    save_images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[=N]", help="Keep the adversarial images of each attack beside its row, at most N; default: all."
+        ),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Compute only the cell whose key begins with KEY, see `show KEY`.")
+    ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print a breakdown of the time to stderr.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compute the cells of a suite that are not stored yet, and print the ranked tables."""
+    """Compute the cells of a suite that are not stored yet, and print the ranked tables.
+
+    A row is stale if the code of one of its entries has changed since; it is computed again.
+    """
     _check_wandb(wandb)
+    most = _most_images(save_images)
     _check_folder(store)
     if page is not None and page.is_dir():
         raise ConfigError(f"--page {page}: is a folder; expected a file")
@@ -106,22 +133,32 @@ def run(
         wanted = load_suite(suite, set_ or [])
         from siegebench.api import run as run_suite
         from siegebench.plan import plan
+        from siegebench.store import Store
+        from siegebench.titles import titles
         from siegebench.workspace import Settings, Workspace
 
-        settings = Settings(root=str(store), device=device, batch=batch, dtype=dtype, threads=threads)
+        settings = Settings(
+            root=str(store), device=device, batch=batch, dtype=dtype, threads=threads, save_images=most,
+            keep_stale=keep_stale,
+        )  # fmt: skip
         Workspace(settings)  # raises for an unknown device or dtype before anything else
         planned = plan(wanted)
+        dryrun.limit(planned, only)
+        at_once = 1 if executor is How.serial else slots or os.cpu_count() or 1
+        shown = titles(planned.cells)
         if not dry_run:
-            progress.begin(planned.cells, 1 if executor is How.serial else slots or os.cpu_count() or 1)
+            _say_stale(planned.cells, store, keep_stale)
+            progress.begin(planned.cells, at_once, shown, Store(store))
             outcome = run_suite(
-                wanted, settings, how=executor.value, slots=slots, planned=planned, report=progress.step
+                wanted, settings, how=executor.value, slots=slots, again=again, planned=planned, report=progress.step
             )
     if dry_run:
-        _print_cells(planned.cells, store, as_json)
+        dryrun.show(planned, [board.track for board in wanted.boards], shown, settings, at_once, again, as_json)
         return
     from siegebench.files import write_atomic
     from siegebench.leaderboard import export, rank, tables
     from siegebench.reporting import report as render
+    from siegebench.reuse import marked
 
     target = page or store / f"{wanted.suite}.html"
     write_atomic(target, render(outcome.results, "html").encode())
@@ -129,8 +166,8 @@ def run(
         from siegebench.leaderboard import wandb_mirror
 
         wandb_mirror.mirror(outcome.results, project=wandb_project, mode=wandb, directory=store)
-    boards = rank.boards(outcome.results)
-    uncaught = rank.uncaught_controls(outcome.results)
+    rows = marked(outcome.results)
+    boards, uncaught = rank.boards(rows), rank.uncaught_controls(rows)
     if as_json:
         print(export.as_json(boards))
     else:
@@ -142,8 +179,8 @@ def run(
         _say(f"control not caught: {message}")
     failed = [r for r in outcome.results if r.status == "error"]
     for result in failed:
-        error = result.error or {}
-        _say(f"failed: {result.cell.title}: {error.get('type')}: {_first_line(error.get('message'))}")
+        error, title = result.error or {}, shown.get(result.cell.key, result.cell.title)
+        _say(f"failed: {title}: {error.get('type')}: {_first_line(error.get('message'))}")
     if failed:
         _say(f"details of the first: siegebench show {failed[0].cell.key[:16]} --store {store}")
     _say(_summary(outcome.ended))
@@ -166,6 +203,15 @@ def _summary(ended: Mapping[str, int]) -> str:
     return f"{sum(ended.values())} cells: {told or 'nothing to do'}"
 
 
+def _most_images(value: str | None) -> int | None:
+    """The number after --save-images: 0 for all, None without the option."""
+    if value is None or value == ALL:
+        return None if value is None else 0
+    if not value.isdecimal() or int(value) == 0:
+        raise ConfigError(f"--save-images={value}: expected a whole number above 0, or nothing for all images")
+    return int(value)
+
+
 def _check_wandb(mode: str | None) -> None:
     if mode not in (None, "offline", "online"):
         raise ConfigError(f"--wandb {mode}: offline or online")
@@ -182,23 +228,24 @@ def _check_folder(store: Path) -> None:
         raise ConfigError(f"--store {store}: {there} cannot be written")
 
 
-def _print_cells(cells: list[Any], store: Path, as_json: bool) -> None:
+def _say_stale(cells: list[Any], store: Path, kept: bool) -> None:
+    """Say which rows were made by other code, and what happens to them."""
+    from siegebench.reuse import stale
     from siegebench.store import Store
 
-    kept = Store(store)
-    rows = [{"key": c.key, "stored": kept.finished(c), "title": c.title, "cell": c.as_dict()} for c in cells]
-    if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-        return
-    for row in rows:
-        print(f"{row['key'][:16]}  {'stored' if row['stored'] else 'to do ':6}  {row['title']}")
-    print(f"{len(rows)} cells, {sum(not r['stored'] for r in rows)} to compute")
+    found = stale(cells, Store(store))
+    if found:
+        entries = ", ".join(sorted({entry for changed in found.values() for entry in changed}))
+        then = "kept" if kept else "computed again (--keep-stale keeps them)"
+        _say(f"{len(found)} stored rows were made by other code of {entries}: {then}")
 
 
 @app.command()
 def report(
     store: StorePath = DEFAULT_STORE,
-    format_: Annotated[str, typer.Option("--format", help="table, html, md, csv or json.")] = "table",
+    format_: Annotated[
+        str, typer.Option("--format", help="table, html, md, csv or json.", autocompletion=complete.formats)
+    ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to a file instead of stdout.")] = None,
     wandb: Annotated[str | None, typer.Option(help="Also copy the rows to W&B: offline or online.")] = None,
     wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
@@ -208,6 +255,7 @@ def report(
     from siegebench.files import write_atomic
     from siegebench.leaderboard import rank, tables
     from siegebench.reporting import report as render
+    from siegebench.reuse import marked
     from siegebench.store import Store
 
     _check_wandb(wandb)
@@ -216,7 +264,7 @@ def report(
         rows = list(Store(store).rows())
         if not rows:
             raise ConfigError(f"{store}: no rows here; run a suite first: siegebench run quickstart --store {store}")
-        tables.show(rank.boards(rows), tables.stdout())
+        tables.show(rank.boards(marked(rows)), tables.stdout())
     else:
         text = render(store, "md" if chosen == "table" else chosen)
         if out is None:
@@ -224,6 +272,8 @@ def report(
         else:
             write_atomic(out, text.encode())
             _say(f"wrote {out}")
+            if as_json:
+                print(json.dumps({"wrote": str(out)}))
     if wandb is not None:
         from siegebench.leaderboard import wandb_mirror
 
@@ -231,41 +281,22 @@ def report(
 
 
 @app.command()
-def new(
-    kind: Annotated[str, typer.Argument(help="attack, defense, backdoor or detector.")],
-    name: Annotated[str, typer.Argument(help="snake_case name; becomes NAME.py and NAME.yaml.")],
-    folder: Annotated[Path | None, typer.Option(help="Where to write; default: the folder of that kind.")] = None,
-) -> None:
-    """Write a skeleton of a new entry: one Python file and one card."""
-    from siegebench.skeleton import write
-
-    for path in write(kind, name, folder):
-        print(path)
-
-
 @app.command()
-def check(
-    name: Annotated[str, typer.Argument(help="A registered entry.")],
+def doctor(
+    store: StorePath = DEFAULT_STORE,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SET", help="Print the labels of a data set: a name, or '{name: image_folder, ...}'."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run the contract tests on an entry; takes about a minute on a CPU."""
-    from siegebench.testing import check_entry
+    """Print versions, device, disk, data and extras, to include in a bug report; or the labels of a data set."""
+    from siegebench.doctor import data_lines, examine, examine_data
 
-    found = check_entry(name)
-    if as_json:
-        print(json.dumps([vars(c) for c in found], indent=1))
-    else:
-        for item in found:
-            print(f"{'ok  ' if item.passed else 'FAIL'}  {item.name}{'' if item.passed else ': ' + item.detail}")
-    if not all(c.passed for c in found):
-        raise typer.Exit(1)
-
-
-@app.command()
-def doctor(store: StorePath = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Print versions, device, disk, data and extras, to include in a bug report."""
-    from siegebench.doctor import examine
-
+    if data is not None:
+        said = examine_data(data)
+        print(listing.as_text(said) if as_json else "\n".join(data_lines(said)))
+        return
     found = examine(store)
     if as_json:
         print(json.dumps(found, indent=1))
@@ -276,13 +307,22 @@ def doctor(store: StorePath = DEFAULT_STORE, as_json: Json = False) -> None:
             print(f"  {key}: {value}")
 
 
+def _refuse(kind: str, message: str) -> None:
+    """One line on stderr; with --json also a document on stdout, because nothing else was printed there."""
+    _say(message)
+    if "--json" in sys.argv[1:]:
+        print(listing.as_text({"error": {"type": kind, "message": message}}))
+
+
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        # typer has no options with an optional value
+        words = [f"{word}={ALL}" if word == "--save-images" else word for word in sys.argv[1:]]
+        code = app(words, standalone_mode=False)
         sys.stdout.flush()
     except SiegeError as error:
-        _say(str(error))
+        _refuse(type(error).__name__, str(error))
         code = 2
     except BrokenPipeError:  # `siegebench list attacks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -290,7 +330,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR):
             raise
-        _say(f"{error.filename or 'disk'}: {error.strerror}; finished rows are kept")
+        _refuse(type(error).__name__, f"{error.filename or 'disk'}: {error.strerror}; finished rows are kept")
         code = 1
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's usage errors, whatever their class is
@@ -298,13 +338,13 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "siegebench"
         said = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
-        _say(f"{command}: {said}. See `{command} --help`.")
+        _refuse("UsageError", f"{command}: {said}. See `{command} --help`.")
         code = 2
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:  # typer converts Ctrl-C to this code
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C during the message
-        _say("interrupted; finished rows are kept, run the same command again to continue")
+        _refuse("Interrupted", "interrupted; finished rows are kept, run the same command again to continue")
     sys.exit(code or 0)
 
 

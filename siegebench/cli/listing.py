@@ -8,16 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import registry
-from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
+from siegebench.cli import complete
+from siegebench.cli.complete import LISTED
+from siegebench.cli.options import Json
 from siegebench.errors import ConfigError, did_you_mean
 from siegebench.kinds import KINDS
 from siegebench.threat import ACCESSES, NORMS
 
-LISTED = (*(kind.plural for kind in KINDS.values()), "suites")
-
 
 def list_(
-    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(LISTED)}.", autocompletion=lambda: LISTED)],
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(LISTED)}.", autocompletion=complete.lists)],
     access: Annotated[
         str | None, typer.Option(help="Attacks that need this access: gradient, score, label or none.")
     ] = None,
@@ -26,6 +26,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the registered entries of a kind, optionally filtered."""
+    kind = f"{kind}s" if f"{kind}s" in LISTED else kind
     if kind not in LISTED:
         raise ConfigError(f"list {kind}: no such list. {did_you_mean(kind, LISTED)}")
     wanted = {"access": access, "norm": norm, "track": track}
@@ -122,41 +123,6 @@ def entry(kind: str, name: str) -> dict[str, Any]:
         "control": card.control,
         "family": card.family,
     }
-
-
-def show(
-    name: Annotated[str, typer.Argument(help="An entry's name, or (the beginning of) a row's key.")],
-    store: StorePath = DEFAULT_STORE,
-    as_json: Json = False,
-) -> None:
-    """Show an entry's card and parameters, or a stored row."""
-    entries = [entry(kind, n) for kind, n in registry.cards() if n == name]
-    rows: list[dict[str, Any]] = []
-    if not entries:
-        from siegebench.store import Store
-
-        if len(name) >= 6 and all(c in "0123456789abcdef" for c in name):
-            rows = [r.as_dict() for r in Store(store).rows() if r.cell.key.startswith(name)]
-        if not rows:
-            known = [n for _, n in registry.cards()]
-            raise ConfigError(
-                f"{name!r} is neither an entry nor the key of a row in {store}. {did_you_mean(name, known)}"
-            )
-    found = entries or rows
-    if as_json:
-        print(as_text(found))
-        return
-    for item in found:
-        if "kind" in item:
-            print(f"{item['kind']} {item['name']} (version {item['version']}): {item['summary']}")
-            if item["paper"]:
-                print(f"  {item['paper']}")
-            for key, value in item["parameters"].items():
-                print(f"  {key}: {value['type']} = {value['default']}")
-            for key, preset in item["presets"].items():
-                print(f"  {item['name']}.{key}: {preset}")
-        else:
-            print(as_text(item))
 
 
 def as_text(value: Any) -> str:

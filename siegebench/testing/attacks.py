@@ -50,9 +50,10 @@ def _attack(
     threat: ThreatModel,
     ids: Tensor | None = None,
     goal: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Oracle]:
     draws = Draws(0, torch.arange(len(x)) if ids is None else ids)
-    oracle = Oracle(model, threat, draws, goal=goal)
+    oracle = Oracle(model, threat, draws, goal=goal, start=start)
     lesson = lesson_of(attack, model, threat, x.shape[-1])
     return attack(oracle, x, y, threat, draws, lesson), oracle
 
@@ -208,6 +209,20 @@ def aims_at_the_class_it_is_told(case: Case) -> None:
             require(nearer.all(), f"{norm}: {int(nearer.sum())} of {len(x)} moved towards the class {step} further on")
 
 
+def starts_from_the_points_it_is_given(case: Case) -> None:
+    entry = case.entry
+    if case.control or not entry.can_start():
+        return
+    for norm in _norms(case):
+        threat = _threat(case, norm, WITHIN[entry.access()] * NEAREST[norm])
+        model, x, y = halfspace(norm)
+        found, _ = _attack(entry, model, x, y, threat)
+        model, x, y = halfspace(norm, scale=2.0**20)  # the same boundary, and hardly a gradient to find it by
+        out, _ = _attack(case.quick, model, x, y, threat, start=found)
+        kept = ops.hit(model(out).argmax(dim=1), y, None)
+        require(kept.all(), f"{norm}: {int(kept.sum())} of {len(x)} misclassified, started from misclassified points")
+
+
 def _reached(case: Case, model: Classifier, x: Tensor, out: Tensor, goal: Tensor) -> Tensor:
     if case.entry.for_transfer:  # the way is right, however short it comes
         return ops.gain(model(out), goal, goal) > ops.gain(model(x), goal, goal)
@@ -227,4 +242,5 @@ CLAUSES = (
     breaks_a_half_space_near_its_closed_form,
     breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind,
     aims_at_the_class_it_is_told,
+    starts_from_the_points_it_is_given,
 )

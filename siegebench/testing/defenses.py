@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from siegebench import registry
+from siegebench import ops, registry
 from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.testing.specimens import (
@@ -20,6 +20,7 @@ from siegebench.testing.specimens import (
     network,
     one_draw,
     other_global_numbers,
+    planted_set,
     require,
     state_of,
 )
@@ -41,6 +42,25 @@ def applies_with_the_data_its_card_declares(case: Case) -> None:
     require(torch.isfinite(z).all(), "logits are not finite")
     require(deployed.num_classes == CLASSES, f"num_classes is {deployed.num_classes}, not {CLASSES}")
     require(not any(m.training for m in deployed.modules()), "the defended model is not in eval mode")
+
+
+def changes_the_model(case: Case) -> None:
+    if case.spec is not None and "reference" in registry.traits("defense", case.spec["name"]):
+        return  # the undefended model, to compare with
+    plain, deployed = network(), case.kept["deployed"]
+    if deployed.certifies is not None:
+        return  # it may add radii only
+    x = torch.cat([images(), planted_set().pixels(slice(0, 10))])
+    same = torch.equal(_logits(plain, x), _logits(deployed, x)) and torch.equal(_slope(plain, x), _slope(deployed, x))
+    require(not same, f"logits and gradients of the defended model equal those of the given one on {len(x)} images")
+
+
+def _slope(model: Classifier, x: Tensor) -> Tensor:
+    """Gradients of the margin as an attack sees them; zero if there are none."""
+    leaf = x.clone().requires_grad_(True)
+    value = ops.margin(_logits(model, leaf), torch.arange(len(x)) % CLASSES).sum()
+    g = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+    return torch.zeros_like(x) if g is None else g
 
 
 def leaves_the_given_model_as_found(case: Case) -> None:
@@ -128,6 +148,7 @@ def has_adaptive_attacks_that_can_be_built(case: Case) -> None:
 
 CLAUSES = (
     applies_with_the_data_its_card_declares,
+    changes_the_model,
     leaves_the_given_model_as_found,
     is_as_random_as_it_declares,
     lets_gradients_through_as_it_declares,

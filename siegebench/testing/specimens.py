@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from siegebench import ops
 from siegebench.classifier import Classifier, Network
-from siegebench.data import Granted, ImageSet
+from siegebench.data import IMAGE, Granted, ImageSet, Kind
 from siegebench.draws import Draws
 from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
@@ -25,6 +25,7 @@ from siegebench.weights import weights_hash
 
 T = TypeVar("T")
 CLASSES, SIZE = 10, 16
+CHANNELS = 3  # tests of entries on grey images set it to 1
 # some images of the victim are misclassified at this eps, some are not
 EPS: dict[Norm, float] = {"linf": 2.5 / 255, "l2": 0.12, "l1": 1.5, "l0": 0.1}
 # distance of every image to the half-space
@@ -77,7 +78,7 @@ def one_draw(seed: int = 0) -> Draws:
 
 def images(n: int = 6, size: int = SIZE) -> Tensor:
     """Random images in [0, 1], float32; the first is black, the second is white."""
-    x = Draws(1, torch.arange(n)).uniform((3, size, size))
+    x = Draws(1, torch.arange(n)).uniform((CHANNELS, size, size))
     x[:1], x[1:2] = 0.0, 1.0
     return x
 
@@ -85,10 +86,10 @@ def images(n: int = 6, size: int = SIZE) -> Tensor:
 def planted_set(n: int = 80, size: int = SIZE) -> ImageSet:
     """A tiny training set: each class has a colour and a brighter row."""
     labels, index = torch.arange(n) % CLASSES, torch.arange(n)
-    colour = Draws(3, torch.arange(CLASSES)).uniform((3, 1, 1))[labels]
-    x = 0.4 * colour + 0.4 * Draws(2, index).uniform((3, size, size))
+    colour = Draws(3, torch.arange(CLASSES)).uniform((CHANNELS, 1, 1))[labels]
+    x = 0.4 * colour + 0.4 * Draws(2, index).uniform((CHANNELS, size, size))
     x[index, :, labels % size] += 0.2
-    return ImageSet((x * 255).round().to(torch.uint8), labels, index, CLASSES, "planted")
+    return ImageSet((x * 255).round().to(torch.uint8), labels, index, CLASSES, "planted", kind=_kind())
 
 
 def lesson_of(probe: Probe, model: Classifier, threat: ThreatModel, size: int) -> Lesson:
@@ -102,16 +103,27 @@ def lesson_of(probe: Probe, model: Classifier, threat: ThreatModel, size: int) -
 
 def _net() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(CHANNELS, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, CLASSES),
     )  # fmt: skip
 
 
+def _kind() -> Kind:
+    return replace(IMAGE, channels=CHANNELS)
+
+
+def _wrapped(net: nn.Module, classes: int, rebuild: Callable[[], nn.Module] | None = None) -> Network:
+    mean, std = (0.0,) * CHANNELS, (1.0,) * CHANNELS
+    model = Network(net, num_classes=classes, mean=mean, std=std, rebuild=rebuild)
+    model.kind = _kind()
+    return model
+
+
 def network() -> Classifier:
     """An untrained convolutional network with batch norms, in eval mode; its predictions vary over the classes."""
     with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
-        model = Network(_net(), num_classes=CLASSES, rebuild=_net)
+        model = _wrapped(_net(), CLASSES, rebuild=_net)
     model = model.fresh(0).eval()
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     with torch.no_grad():
@@ -147,21 +159,21 @@ def halfspace(norm: Norm, n: int = 4, size: int = 8, scale: float = 1.0) -> tupl
 
     The logits are multiplied by `scale`, which moves no boundary and saturates the softmax.
     """
-    w = Draws(4, torch.zeros(1, dtype=torch.long)).normal((3 * size * size,))[0].double()
+    w = Draws(4, torch.zeros(1, dtype=torch.long)).normal((CHANNELS * size * size,))[0].double()
     wanted = 1.0 - 2.0 * (torch.arange(n) % 2).double()
     if norm == "l0":  # every pixel has the same effect; one pixel less than NEAREST is not enough
         d, k = len(w), NEAREST[norm] * size * size - 0.5
-        w = w.sign() * (1 - 3 * k / d) / (1.5 * k)
+        w = w.sign() * (1 - CHANNELS * k / d) / (CHANNELS / 2 * k)
         x = torch.full((n, d), 0.5).double()
     else:
         dual = {"linf": w.abs().sum(), "l2": w.norm(), "l1": w.abs().max()}[norm]
         w = w / (dual * NEAREST[norm])
-        x = 0.35 + 0.3 * Draws(5, torch.arange(n)).uniform((3 * size * size,)).double()
+        x = 0.35 + 0.3 * Draws(5, torch.arange(n)).uniform((CHANNELS * size * size,)).double()
     b = -(w * 0.5).sum()
     direction = w / w.square().sum()  # shortest direction in L2; with equal weights the same step for every pixel
     x = x + (wanted - x @ w - b)[:, None] * direction
-    model = Network(_Halfspace(scale * w, scale * b), num_classes=4).double().eval().requires_grad_(False)
-    return model, x.view(n, 3, size, size), torch.arange(n) % 2
+    model = _wrapped(_Halfspace(scale * w, scale * b), 4).double().eval().requires_grad_(False)
+    return model, x.view(n, CHANNELS, size, size), torch.arange(n) % 2
 
 
 class _Linear(nn.Module):
@@ -177,9 +189,9 @@ class _Linear(nn.Module):
 
 def four_classes(n: int = 4, size: int = 8) -> tuple[Classifier, Tensor, Tensor]:
     """(linear model of four classes, images well inside the box, the labels that it gives them), float64."""
-    w = Draws(6, torch.arange(4)).normal((3 * size * size,)).double()
-    model = Network(_Linear(w), num_classes=4).double().eval().requires_grad_(False)
-    x = 0.35 + 0.3 * Draws(7, torch.arange(n)).uniform((3, size, size)).double()
+    w = Draws(6, torch.arange(4)).normal((CHANNELS * size * size,)).double()
+    model = _wrapped(_Linear(w), 4).double().eval().requires_grad_(False)
+    x = 0.35 + 0.3 * Draws(7, torch.arange(n)).uniform((CHANNELS, size, size)).double()
     return model, x, model(x).argmax(dim=1)
 
 

@@ -24,13 +24,14 @@ from siegebench.metrics import QUERY_MARKS
 from siegebench.oracle import Ledger, Oracle
 from siegebench.prepare import in_batches
 from siegebench.threat import TOLERANCE, ThreatModel
-from siegebench.tracks.judging import clean_outcome, fresh_passes, majority, right
+from siegebench.tracks.conventions import convention_flags
+from siegebench.tracks.judging import clean_outcome, fresh_passes, gradient_flags, majority, right
 from siegebench.tracks.targets import Aim, aim
 from siegebench.types import Attack, Lesson, Measure, Probe
 from siegebench.workspace import Workspace, data_key
 
-BLIND = 0.5  # an attack is flagged if a larger fraction of its gradients is exactly zero
 DIAGNOSED = 128  # largest number of images for a measure
+COMPARED = 256  # attacked images whose similarity to the clean image is measured
 
 
 def measure_attack(cell: Cell, ws: Workspace) -> Result:
@@ -45,6 +46,7 @@ def measure_attack(cell: Cell, ws: Workspace) -> Result:
     else:
         seen = victim if cell.surrogates is None else ws.surrogate(cell)
         result = _attack(cell, ws, victim, seen, data, threat, clean)
+    result.flags += [f.as_dict() for f in convention_flags(ws, cell, victim, data, clean)]
     if fingerprint(victim) != weights or any(m.training for m in victim.modules()):
         raise ContractError(f"{cell.title}: the model was changed by what was run on it")
     result.weights = weights
@@ -65,6 +67,8 @@ def _attack(
     indices = (clean if aimed is None else clean & (aimed.goal != data.labels)).nonzero().squeeze(1)
     lesson, spent = lesson_of(attack, cell, ws, seen, threat)
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids)
+    most = len(indices) if ws.settings.save_images == 0 else ws.settings.save_images or 0
+    kept: dict[int, Tensor] = {}  # adversarial images, by the index of the first
 
     def found(at: slice, x: Tensor, y: Tensor, draws: Draws, goal: Tensor | None) -> tuple[Tensor, Ledger]:
         def make() -> tuple[Tensor, Ledger]:
@@ -87,6 +91,9 @@ def _attack(
         hits = right(z, y)
         far = threat.size(x_adv, x)
         inside = far <= threat.eps + TOLERANCE * max(1.0, threat.eps)  # minimum-norm attacks may end outside
+        if at.start < most:
+            shown = torch.where(inside.view(-1, 1, 1, 1), x_adv, x)  # outside the budget nothing was found
+            kept[at.start] = shown[: most - at.start].detach().cpu().float()
         out = {
             "robust": majority(hits) | ~inside,
             "expected": torch.where(inside, hits.double().mean(dim=0), 1.0),
@@ -99,7 +106,12 @@ def _attack(
             "backwards": ledger.backwards,
             "queries": ledger.queries,
             "blind": ledger.blind,
+            "undefined": ledger.undefined,
         }
+        if data.kind.name == "image":  # the first images, so that the batch size has no influence
+            first = slice(0, max(0, COMPARED - at.start))
+            out["ssim"] = torch.full_like(far, torch.nan)
+            out["ssim"][first] = ops.ssim(x[first], x_adv[first]).to(far.dtype)
         if goal is not None:
             out["became"] = majority(right(z, goal)) & inside
         if data.kind.grid is not None:
@@ -111,6 +123,11 @@ def _attack(
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
     row = _row(cell, data, indices, threat, clean, victim, attack, got, aimed)
     row.counts.update(spent)
+    if ws.settings.save_images is not None:
+        first = indices[:most]
+        found_images = [kept[k] for k in sorted(kept)] or [ws.pixels(data, first).cpu().float()]
+        row.images = {"images": torch.cat(found_images), "ids": data.ids[first], "labels": data.labels[first]}
+        row.images = {name: value.numpy() for name, value in row.images.items()}
     return row
 
 
@@ -186,10 +203,13 @@ def _row(
         if victim.randomized:
             metrics["expected_acc"] = {"value": float(over_all("expected", accuracy=True).mean())}
             metrics["any_hit_acc"] = rate(float(over_all("never", accuracy=True).sum()), n)
+        won = broken if aimed is None else got["became"].bool()
+        if "ssim" in got and bool((won & got["ssim"].isfinite()).any()):
+            metrics["ssim"] = {"value": float(got["ssim"][won].nanmean())}
         if attack.minimises() and bool(got["wrong"].any()):
             metrics["median_distance"] = {"value": float(got["distance"][got["wrong"].bool()].median())}
         if threat.access in ("score", "label"):
-            queries, won = got["queries"], broken if aimed is None else got["became"].bool()
+            queries = got["queries"]
             if bool(won.any()):
                 metrics["median_queries"] = {"value": float(queries[won].double().median())}
                 metrics["mean_queries"] = {"value": float(queries[won].double().mean())}
@@ -202,7 +222,7 @@ def _row(
             counts[f"{name}_per_sample"] = float(got[name].double().mean())
             arrays[name] = over_all(name).long().numpy()
         arrays["distance"] = np.where(clean.numpy(), over_all("distance").numpy(), 0.0)
-        flags += _flags(threat, got, len(indices))
+        flags += _flags(cell.labels["model"], attack, threat, got, len(indices))
     return Result(
         cell=cell,
         metrics=metrics,
@@ -213,16 +233,15 @@ def _row(
     )
 
 
-def _flags(threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
+def _flags(model: str, attack: Attack, threat: ThreatModel, got: dict[str, Tensor], n: int) -> list[Flag]:
     """Checks of a single attack; the leaderboard has the checks that compare rows."""
     out = []
     moved = int(got["moved"].sum())
     if moved == 0 and threat.eps > 0:
         out.append(Flag("noop_attack", "flag", f"the attack changed none of {n} images"))
-    blind, backwards = int(got["blind"].sum()), int(got["backwards"].sum())
-    if blind > BLIND * backwards:
-        evidence = f"{blind} of {backwards} gradients were exactly zero: images that survived prove nothing"
-        out.append(Flag("blind_attack", "flag", evidence))
+    elif moved < n and attack.access() == "none":  # stored images, for example, may lack some or exceed eps
+        out.append(Flag("unchanged", "info", f"the attack has no image within eps for {n - moved} of {n} images"))
+    out += gradient_flags(model, *(int(got[name].sum()) for name in ("backwards", "blind", "undefined")))
     bad = n - int(got["finite"].sum())
     if bad:
         out.append(Flag("nan", "fail", f"{bad} of {n} adversarial images have logits that are not finite"))

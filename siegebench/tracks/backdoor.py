@@ -14,6 +14,7 @@ from siegebench.cells import Cell, Result, rate
 from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
+from siegebench.errors import NotApplicable
 from siegebench.inventory import Inventory
 from siegebench.prepare import in_batches
 from siegebench.tracks.base import BoardSpec, Specs
@@ -85,9 +86,18 @@ def answers(ws: Workspace, model: Classifier, x: Tensor, seed: int, purpose: str
 
 
 def triggered(backdoor: BackdoorAttack, data: ImageSet, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(stamped and quantised images, true labels, wanted labels), where the wanted label differs from the true one."""
+    """(stamped and quantised images, true labels, wanted labels), where the wanted label differs from the true one.
+
+    Raises:
+        NotApplicable: when there is no such image.
+    """
     wanted = backdoor.wanted(data.labels, data.num_classes)
     rows = ((wanted >= 0) & (wanted != data.labels)).nonzero().squeeze(1)
+    if not len(rows):
+        raise NotApplicable(
+            f"{type(backdoor).__name__}: none of the {len(data)} test images has a class that the trigger is meant to "
+            "change; give test images of other classes than the target"
+        )
     draws = Draws(derive_seed(seed, "trigger"), data.ids[rows])
     x = backdoor.stamp(data.pixels(rows), draws, data.kind)
     return data.kind.load(data.kind.store(x), x.dtype), data.labels[rows], wanted[rows]

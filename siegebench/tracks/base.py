@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from siegebench import registry
+from siegebench.cells import images_key
 from siegebench.data import IMAGE, Kind
 from siegebench.errors import shortened
 from siegebench.inventory import Inventory, Named, NamedData, NamedModel
 from siegebench.kinds import KINDS
 from siegebench.metrics import SEVERITIES
 from siegebench.threat import Access, Norm, Rule, ThreatModel, parse_number, parse_target
-from siegebench.types import Attack, DataSource, Defense, ModelSource
+from siegebench.types import Attack, DataSource, Defense, ModelSource, Probe
 from siegebench.yamlmarks import Loc
 
 if TYPE_CHECKING:
@@ -36,10 +37,13 @@ class Strict(BaseModel):
 
 
 class DataSpec(Strict):
-    """The evaluated images: dataset, split, and count (class-stratified, chosen by their ids; default: all)."""
+    """The evaluated images: dataset, split, and count (class-stratified, chosen by their ids; default: all).
+
+    The data set knows its splits. Networks are trained on its split `train`.
+    """
 
     set: Spec
-    split: Literal["test", "train"] = "test"
+    split: Annotated[str, Field(min_length=1)] = "test"
     count: Budget | None = None
 
 
@@ -144,6 +148,9 @@ class BoardSpec(Strict):
 
     def images(self, inventory: Inventory) -> NamedData:
         """The evaluated slice."""
+        if inventory.data is not None:
+            self.check_takes(inventory, inventory.data.images.kind)
+            return inventory.data
         assert self.data is not None
         source, spec = self.source(inventory), self.data
         where = self.where("data", "set")
@@ -158,8 +165,9 @@ class BoardSpec(Strict):
             "digest": images.digest,
             "classes": images.num_classes,
         }
-        if kind != IMAGE:
+        if kind.name != IMAGE.name:
             description["kind"] = kind.name
+        inventory.specs[images_key(description)] = source.spec
         return NamedData(images, description)
 
     def check_takes(self, inventory: Inventory, kind: Kind) -> None:
@@ -177,8 +185,20 @@ class BoardSpec(Strict):
         """The data that a result depends on, including the training images if something is trained on them."""
         if not trains:
             return data.description
+        if inventory.data is not None:
+            raise inventory.document.error(*self._training(inventory))
         digest = inventory.digest(self.source(inventory), "train", self.where("data", "set"))
         return {**data.description, "train_digest": digest}
+
+    def _training(self, inventory: Inventory) -> tuple[Loc, str]:
+        """(position, message) for what needs training images when there are none."""
+        why = "needs training images, and images passed from Python have none: leave it out, or evaluate on a dataset"
+        for slot in self.slots:
+            for named in self.named(inventory, slot) if slot != "models" else ():
+                entry = named.entry
+                if getattr(entry, "trains", False) or (isinstance(entry, Probe) and entry.learning()):
+                    return named.where, f"{self.slots[slot]} {named.name!r} {why}"
+        return self._where, f"this {self.track} board {why}"
 
     def networks(self, inventory: Inventory, data: NamedData, slot: str = "models") -> list[NamedModel]:
         """The networks of a list, or the model passed from Python."""

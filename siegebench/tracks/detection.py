@@ -113,7 +113,7 @@ class InputDetectionBoard(PoisonedBoard):
                     raise ConfigError(f"attack {attack.name!r} handles {handles}, not {threat.norm}")
                 if threat.target is not None:
                     raise ConfigError("inputs to be detected have no target class; leave target out")
-            out.append((attack, {"attack": attack.description, "threat": threat.describe()}))
+            out.append((attack, {"attack": inventory.identified(attack), "threat": threat.describe()}))
         return out
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
@@ -305,6 +305,11 @@ def _dataset_level(
     truth = torch.zeros(len(scores), dtype=torch.bool)
     truth[poisoned.index] = True
     bad, good = scores[truth], scores[~truth]
+    if not (len(bad) and len(good)):
+        raise NotApplicable(
+            f"{len(bad)} poisoned and {len(good)} other training images; a detector of training images needs both: "
+            "change the rate of the backdoor or give more images"
+        )
     metrics = {"auroc": {"value": auroc(positive=bad.numpy(), negative=good.numpy())}}
     for percent in ALARM_MARKS:
         threshold = torch.quantile(good, 1 - percent / 100)

@@ -76,6 +76,14 @@ class AttackBoard(BoardSpec):
             if isinstance(threat.target, int) and threat.target >= classes:
                 message = f"class {threat.target} does not exist, the dataset has 0..{classes - 1}"
                 raise inventory.document.error((*self.where("threats"), j, "target"), message)
+        for attack in self.named(inventory, "attacks"):
+            for ball in (spec.model(self.granted(), self.limit()) for spec in self.threats):
+                if ball.norm not in attack.entry.handles():
+                    continue
+                with inventory.blame(attack.where):
+                    reason = attack.entry.refusal(ball, data.images)
+                if reason:
+                    raise inventory.document.error(attack.where, f"attack {attack.name!r}: {reason}")
         return data
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
@@ -115,7 +123,7 @@ class AttackBoard(BoardSpec):
                         entry = attack.entry
                         usable = threat.norm in entry.handles() and threat.grants(entry.access())
                         if usable and (threat.target is None or entry.can_aim()):
-                            described, knows = attack.description, attack.description in adaptive
+                            described, knows = inventory.identified(attack), attack.description in adaptive
                             used = self.used(inventory, data, trains or entry.learning())
                             yield Cell(**common, data=used, attack=described, adaptive=knows)
                     for measure in measures:

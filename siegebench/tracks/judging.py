@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from siegebench.cells import Cell, digest
+from siegebench.cells import Cell, Flag, digest
 from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.prepare import in_batches
 from siegebench.workspace import Workspace
 
+BLIND = 0.5  # an attack is flagged if a larger fraction of its gradients is exactly zero
 PASSES = 9  # forward passes of a randomised model per scored image; the majority decides
 
 
@@ -57,3 +58,26 @@ def clean_outcome(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet)
         return torch.cat(in_batches(part, len(data), ws.batch(data.stored)))
 
     return ws.remember(("clean", digest([cell.model, cell.defense]), cell.data["digest"], cell.seed), make)
+
+
+def gradient_flags(model: str, backwards: int, blind: int, undefined: int) -> list[Flag]:
+    """What is wrong with the gradients that an attack received.
+
+    Args:
+        model: its name.
+        backwards: gradients received; of them `blind` exactly zero, `undefined` with NaN or infinite values.
+    """
+    out = []
+    if undefined:
+        evidence = (
+            f"{undefined} of {backwards} gradients of {model} had NaN or infinite values, which became zero: images "
+            "that survived prove little. Look for a square root, a logarithm or a division at 0"
+        )
+        out.append(Flag("nan_gradients", "flag", evidence))
+    if blind > BLIND * backwards:
+        evidence = (
+            f"{blind} of {backwards} gradients of {model} were exactly zero: images that survived prove nothing. "
+            "Look for no_grad, detach, rounding or integer layers in forward, or try a score attack such as square"
+        )
+        out.append(Flag("blind_attack", "flag", evidence))
+    return out

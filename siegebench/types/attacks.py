@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -9,9 +10,10 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from siegebench import ops
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
-from siegebench.errors import ContractError
+from siegebench.errors import ConfigError, ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import BALLS, NORMS, TOLERANCE, Access, Norm, ThreatModel
 from siegebench.types.base import Entry
@@ -72,6 +74,8 @@ class Attack(Probe):
             full strength there.
         aims: it supports targets: given a class for each image (`oracle.goal`), it searches for images that are
             classified as that class.
+        starts: it can start from given points (`oracle.start`, projected onto the ball) instead of its own.
+        step_in_pixels: its parameter `step` is a distance in the units of eps; one above 2 eps is refused.
         restricted: reaches only a part of the ball (light, one pattern for all images); the contract tests do not
             require it to find the nearest point of a half-space.
     """
@@ -81,6 +85,8 @@ class Attack(Probe):
     minimal: ClassVar[bool] = False
     for_transfer: ClassVar[bool] = False
     aims: ClassVar[bool] = False
+    starts: ClassVar[bool] = False
+    step_in_pixels: ClassVar[bool] = False
     restricted: ClassVar[bool] = False
 
     def access(self) -> Access:
@@ -108,6 +114,24 @@ class Attack(Probe):
         """Whether this instance supports targets (wrappers return the value of the inner attack)."""
         return self.aims
 
+    def can_start(self) -> bool:
+        """Whether this instance can start from given points (wrappers return the value of the inner attack)."""
+        return self.starts
+
+    def refusal(self, threat: ThreatModel, images: ImageSet | None = None) -> str:
+        """Why this attack cannot run under this threat model, or on these images; empty if it can.
+
+        Suites ask before anything is computed. The default refuses a step that is larger than the whole ball.
+        """
+        step = getattr(self, "step", None) if self.step_in_pixels else None
+        if step is None or threat.eps == 0 or step <= 2 * threat.eps * (1 + TOLERANCE):
+            return ""
+        return (
+            f"step {step:.4g} is longer than the whole ball ({threat.label}, at most {2 * threat.eps:.4g} across); "
+            "it is a distance in the units of eps (pixels in [0, 1]), not a multiple of eps or a grey level: write "
+            "step: 2/255, or leave it out"
+        )
+
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         """Adversarial images for a batch. Where none is found, the clean image (or the best attempt).
@@ -131,6 +155,7 @@ class Attack(Probe):
 
         Raises:
             ContractError: naming the attack, the sample and the size of the violation.
+            ConfigError: for the reason that `refusal` gives.
         """
         if not threat.grants(self.access()):
             raise ContractError(f"{self!r} needs {self.access()} access; the threat model grants {threat.access}")
@@ -140,6 +165,10 @@ class Attack(Probe):
             )
         if oracle.goals is not None and not self.can_aim():
             raise ContractError(f"{self!r} cannot aim; the threat model says which class each image is to become")
+        if oracle.starts is not None and not self.can_start():
+            raise ContractError(f"{self!r} cannot start from given points")
+        if reason := self.refusal(threat):
+            raise ConfigError(f"{type(self).__name__}: {reason}")
         x_adv = self.run(oracle, x, y, threat, draws, **self._taught(lesson))
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise ContractError(f"{self!r} returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}")
@@ -150,8 +179,9 @@ class Attack(Probe):
             found = f"[{x_adv.amin():.4f}, {x_adv.amax():.4f}]"
             raise ContractError(f"{self!r} returned pixels in {found}, not in {oracle.kind.box}")
         if not self.minimises():
-            far = threat.size(x_adv, x)
             slack = TOLERANCE * max(1.0, threat.eps)
+            x_adv = _rounded_into_ball(x_adv, x, threat, slack)
+            far = threat.size(x_adv, x)
             if bool((far > threat.eps + slack).any()):
                 worst = int(far.argmax())
                 raise ContractError(
@@ -159,6 +189,16 @@ class Attack(Probe):
                     f"budget {threat.eps:.6g}"
                 )
         return x_adv
+
+
+def _rounded_into_ball(x_adv: Tensor, x: Tensor, threat: ThreatModel, slack: float) -> Tensor:
+    """Bring back images that are outside an L2 ball only because equal pixels were all rounded the same way."""
+    rounding = math.sqrt(x[0].numel()) * torch.finfo(x.dtype).eps / 4 if len(x) and threat.norm == "l2" else 0.0
+    far = threat.size(x_adv, x)
+    out = (far > threat.eps + slack) & (far <= threat.eps + slack + rounding)
+    if not bool(out.any()):
+        return x_adv
+    return torch.where(ops.over(out, x), ops.project(x_adv, x, "l2", max(threat.eps - rounding, 0.0)), x_adv)
 
 
 class MinimalAttack(Attack):
@@ -201,6 +241,15 @@ class WrappingAttack(Attack):
 
     def can_aim(self) -> bool:
         return self.attack.can_aim()
+
+    def can_start(self) -> bool:
+        return self.attack.can_start()
+
+    def refusal(self, threat: ThreatModel, images: ImageSet | None = None) -> str:
+        return self.attack.refusal(threat, images)
+
+    def identity(self) -> dict[str, Any]:
+        return self.attack.identity()
 
     def learning(self) -> bool:
         return self.attack.learning()

@@ -94,11 +94,16 @@ class BackdoorAttack(Poisoning):
         """Replace `rate` of the images by triggered ones, with the labels of the map. The source stays unchanged.
 
         Raises:
-            ContractError, NotApplicable: as `eligible` does.
+            ContractError, NotApplicable: as `eligible` does; also when the rate poisons no image.
         """
         pool = self.eligible(data)
         wanted = self.wanted(data.labels, data.num_classes)
         count = round(self.rate * len(data))
+        if count == 0 and self.rate > 0:
+            raise NotApplicable(
+                f"{type(self).__name__}: rate {self.rate:g} of {len(data)} training images poisons none of them; set a "
+                f"rate of at least {math.ceil(1000 / len(data)) / 1000:g}, or give more images"
+            )
         draws = Draws(seed, data.ids)
         order = Draws(seed, data.ids[pool]).order("poison")
         index = pool[order[:count]].sort().values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from dataclasses import Field as DataclassField
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -27,9 +28,12 @@ class Entry(ABC):
     Class attributes:
         local: fields that say where something is (a folder, a file). They do not affect results and are not part of
             keys and rows; the files they name are included by their hash.
+        added: fields that a later version added. They are part of a key only if they differ from their default, so
+            that earlier rows stay valid.
     """
 
     local: ClassVar[tuple[str, ...]] = ()
+    added: ClassVar[tuple[str, ...]] = ()
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -43,7 +47,11 @@ class Entry(ABC):
 
     def parameters(self) -> dict[str, Any]:
         """The fields as plain data, nested entries by name, as stored in keys and rows."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in self.local}
+        left_out = {*self.local, *(f.name for f in fields(self) if self._is_default(f))}
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
+
+    def _is_default(self, f: DataclassField[Any]) -> bool:
+        return f.name in self.added and bool(getattr(self, f.name) == f.default)
 
 
 # fields that determine the run time of an entry, and their maximum in contract tests

@@ -59,7 +59,7 @@ class Defense(Entry):
         Raises:
             ContractError: when the entry changed the model it was given.
         """
-        before = {k: v.clone() for k, v in model.state_dict().items()}
+        before = {k: v.clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
         defended = self.structure(model)
         if self.trains:
             self.fit(defended, data, draws)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from inspect import signature
+from typing import final
 
 from siegebench.classifier import Classifier
-from siegebench.data import ImageSet, Size
+from siegebench.data import IMAGE, ImageSet, Size
+from siegebench.errors import DataError, ModelError
 from siegebench.types.base import Entry
 
 
@@ -14,10 +17,11 @@ class DataSource(Entry):
 
     @abstractmethod
     def load(self, split: str) -> ImageSet:
-        """All images of `train` or `test`.
+        """All images of a split: `train`, `test` or another that the source has.
 
         Raises:
-            DataError: when they are missing or corrupt; names the folders searched and the setting to change.
+            DataError: when they are missing or corrupt; names the folders searched and the setting to change. For an
+                unknown split, names those that exist.
         """
 
     def scan(self, split: str) -> ImageSet:
@@ -30,6 +34,24 @@ class DataSource(Entry):
         """
         return self.load(split)
 
+    def known_splits(self) -> tuple[str, ...]:
+        """The names of the splits. Networks are trained on `train`.
+
+        Raises:
+            DataError: when they are listed in a folder that is missing.
+        """
+        return ("train", "test")
+
+    @final
+    def no_split(self, owner: str, split: str) -> DataError:
+        """The error for an unknown split; the source raises it.
+
+        Args:
+            owner: the data set, for the message.
+        """
+        *first, last = self.known_splits() or ("none",)
+        return DataError(f"{owner} has the splits {', '.join(first)}{' and ' if first else ''}{last}, not {split!r}")
+
 
 class ModelSource(Entry):
     """A source of networks: an architecture, with published weights or a recipe to train it."""
@@ -38,12 +60,44 @@ class ModelSource(Entry):
     def build(self, *, num_classes: int, size: Size) -> Classifier:
         """The network for images of this size, with published weights if it has any.
 
+        A source whose networks also take images of another number of channels has one more argument,
+        `channels: int = 3`. Without it, grey images are refused before anything is computed.
+
         Args:
             size: the side of square images, else (height, width).
 
         Raises:
             ModelError: when weights are missing, corrupt, not finite or of another shape.
         """
+
+    @final
+    def built(self, num_classes: int, size: Size, channels: int) -> Classifier:
+        """The network for images with this number of channels.
+
+        Raises:
+            ModelError: as `build` does; when the images are not RGB and `build` has no argument `channels`.
+        """
+        if channels == IMAGE.channels:
+            return self.build(num_classes=num_classes, size=size)
+        if "channels" not in signature(self.build).parameters:
+            raise ModelError(
+                f"{getattr(self, '_name', type(self).__name__)} takes images with 3 channels, these have {channels}; "
+                "use a network of timm, or set `channels: 3` of the data set"
+            )
+        return self.build(num_classes=num_classes, size=size, channels=channels)  # type: ignore[call-arg]
+
+    @final
+    def build_for(self, images: ImageSet) -> Classifier:
+        """The network for the classes, the size, the channels and the kind of a data set.
+
+        Raises:
+            ModelError: as `built` does.
+        """
+        told = images.kind.name == IMAGE.name or "channels" in signature(self.build).parameters
+        channels = images.shape[0] if told else IMAGE.channels  # of other kinds only who asks is told
+        network = self.built(images.num_classes, images.size, channels)
+        network.kind = images.kind
+        return network
 
     def pretrained(self) -> bool:
         """Whether `build` returns trained weights; otherwise the harness trains with `recipe`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from siegebench.attacks._l1 import Sparse, stages, steepest
 from siegebench.attacks.apgd import APGD, checkpoints, hardest
 from siegebench.attacks.autoattack import AutoAttack
-from siegebench.attacks.fab import FAB
+from siegebench.attacks.fab import FAB, to_hyperplane
 from siegebench.attacks.square import Square
 from torch import Tensor, nn
 
@@ -165,6 +168,80 @@ def test_apgd_walks_the_path_of_the_reference(norm: str, loss: str) -> None:
     assert float((best.point - expected.detach()).abs().max()) < 0.02 * eps
 
 
+@pytest.mark.parametrize("loss", ["margin", "dlr"])
+def test_apgd_in_l1_is_near_the_closed_form_where_the_box_matters(linear: Classifier, loss: str) -> None:
+    x = kit.grey_images(16)
+    y = linear(x).argmax(1)
+    nearest = nearest_in_the_box(linear, x, y)
+    for factor, expected in ((0.99, False), (1.25, True)):
+        for i in (0, 15):  # the threat has one eps
+            eps = factor * float(nearest[i])
+            at = slice(i, i + 1)
+            x_adv, _ = kit.attack_with(APGD(loss=loss, steps=60), linear, x[at], y[at], ThreatModel(norm="l1", eps=eps))
+            assert bool(linear(x_adv).argmax(1) != y[at]) is expected, (i, factor)
+
+
+def nearest_in_the_box(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    """Smallest L1 distance to a wrong class inside the box: pixels move to its border, steepest first."""
+    weight, z = model.net.layer.weight, model(x)  # type: ignore[union-attr]
+    missing = z.gather(1, y[:, None]) - z  # [n, classes]
+    ways = []
+    for j in range(z.shape[1]):
+        d = to_hyperplane(x.flatten(1), weight[j] - weight[y], missing[:, j], "l1")
+        ways.append(torch.where(y == j, torch.inf, ops.size(d, "l1")))
+    return torch.stack(ways).amin(dim=0)
+
+
+def test_the_balls_of_l1_shrink_to_eps_and_keep_the_number_of_steps() -> None:
+    assert stages(100) == [(3.0, 30), (2.0, 30), (1.0, 40)]
+    assert stages(1) == [(1.0, 1)]
+    for steps in range(1, 30):
+        assert sum(k for _, k in stages(steps)) == steps
+        assert stages(steps)[-1][0] == 1
+
+
+def test_a_sparse_step_moves_the_largest_entries_by_the_same_amount() -> None:
+    g = torch.tensor([[3.0, -2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]).view(2, 1, 2, 2)
+    out = steepest(g, torch.tensor([1.2, 3.0]))
+    assert out.flatten(1).tolist() == [[0.5, -0.5, 0, 0], [0, 0, 0, 0]]
+    assert steepest(g, torch.tensor([99.0, 0.0])).flatten(1)[0].tolist() == pytest.approx([1 / 3, -1 / 3, 1 / 3, 0])
+
+
+def test_apgd_in_l1_walks_the_path_of_the_reference() -> None:
+    reference = pytest.importorskip("pyautoattack.autopgd_base")
+    model, x = kit.cnn_model(), kit.grey_images(4)
+    y, eps = model(x).argmax(1), 2.0
+    start = ops.project_l1(x + Draws(0, torch.arange(4)).normal(tuple(x.shape[1:])), x, eps)
+    theirs = reference.APGDAttack(model, n_iter=25, norm="L1", eps=eps, loss="dlr", device="cpu")
+    theirs.init_hyperparam(x)
+    x_best, _, loss_best, _ = theirs.attack_single_run(x, y, x_init=start)
+    ours = Sparse.start(x, y, y, start)
+    oracle = Oracle(model, ThreatModel(norm="l1", eps=eps), Draws(0, torch.arange(4)))
+    for k in range(26):
+        if k > 0:
+            ours.move(eps)
+        g, _, value = oracle.gradient(ours.x, partial(ops.dlr, y=y))
+        ours.see(g, value)
+        if k > 0:
+            ours.check()
+    torch.testing.assert_close(ours.loss_best, loss_best.detach(), rtol=1e-4, atol=1e-5)
+    assert float((ours.x_best - x_best.detach()).abs().max()) < 1e-4
+
+
+def test_apgd_in_l1_costs_two_passes_more_and_counts_only_the_last_ball(linear: Classifier) -> None:
+    x = kit.grey_images(8)
+    y = linear(x).argmax(1)
+    nearest = nearest_in_the_box(linear, x, y)
+    threat = ThreatModel(norm="l1", eps=0.9 * float(nearest.min()))  # all are broken in the ball of 3 eps
+    x_adv, oracle = kit.attack_with(APGD(steps=20), linear, x[:1], y[:1], threat)
+    assert oracle.ledger.forwards.tolist() == oracle.ledger.backwards.tolist() == [23]
+    assert int(linear(x_adv).argmax(1)) == int(y[0])
+    assert float(threat.size(x_adv, x[:1])) <= threat.eps * (1 + 1e-6)
+    easy = ThreatModel(norm="l1", eps=3 * float(nearest.max()))
+    _, oracle = kit.attack_with(APGD(steps=20), linear, x, y, easy)
+    assert int(oracle.ledger.forwards.max()) < 23  # the last ball is left early
+
+
 @pytest.mark.parametrize(
     "attack",
     [
@@ -177,12 +254,12 @@ def test_apgd_walks_the_path_of_the_reference(norm: str, loss: str) -> None:
     ],
     ids=["apgd", "apgd targeted", "fab", "fab that stops", "autoattack", "rand"],
 )
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_sample_alone_fares_as_in_a_batch(attack: APGD, norm: str) -> None:
     model = kit.cnn_model().double()
     x = kit.grey_images(8).double()
     y = model(x).argmax(1)
-    threat = ThreatModel(norm=norm, eps=0.004 if norm == "linf" else 0.04)
+    threat = ThreatModel(norm=norm, eps={"linf": 0.004, "l2": 0.04, "l1": 0.4}[norm])
     together, oracle = kit.attack_with(attack, model, x, y, threat)
     turned = torch.tensor([3, 7, 1, 0, 2, 6, 5, 4])
     for rows in (*torch.arange(8).split(1), turned):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from siegebench.attacks._square_l1 import SquareL1, bump
 from siegebench.attacks.apgd import APGD
 from siegebench.attacks.autoattack import PASSES, AutoAttack
 from siegebench.attacks.fab import FAB
@@ -121,6 +122,44 @@ def test_the_standard_cascade_is_the_published_one() -> None:
         FAB(steps=100, targets=9, alpha_max=0.1, eta=1.05, beta=0.9, stop_at_eps=True),
         Square(queries=5000, p=0.8, rescale=False),
     ]
+
+
+def test_the_l1_cascade_is_the_published_one(linear: Classifier) -> None:
+    assert list(AutoAttack().components(10, norm="l1")) == [
+        APGD(steps=100, restarts=5, loss="ce"),
+        APGD(steps=100, restarts=1, loss="targeted_dlr", targets=5),
+        FAB(steps=100, targets=9, alpha_max=0.1, eta=1.05, beta=0.9, stop_at_eps=True),
+        SquareL1(queries=5000, p=0.8, rescale=False),
+    ]
+    x = kit.grey_images(2)
+    _, oracle = kit.attack_with(SMALL, linear, x, linear(x).argmax(1), ThreatModel(norm="l1", eps=1e-4))
+    s, t, q = 10, 3, 20
+    assert oracle.ledger.forwards.tolist() == [5 * (s + 3) + 1 + t * (s + 3) + 1 + t * 2 * s + q + 4] * 2
+    assert oracle.ledger.backwards.tolist() == [5 * (s + 3) + t * (s + 3) + t * s] * 2
+    # the figures in the docstring
+    assert (5 * 103 + 1 + 5 * 103 + 1801 + 5000 + 4, 5 * 103 + 5 * 103 + 900) == (7836, 1930)
+
+
+def test_the_bump_of_l1_is_two_opposite_pyramids() -> None:
+    for side in (1, 3, 5, 6):
+        assert float(bump(side).abs().sum()) == pytest.approx(1)
+    five = bump(5)
+    assert bool((five[:2] > 0).all())
+    assert bool((five[2:] < 0).all())
+    assert float(five[:2].sum()) == pytest.approx(0.5)
+    assert float(five.min()) == float(five[3, 2])  # the steepest point of the larger half
+
+
+@pytest.mark.parametrize("eps", [0.5, 4.0, 20.0])
+def test_square_in_l1_stays_inside_and_uses_its_budget(linear: Classifier, eps: float) -> None:
+    x = kit.grey_images(6, size=8)
+    y = linear(x).argmax(1)
+    threat = ThreatModel(norm="l1", eps=eps, access="score", queries=40)
+    x_adv, oracle = kit.attack_with(SquareL1(queries=40), linear, x, y, threat)
+    assert float(threat.size(x_adv, x).max()) <= eps * (1 + 1e-6)
+    assert int(oracle.ledger.queries.max()) <= 40
+    assert float(threat.size(x_adv, x).min()) > 0.9 * min(eps, 3.0)
+    assert bool((ops.margin(linear(x_adv), y) > ops.margin(linear(x), y)).all())
 
 
 def test_rand_averages_twenty_looks_and_does_not_trust_a_lucky_one(linear: Classifier) -> None:

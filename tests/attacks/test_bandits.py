@@ -57,10 +57,11 @@ def test_bandits_looks_only_where_a_probe_was_wrong(linear: Classifier) -> None:
 
 
 def test_the_tiles_follow_the_granted_queries() -> None:
-    granted = torch.tensor([1, 100, 1000, 10_000, 1536, 1535])
-    assert Bandits()._tiles(granted, (3, 32, 32)).tolist() == [64, 8, 4, 2, 2, 4]
-    assert Bandits()._tiles(torch.tensor([10_000]), (3, 224, 224)).tolist() == [8]
-    assert Bandits(tile=3)._tiles(granted, (3, 32, 32)).tolist() == [3] * 6
+    granted, shape = torch.tensor([1, 100, 1000, 10_000, 768, 767]), (3, 32, 32)
+    assert Bandits()._tiles(granted, shape, "linf").tolist() == [128, 8, 2, 2, 2, 4]
+    assert Bandits()._tiles(granted, shape, "l2").tolist() == [64, 8, 2, 1, 2, 4]
+    assert Bandits()._tiles(torch.tensor([10_000]), (3, 224, 224), "linf").tolist() == [4]
+    assert Bandits(tile=3)._tiles(granted, shape, "linf").tolist() == [3] * 6
     # samples with different budgets in one batch fare as alone
     model, _ = half_space((3, 16, 16), b=500.0)
     x = kit.grey_images(3, size=16).double()

@@ -193,6 +193,13 @@ class Planted(Foreign):
         return x + self.returned * g.sign()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spread(Planted):
+    """The same under L1."""
+
+    known: ClassVar[dict[str, Known]] = {"FGSM": Known("gradient", ("l1",))}
+
+
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize(
     ("shown", "returned", "expected"),
@@ -221,6 +228,18 @@ def test_rounding_is_forgiven_and_a_broken_budget_is_not(linear: Classifier) -> 
         kit.attack_with(Torchattacks(target="PGD", options={"eps": "40/255"}), linear, x, y, LINF)
     with pytest.raises(ContractError, match="not in \\[0, 1\\]"):
         kit.attack_with(Planted(returned=0.5), linear, x, y, ThreatModel(eps=0.6))
+
+
+def test_rounding_errors_of_a_sum_grow_with_eps(linear: Classifier) -> None:
+    x, y = correct(linear)
+    wide = ThreatModel(norm="l1", eps=50.0)
+    each = 50 / x[0].numel()  # the same change of every pixel
+    for attack in (Spread(returned=each * (1 + 4e-7)), Spread(shown=(each * (1 + 4e-7),))):  # 2e-5 too far
+        x_adv, _ = kit.attack_with(attack, linear, x, y, wide)
+        assert float(wide.size(x_adv, x).min()) > 49.99
+        assert float(wide.size(x_adv, x).max()) <= 50 * (1 + 1e-6)
+    with pytest.raises(ContractError, match="budget"):
+        kit.attack_with(Spread(returned=each * (1 + 2e-5)), linear, x, y, wide)  # 1e-3 too far
 
 
 # ------------------------------------------------------------------------------------------------------ parameters

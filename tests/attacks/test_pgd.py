@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from siegebench.attacks.apgd import APGD
+from siegebench.attacks.eot import EOT
+from siegebench.attacks.mifgsm import MIFGSM
+from siegebench.attacks.nes import NES
 from siegebench.attacks.pgd import PGD
+from siegebench.attacks.vmi import VMI
 
 from siegebench import ops
 from siegebench.classifier import Classifier
+from siegebench.config import load_suite
 from siegebench.draws import Draws
+from siegebench.errors import ConfigError
 from siegebench.oracle import Oracle
+from siegebench.plan import plan
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack
 from tests import kit
@@ -108,3 +118,25 @@ def test_step_is_two_and_a_half_radii_over_the_steps_unless_given(linear: Classi
         model = Recording(linear)
         kit.attack_with(attack, model, x, y, ThreatModel(eps=0.01))
         assert float((model.seen[1] - model.seen[0]).abs().max()) == pytest.approx(step, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "attack", [PGD(step=3.0), PGD(step=0.25), MIFGSM(step=3.0), VMI(step=3.0), EOT(attack=PGD(step=3.0))]
+)
+def test_a_step_longer_than_the_ball_is_refused_with_its_unit(linear: Classifier, attack: Attack) -> None:
+    x = kit.grey_images(2)
+    y = linear(x).argmax(1)
+    with pytest.raises(ConfigError, match=r"longer than the whole ball.*units of eps.*write step: 2/255"):
+        kit.attack_with(attack, linear, x, y, ThreatModel(eps=8 / 255))
+    assert not attack.refusal(ThreatModel(eps=0.0))
+    assert not PGD(step=16 / 255).refusal(ThreatModel(eps=8 / 255))
+    assert not NES(step=1.5).refusal(ThreatModel(eps=8 / 255))  # a fraction of eps
+
+
+def test_a_suite_with_such_a_step_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    ball = {"norm": "linf", "eps": "8/255"}
+    board = {"track": "white_box", "attacks": [{"name": "pgd", "step": 3}], "threats": [ball]}
+    whole = {"suite": "s", "data": {"set": "digits", "count": 20}, "models": ["cifar_resnet20"], "boards": [board]}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(whole))
+    with pytest.raises(ConfigError, match=r"s.yaml:\d+.*'pgd': step 3 is longer than the whole ball \(linf 8/255"):
+        plan(load_suite(str(tmp_path / "s.yaml")))

@@ -161,18 +161,28 @@ def test_schedule_and_bumps_are_those_of_the_reference() -> None:
 
 
 def test_the_schedule_follows_the_granted_queries(linear: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    granted = torch.tensor([100, 1000, 10_000])
+    counts = (1000, 4000, 10_000, 20_000)
     for part in (0.0, 0.03, 0.3, 0.7, 0.99):  # of the budget: the same size whatever is granted
-        shares = {float(Square().share(int(part * n), granted)[k]) for k, n in enumerate((100, 1000, 10_000))}
-        assert len(shares) == 1, part
-    assert Square().share(99, granted)[0] == 0.8 / 2**9
-    # the sizes that are tried: the threat model grants fewer queries than the attack has
-    x, seen = kit.grey_images(2), []
-    propose = Square._linf
-    monkeypatch.setattr(Square, "_linf", lambda *a: seen.append(a[4]) or propose(*a[1:]))
-    threat = ThreatModel(eps=1e-4, access="score", queries=100)
-    kit.attack_with(Square(queries=10_000), linear, x, linear(x).argmax(1), threat)
-    assert [seen.count(0.8 / 2**k) for k in range(10)] == [1, 0, 2, 3, 5, 10, 20, 20, 20, 18]
+        for attack in (Square(), Square(rescale=True)):
+            shares = {float(attack.share(int(part * n), torch.tensor([n]))) for n in counts}
+            assert len(shares) == 1, part
+    few, all_sizes = torch.tensor([100]), 0.8 / 2**9
+    assert float(Square().share(9999, torch.tensor([10_000]))) == float(Square().share(999, torch.tensor([1000])))
+    assert float(Square(rescale=True).share(99, few)) == all_sizes
+    assert float(Square().share(99, few)) == float(Square().share(99, torch.tensor([1000]))) == 0.8 / 2**4
+    assert float(Square(rescale=False).share(99, few)) == 0.8 / 2**2
+    # the sizes that are tried, where the threat model grants fewer queries than the attack has
+    x, propose = kit.grey_images(2), Square._linf
+    for rescale, expected in (
+        (None, [2, 4, 15, 30, 48, 0, 0, 0, 0, 0]),
+        (True, [1, 0, 2, 3, 5, 10, 20, 20, 20, 18]),
+        (False, [11, 40, 48, 0, 0, 0, 0, 0, 0, 0]),
+    ):
+        seen: list[float] = []
+        monkeypatch.setattr(Square, "_linf", lambda *a, seen=seen: seen.append(a[4]) or propose(*a[1:]))
+        threat = ThreatModel(eps=1e-4, access="score", queries=100)
+        kit.attack_with(Square(queries=10_000, rescale=rescale), linear, x, linear(x).argmax(1), threat)
+        assert [seen.count(0.8 / 2**k) for k in range(10)] == expected
 
 
 def test_a_first_image_that_is_wrong_costs_one_query(linear: Classifier) -> None:

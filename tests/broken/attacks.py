@@ -49,6 +49,13 @@ class SaysThatItAims(FGSM):
     aims: ClassVar[bool] = True
 
 
+class SaysThatItStarts(FGSM):
+    starts: ClassVar[bool] = True
+
+    def run(self, oracle, x, y, threat, draws):
+        return x if oracle.start is not None else super().run(oracle, x, y, threat, draws)
+
+
 class AsksForMore(FGSM):
     needs: ClassVar[Any] = "score"
 
@@ -181,4 +188,5 @@ BROKEN = [
         "0 of 4 misclassified with scaled logits",
     ),
     ("attack", SaysThatItAims(), "aims at the class it is told", "moved towards the class"),
+    ("attack", SaysThatItStarts(), "starts from the points it is given", "0 of 4 misclassified, started from"),
 ]

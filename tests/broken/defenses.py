@@ -61,7 +61,7 @@ class Honest(Defense):
     adaptive: ClassVar[Any] = ADAPTIVE
 
     def wrap(self, model):
-        return Wrapped(model)
+        return Changed(model, lambda self, x: self.inner(0.9 * x))
 
 
 class HonestNoise(Honest):
@@ -85,6 +85,19 @@ class HonestTraining(Honest):
         with torch.no_grad():
             for p in defended.parameters():
                 p.mul_(1.1)
+
+
+class DoesNothing(Honest):
+    def wrap(self, model):
+        return Wrapped(model)
+
+
+class TrainsNothing(HonestTraining):
+    def wrap(self, model):
+        return Wrapped(model)
+
+    def fit(self, defended, data, draws):
+        pass
 
 
 class ChangesTheModel(Honest):
@@ -192,6 +205,8 @@ HONEST = [
 BROKEN = [
     ("defense", ChangesTheModel(), "applies with the data its card declares", "changed the model it was given"),
     ("defense", ReadsUndeclared(), "applies with the data its card declares", "reads 'train'"),
+    ("defense", DoesNothing(), "changes the model", "equal those of the given one"),
+    ("defense", TrainsNothing(), "changes the model", "equal those of the given one"),
     ("defense", FreezesTheModel(), "leaves the given model as found", "flags"),
     ("defense", MarksTheModel(), "leaves the given model as found", "flags"),
     ("defense", HidesItsNoise(), "is as random as it declares", "depend on the draws"),

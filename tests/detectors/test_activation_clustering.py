@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from siegebench.classifier import Network
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
+from siegebench.errors import NotApplicable
 from tests import victims
 
 from .planted import auroc, detector, images, only
@@ -69,7 +71,8 @@ def test_activation_clustering_without_anything_to_cluster() -> None:
     flat = ImageSet(torch.full((30, 3, 4, 4), 7, dtype=torch.uint8), torch.arange(30) % 3, torch.arange(30), 3, "flat")
     assert bool((cluster_scores(flat) == -1).all())
     few = images(4, size=4, classes=3)  # classes of one and two images
-    assert bool((cluster_scores(few) == -1).all())
+    with pytest.raises(NotApplicable, match="at least 3 of a class"):
+        cluster_scores(few)
 
 
 def test_activation_clustering_finds_poisons_at_a_low_rate() -> None:

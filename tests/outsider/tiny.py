@@ -16,10 +16,10 @@ from siegebench.weights import check_fit, load_weights, weights_hash
 RECIPE = Recipe(epochs=2, lr=1e-2, augment="none")
 
 
-def net(classes: int, size: Size) -> nn.Module:
+def net(classes: int, size: Size, channels: int = 3) -> nn.Module:
     height, width = (size, size) if isinstance(size, int) else size
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
         nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16 * (height // 8) * (width // 8), classes),
     )  # fmt: skip
@@ -34,13 +34,15 @@ class Tiny(ModelSource):
     checkpoint: str | None = None
     recipe: Recipe = RECIPE
 
-    def build(self, *, num_classes: int, size: Size) -> Network:
-        made = net(num_classes, size)
+    def build(self, *, num_classes: int, size: Size, channels: int = 3) -> Network:
+        make = partial(net, num_classes, size, channels)
+        made = make()
         if self.checkpoint is not None:
             state = load_weights(self.checkpoint)
             check_fit(state, made.state_dict(), Path(self.checkpoint))
             made.load_state_dict(state)
-        return Network(made, num_classes=num_classes, rebuild=partial(net, num_classes, size))
+        same = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+        return Network(made, num_classes=num_classes, rebuild=make, **same)
 
     def pretrained(self) -> bool:
         return self.checkpoint is not None

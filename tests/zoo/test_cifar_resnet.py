@@ -103,6 +103,16 @@ def bigger(folder: Path) -> Path:
     return folder / "deep.safetensors"
 
 
+def test_weights_and_normalisation_are_found_within_a_checkpoint(tmp_path: Path, x: Tensor) -> None:
+    net = built({"name": "cifar_resnet20", "checkpoint": None}).net
+    inside = {f"1.{k}": v for k, v in net.state_dict().items()}
+    inside |= {"0.mu": torch.full((1, 3, 1, 1), 0.25), "0.sigma": torch.full((1, 3, 1, 1), 2.0)}
+    torch.save({"model_ema": inside, "args": {"lr": 0.1}}, tmp_path / "w.pth")
+    found = built({"name": "cifar_resnet20", "checkpoint": str(tmp_path / "w.pth"), "ema": True})
+    torch.testing.assert_close(found(x), net.eval()((x - 0.25) / 2))
+    assert found.card.source == "w.pth (from model_ema.1; normalisation from model_ema.0.mu and model_ema.0.sigma)"
+
+
 def test_without_a_checkpoint_it_is_trained() -> None:
     source = model({"name": "cifar_resnet20", "checkpoint": None})
     assert not source.pretrained()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from siegebench import registry
-from siegebench.data import ImageSet, split_clean, stratified
+from siegebench.data import GREY, IMAGE, ImageSet, split_clean, stratified
 from siegebench.errors import ConfigError, DataError
 from tests.kit import data_folder
 
@@ -125,6 +126,30 @@ def test_frames_of_a_track_form_a_group(tmp_path: Path) -> None:
     assert groups[0] == groups[2]
     assert len(set(groups.tolist())) == 3
     assert load(spec(tmp_path, group_by_path=True), "test").groups is None
+
+
+def test_class_names_and_splits_of_parquet_files(tmp_path: Path) -> None:
+    write(tmp_path / "toy-train-0.parquet", pixels(3), [0, 1, 2])
+    assert load(spec(tmp_path)).classes is None
+    feature = {"image": {"_type": "Image"}, "label": {"names": ["ant", "bee", "cat"], "_type": "ClassLabel"}}
+    table = pq.read_table(tmp_path / "toy-train-0.parquet")
+    said = {"huggingface": json.dumps({"info": {"features": feature}})}
+    pq.write_table(table.replace_schema_metadata(said), tmp_path / "toy-validation-0.parquet")
+    assert load(spec(tmp_path), "validation").classes == ("ant", "bee", "cat")
+    assert load(spec(tmp_path, num_classes=4), "validation").classes is None
+    with pytest.raises(DataError, match=r"no toy-test-\*\.parquet in .*; it has the splits train, validation;"):
+        load(spec(tmp_path), "test")
+
+
+def test_grey_images_have_one_channel(tmp_path: Path) -> None:
+    images = pixels(3)
+    images[:] = images[..., :1]
+    write(tmp_path / "toy-train-0.parquet", images, [0, 1, 2])
+    for _ in range(2):  # decoded, then from the cache
+        found = load(spec(tmp_path, channels=1))
+        assert (found.kind, found.kind.channels) == (GREY, 1)
+        assert torch.equal(found.images, torch.from_numpy(images[..., :1]).permute(0, 3, 1, 2))
+        assert load(spec(tmp_path)).kind == IMAGE
 
 
 def test_sizes_are_brought_to_one(tmp_path: Path) -> None:

@@ -169,6 +169,42 @@ def test_checkpoint_of_a_user(tmp_path: Path, x: Tensor, suffix: str) -> None:
         built({"name": "timm/test_convnext", "checkpoint": str(path)}, num_classes=5)
 
 
+def test_weights_are_chosen_within_a_checkpoint(tmp_path: Path, x: Tensor) -> None:
+    plain, averaged = (built("timm/test_resnet", num_classes=5) for _ in range(2))
+    content = {
+        "model": plain.net.state_dict(),
+        "model_ema": averaged.net.state_dict(),
+        "mean": [0.1] * 3,
+        "std": [1] * 3,
+    }
+    torch.save(content, tmp_path / "w.pth")
+    spec = {"name": "timm/test_resnet", "checkpoint": str(tmp_path / "w.pth")}
+    shift = x - 0.1
+    for more, wanted in (({}, plain), ({"ema": True}, averaged), ({"part": "model_ema"}, averaged)):
+        net = built({**spec, **more}, num_classes=5)
+        torch.testing.assert_close(net(x), wanted.net(shift))  # the normalisation comes from the file as well
+        assert net.card.preprocessing["mean"] == (0.1, 0.1, 0.1)
+    identities = [model({**spec, **more}).identity() for more in ({}, {"ema": True}, {"part": "model_ema"})]
+    assert len({str(i) for i in identities}) == 3
+    assert list(identities[0]) == ["sha256"]  # keys of cells without the choice stay as they were
+    with pytest.raises(ModelError, match=r"you gave mean \(0\.5, 0\.5, 0\.5\)"):
+        built({**spec, "mean": [0.5] * 3, "std": [0.5] * 3}, num_classes=5)
+    with pytest.raises(ConfigError, match="ema chooses among the weights of a checkpoint; give `checkpoint: FILE`"):
+        model({"name": "timm/test_resnet", "ema": True})
+
+
+def test_names_without_their_family_are_suggested() -> None:
+    import siegebench as sb
+
+    for name, meant in (("resnet18", "timm/resnet18"), ("resnet18.a1_in1k", "timm/resnet18.a1_in1k")):
+        with pytest.raises(ConfigError, match=rf"unknown model '{name}'\..* Did you mean {meant}\?"):
+            sb.load_model(name)
+    with pytest.raises(ConfigError, match=r"Did you mean timm/efficientnet_b0\?"):
+        sb.load_model("eficientnet_b0")
+    with pytest.raises(ConfigError, match=r"See `siegebench list models`\.$"):
+        sb.load_model("nothing like it")
+
+
 def test_checkpoints_that_are_broken(tmp_path: Path) -> None:
     state = built("timm/test_resnet").net.state_dict()
     with pytest.raises(ModelError, match="not found; looked for"):

@@ -1,0 +1,240 @@
+"""What users bring: images, labels and models, checked once. `sb.attack`, `sb.evaluate` and suites use these checks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from siegebench.classifier import Classifier, ModelCard, Network, Wrapped, copied, frozen
+from siegebench.data import IMAGE, Kind
+from siegebench.draws import Draws
+from siegebench.errors import ConfigError, ModelError, SiegeError, shortened
+
+CHANNELS = (1, 3, 4)  # usual numbers of channels, to recognise images whose channels come last
+PROBES = 4  # images that a model is checked with
+APART = 0.05  # difference of two answers to one image, relative to the largest logit, that is not rounding
+
+
+class UnreliableModel(UserWarning):
+    """The model answers, but its answers are not a function of the image alone."""
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Leave the caller's `inference_mode`, `no_grad` and `autocast`: inside, an attack has no or other gradients."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", "cuda" if torch.cuda.is_available() else "cpu"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------- images and labels
+
+
+def image_kind(channels: int) -> Kind:
+    """The kind of images with this number of channels."""
+    return replace(IMAGE, channels=channels)
+
+
+def as_images(x: Any, kind: Kind | None = None) -> Tensor:
+    """A batch of inputs as a tensor without gradient.
+
+    Args:
+        x: tensor or numpy array, [n, C, H, W].
+        kind: of the inputs; by default images in [0, 1] with any number of channels.
+
+    Raises:
+        ConfigError: for anything else, with what was found and what is expected.
+    """
+    found = as_tensor(x, "images").detach()
+    found = found.clone() if found.is_inference() else found
+    channels = "C" if kind is None else str(kind.channels)
+    kind = kind or IMAGE
+    if found.dim() != 4 or not found.is_floating_point():
+        what = f"float [n, {channels}, H, W] in {kind.box}"
+        hint = "; divide by 255" if found.dtype == torch.uint8 else ""
+        raise ConfigError(f"images: expected {what}, found {found.dtype} {tuple(found.shape)}{hint}")
+    last = found.shape[-1] in CHANNELS and found.shape[1] not in CHANNELS
+    if last or (channels != "C" and found.shape[1] != kind.channels):
+        hint = "; the channels come last: use x.permute(0, 3, 1, 2)" if last else ""
+        raise ConfigError(f"images: expected [n, {channels}, H, W], found {tuple(found.shape)}{hint}")
+    found = found.float() if found.dtype.itemsize < 4 else found  # half precision cannot hold a small eps
+    if len(found) and not bool(kind.inside(found).all()):
+        hint = "" if kind.grid is None else f"; divide by {kind.grid} and put the normalisation into the model"
+        low, high = float(found.amin()), float(found.amax())
+        hint = "" if low != low else hint
+        raise ConfigError(f"images: expected pixels in {kind.box}, found {low:.4g} to {high:.4g}{hint}")
+    return found
+
+
+def as_labels(y: Any, n: int, classes: int | None = None) -> Tensor:
+    """Labels of n images as int64 [n].
+
+    Args:
+        y: tensor, array or list of integers.
+        classes: number of classes of the model; None skips the check of the range.
+
+    Raises:
+        ConfigError: for anything else, with what was found and what is expected.
+    """
+    found = as_tensor(y, "labels").detach()
+    if found.dim() == 2 and len(found) == n and found.shape[1] > 1 and bool((found.sum(dim=1) == 1).all()):
+        raise ConfigError(f"labels: expected {n} integers, found one-hot rows {tuple(found.shape)}; use y.argmax(1)")
+    if found.shape != (n,) or found.is_floating_point() or found.dtype == torch.bool or found.is_complex():
+        raise ConfigError(f"labels: expected {n} integers, found {found.dtype} {tuple(found.shape)}")
+    found = found.long()
+    if n and classes is not None:
+        low, high = int(found.min()), int(found.max())
+        if low < 0 or high >= classes:
+            hint = "; subtract 1 if the classes count from 1" if low == 1 and high == classes else ""
+            raise ConfigError(f"labels: the model has the classes 0..{classes - 1}, found {low} to {high}{hint}")
+    return found
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor as it is; an array or a list as a tensor.
+
+    Raises:
+        ConfigError: for anything else; `name` says what it is.
+    """
+    if isinstance(value, Tensor):
+        return value
+    try:
+        array = np.asarray(value)
+        # a copy: torch shares the memory of an array, which may be read-only
+        return torch.from_numpy(np.array(array, order="C"))
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: expected a tensor or a numpy array, found {shortened(value)}") from None
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+
+
+def as_classifier(
+    model: Any, x: Tensor, *, num_classes: int | None = None, kind: Kind | None = None, card: ModelCard | None = None
+) -> Classifier:
+    """A Classifier of any module that maps images to logits, checked with a few images. The module does not change.
+
+    Distributed, compiled and exported modules are unwrapped. A Classifier is returned as it is, or in a wrapper if it
+    writes into the images it is given.
+
+    Args:
+        model: a Classifier, an `nn.Module`, or an exported program.
+        x: images [n, C, H, W], n at least 1.
+        num_classes: number of logits; by default what the model returns.
+        kind: of the inputs; by default images with the channels of x.
+
+    Raises:
+        ModelError: when the model fails on these images, or does not return one finite logit for each class.
+    """
+    net = unwrapped(model)
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module that maps images to logits, found {shortened(model)}")
+    if any(t.is_inference() for t in (*net.parameters(), *net.buffers())):
+        net = copied(net)  # tensors made in inference mode cannot take part in a gradient
+    if not isinstance(net, Classifier):
+        net = Network(net, num_classes=num_classes or 0, card=card or ModelCard(name=type(net).__name__))
+        net.kind = kind or image_kind(x.shape[1])
+    elif num_classes is not None and net.num_classes not in (0, num_classes):
+        raise ModelError(f"the model has {net.num_classes} classes, num_classes is {num_classes}")
+    with torch.no_grad(), frozen(net):
+        return checked(net, x[:PROBES])
+
+
+def unwrapped(model: Any) -> Any:
+    """The module inside a wrapper that only distributes or compiles it."""
+    if isinstance(model, torch.export.ExportedProgram):
+        return _Fixed(model.module())
+    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while isinstance(model, parallel) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, parallel) else model._orig_mod
+    return model
+
+
+class _Fixed(nn.Module):
+    """A module whose mode cannot be set: the program of `torch.export` refuses train() and eval()."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, x: Tensor) -> Any:
+        return self.program(x)
+
+    def train(self, mode: bool = True) -> _Fixed:
+        for module in self.modules():
+            module.training = mode
+        return self
+
+
+class _OnCopies(Wrapped):
+    """Passes copies to a model that writes into the images it is given."""
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return super().forward(x.clone(), draws)
+
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return super().backward_model(x.clone(), draws)
+
+
+def checked(model: Classifier, x: Tensor) -> Classifier:
+    """The model, after checking its answers to a few images; in a wrapper if it writes into the images it is given.
+
+    Raises:
+        ModelError: when it fails on these images, or does not return one finite logit for each class.
+    """
+    draws = Draws(0, torch.arange(len(x), device=x.device)) if model.randomized else None
+
+    def answers(rows: slice = slice(None)) -> tuple[Tensor, bool]:
+        """(logits, whether the model wrote into the images)"""
+        given = x[rows].clone()
+        version = given._version
+        try:
+            z = model(given, None if draws is None else draws[rows])
+            return z, given._version != version
+        except SiegeError:
+            raise
+        except Exception as error:  # the user's own code
+            text = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"the model fails on images {tuple(given.shape)}, {given.dtype} in {model.kind.box}: "
+                f"{type(error).__name__}: {text}"
+            ) from error
+
+    z, written = answers()
+    model.num_classes = model.num_classes or z.shape[1]  # of a module, which says nothing about it
+    if z.shape != (len(x), model.num_classes):
+        raise ModelError(
+            f"the model has {model.num_classes} classes and returns {tuple(z.shape)} for {len(x)} images; "
+            f"expected {(len(x), model.num_classes)}, one logit for each class"
+        )
+    if not bool(torch.isfinite(z).all()):
+        raise ModelError(f"the model returns NaN or infinite logits for images in {model.kind.box}")
+    if written:
+        return checked(_OnCopies(model), x)
+    if not model.randomized:
+        apart = APART * float(z.abs().max())
+        if float((answers()[0] - z).abs().max()) > apart:
+            warnings.warn(
+                f"{model.card.name}: two passes of the same images differ, so the model is random (dropout in forward, "
+                "noise). Results are unreliable; make it a siegebench.Classifier with randomized = True",
+                UnreliableModel,
+                stacklevel=4,
+            )
+        elif len(x) > 1 and float((answers(slice(0, 1))[0] - z[:1]).abs().max()) > apart:
+            warnings.warn(
+                f"{model.card.name}: the logits of an image depend on the other images of the batch (a batch norm "
+                "without running statistics?). Results are unreliable",
+                UnreliableModel,
+                stacklevel=4,
+            )
+    return model

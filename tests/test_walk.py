@@ -1,0 +1,247 @@
+"""A stranger follows README and CONTRIBUTING word for word, in a copy of the checkout."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import siegebench as sb
+from siegebench import api, cli, direct, kinds, registry
+
+ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT = ("make setup", "make leaderboard", "make test", "make check", "source ")  # install, or run everything
+# what makes a step small, beyond what the page says; the steps and their words stay
+SMALLER = {
+    "siegebench run try": [
+        "data.count=10", "boards.0.attacks.2.steps=3", "boards.0.attacks.2.queries=20", "boards.0.measures=[]",
+        "boards.1.queries=20", "models=[{name: byobnet_tiny, recipe: {epochs: 2, lr: 0.005, batch: 64}}]",
+    ],
+    "siegebench run corruption_digits": [
+        "data.count=10", "models=[{name: byobnet_tiny, recipe: {epochs: 1}}]", "boards.0.defenses=[none]",
+        "boards.0.corruptions=[contrast]", "boards.1.corruptions=[light_shift]",
+    ],
+}  # fmt: skip
+# All steps in one process, because importing torch takes longer than most of them. Each one starts without any card or
+# entry of the others in memory, as a process of its own would.
+WALK = """
+import contextlib, importlib, io, json, runpy, sys, traceback
+from pathlib import Path
+from siegebench import catalogue, cli, registry
+
+def forget():
+    for cached in (registry.cards, registry.entry_class, registry._source):
+        cached.cache_clear()
+    for name in [name for name in sys.modules if name.endswith(".my_defense")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+done = []
+for kind, text in json.load(sys.stdin):
+    forget()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        if kind == "file":
+            path, content = text
+            Path(path).write_text(content)
+        elif kind == "python":
+            exec(compile(text, "<page>", "exec"), {"__name__": "__main__"})
+        elif kind == "script":
+            try:
+                runpy.run_path(text, run_name="__main__")
+            except Exception:
+                code = 1
+                traceback.print_exc()
+        elif text == ["make", "docs"]:
+            catalogue.main()
+        else:
+            sys.argv = text
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = end.code or 0
+    done.append((kind, text, code, out.getvalue(), err.getvalue()))
+print(json.dumps(done), file=sys.__stdout__)
+"""
+Step = tuple[str, object]
+Done = tuple[str, object, int, str, str]
+
+
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """(language, text) of each fenced block."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    yield from re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def steps(page: str) -> Iterator[Step]:
+    """What a reader does: types commands, saves files whose first line names them, runs Python."""
+    for language, text in blocks(page):
+        named = re.match(r"# (\S+\.(?:py|yaml))\b.*\n", text)
+        if named:
+            yield "file", (named.group(1), text[named.end() :] if language == "python" else text)
+            if language == "python" and named.group(1)[0].isdigit():
+                yield "script", named.group(1)
+        elif language == "python":
+            yield "python", text
+        elif language == "yaml":
+            yield "file", ("mine.yaml", text)
+            yield "command", ["siegebench", "run", "mine.yaml", "--dry-run"]
+        else:
+            for line in text.splitlines():
+                command = line.partition("  #")[0].strip()
+                if command and not command.startswith(LEFT_OUT):
+                    yield "command", shlex.split(command) + _smaller(command)
+
+
+def _smaller(command: str) -> list[str]:
+    changes = next((changes for start, changes in SMALLER.items() if command.startswith(start)), None)
+    if changes is None:
+        return []
+    return ["--executor", "serial", *(word for change in changes for word in ("--set", change))]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout that a stranger may write into."""
+    target = tmp_path_factory.mktemp("walk") / "siegebench"
+    target.mkdir()
+    for name in ("siegebench", *kinds.FOLDERS, "leaderboard", "suites", "docs", "tests"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", target)
+    return target
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+def walk(checkout: Path, wanted: list[Step], folder: Path | None = None) -> list[Done]:
+    """Do the steps, and return what each one printed; in the checkout, or in another folder."""
+    went = subprocess.run(
+        [sys.executable, "-c", WALK], cwd=folder or checkout, env=environment(checkout), input=json.dumps(wanted),
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert went.returncode == 0, went.stderr
+    return [tuple(step) for step in json.loads(went.stdout)]
+
+
+def test_the_commands_and_examples_of_the_readme_run(checkout: Path) -> None:
+    wanted = list(steps("README.md"))
+    assert {kind for kind, _ in wanted} == {"file", "command", "python"}
+    done = walk(checkout, wanted)
+    for kind, text, code, out, err in done:
+        assert code == 0, (text, out, err)
+        assert out.strip() or kind == "file", text
+    said = {" ".join(map(str, text)): out for kind, text, _, out, _ in done if kind == "command"}
+    assert "44 cells, 44 to compute" in said["siegebench run mine.yaml --dry-run"]
+    assert "byobnet_tiny" in said["siegebench report"]
+    (python,) = [out for kind, _, _, out, _ in done if kind == "python"]
+    assert re.search(r"accuracy under attack: 0\.\d\d", python)
+
+
+def test_a_defense_is_added_checked_attacked_and_reported(checkout: Path) -> None:
+    page = list(steps("CONTRIBUTING.md"))
+    tested = next(text for kind, text in page if kind == "command" and text[:3] == ["python", "-m", "pytest"])
+    new = ("command", ["siegebench", "new", "defense", "my_defense"])
+    check = ("command", ["siegebench", "check", "my_defense"])
+    wanted = [step for step in page[page.index(new) :] if step[1] != tested]
+    files = [text[0] for kind, text in wanted if kind == "file"]
+    assert files == ["defenses/my_defense.py", "defenses/my_defense.yaml", "tests/defenses/test_my_defense.py"]
+    wanted.insert(1, check)  # before anything is written
+    (_, _, _, created, _), (_, _, status, out, _), *rest = walk(checkout, wanted)
+    assert created.split() == [str(checkout / "defenses" / f"my_defense.{end}") for end in ("py", "yaml")]
+    assert status == 1
+    (failed,) = [line for line in out.splitlines() if line.startswith("FAIL")]
+    assert failed.startswith("FAIL  has no text of the skeleton left: my_defense.yaml:5: replace the skeleton's text")
+    said = {}
+    for _, text, code, out, err in rest:
+        assert code == 0, (text, out, err)
+        said[" ".join(text[:3])] = out
+    assert "FAIL" not in said["siegebench check my_defense"]
+    assert "----" not in said["siegebench check my_defense"]
+    for command in ("siegebench run try", "siegebench report"):
+        assert re.search(r"^ *\d(-\d)? +byobnet_tiny +my_defense ", said[command], re.MULTILINE), said[command]
+    assert "`my_defense`" in (checkout / "docs" / "catalogue.md").read_text()
+
+    for command in (
+        [sys.executable, *tested[1:], "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "ruff", "check", *files[::2]],
+        [sys.executable, "-m", "ruff", "format", "--check", *files[::2]],
+    ):
+        done = subprocess.run(command, cwd=checkout, env=environment(checkout), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_make_shell_has_the_commands(tmp_path: Path) -> None:
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    command = tmp_path / "venv" / "bin" / "siegebench"
+    command.write_text("#!/bin/sh\necho this one\n")
+    command.chmod(0o755)
+    (tmp_path / "venv" / ".siegebench-installed").touch()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    os.utime(tmp_path / "venv" / ".siegebench-installed", (4e9, 4e9))
+    done = subprocess.run(
+        ["make", "shell", "VENV=venv"], cwd=tmp_path, input="siegebench\n", capture_output=True, text=True,
+        env={**os.environ, "SHELL": "/bin/sh"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "this one"
+
+
+PAGE = "docs/own_network.md"
+
+
+@pytest.fixture(scope="module")
+def own_network(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each script and command of the page, in an empty folder."""
+    folder = tmp_path_factory.mktemp("own")
+    wanted = [step for step in steps(PAGE) if step[0] != "command" or _works(step[1])]
+    done = walk(ROOT, wanted, folder)
+    return {" ".join(t) if isinstance(t, list) else str(t): (*rest,) for kind, t, *rest in done if kind != "file"}
+
+
+def _works(command: object) -> bool:
+    return command[:2] != ["siegebench", "doctor"] or "data" in inspect.signature(cli.doctor).parameters
+
+
+def _grey_folders() -> bool:
+    return "channels" in registry.parameters("dataset", "image_folder")
+
+
+# what a version must have for an example of the page
+NEEDS = {
+    "1_attack.py": lambda: "report" in inspect.getsource(direct),
+    "2_evaluate.py": lambda: {"x", "y", "data"} <= inspect.signature(api.evaluate).parameters.keys(),
+    "3_checkpoint.py": lambda: hasattr(sb, "load_checkpoint"),
+    "4_folder.py": _grey_folders,
+    "siegebench doctor --data {name: image_folder, folder: mine, channels: 1}": lambda: (
+        "data" in inspect.signature(cli.doctor).parameters
+    ),
+    "5_weights.py": lambda: True,
+    "siegebench run mine.yaml --dry-run": lambda: True,
+    "siegebench run mine.yaml --executor serial": lambda: True,
+    "siegebench report --format md --out report.md": lambda: True,
+}
+
+
+def test_the_page_has_these_examples() -> None:
+    named = [" ".join(text) if kind == "command" else text for kind, text in steps(PAGE) if kind != "file"]
+    assert named == list(NEEDS)
+
+
+@pytest.mark.parametrize("example", NEEDS)
+def test_an_example_of_a_network_of_ones_own_runs(example: str, own_network: dict[str, tuple[int, str, str]]) -> None:
+    if not NEEDS[example]():
+        pytest.skip("this version lacks what the example shows")
+    code, _, err = own_network[example]
+    assert code == 0, err
