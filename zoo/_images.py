@@ -44,6 +44,9 @@ def decode(blobs: Blobs, size: int | None = None, fit: Fit = "crop", channels: C
         try:
             with Image.open(io.BytesIO(blob)) as opened:
                 image = eight_bit(opened, name, channels)
+        except Image.UnidentifiedImageError:
+            why = "Pillow does not know its format" if blob else "an empty file"
+            raise DataError(f"{name}: not a readable image ({why}); replace it, or convert it to PNG") from None
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
             raise DataError(f"{name}: not a readable image ({str(error)[:120]})") from None
         if size is not None:
