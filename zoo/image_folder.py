@@ -116,7 +116,7 @@ class ImageFolder(DataSource):
         if not (folder / name).is_dir() or name in ("", ".", "..") or "/" in name:
             known = self.known_splits()
             same = [s for s in known if s.lower() == split.lower()]
-            usual = [s for s in ("val", "valid", "validation", "dev", "test") if s in known and s != split]
+            usual: list[str] = [s for s in ("val", "valid", "validation", "dev", "test") if s in known and s != split]
             hint = next(iter(same + usual), None)
             flat = not known and class_folders(folder)
             raise DataError(
