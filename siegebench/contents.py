@@ -16,6 +16,21 @@ IGNORED = {"num_batches_tracked", "total_ops", "total_params", "n_averaged"}
 _AFFIX = r"((?:new|image|img|pixel|input|norm|normali[sz]e|data|dataset)?_?)"
 MEAN, STD = re.compile(_AFFIX + "(?:means?|mu)"), re.compile(_AFFIX + "(?:stds?|sds?|sigma|stddev)")
 DEEPEST = 20
+LARGEST_STD = 10.0  # of pixels in 0..1; more is of pixels in 0..255
+# dicts with the names and shapes of the weights that are no weights, and numbers that are no normalisation
+TRAINING = {
+    "optimizer",
+    "optimiser",
+    "optim",
+    "opt",
+    "exp_avg",
+    "exp_avg_sq",
+    "momentum_buffer",
+    "momentum",
+    "grad",
+    "grads",
+}
+RESULTS = {"metric", "metrics", "result", "results", "score", "scores", "history", "acc", "accuracy", "loss", "losses"}
 
 
 class Pair(NamedTuple):
@@ -70,14 +85,27 @@ def _collect(value: Any, path: str, contents: Contents, seen: set[int], depth: i
         name = f"{path}{key}"
         last = name.rpartition(".")[2]
         numbers = _numbers(item) if MEAN.fullmatch(last) or STD.fullmatch(last) else None
-        if isinstance(item, Tensor) and item.layout is torch.strided and not item.is_quantized:
+        if isinstance(item, Tensor) and not (odd := _odd(item)):
             contents.tensors[name], contents.homes[name] = item.detach(), path
+        elif isinstance(item, Tensor):
+            contents.other[name] = odd
+        elif isinstance(item, Mapping) and key in TRAINING:
+            contents.other[name] = "state of the training"
         elif numbers is not None:
             contents.vectors[name] = numbers
         elif isinstance(item, (Mapping, list, tuple)) and item:
             _collect(item, f"{name}.", contents, seen, depth + 1)
         else:
             contents.other[name] = type(item).__name__
+
+
+def _odd(tensor: Tensor) -> str:
+    """What a tensor is, if its numbers cannot be used as weights; else empty."""
+    if tensor.is_quantized:
+        return "quantised tensor"
+    if tensor.is_meta:
+        return "meta tensor without numbers"
+    return "" if tensor.layout is torch.strided else "sparse tensor"
 
 
 def _numbers(value: Any) -> Tensor | None:
@@ -92,7 +120,7 @@ def _pairs(values: Mapping[str, Tensor], channels: int) -> Iterator[Pair]:
     """A mean and a std of one name at one path, with a number for each channel or one for all."""
     for path, mean in values.items():
         parent, _, last = path.rpartition(".")
-        if (match := MEAN.fullmatch(last)) is None:
+        if (match := MEAN.fullmatch(last)) is None or RESULTS.intersection(path.lower().split(".")):
             continue
         for other, std in values.items():
             its_parent, _, its_last = other.rpartition(".")
@@ -104,7 +132,10 @@ def _pairs(values: Mapping[str, Tensor], channels: int) -> Iterator[Pair]:
                 continue
             m, s = mean.double().flatten(), std.double().flatten()
             if bool(torch.isfinite(m).all() and torch.isfinite(s).all() and (s > 0).all()):
-                scale = 255.0 if float(m.max()) > 1 else 1.0  # for pixels in 0..255
+                coarse = [bool(values.max() > most) for values, most in ((m, 1), (s, LARGEST_STD))]
+                if coarse == [False, True] and bool(m.any()):
+                    continue  # the mean is for pixels in 0..1, the std for pixels in 0..255
+                scale = 255.0 if any(coarse) else 1.0  # for pixels in 0..255
                 spread = channels if count == 1 else 1
                 yield Pair((path, other), _rounded(m / scale) * spread, _rounded(s / scale) * spread, mean.dim() == 0)
 

@@ -123,6 +123,7 @@ def fit(
     chosen = _placed(replace(chosen, unused=unused), contents)
     if part is None:
         _refuse_more(chosen, contents, where)
+    _check_numbers(chosen.state, wanted, where)
     check_finite(chosen.state, where)
     return _normalised(chosen, contents, where)
 
@@ -228,6 +229,17 @@ def _chosen(found: list[Fitted], where: object, *, ema: bool, part: str | None) 
     return min(found, key=lambda f: len(f.prefix))
 
 
+def _check_numbers(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: object) -> None:
+    """Refuse integers and complex numbers where the network has floats: weights that were quantised by hand."""
+    for name, tensor in state.items():
+        if wanted[name].is_floating_point() and not tensor.is_floating_point():
+            kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, wanted[name])]
+            raise ModelError(
+                f"{where}: {quoted(name)} is {kinds[0]}, expected {kinds[1]}. Save the weights as floats; if they are "
+                "quantised, those from before"
+            )
+
+
 # ----------------------------------------------------------------------------------------- what lies beside the weights
 
 
@@ -318,6 +330,7 @@ def _misfit(wanted: Mapping[str, Tensor], contents: Contents, classes: str) -> s
             f"{quoted(used[wrong[0]])} is {tuple(pairs[0][0])}, this network expects {tuple(pairs[0][1])}; "
             f"{len(wrong)} of {len(wanted)} tensors have another shape"
         )
+    said = _hint(missing, unknown, wanted, contents)
     held = {path.removeprefix(home): contents.tensors[path] for path, its in contents.homes.items() if its == home}
     shapes = [t.shape for n, t in held.items() if n.rpartition(".")[2] not in IGNORED]
     return (
@@ -327,8 +340,20 @@ def _misfit(wanted: Mapping[str, Tensor], contents: Contents, classes: str) -> s
     ) + (
         ". The shapes agree in their order: if these are the same layers under other names, rename the keys"
         if shapes == [wanted[n].shape for n in wanted if n in needed]
-        else ""
+        else said
     )
+
+
+def _hint(missing: list[str], unknown: list[str], wanted: Mapping[str, Tensor], contents: Contents) -> str:
+    """What is probably the matter with a file in which tensors are missing."""
+    odd = next(((path, kind) for path, kind in contents.other.items() if " tensor" in kind), None)
+    if odd is not None:
+        quantised = "; save the weights from before they were quantised" if odd[1].startswith("quantised") else ""
+        return f". {quoted(odd[0])} is a {odd[1]}, expected plain tensors{quantised}"
+    layer = list(wanted)[-1].rpartition(".")[0]
+    if layer and not unknown and missing == [name for name in wanted if name.rpartition(".")[0] == layer]:
+        return f". The file lacks only {quoted(layer)}, the last layer: give a checkpoint that contains its classifier"
+    return ""
 
 
 def _such_as(names: list[str]) -> str:

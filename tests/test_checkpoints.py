@@ -183,6 +183,28 @@ def test_grey_networks_read_one_number(tmp_path: Path) -> None:
     assert found(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "expected"),
+    [
+        ([0.0] * 3, [255.0] * 3, ((0.0,) * 3, (1.0,) * 3)),
+        ([127.5] * 3, [1.0] * 3, ((0.5,) * 3, (1 / 255,) * 3)),
+        ([0.5] * 3, [2.0] * 3, ((0.5,) * 3, (2.0,) * 3)),
+    ],
+)
+def test_a_normalisation_of_pixels_up_to_255_is_scaled(tmp_path: Path, mean: Any, std: Any, expected: Any) -> None:
+    found = load_checkpoint(net(), saved(tmp_path, {"net": net().state_dict(), "mean": mean, "std": std}))
+    assert found.card.preprocessing["mean"] == pytest.approx(expected[0])
+    assert found.card.preprocessing["std"] == pytest.approx(expected[1])
+
+
+def test_a_normalisation_in_two_scales_is_refused_and_scores_are_none(tmp_path: Path) -> None:
+    mixed = {**prefixed("1.", net().state_dict()), "0.mean": torch.full((3,), 0.5), "0.std": torch.full((3,), 60.0)}
+    with pytest.raises(ModelError, match=r"beside the weights lies 0\.mean, which .*give mean and std"):
+        load_checkpoint(net(), saved(tmp_path, mixed))
+    scores = {"net": net().state_dict(), "metrics": {"mean": [0.93, 0.9, 0.9], "std": [0.01, 0.01, 0.01]}}
+    assert load_checkpoint(net(), saved(tmp_path, scores)).card.preprocessing["mean"] == (0.0,) * 3
+
+
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
@@ -190,6 +212,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"layer{i}": tensor for i, tensor in enumerate(state.values())}
 
 
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -201,6 +224,13 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (lambda s: {**s, "aux.weight": torch.ones(2)}, r"1 not of this network \(such as aux\.weight\)"),
         (lambda s: {k: v for k, v in s.items() if "bias" not in k}, r"3 tensors missing \(such as features\.0\.bias\)"),
         (lambda s: {**s, "classifier.bias": torch.full((10,), float("nan"))}, r"classifier\.bias contains NaN"),
+        (lambda s: {"optimizer": {"exp_avg": s}}, r"no tensors; found optimizer \(state of the training\)"),
+        (lambda s: {k: t.to("meta") for k, t in s.items()}, r"found .*weight \(meta tensor without numbers\)"),
+        (lambda s: {k: (t * 100).to(torch.int8) for k, t in s.items()}, r"0\.weight is int8, expected float32\. Save"),
+        (lambda s: {**s, "classifier.weight": torch.quantize_per_tensor(s["classifier.weight"], 0.1, 0, torch.qint8)},
+         r"classifier\.weight is a quantised tensor, expected plain tensors; save the weights from before"),
+        (lambda s: {**s, "classifier.weight": s["classifier.weight"].to_sparse()}, r"is a sparse tensor, expected"),
+        (lambda s: {k: t for k, t in s.items() if "class" not in k}, "lacks only classifier, the last layer: give"),
         (lambda s: {"\x1b[1mred\x1b[0m": s["classifier.bias"]}, r"Found '\\x1b\[1mred"),
     ],
 )  # fmt: skip

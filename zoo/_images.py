@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from siegebench.data import GREY, IMAGE, Kind
@@ -44,6 +44,9 @@ def decode(blobs: Blobs, size: int | None = None, fit: Fit = "crop", channels: C
         try:
             with Image.open(io.BytesIO(blob)) as opened:
                 image = eight_bit(opened, name, channels)
+        except UnidentifiedImageError:
+            why = "Pillow does not know its format" if blob else "an empty file"
+            raise DataError(f"{name}: not a readable image ({why}); replace it, or convert it to PNG") from None
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
             raise DataError(f"{name}: not a readable image ({str(error)[:120]})") from None
         if size is not None:

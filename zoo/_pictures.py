@@ -26,7 +26,8 @@ def eight_bit(opened: Image.Image, name: str, channels: int) -> Image.Image:
         name: for messages.
 
     Raises:
-        DataError: when a float image is not in [0, 1], or a 32-bit integer image not in 0..65535.
+        DataError: when a float image is not in [0, 1], or a 32-bit integer image not in 0..65535; when the values of a
+            16-bit or 32-bit image are those of an 8-bit one, so that it would become black.
     """
     mode = "RGB" if channels == 3 else "L"
     if opened.mode == "F":
@@ -60,6 +61,11 @@ def _sixteen(values: np.ndarray[Any, Any], name: str, inverted: bool) -> np.ndar
         raise DataError(
             f"{name}: an integer image with values from {low} to {high}; expected 16 bits, 0 to {FULL}. Scale it, and "
             "save it as an 8-bit or 16-bit image"
+        )
+    if 0 < high <= 255:
+        raise DataError(
+            f"{name}: an image with 16 or 32 bits and values from {low} to {high}; expected 0 to {FULL}. It would be "
+            "black; save it with 8 bits"
         )
     scaled = values.astype(np.float64) * (255 / FULL)
     return 255 - scaled if inverted else scaled

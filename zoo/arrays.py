@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from siegebench.data import ImageSet
-from siegebench.errors import DataError, did_you_mean
+from siegebench.errors import DataError, did_you_mean, shortened
 from siegebench.types import Count, DataSource
 
 from ._files import DATA_VARIABLE, data_folder
@@ -107,7 +107,8 @@ class Arrays(DataSource):
         fitting = [key for key in of_split or found if fits(found[key])]
         if len(fitting) != 1:
             shapes = ", ".join(f"{key} {list(found[key].shape)}" for key in found)
-            raise DataError(f"{path}: which array are the {what}? Set `{what}` to one of: {shapes}")
+            form = "[N, H, W, C] or [N, C, H, W]" if what == "images" else "integers [N] (argmax of one-hot rows)"
+            raise DataError(f"{path}: which array are the {what}, {form}? Set `{what}` to one of: {shapes}")
         return fitting[0]
 
     def _labels(self, split: str) -> Array:
@@ -149,7 +150,12 @@ def _read(path: Path) -> Mapping[str, Array]:
     if path.suffix == ".safetensors":
         return load_file(path)
     found: Any = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
-    return {"images": found} if isinstance(found, np.ndarray) else found
+    if isinstance(found, np.ndarray):
+        return {"images": found}
+    if strange := [name for name in found.zip.namelist() if not name.endswith(".npy")]:
+        raise ValueError(f"a zip archive with {shortened(strange[0])}")
+    named: Mapping[str, Array] = found
+    return named
 
 
 def _stored(images: Array, path: Path) -> Tensor:
@@ -165,12 +171,19 @@ def _stored(images: Array, path: Path) -> Tensor:
         images = images if shape[1] in KINDS else images.transpose(0, 3, 1, 2)
     else:
         raise DataError(f"{path}: images are {shape}; expected [N, H, W], [N, H, W, C] or [N, C, H, W], C = 1 or 3")
+    if images.size == 0 and len(images):
+        raise DataError(f"{path}: images are {shape}; expected a height and a width above 0")
     if images.dtype == np.uint8:
+        if images.size and images.max() == 1:
+            raise DataError(
+                f"{path}: images are uint8 from 0 to 1; expected 0 to 255, or floats in [0, 1]. Multiply them by 255"
+            )
         return torch.from_numpy(np.ascontiguousarray(images).copy())
     low, high = (images.min(), images.max()) if images.size else (0, 0)
     if images.dtype.kind != "f" or not (low >= 0 and high <= 1):
+        hint = ". Convert them: images.astype('uint8')" if 1 < high <= 255 and low >= 0 else ""
         raise DataError(
-            f"{path}: images are {images.dtype} from {low:g} to {high:g}; expected uint8, or floats in [0, 1]"
+            f"{path}: images are {images.dtype} from {low:g} to {high:g}; expected uint8, or floats in [0, 1]{hint}"
         )
     out = torch.empty(images.shape, dtype=torch.uint8)
     for start in range(0, len(out), AT_ONCE):
@@ -184,6 +197,7 @@ def _blame(path: Path) -> Iterator[None]:
     """Errors of the readers, with the name of the file."""
     try:
         yield
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error, SafetensorError) as error:
-        said = "it holds Python objects, which are not loaded" if "allow_pickle" in str(error) else str(error)[:160]
+    except (OSError, ValueError, EOFError, BadZipFile, TypeError, zlib.error, SafetensorError) as error:
+        objects = "allow_pickle" in str(error) or "Python objects" in str(error)
+        said = "it holds Python objects, which are not loaded" if objects else str(error)[:160]
         raise DataError(f"{path}: not a readable .npz, .npy or .safetensors file ({said})") from None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +21,15 @@ from siegebench.types import Count, DataSource
 from ._files import DATA_VARIABLE, data_folder
 from ._images import KINDS, Blobs, Channels, Encoded, Fit
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".gif"}
+SUFFIXES = {
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".pbm", ".pgm", ".ppm", ".pnm", ".webp", ".avif", ".tif",
+    ".tiff", ".gif", ".tga",
+}  # fmt: skip
+# pictures in files that are not read; the empty suffix is a name without a dot
+UNREAD = {
+    "", ".heic", ".heif", ".jxl", ".j2k", ".svg", ".exr", ".hdr", ".pfm", ".npy", ".npz", ".mat", ".dcm", ".dng",
+    ".raw", ".ico", ".psd",
+}  # fmt: skip
 IGNORED = {"__MACOSX", "__pycache__", "@eaDir", "lost+found"}  # besides names that begin with a dot
 NAMES = "classes.txt"
 
@@ -58,19 +69,20 @@ class ImageFolder(DataSource):
     def scan(self, split: str) -> ImageSet:
         folder, images = self._root(split), self._images(split)
         names, said = self._classes(split)
-        number = {name: label for label, name in enumerate(names)}
+        number = {composed(name): label for label, name in enumerate(names)}
         found = class_folders(images)
-        if strange := [c.name for c in found if c.name not in number]:
+        check_left_out(images)
+        if strange := [c.name for c in found if composed(c.name) not in number]:
             raise DataError(
                 f"{images}: the class folder {strange[0]!r} is not {said}. {did_you_mean(strange[0], names)} "
                 f"Remove it, or list all classes with `classes: [...]` or in {folder / NAMES}"
             )
-        files = [(file, number[c.name]) for c in found for file in sorted(pictures(c))]
+        files = [(file, number[composed(c.name)]) for c in found for file in sorted(pictures(c))]
         if not files:
             raise DataError(f"{images}: contains no images; expected {images}/CLASS/IMAGE")
 
         def blobs(rows: Sequence[int]) -> Blobs:
-            return ((str(files[i][0]), files[i][0].read_bytes()) for i in rows)
+            return ((str(files[i][0]), content(files[i][0])) for i in rows)
 
         return ImageSet(
             Rows(Encoded(len(files), blobs, str(images), self.size, self.fit, self.channels)),
@@ -103,11 +115,15 @@ class ImageFolder(DataSource):
         folder, name = self._root(split), self.splits.get(split, split)
         if not (folder / name).is_dir() or name in ("", ".", "..") or "/" in name:
             known = self.known_splits()
-            hint = next((s for s in ("val", "valid", "validation", "dev", "test") if s in known and s != split), None)
+            same = [s for s in known if s.lower() == split.lower()]
+            usual: list[str] = [s for s in ("val", "valid", "validation", "dev", "test") if s in known and s != split]
+            hint = next(iter(same + usual), None)
+            flat = not known and class_folders(folder)
             raise DataError(
                 f"{self._called} {split}: there is no folder {folder / name}; expected FOLDER/{name}/CLASS/IMAGE. "
                 f"{folder} has the splits {', '.join(known) or 'none'}"
                 + (f"; write `splits: {{{split}: {hint}}}`, or `split: {hint}` beside the set" if hint else "")
+                + (f"; its sub-folders contain images: move them into {folder / name}" if flat else "")
             )
         return folder / name
 
@@ -121,14 +137,23 @@ class ImageFolder(DataSource):
             path = near if near.is_file() else far
             try:
                 lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-            except (OSError, UnicodeDecodeError) as error:
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"{path}: not in UTF-8; expected a text file with one class name in each line"
+                ) from None
+            except OSError as error:
                 raise DataError(f"classes: {listed} cannot be read, neither in {folder} nor here ({error})") from None
             return checked([line.strip() for line in lines], str(path)), f"in {path}"
         # without a training split, a checkpoint cannot have learnt other labels than those of the split itself
         train = folder / self.splits.get("train", "train")
         known = class_folders(train) or class_folders(self._images(split))
         if not known:
+            check_left_out(self._images(split))
             raise DataError(f"{self._images(split)}: no sub-folders with images; expected one per class")
+        check_left_out(train)
+        for one, two in pairwise(sorted((c.name for c in known), key=composed)):
+            if composed(one) == composed(two):
+                raise DataError(f"{train}: two class folders are called {one!r} and {two!r}, the same name; merge them")
         return tuple(c.name for c in known), f"a class of {train}"
 
 
@@ -151,6 +176,11 @@ def natural(name: str) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
+def composed(name: str) -> str:
+    """A name with composed letters: macOS stores `é` as `e` and an accent, also in archives."""
+    return unicodedata.normalize("NFC", name)
+
+
 def visible(folder: Path) -> list[Path]:
     """The sub-folders that are not hidden, in natural order."""
     found = [f for f in folder.iterdir() if not hidden(f.name) and f.is_dir()] if folder.is_dir() else []
@@ -162,11 +192,49 @@ def class_folders(folder: Path) -> list[Path]:
     return [f for f in visible(folder) if next(pictures(f), None) is not None]
 
 
+def check_left_out(folder: Path) -> None:
+    """Refuse a sub-folder with pictures none of which is read: without it, the other classes get other labels.
+
+    Raises:
+        DataError: naming one of its files.
+    """
+    for sub in visible(folder):
+        if next(pictures(sub), None) is None and (other := next(files_below(sub, UNREAD), None)) is not None:
+            raise DataError(
+                f"{sub}: contains no file that is read as an image; found {other.name}, expected "
+                f"{', '.join(sorted(SUFFIXES))}. Convert the files, or move the folder away if it is no class"
+            )
+
+
 def pictures(folder: Path) -> Iterator[Path]:
     """The image files of a class, at any depth; hidden ones are left out."""
-    for file in folder.rglob("*"):
-        if file.suffix.lower() in SUFFIXES and not any(map(hidden, file.relative_to(folder).parts)):
-            yield file
+    return files_below(folder, SUFFIXES)
+
+
+def files_below(folder: Path, suffixes: set[str], above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files that are not hidden, also behind links to other folders; a link to a folder above is not followed."""
+    real = folder.resolve()
+    if any(real == one or real in one.parents for one in above):
+        return
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir()) for entry in entries if not hidden(entry.name)]
+    for name, is_folder in found:
+        if is_folder:
+            yield from files_below(folder / name, suffixes, (*above, real))
+        elif Path(name).suffix.lower() in suffixes:
+            yield folder / name
+
+
+def content(file: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        DataError: when it cannot be read, such as a link to a file that is gone.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 def hidden(name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.numpy import save_file
 
@@ -73,8 +74,12 @@ def test_splits_in_the_names_of_arrays_and_of_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "more", "message"),
     [
-        ({"a": IMAGES}, {}, r"which array are the labels\? Set `labels` to one of: a \[4, 5, 6, 3\]"),
-        ({"a": IMAGES, "c": IMAGES, "b": LABELS}, {}, r"which array are the images\?"),
+        (
+            {"a": IMAGES},
+            {},
+            r"which array are the labels, integers \[N\] \(.*\)\? Set `labels` to one of: a \[4, 5, 6, 3\]",
+        ),
+        ({"a": IMAGES, "c": IMAGES, "b": LABELS}, {}, r"which array are the images, \[N, H, W, C\]"),
         ({"a": IMAGES, "b": LABELS}, {"images": "x"}, "has no array 'x' for `images`"),
         ({"a": IMAGES, "b": LABELS[:3]}, {}, "4 images and 3 labels"),
         ({"a": IMAGES, "b": LABELS.astype(float)}, {}, r"labels are float64 \[4\]; expected integers \[N\]"),
@@ -82,7 +87,17 @@ def test_splits_in_the_names_of_arrays_and_of_files(tmp_path: Path) -> None:
         ({"a": IMAGES, "b": LABELS}, {"num_classes": 2}, r"label 2 is outside 0\.\.1"),
         ({"a": IMAGES[:, :, :, :2], "b": LABELS}, {}, r"images are \[4, 5, 6, 2\]; expected \[N, H, W\]"),
         ({"a": IMAGES.astype(float), "b": LABELS}, {}, "images are float64 from 0 to 25[0-9]; expected uint8, or"),
-        ({"a": IMAGES.astype(np.int64), "b": LABELS}, {}, "images are int64"),
+        (
+            {"a": IMAGES.astype(np.int64), "b": LABELS},
+            {},
+            r"images are int64 .* Convert them: images\.astype\('uint8'\)",
+        ),
+        (
+            {"a": IMAGES // 255, "b": LABELS},
+            {},
+            "images are uint8 from 0 to 1; expected 0 to 255.* Multiply them by 255",
+        ),
+        ({"a": IMAGES[:, :0], "b": LABELS}, {}, r"images are \[4, 0, 6, 3\]; expected a height"),
         ({"a": IMAGES / 255 - 0.5, "b": LABELS}, {}, "images are float64 from -0.5 to 0.5"),
         ({"a": np.where(IMAGES > 9, np.nan, 0.5), "b": LABELS}, {}, "images are float64 from nan"),
         ({"a": IMAGES, "b": np.array([{}] * 4)}, {}, "holds Python objects, which are not loaded"),
@@ -98,6 +113,14 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     for name in ("mine.npz", "mine.npy", "mine.safetensors"):
         (tmp_path / name).write_bytes(b"no arrays")
         with pytest.raises(DataError, match=f"{name}: not a readable"):
+            load(tmp_path / name)
+    torch.save({"a": torch.from_numpy(IMAGES)}, tmp_path / "mine.npz")
+    with pytest.raises(DataError, match=r"not a readable .* \(a zip archive with '.*data\.pkl'\)"):
+        load(tmp_path / "mine.npz")
+    safetensors.torch.save_file({"a": torch.zeros(2, 3, 4, 4).bfloat16()}, tmp_path / "mine.safetensors")
+    np.save(tmp_path / "mine.npy", np.array([{}]), allow_pickle=True)
+    for name, said in (("mine.safetensors", "bfloat16"), ("mine.npy", "holds Python objects")):
+        with pytest.raises(DataError, match=f"not a readable .*{said}"):
             load(tmp_path / name)
     np.savez_compressed(tmp_path / "mine.npz", a=IMAGES, b=LABELS)
     (tmp_path / "mine.npz").write_bytes((tmp_path / "mine.npz").read_bytes()[:-60])

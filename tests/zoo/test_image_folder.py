@@ -137,3 +137,50 @@ def test_new_parameters_leave_earlier_keys_alone(tmp_path: Path) -> None:
     grey = registry.describe("dataset", {"name": "digits", "channels": 1})
     assert grey == {"name": "digits", "version": 1, "channels": 1}
     assert registry.rebuild(DataSource, grey).load("test").kind == GREY
+
+
+def test_links_are_followed_but_not_upwards(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/0.png", "elsewhere/deep/1.png", "train/c/2.png")
+    (tmp_path / "train" / "b").mkdir()
+    (tmp_path / "train" / "b" / "deep").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "train" / "b" / "up").symlink_to(tmp_path / "train")
+    (tmp_path / "train" / "c" / "folder.png").mkdir()
+    data = load(tmp_path)
+    assert (colours(data), data.labels.tolist(), data.classes) == ([0, 1, 2], [0, 1, 2], ("a", "b", "c"))
+    (tmp_path / "train" / "c" / "gone.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"c/gone\.png: cannot be read \(No such file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["0.heic", "0.npy", "0"])
+def test_a_class_whose_pictures_are_not_read_is_not_left_out(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "train/b/1.png", "test/b/1.png")
+    (tmp_path / "train" / "notes").mkdir()
+    (tmp_path / "train" / "notes" / "notes.txt").write_text("x")
+    assert load(tmp_path).classes == ("b",)
+    (tmp_path / "train" / "a").mkdir()
+    (tmp_path / "train" / "a" / name).write_bytes(b"x")
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match=rf"train/a: contains no file that is read as an image; found {name}, exp"):
+            load(tmp_path, split)
+
+
+def test_names_are_compared_with_composed_letters(tmp_path: Path) -> None:
+    one, two = "caf\u00e9", "cafe\u0301"  # as Linux and as macOS write it
+    put(tmp_path, "train/a/0.png", f"train/{one}/1.png", f"test/{two}/1.png")
+    assert load(tmp_path, "test").labels.tolist() == [1]
+    assert load(tmp_path, "test", classes=[one, "a"]).labels.tolist() == [0]
+    put(tmp_path, f"train/{two}/1.png")
+    with pytest.raises(DataError, match="the same name; merge them"):
+        load(tmp_path)
+
+
+def test_hints_for_folders_of_another_layout(tmp_path: Path) -> None:
+    put(tmp_path, "one/a/0.png", "one/b/1.png", "two/Test/a/0.png")
+    with pytest.raises(DataError, match=r"its sub-folders contain images: move them into .*one/test"):
+        load(tmp_path / "one", "test")
+    with pytest.raises(DataError, match=r"write `splits: {test: Test}`"):
+        load(tmp_path / "two", "test")
+    (tmp_path / "two" / "classes.txt").write_bytes("\u00e9".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt: not in UTF-8; expected a text file"):
+        load(tmp_path / "two", "Test")

@@ -62,6 +62,10 @@ def test_sixteen_bits_are_rounded_to_the_nearest_level() -> None:
         (tiff(np.array([[np.nan, 0.5]], "<f4")), "values from nan to nan"),
         (tiff(np.array([[0, 65536]], "<i4")), "an integer image with values from 0 to 65536; expected 16 bits"),
         (tiff(np.array([[-3, 9]], "<i2")), "values from -3 to 9"),
+        (tiff(GREY.astype("<i4")), "16 or 32 bits and values from 0 to 255; expected 0 to 65535. It would be black"),
+        (saved((GREY // 255).astype(np.uint16)), "values from 0 to 1; expected 0 to 65535"),
+        (b"", r"a\.tif: not a readable image \(an empty file\); replace it"),
+        (b"text", r"not a readable image \(Pillow does not know its format\)"),
     ],
 )
 def test_unknown_scale_is_refused(blob: bytes, message: str) -> None:
