@@ -15,7 +15,7 @@ from siegebench.classifier import Classifier, ModelCard, Network, copied
 from siegebench.data import IMAGE, ImageSet
 from siegebench.errors import ConfigError, ModelError, shortened
 from siegebench.identity import answers_of, code_of
-from siegebench.inputs import as_images, as_labels, as_tensor, check_weights, checked, image_kind, unwrapped
+from siegebench.inputs import as_images, as_labels, as_tensor, blamed, check_weights, checked, image_kind, unwrapped
 from siegebench.inventory import NamedData
 
 CHECKED = 16  # images on which a model is tried
@@ -79,7 +79,8 @@ def fitted(model: Classifier, data: ImageSet) -> tuple[Classifier, str]:
             f"the model has {ready.num_classes} classes, {data.name} has {data.num_classes}; expected one logit for "
             "each class"
         )
-    return ready, answers_of(ready, data)
+    with blamed(ready, x):  # a model may fail only when a gradient is asked for
+        return ready, answers_of(ready, data)
 
 
 # --------------------------------------------------------------------------------------------------------------- images

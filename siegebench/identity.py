@@ -306,8 +306,8 @@ def _reduced(value: Any) -> list[Any]:
     """What pickle would keep of an object whose state is not in Python: a generator of random numbers, a date, ..."""
     if isinstance(value, torch.Generator):
         return [value.get_state()]
-    kind = type(value)
-    plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    kind, base = type(value), object
+    plain = all(getattr(kind, name) is getattr(base, name) for name in ("__reduce_ex__", "__reduce__"))
     if plain and kind not in copyreg.dispatch_table:
         return []
     try:

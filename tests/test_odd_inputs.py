@@ -77,6 +77,8 @@ def test_images_labels_and_budgets_come_in_many_forms() -> None:
 class Counts(nn.Module):
     """Counts its passes in a buffer, and takes statistics of the batch in eval mode too."""
 
+    passes: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.net, self.norm = victim(), nn.BatchNorm2d(3)

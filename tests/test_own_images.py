@@ -148,6 +148,8 @@ class Endless:
 class Counts(kit.Linear):
     """Counts its passes in a buffer."""
 
+    passes: Tensor
+
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
         self.register_buffer("passes", torch.zeros(()))
@@ -174,6 +176,10 @@ def test_settings_and_models_of_another_kind_are_refused(tmp_path: Path) -> None
     for settings in (str(tmp_path), Settings(root=str(tmp_path / "file"))):
         with pytest.raises(ConfigError, match="settings"):
             sb.evaluate(kit.Linear(classes=4), x=x, y=y, settings=settings)  # type: ignore[arg-type]
+    cut = kit.Linear(classes=4)
+    cut.forward = lambda x: kit.Linear(classes=4)(torch.from_numpy(x.numpy()))  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=r"the model fails on images .* a score attack such as square needs none"):
+        sb.evaluate(cut, x=x, y=y)
     for model, words in ((lambda x: x, "expected a torch.nn.Module"), (torch.nn.LazyLinear(4), "a lazy module")):
         with pytest.raises(ModelError, match=words):
             sb.evaluate(model, x=x, y=y)  # type: ignore[arg-type]
