@@ -7,6 +7,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -105,9 +106,9 @@ def run(
     Raises:
         ConfigError, DataError, ModelError: before anything is computed.
     """
-    settings = settings or Settings()
+    settings = _settings(settings)
     if not isinstance(suite, Suite):
-        suite = load_suite(suite, overrides)
+        suite = load_suite(suite, _several(overrides))
     planned = planned or plan(suite)
     settings = replace(
         settings,
@@ -116,6 +117,12 @@ def run(
         again=now() if again else settings.again,
     )
     check_loaded(planned.cells)
+    try:
+        Path(settings.root).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"settings.root: expected a folder that can be written, found {str(settings.root)!r} ({error.strerror})"
+        ) from None
     store = Store(settings.root)
     why: Counter[str] = Counter()
     ended: Counter[str] = Counter()
@@ -188,9 +195,9 @@ def evaluate(
     """
     brought = any(value is not None for value in (x, y, data))
     if not isinstance(suite, Suite):
-        suite = load_suite(suite or ("own" if brought else "quickstart"), overrides)
+        suite = load_suite(suite or ("own" if brought else "quickstart"), _several(overrides))
     suite = suite.model_copy(update={"boards": _boards(suite, tracks, norm, eps)})
-    settings = settings or Settings()
+    settings = _settings(settings)
     own, described = given.own(model, name, num_classes)  # the caller's model does not change
     images = given.images(own, x, y, data) if brought else None
     planned = plan(suite, given=described, data=images)
@@ -206,10 +213,24 @@ def evaluate(
     return run(suite, settings, how=SerialExecutor(workspace), again=again, planned=planned, report=report)
 
 
+def _settings(settings: Settings | None) -> Settings:
+    if settings is not None and not isinstance(settings, Settings):
+        found = shortened(settings)
+        raise ConfigError(
+            f"settings: expected siegebench.workspace.Settings, such as Settings(root=FOLDER), found {found}"
+        )
+    return settings or Settings()
+
+
+def _several(texts: Sequence[str]) -> list[str]:
+    """A sequence of texts as a list; a single text is one."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
 def _boards(suite: Suite, tracks: Sequence[str] | None, norm: Norm | None, eps: float | str | None) -> list[BoardSpec]:
     """The boards of a suite for a model passed from Python, with one threat in place of theirs if there is one."""
     fitting = [name for name, board in TRACKS.items() if board.takes_model]
-    wanted = fitting if tracks is None else list(tracks)
+    wanted = fitting if tracks is None else _several(tracks)
     for track in wanted:
         if track not in fitting:
             raise ConfigError(f"tracks: {track!r} does not accept a given model. {did_you_mean(track, fitting)}")
@@ -234,7 +255,8 @@ def _boards(suite: Suite, tracks: Sequence[str] | None, norm: Norm | None, eps: 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{first['msg'].removeprefix('Value error, ')}, found {shortened(first.get('input'))}"
+        text = first["msg"].removeprefix("Value error, ")
+        return text if ", found " in text else f"{text}, found {shortened(first.get('input'))}"
     return str(error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,9 +98,14 @@ def as_logits(out: Any, n: int) -> Tensor:
                 f"{expected}. Wrap it in a module that returns the logits"
             )
         (found,) = fitting
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    dense = isinstance(found, Tensor) and found.layout == torch.strided and found.device.type != "meta"
+    if not dense or not found.is_floating_point():
+        what = type(found).__name__
+        if isinstance(found, Tensor):
+            form = "" if dense else "meta " if found.device.type == "meta" else f"{found.layout} "
+            what = f"{form}{found.dtype} {tuple(found.shape)}"
         raise ModelError(f"the network returns {what}; {expected}")
+    found = found.as_subclass(Tensor)
     if found.dim() == 1 and n == 1:  # squeezed
         found = found[None]
     if (found.dim() == 2 and found.shape == (n, 1)) or found.shape == (n,):
@@ -243,18 +249,36 @@ def copied(model: M) -> M:
         return copy.deepcopy(model, memo)
 
 
+_HELD: dict[int, list[Any]] = {}  # modules and parameters that are frozen now: [it, how often, what it was]
+_LOCK = threading.Lock()
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and weights without gradient; every module and parameter is restored afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    grads = [(p, p.requires_grad) for p in model.parameters()]
+    """Eval mode and weights without gradient; every module and parameter is restored afterwards.
+
+    Several threads may freeze the same modules: the last one restores them.
+    """
+    things: list[Any] = [*model.modules(), *model.parameters()]
+
+    def flag(thing: Any) -> str:
+        return "requires_grad" if isinstance(thing, Tensor) else "training"
+
+    with _LOCK:
+        for thing in things:  # TorchScript that was frozen has no `training`
+            _HELD.setdefault(id(thing), [thing, 0, getattr(thing, flag(thing), None)])[1] += 1
     try:
-        model.eval()
-        for parameter, _ in grads:  # requires_grad_() of the module is not supported by TorchScript
-            parameter.requires_grad_(False)
+        with _LOCK:
+            model.eval()
+            for parameter in model.parameters():  # requires_grad_() of the module is not supported by TorchScript
+                parameter.requires_grad_(False)
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, flag in grads:
-            parameter.requires_grad_(flag)
+        with _LOCK:
+            for thing in things:
+                held = _HELD[id(thing)]
+                held[1] -= 1
+                if held[1] == 0:
+                    del _HELD[id(thing)]
+                    if held[2] is not None:
+                        setattr(thing, flag(thing), held[2])

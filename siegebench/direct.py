@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from siegebench.classifier import Classifier, frozen
 from siegebench.data import IMAGE, ImageSet
 from siegebench.draws import Draws, content_ids, derive_seed
 from siegebench.errors import ConfigError
-from siegebench.inputs import as_classifier, as_images, as_labels, gradients
+from siegebench.inputs import as_classifier, as_images, as_labels, as_tensor, gradients
 from siegebench.oracle import Oracle
 from siegebench.threat import TOLERANCE, Access, Norm, Rule, ThreatModel
 from siegebench.tracks.judging import fresh_passes, gradient_flags, majority, right
@@ -107,7 +108,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
         norm: Norm = "linf",
         eps: float | str | None = None,
         queries: int | None = None,
-        target: Rule | int | Tensor | None = None,
+        target: Any = None,
         start: Any = None,
         seed: int = 0,
         ids: Any = None,
@@ -124,6 +125,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
                 raise ConfigError(f"attack {name!r} cannot aim at a class: leave target out")
             if start is not None and not entry.can_start():
                 raise ConfigError(f"attack {name!r} cannot start from given points: leave start out")
+            target = _target(target)
             rule = None if isinstance(target, Tensor) else target
             threat = _threat(name, entry.access(), norm, eps, queries, rule)
             # images may have any number of channels: the model says whether it takes them
@@ -136,7 +138,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
             begin = None if start is None else _start(start, images)
             victim = as_classifier(model, images, num_classes=num_classes)
             labels = as_labels(labels, len(images), victim.num_classes)
-            own = content_ids(images) if ids is None else as_labels(ids, len(images)).to(images.device)
+            own = content_ids(images) if ids is None else as_labels(ids, len(images), name="ids").to(images.device)
             draws = Draws(derive_seed(seed, "attack"), own)
             with frozen(victim):
                 goal = None if target is None else _goal(target, victim, images, labels, draws)
@@ -164,7 +166,17 @@ def _threat(
             raise ConfigError(f"norm {norm!r} needs eps=, the radius of the ball in pixels of [0, 1]; for l2 e.g. 0.5")
         eps = DEFAULT_EPS
         log.warning("attack %s: no eps was given; the budget is linf %s", name, eps)
-    return ThreatModel.parse({"norm": norm, "eps": eps, "access": access, "queries": queries, "target": target})
+    try:
+        return ThreatModel.parse({"norm": norm, "eps": eps, "access": access, "queries": queries, "target": target})
+    except ValueError as error:
+        raise ConfigError(f"eps: {error}") from None
+
+
+def _target(target: Any) -> Rule | int | Tensor | None:
+    """A rule or a class as it is, classes of the images as a tensor."""
+    if isinstance(target, np.integer):
+        return int(target)
+    return as_tensor(target, "target") if isinstance(target, (np.ndarray, list, tuple)) else target
 
 
 def _placed(model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +189,7 @@ def _placed(model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _start(start: Any, x: Tensor) -> Tensor:
-    found = as_images(start).to(x)
+    found = as_images(start, name="start").to(x)
     if found.shape != x.shape:
         raise ConfigError(f"start: expected images {tuple(x.shape)}, found {tuple(found.shape)}")
     return found
@@ -216,10 +228,4 @@ def _goal(target: Rule | int | Tensor, model: Classifier, x: Tensor, y: Tensor, 
     """The class that each image is to become, int64 [n]."""
     if not isinstance(target, Tensor):
         return goals(target, y, model.num_classes, draws, lambda: fresh_passes(model, x, draws, "clean").mean(dim=0))
-    if target.shape != y.shape or target.is_floating_point():
-        raise ConfigError(f"target: expected {len(y)} integers, found {target.dtype} {tuple(target.shape)}")
-    if not bool(((target >= 0) & (target < model.num_classes)).all()):
-        raise ConfigError(
-            f"target: expected classes 0..{model.num_classes - 1}, found {int(target.min())} to {int(target.max())}"
-        )
-    return target.to(y.device).long()
+    return as_labels(target, len(y), model.num_classes, "target").to(y.device)

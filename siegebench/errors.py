@@ -75,4 +75,5 @@ def shortened(value: object) -> str:
             text = repr(value)
         except (ValueError, RecursionError):  # it contains a huge number or itself
             text = f"a {type(value).__name__}"
+        text = " ".join(text.split())  # arrays and tensors have several lines
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from siegebench.classifier import Classifier, ModelCard, Network, copied
 from siegebench.data import IMAGE, ImageSet
 from siegebench.errors import ConfigError, ModelError, shortened
 from siegebench.identity import answers_of, code_of
-from siegebench.inputs import as_images, as_labels, as_tensor, checked, image_kind, unwrapped
+from siegebench.inputs import as_images, as_labels, as_tensor, blamed, check_weights, checked, image_kind, unwrapped
 from siegebench.inventory import NamedData
 
 CHECKED = 16  # images on which a model is tried
@@ -30,9 +31,13 @@ def own(model: nn.Module, name: str, num_classes: int | None) -> tuple[Classifie
     Raises:
         ModelError: when it cannot be copied.
     """
+    plain = unwrapped(model)
+    if not isinstance(plain, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module that maps images to logits, found {shortened(model)}")
+    check_weights(plain)
     try:
         with torch.no_grad():  # TorchScript would keep the history of a conversion
-            mine: nn.Module = copied(unwrapped(model)).cpu().float()
+            mine: nn.Module = copied(plain).cpu().float()
     except Exception as error:
         raise ModelError(
             f"the model cannot be copied ({type(error).__name__}: {str(error)[:120]}); "
@@ -74,7 +79,8 @@ def fitted(model: Classifier, data: ImageSet) -> tuple[Classifier, str]:
             f"the model has {ready.num_classes} classes, {data.name} has {data.num_classes}; expected one logit for "
             "each class"
         )
-    return ready, answers_of(ready, data)
+    with blamed(ready, x):  # a model may fail only when a gradient is asked for
+        return ready, answers_of(ready, data)
 
 
 # --------------------------------------------------------------------------------------------------------------- images
@@ -134,12 +140,25 @@ def _gathered(data: Any) -> tuple[Tensor, Tensor]:
     if isinstance(data, (Tensor, str, bytes, dict)) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise ConfigError(f"data: {shapes}; found a {type(data).__name__}")
     xs, ys = [], []
+    if not hasattr(data, "__iter__") and hasattr(data, "__len__"):  # a dataset need not say where it ends
+        data = map(data.__getitem__, range(len(data)))
     for item in data:
+        if isinstance(item, Mapping):
+            keys = shortened(list(item))
+            raise ConfigError(
+                f"data: {shapes}; an item is a dict with {keys}: use ((b[IMAGES], b[LABELS]) for b in data)"
+            )
         if not isinstance(item, (tuple, list)) or len(item) < 2:
             raise ConfigError(f"data: {shapes}; an item is a {type(item).__name__}, not (images, labels)")
         x, y = (as_tensor(item[i], name).detach().cpu() for i, name in enumerate(("images", "labels")))
-        xs.append(x[None] if x.dim() == 3 and y.dim() == 0 else x)
-        ys.append(y.reshape(1) if y.dim() == 0 else y)
+        x = x[None] if x.dim() == 3 and y.numel() == 1 else x
+        y = y.reshape(1) if y.dim() == 0 else y
+        if x.dim() and len(x) != len(y):
+            raise ConfigError(
+                f"data: an item has {len(x)} images and {len(y)} labels; expected one label for each image"
+            )
+        xs.append(x)
+        ys.append(y)
     if not xs:
         raise ConfigError("data: no images; a DataLoader that was used up, or an empty dataset")
     shapes_found = {tuple(x.shape[1:]) for x in xs}

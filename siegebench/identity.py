@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import dis
 import functools
 import hashlib
@@ -53,7 +54,19 @@ def code_of(model: nn.Module) -> str:
     Classes and functions of Python, torch, torchvision, timm, numpy and the harness count by their names. Those of
     other installed packages count by the content of their file.
     """
-    return _Hasher().of(model)[:32]
+    hasher = _Hasher()
+    found = hasher.of(model)
+    patched = [part for name, value in _patches() for part in (name, hasher.of(value))]
+    return (digest([found, *patched]) if patched else found)[:32]
+
+
+def _patches() -> Iterator[tuple[str, Any]]:
+    """What the process has put in the place of functions of torch, and its hooks on all modules."""
+    for owner in (torch, nn.functional, Tensor, nn.Module):
+        yield from ((name, value) for name, value in sorted(vars(owner).items()) if _planted(value))
+    for name, value in sorted(vars(nn.modules.module).items()):
+        if name.startswith("_global_") and name.endswith("_hooks") and value:
+            yield name, list(value.values())
 
 
 def answers_of(model: Classifier, data: ImageSet) -> str:
@@ -157,6 +170,9 @@ class _Hasher:
         else:
             items = map(self.of, value)
             yield from sorted(items) if isinstance(value, (set, frozenset)) else items
+        for name in ("default_factory", "maxlen"):
+            if getattr(value, name, None) is not None:
+                yield from (name, self.of(getattr(value, name)))
 
     def _code(self, code: types.CodeType) -> Iterator[str]:
         yield from (code.co_code.hex(), getattr(code, "co_exceptiontable", b"").hex(), str(code.co_flags))
@@ -189,6 +205,8 @@ class _Hasher:
 
     def _class(self, cls: type) -> Iterator[str]:
         yield from ("class", _name(cls))
+        if not _library(type(cls).__module__):
+            yield self.of(type(cls))
         for base in cls.__mro__[:-1]:
             known = _library(base.__module__)
             yield from (f"{base.__module__}.{_name(base)}", _file(base)) if known else ("own",)
@@ -236,6 +254,11 @@ class _Hasher:
         inner = getattr(value, "__wrapped__", None)
         if inner is not None:
             yield self.of(inner)
+        if isinstance(value, (bytearray, memoryview)):
+            yield bytes(value).hex()
+            return
+        if _library(type(value).__module__):
+            yield from map(self.of, _reduced(value))
         state = dict(getattr(value, "__dict__", None) or {})
         for cls in type(value).__mro__:
             slots = vars(cls).get("__slots__", ())
@@ -277,6 +300,21 @@ def _file_hash(file: str | None) -> str:
         return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError:
         return ""
+
+
+def _reduced(value: Any) -> list[Any]:
+    """What pickle would keep of an object whose state is not in Python: a generator of random numbers, a date, ..."""
+    if isinstance(value, torch.Generator):
+        return [value.get_state()]
+    kind, base = type(value), object
+    plain = all(getattr(kind, name) is getattr(base, name) for name in ("__reduce_ex__", "__reduce__"))
+    if plain and kind not in copyreg.dispatch_table:
+        return []
+    try:
+        found = value.__reduce_ex__(2) if kind not in copyreg.dispatch_table else copyreg.dispatch_table[kind](value)
+    except Exception:  # it cannot be pickled
+        return []
+    return [list(part) if isinstance(part, Iterator) else part for part in found] if isinstance(found, tuple) else []
 
 
 def _planted(value: Any) -> bool:

@@ -19,6 +19,9 @@ from siegebench.errors import ConfigError, ModelError, SiegeError, shortened
 
 CHANNELS = (1, 3, 4)  # usual numbers of channels, to recognise images whose channels come last
 PROBES = 4  # images that a model is checked with
+ROUNDING = (
+    1e-3  # how far pixels may be outside of their box by rounding, such as that of a normalisation and its inverse
+)
 APART = 0.05  # difference of two answers to one image, relative to the largest logit, that is not rounding
 
 
@@ -45,58 +48,75 @@ def image_kind(channels: int) -> Kind:
     return replace(IMAGE, channels=channels)
 
 
-def as_images(x: Any, kind: Kind | None = None) -> Tensor:
+def as_images(x: Any, kind: Kind | None = None, name: str = "images") -> Tensor:
     """A batch of inputs as a tensor without gradient.
 
     Args:
         x: tensor or numpy array, [n, C, H, W].
         kind: of the inputs; by default images in [0, 1] with any number of channels.
+        name: of the argument, for messages.
 
     Raises:
         ConfigError: for anything else, with what was found and what is expected.
     """
-    found = as_tensor(x, "images").detach()
+    found = as_tensor(x, name).detach()
     found = found.clone() if found.is_inference() else found
     channels = "C" if kind is None else str(kind.channels)
     kind = kind or IMAGE
-    if found.dim() != 4 or not found.is_floating_point():
+    if found.dim() != 4 or not found.is_floating_point() or not found.shape[1:].numel():
         what = f"float [n, {channels}, H, W] in {kind.box}"
         hint = "; divide by 255" if found.dtype == torch.uint8 else ""
-        raise ConfigError(f"images: expected {what}, found {found.dtype} {tuple(found.shape)}{hint}")
+        raise ConfigError(f"{name}: expected {what}, found {found.dtype} {tuple(found.shape)}{hint}")
     last = found.shape[-1] in CHANNELS and found.shape[1] not in CHANNELS
     if last or (channels != "C" and found.shape[1] != kind.channels):
         hint = "; the channels come last: use x.permute(0, 3, 1, 2)" if last else ""
-        raise ConfigError(f"images: expected [n, {channels}, H, W], found {tuple(found.shape)}{hint}")
+        raise ConfigError(f"{name}: expected [n, {channels}, H, W], found {tuple(found.shape)}{hint}")
     found = found.float() if found.dtype.itemsize < 4 else found  # half precision cannot hold a small eps
-    if len(found) and not bool(kind.inside(found).all()):
-        hint = "" if kind.grid is None else f"; divide by {kind.grid} and put the normalisation into the model"
+    if found.numel() and not bool(kind.inside(found).all()):
         low, high = float(found.amin()), float(found.amax())
-        hint = "" if low != low else hint
-        raise ConfigError(f"images: expected pixels in {kind.box}, found {low:.4g} to {high:.4g}{hint}")
+        raise ConfigError(
+            f"{name}: expected pixels in {kind.box}, found {low:.9g} to {high:.9g}{_hint(kind, low, high)}"
+        )
     return found
 
 
-def as_labels(y: Any, n: int, classes: int | None = None) -> Tensor:
+def _hint(kind: Kind, low: float, high: float) -> str:
+    """What to do about pixels from low to high, which are not all in the box."""
+    if low != low:
+        return ""
+    if low >= kind.low - ROUNDING and high <= kind.high + ROUNDING:
+        return f"; that is rounding: use x.clamp({kind.low:g}, {kind.high:g})"
+    return "" if kind.grid is None else f"; divide by {kind.grid} and put the normalisation into the model"
+
+
+def as_labels(y: Any, n: int, classes: int | None = None, name: str = "labels") -> Tensor:
     """Labels of n images as int64 [n].
 
     Args:
         y: tensor, array or list of integers.
         classes: number of classes of the model; None skips the check of the range.
+        name: of the argument, for messages.
 
     Raises:
         ConfigError: for anything else, with what was found and what is expected.
     """
-    found = as_tensor(y, "labels").detach()
+    found = as_tensor(y, name).detach()
     if found.dim() == 2 and len(found) == n and found.shape[1] > 1 and bool((found.sum(dim=1) == 1).all()):
-        raise ConfigError(f"labels: expected {n} integers, found one-hot rows {tuple(found.shape)}; use y.argmax(1)")
+        raise ConfigError(f"{name}: expected {n} integers, found one-hot rows {tuple(found.shape)}; use y.argmax(1)")
+    found = found.long() if found.shape == (0,) else found  # an empty list has no integers to tell
     if found.shape != (n,) or found.is_floating_point() or found.dtype == torch.bool or found.is_complex():
-        raise ConfigError(f"labels: expected {n} integers, found {found.dtype} {tuple(found.shape)}")
+        hint = ""
+        if found.shape == (n,):
+            hint = "; use y.long() if these are class numbers"
+        elif found.numel() == n:
+            hint = "; use y.flatten()" if n != 1 or found.dim() else "; use y.reshape(1)"
+        raise ConfigError(f"{name}: expected {n} integers, found {found.dtype} {tuple(found.shape)}{hint}")
     found = found.long()
     if n and classes is not None:
         low, high = int(found.min()), int(found.max())
         if low < 0 or high >= classes:
             hint = "; subtract 1 if the classes count from 1" if low == 1 and high == classes else ""
-            raise ConfigError(f"labels: the model has the classes 0..{classes - 1}, found {low} to {high}{hint}")
+            raise ConfigError(f"{name}: the model has the classes 0..{classes - 1}, found {low} to {high}{hint}")
     return found
 
 
@@ -106,14 +126,27 @@ def as_tensor(value: Any, name: str) -> Tensor:
     Raises:
         ConfigError: for anything else; `name` says what it is.
     """
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, Tensor) for item in value):
+        shapes = {tuple(item.shape) for item in value}
+        if len(shapes) > 1:
+            raise ConfigError(f"{name}: expected tensors of one shape, found {shortened(sorted(shapes))}")
+        value = torch.stack([as_tensor(item, name) for item in value])
     if isinstance(value, Tensor):
+        if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+            what = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)
+            what = "meta, which has no numbers" if value.device.type == "meta" else what
+            raise ConfigError(f"{name}: expected a plain dense tensor, found one that is {what}")
         return value
     try:
         array = np.asarray(value)
-        # a copy: torch shares the memory of an array, which may be read-only
-        return torch.from_numpy(np.array(array, order="C"))
     except (TypeError, ValueError):
         raise ConfigError(f"{name}: expected a tensor or a numpy array, found {shortened(value)}") from None
+    try:
+        # a copy: torch shares the memory of an array, which may be read-only; and knows one order of bytes
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError):
+        what = f"numpy {array.dtype} {array.shape}" if isinstance(value, np.ndarray) else shortened(value)
+        raise ConfigError(f"{name}: expected a tensor or a numpy array, found {what}") from None
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -139,6 +172,7 @@ def as_classifier(
     net = unwrapped(model)
     if not isinstance(net, nn.Module):
         raise ModelError(f"expected a torch.nn.Module that maps images to logits, found {shortened(model)}")
+    check_weights(net)
     if any(t.is_inference() for t in (*net.parameters(), *net.buffers())):
         net = copied(net)  # tensors made in inference mode cannot take part in a gradient
     if not isinstance(net, Classifier):
@@ -148,6 +182,21 @@ def as_classifier(
         raise ModelError(f"the model has {net.num_classes} classes, num_classes is {num_classes}")
     with torch.no_grad(), frozen(net):
         return checked(net, x[:PROBES])
+
+
+def check_weights(net: nn.Module) -> None:
+    """Refuse a module that has no numbers yet.
+
+    Raises:
+        ModelError: for a lazy module before its first batch, or weights on the device `meta`.
+    """
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ModelError(
+                f"the model's {name} has no shape yet (a lazy module); pass a batch through the model first"
+            )
+        if tensor.device.type == "meta":
+            raise ModelError(f"the model's {name} is on the device meta and has no values; load the weights first")
 
 
 def unwrapped(model: Any) -> Any:
@@ -176,6 +225,30 @@ class _Fixed(nn.Module):
         return self
 
 
+@contextmanager
+def blamed(model: Classifier, x: Tensor) -> Iterator[None]:
+    """Errors of the user's own code inside become one line.
+
+    Raises:
+        ModelError: that the model fails on images like x. Errors about memory stay what they are.
+    """
+    try:
+        yield
+    except SiegeError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        if isinstance(error, MemoryError) or "memory" in text.lower():
+            raise
+        hint = ""
+        if torch.is_grad_enabled():
+            hint = " (a gradient was asked for; a score attack such as square needs none)"
+        raise ModelError(
+            f"the model fails on images {tuple(x.shape)}, {x.dtype} in {model.kind.box}: "
+            f"{type(error).__name__}: {text}{hint}"
+        ) from error
+
+
 class _OnCopies(Wrapped):
     """Passes copies to a model that writes into the images it is given."""
 
@@ -186,8 +259,39 @@ class _OnCopies(Wrapped):
         return super().backward_model(x.clone(), draws)
 
 
+class _Restored(Wrapped):
+    """Puts the buffers back after each pass of a model that changes them in eval mode, such as a counter."""
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        with _buffers_kept(self.inner):
+            return super().forward(x, draws)
+
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        with _buffers_kept(self.inner):
+            return super().backward_model(x, draws)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[list[str]]:
+    """Inside, the model has copies of its buffers; afterwards its own again, and the list names those that changed."""
+    plain = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    own = [(m._buffers, k, b, b.clone()) for m in plain for k, b in m._buffers.items() if b is not None]
+    changed: list[str] = []
+    for buffers, name, _, mine in own:
+        buffers[name] = mine  # not written into in place: a gradient may still need the values
+    try:
+        yield changed
+    finally:
+        for buffers, name, before, mine in own:
+            same = buffers.get(name) is mine and mine.shape == before.shape and torch.equal(mine, before)
+            changed += [] if same else [name]
+            buffers[name] = before
+
+
 def checked(model: Classifier, x: Tensor) -> Classifier:
-    """The model, after checking its answers to a few images; in a wrapper if it writes into the images it is given.
+    """The model, after checking its answers to a few images.
+
+    In a wrapper if it writes into the images it is given, or into its own buffers.
 
     Raises:
         ModelError: when it fails on these images, or does not return one finite logit for each class.
@@ -198,19 +302,12 @@ def checked(model: Classifier, x: Tensor) -> Classifier:
         """(logits, whether the model wrote into the images)"""
         given = x[rows].clone()
         version = given._version
-        try:
+        with blamed(model, given):
             z = model(given, None if draws is None else draws[rows])
-            return z, given._version != version
-        except SiegeError:
-            raise
-        except Exception as error:  # the user's own code
-            text = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"the model fails on images {tuple(given.shape)}, {given.dtype} in {model.kind.box}: "
-                f"{type(error).__name__}: {text}"
-            ) from error
+        return z, given._version != version
 
-    z, written = answers()
+    with _buffers_kept(model) as changed:
+        z, written = answers()
     model.num_classes = model.num_classes or z.shape[1]  # of a module, which says nothing about it
     if z.shape != (len(x), model.num_classes):
         raise ModelError(
@@ -219,6 +316,8 @@ def checked(model: Classifier, x: Tensor) -> Classifier:
         )
     if not bool(torch.isfinite(z).all()):
         raise ModelError(f"the model returns NaN or infinite logits for images in {model.kind.box}")
+    if changed:
+        return checked(_Restored(model), x)
     if written:
         return checked(_OnCopies(model), x)
     if not model.randomized:

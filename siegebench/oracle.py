@@ -19,6 +19,7 @@ from siegebench.classifier import Classifier
 from siegebench.data import Kind
 from siegebench.draws import Draws
 from siegebench.errors import BudgetExhausted, ContractError, NotApplicable
+from siegebench.inputs import blamed
 from siegebench.prepare import at_once
 from siegebench.threat import TOLERANCE, ThreatModel
 
@@ -214,7 +215,8 @@ class Oracle(nn.Module):
                     image = change(image, self._pass_draws())
                 z, rows = self._pass(image)
                 values = losses(z)
-                g = self._backwards(values, leaf)
+                with blamed(self.model, x):
+                    g = self._backwards(values, leaf)
             self.ledger.backwards.index_add_(0, rows, torch.full_like(rows, g.shape[1]))
             g = self._seen(g, rows)
             part = (g, z.detach(), values.detach())
@@ -324,7 +326,8 @@ class Oracle(nn.Module):
         one = torch.ones_like(rows)
         draws = self._pass_draws(rows, copies) if self.model.randomized else None
         call = self.model.backward_model if self.through_backward_model else self.model
-        z = self._in_parts(call, x, draws) if self.tap is None else self._through(self.tap, call, x, draws)
+        with blamed(self.model, x):
+            z = self._in_parts(call, x, draws) if self.tap is None else self._through(self.tap, call, x, draws)
         ledger.forwards.index_add_(0, rows, one)
         ledger.queries.index_add_(0, rows, one)
         ledger.spent += copies

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from siegebench.errors import ConfigError, shortened
@@ -28,7 +29,7 @@ def parse_number(value: object) -> float:
     Raises:
         ValueError: when it is neither.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, bool) or not isinstance(value, (Real, str)):  # numpy's numbers too
         raise ValueError(f"expected a number or a fraction such as 8/255, found {shortened(value)}")
     try:
         return float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
@@ -76,8 +77,9 @@ class ThreatModel:
             raise ConfigError(f"threat: unknown access {self.access!r}; one of {', '.join(ACCESSES)}")
         if not 0 <= self.eps <= MAX_EPS[self.norm]:
             raise ConfigError(f"threat: eps {self.eps} is out of range for {self.norm} (0 to {MAX_EPS[self.norm]:g})")
-        if self.queries is not None and self.queries < 1:
-            raise ConfigError(f"threat: queries is {self.queries}; at least 1, or leave it out for no limit")
+        if self.queries is not None and (type(self.queries) is not int or self.queries < 1):
+            found = shortened(self.queries)
+            raise ConfigError(f"threat: queries is {found}; an integer, at least 1, or leave it out for no limit")
         try:
             parse_target(self.target)
         except ValueError as error:

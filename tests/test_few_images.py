@@ -12,9 +12,11 @@ from torch import nn
 
 from siegebench import api, registry
 from siegebench.classifier import Network
+from siegebench.config import load_suite
 from siegebench.data import split_clean
 from siegebench.draws import Draws
-from siegebench.errors import NotApplicable
+from siegebench.errors import ConfigError, NotApplicable
+from siegebench.plan import plan
 from siegebench.tracks.backdoor import triggered
 from siegebench.train import Recipe, train
 from siegebench.types import InputDetector, ModelDetector
@@ -74,14 +76,13 @@ SETS: dict[str, tuple[tuple[int, ...], tuple[int, ...], float]] = {
     "three of each of five classes": ((3,) * 5, (2,) * 5, 0.3),
     "too few for the rate": ((3,) * 5, (2,) * 5, 0.05),
     "two classes": ((4, 4), (2, 2), 0.3),
-    "one class": ((8,), (2,), 0.3),
     "a class with a single image": ((6, 6, 1), (2, 2, 1), 0.3),
     "one of each of five classes": ((1,) * 5, (1,) * 5, 0.4),
     "no test image but of the target": ((5, 5), (3, 0), 0.3),
 }
 
 
-SLOW = ("two classes", "one class", "a class with a single image")
+SLOW = ("two classes", "a class with a single image")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SETS])
@@ -101,6 +102,14 @@ def test_every_entry_works_or_says_what_it_needs(name: str, tmp_path: Path, monk
         assert row.status != "error", (row.cell.title, row.error)
         assert row.status == "ok" or any(word in told for word in WHAT_TO_DO), (row.cell.title, told)
         assert all(value["value"] == value["value"] for value in row.metrics.values()), row.cell.title
+
+
+def test_a_set_with_one_class_is_refused_when_the_suite_is_planned(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", (8,), (2,))
+    data = {"set": {"name": "image_folder", "folder": str(root)}}
+    suite = runs.suite(tmp_path / "one.yaml", data=data, models=[{"name": "byobnet_tiny"}])
+    with pytest.raises(ConfigError, match=r"one\.yaml:\d+:\d+: image_folder has one class"):
+        plan(load_suite(str(suite)))
 
 
 @pytest.mark.parametrize("n", [4, 5, 9, 10, 11, 20, 21])

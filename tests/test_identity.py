@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
+import operator
 import os
+import random
+import re
 import subprocess
 import sys
 import textwrap
 import warnings
+from collections import defaultdict, deque
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +139,15 @@ def patched(method: Any) -> nn.Module:
     return model
 
 
+def meta(value: float) -> Any:
+    class Meta(type):
+        @property
+        def scale(cls) -> float:
+            return value
+
+    return Meta("Made", (), {})
+
+
 def double(self: Any, x: Tensor) -> Tensor:
     return 2 * x
 
@@ -175,6 +189,16 @@ DIFFERENT: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
     "hooks": lambda: (hooked(), hooked(lambda m, a, z: 2 * z)),
     "other hooks": lambda: (hooked(lambda m, a, z: 3 * z), hooked(lambda m, a, z: 2 * z)),
     "patched methods": lambda: (patched(double), patched(triple)),
+    "maxlen": lambda: (Holder(deque([1], 2)), Holder(deque([1], 3))),
+    "defaults of a dict": lambda: (Holder(defaultdict(int)), Holder(defaultdict(list))),
+    "decimals": lambda: (Holder(Decimal("1")), Holder(Decimal("2"))),
+    "patterns": lambda: (Holder(re.compile("a")), Holder(re.compile("b"))),
+    "states of random": lambda: (Holder(random.Random(1)), Holder(random.Random(2))),
+    "states of numpy": lambda: (Holder(np.random.RandomState(1)), Holder(np.random.RandomState(2))),
+    "states of torch": lambda: (Holder(torch.Generator()), Holder(torch.Generator().manual_seed(2))),
+    "bytes that change": lambda: (Holder(bytearray(b"a")), Holder(bytearray(b"b"))),
+    "getters": lambda: (Holder(operator.itemgetter(1)), Holder(operator.itemgetter(2))),
+    "metaclasses": lambda: (Holder(meta(2)), Holder(meta(3))),
     "traced code": lambda: (scripted(2.0), scripted(3.0)),
 }
 
@@ -186,6 +210,21 @@ def test_different_state_is_different(what: str) -> None:
     assert identity.code_of(one) != identity.code_of(other)
     assert identity.code_of(one) == identity.code_of(again), "the same thing made again is another"
     assert identity.code_of(one) == identity.code_of(copy.deepcopy(one))
+
+
+@pytest.mark.parametrize("owner", [torch, nn.functional, Tensor])
+def test_functions_of_torch_that_were_replaced_count(owner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.ReLU())
+    before = identity.code_of(model)
+    monkeypatch.setattr(owner, "relu", lambda x, inplace=False: x)
+    assert identity.code_of(model) != before
+    monkeypatch.undo()
+    assert identity.code_of(model) == before
+    handle = nn.modules.module.register_module_forward_hook(lambda m, a, z: 2 * z)
+    try:
+        assert identity.code_of(model) != before
+    finally:
+        handle.remove()
 
 
 def test_cycles_end_and_counters_of_the_process_do_not_count() -> None:

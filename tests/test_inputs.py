@@ -338,6 +338,7 @@ def used(model: nn.Module, x: Tensor) -> nn.Module:
 
 EXOTIC: dict[str, Callable[[Tensor], Any]] = {
     "script": lambda x: torch.jit.script(kit.small_cnn()),
+    "frozen_script": lambda x: torch.jit.freeze(torch.jit.script(kit.small_cnn().eval())),
     "trace": lambda x: torch.jit.trace(kit.small_cnn(), x),
     "export": lambda x: torch.export.export(
         kit.small_cnn().eval(), (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=512)},)

@@ -115,6 +115,12 @@ def test_the_default_suite_and_one_threat_for_all_boards(monkeypatch: pytest.Mon
         ({"data": images()[0]}, "data: expected an ImageSet, or batches of (images, labels)"),
         ({"data": [images()[0]]}, "an item is a Tensor, not (images, labels)"),
         ({"data": [(torch.zeros(1, 3, 8, 8), [0]), (torch.zeros(1, 3, 9, 9), [0])]}, "resize them to one"),
+        (
+            {"data": [{"image": 1, "label": 2}]},
+            "an item is a dict with ['image', 'label']: use ((b[IMAGES], b[LABELS])",
+        ),
+        ({"data": [(images()[0][:4], [0] * 5), (images()[0][4:], [0] * 7)]}, "an item has 4 images and 5 labels"),
+        ({"eps": "a"}, "norm, eps: expected a number or a fraction such as 8/255, found 'a'"),
         ({"norm": "l2"}, "norm: 'l2' has no eps; give eps= too"),
         ({"eps": 80}, "eps"),
         ({"norm": "l7", "eps": 1}, "found 'l7'"),
@@ -126,6 +132,57 @@ def test_anything_else_is_refused_in_one_line(more: dict[str, Any], words: str, 
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "store").exists()
+
+
+class Endless:
+    """A dataset that does not say where it ends, as torch allows."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        x, y = images(3)
+        return x[i % 3], y[i % 3 : i % 3 + 1]
+
+
+class Counts(kit.Linear):
+    """Counts its passes in a buffer."""
+
+    passes: Tensor
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(x)
+
+
+def test_datasets_and_models_that_only_just_work(tmp_path: Path) -> None:
+    x, y = images(3)
+    (row,) = [r for r in evaluate(tmp_path, data=Endless()).results if r.cell.attack]
+    assert evaluate(tmp_path, x=x, y=y).ended == {"cached": 2}
+    (counted,) = [
+        r for r in evaluate(tmp_path, Counts(classes=4), x=x, y=y, tracks="white_box").results if r.cell.attack
+    ]
+    assert counted.value("robust_acc") == row.value("robust_acc")
+    assert evaluate(tmp_path, Counts(classes=4), x=x, y=y).ended == {"cached": 2}
+
+
+def test_settings_and_models_of_another_kind_are_refused(tmp_path: Path) -> None:
+    x, y = images(3)
+    (tmp_path / "file").write_text("")
+    for settings in (str(tmp_path), Settings(root=str(tmp_path / "file"))):
+        with pytest.raises(ConfigError, match="settings"):
+            sb.evaluate(kit.Linear(classes=4), x=x, y=y, settings=settings)  # type: ignore[arg-type]
+    cut = kit.Linear(classes=4)
+    cut.forward = lambda x: kit.Linear(classes=4)(torch.from_numpy(x.numpy()))  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=r"the model fails on images .* a score attack such as square needs none"):
+        sb.evaluate(cut, x=x, y=y)
+    for model, words in ((lambda x: x, "expected a torch.nn.Module"), (torch.nn.LazyLinear(4), "a lazy module")):
+        with pytest.raises(ModelError, match=words):
+            sb.evaluate(model, x=x, y=y)  # type: ignore[arg-type]
 
 
 def test_what_needs_training_images_is_refused_by_name(tmp_path: Path) -> None:

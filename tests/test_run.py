@@ -194,6 +194,7 @@ def test_a_row_says_what_the_suite_gave_and_when_it_was_made(store: Path, tmp_pa
     (row,) = [r for r in Store(store).rows() if r.given.get("attack", {}).get("name") == "eot"]
     assert row.given == {
         "model": {"name": runs.MODEL}, "defense": {"name": "none"}, "attack": eot, "data": {"name": "digits"},
+        "suite": {"name": "s.yaml", "set": []},
     }  # fmt: skip
     assert begun <= row.timing["started"] <= row.timing["ended"] <= evaluation.now()
     assert row.timing["seconds"] > 0

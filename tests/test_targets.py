@@ -365,7 +365,7 @@ def test_attack_takes_a_rule_a_class_or_a_class_for_each_image() -> None:
     assert model(told).argmax(1).tolist() == goal.tolist()
     assert torch.equal(told, attack(model, x, y, target="least_likely", **reach))  # type: ignore[arg-type]
     assert not torch.equal(told, attack(model, x, y, **reach))  # type: ignore[arg-type]
-    for fault, words in ((goal[:2], "expected 8 integers"), (goal + 9, "expected classes 0..3"), (7, "does not exist")):
+    for fault, words in ((goal[:2], "expected 8 integers"), (goal + 9, "classes 0..3, found"), (7, "does not exist")):
         with pytest.raises(ConfigError, match=words):
             attack(model, x, y, target=fault)
     with pytest.raises(ConfigError, match="'deepfool' cannot aim at a class"):

@@ -21,7 +21,7 @@ import typer
 from siegebench import __version__
 from siegebench.cli import checking, complete, dryrun, listing, showing
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
-from siegebench.errors import ConfigError, MissingExtra, SiegeError
+from siegebench.errors import ConfigError, MissingExtra, SiegeError, did_you_mean
 
 app = typer.Typer(
     name="siegebench",
@@ -161,7 +161,8 @@ def run(
     from siegebench.reuse import marked
 
     target = page or store / f"{wanted.suite}.html"
-    write_atomic(target, render(outcome.results, "html").encode())
+    if only is None or page is not None:  # the page of the whole suite is not replaced by that of one cell
+        write_atomic(target, render(outcome.results, "html").encode())
     if wandb is not None:
         from siegebench.leaderboard import wandb_mirror
 
@@ -172,7 +173,8 @@ def run(
         print(export.as_json(boards))
     else:
         tables.show(boards, tables.stdout())
-        print(f"page: {target}")
+        if target.exists():
+            print(f"page: {target}")
     for line in where_time_went(outcome.results) if timing else ():
         _say(line)
     for message in uncaught:
@@ -260,6 +262,8 @@ def report(
 
     _check_wandb(wandb)
     chosen = "json" if as_json else format_
+    if chosen not in complete.FORMATS:
+        raise ConfigError(f"unknown format {chosen!r}. {did_you_mean(chosen, complete.FORMATS)}")
     if chosen == "table" and out is None:
         rows = list(Store(store).rows())
         if not rows:

@@ -157,6 +157,8 @@ class BoardSpec(Strict):
         kind = inventory.scan(source, spec.split, where).kind
         self.check_takes(inventory, kind)
         images = inventory.load(source, spec.split, spec.count, where)
+        if images.num_classes < 2:
+            raise inventory.document.error(where, f"{source.name} has one class; a classifier needs two or more")
         description = {
             "name": source.name,
             "source": source.description,
