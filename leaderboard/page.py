@@ -97,7 +97,7 @@ def _anchor(board: Board, line: Line) -> str:
 
 
 def _board(board: Board, rows: Mapping[str, Result]) -> dict[str, Any]:
-    lines = [_line(board, line) for line in board.lines]
+    lines = [_line(board, line, i) for i, line in enumerate(board.lines)]
     first = next(iter(board.ranked), None)
     plain, each = _split(board)
     spans = Counter((column.group, column.heading) for column in each)
@@ -147,7 +147,7 @@ def _column(board: Board, column: Column) -> dict[str, Any]:
     return {"title": column.title, "help": column.help, "unit": unit, "kind": column.unit, "primary": primary}
 
 
-def _line(board: Board, line: Line) -> dict[str, Any]:
+def _line(board: Board, line: Line, position: int) -> dict[str, Any]:
     anchor = _anchor(board, line)
     name, under = _headline(line)
     plain, each = _split(board)
@@ -162,7 +162,7 @@ def _line(board: Board, line: Line) -> dict[str, Any]:
         "anchor": anchor,
         "place": line.place.replace("-", "–"),
         "top": line.rank is not None and line.rank[0] == 1,
-        "order": f"{line.rank[0]:04d}{line.rank[1]:04d}" if line.rank else "",
+        "order": f"{position:04d}" if line.rank else "",
         "name": name,
         "under": under,
         "title": line.title,

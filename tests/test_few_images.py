@@ -104,12 +104,14 @@ def test_every_entry_works_or_says_what_it_needs(name: str, tmp_path: Path, monk
         assert all(value["value"] == value["value"] for value in row.metrics.values()), row.cell.title
 
 
-def test_a_set_with_one_class_is_refused_when_the_suite_is_planned(tmp_path: Path) -> None:
-    root = folder(tmp_path / "set", (8,), (2,))
-    data = {"set": {"name": "image_folder", "folder": str(root)}}
-    suite = runs.suite(tmp_path / "one.yaml", data=data, models=[{"name": "byobnet_tiny"}])
-    with pytest.raises(ConfigError, match=r"one\.yaml:\d+:\d+: image_folder has one class"):
-        plan(load_suite(str(suite)))
+def test_a_set_with_one_class_is_refused_when_the_suite_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"set": {"name": "image_folder", "folder": str(folder(tmp_path / "set", (8,), (2,)))}}
+    with runs.known(tmp_path / "site", monkeypatch):
+        suite = runs.suite(tmp_path / "one.yaml", data=data, models=[runs.MODEL])
+        with pytest.raises(ConfigError, match=r"one\.yaml:\d+:\d+: image_folder has one class"):
+            plan(load_suite(str(suite)))
 
 
 @pytest.mark.parametrize("n", [4, 5, 9, 10, 11, 20, 21])

@@ -217,10 +217,13 @@ def starts_from_the_points_it_is_given(case: Case) -> None:
         threat = _threat(case, norm, WITHIN[entry.access()] * NEAREST[norm])
         model, x, y = halfspace(norm)
         found, _ = _attack(entry, model, x, y, threat)
+        hit = ops.hit(model(found).argmax(dim=1), y, None)
         model, x, y = halfspace(norm, scale=2.0**20)  # the same boundary, and hardly a gradient to find it by
         out, _ = _attack(case.quick, model, x, y, threat, start=found)
-        kept = ops.hit(model(out).argmax(dim=1), y, None)
-        require(kept.all(), f"{norm}: {int(kept.sum())} of {len(x)} misclassified, started from misclassified points")
+        kept = ops.hit(model(out).argmax(dim=1), y, None)[hit]
+        require(
+            kept.all(), f"{norm}: {int(kept.sum())} of {len(kept)} misclassified, started from misclassified points"
+        )
 
 
 def _reached(case: Case, model: Classifier, x: Tensor, out: Tensor, goal: Tensor) -> Tensor:

@@ -14,7 +14,13 @@ from siegebench.types import Attack, Count, Lesson
 
 @dataclass(frozen=True, kw_only=True)
 class Memory(Attack):
-    """Pastes the corner of a training image, the first of them, over the same corner; asks nobody."""
+    """Pastes the corner of a training image, the first of them, over the same corner; asks nobody.
+
+    Nothing is random.
+
+    Attributes:
+        side: of the corner, in pixels.
+    """
 
     needs: ClassVar[Access] = "none"
     norms: ClassVar[tuple[Norm, ...]] = ("l0", "linf")
