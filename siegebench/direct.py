@@ -17,7 +17,7 @@ from siegebench.cells import Flag
 from siegebench.classifier import Classifier, frozen
 from siegebench.data import IMAGE, ImageSet
 from siegebench.draws import Draws, content_ids, derive_seed
-from siegebench.errors import ConfigError
+from siegebench.errors import BudgetExhausted, ConfigError, shortened
 from siegebench.inputs import as_classifier, as_images, as_labels, as_tensor, gradients
 from siegebench.oracle import Oracle
 from siegebench.threat import TOLERANCE, Access, Norm, Rule, ThreatModel
@@ -125,6 +125,8 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
                 raise ConfigError(f"attack {name!r} cannot aim at a class: leave target out")
             if start is not None and not entry.can_start():
                 raise ConfigError(f"attack {name!r} cannot start from given points: leave start out")
+            if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+                raise ConfigError(f"seed: expected an integer, found {shortened(seed)}")
             target = _target(target)
             rule = None if isinstance(target, Tensor) else target
             threat = _threat(name, entry.access(), norm, eps, queries, rule)
@@ -147,7 +149,13 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
                     streams = Draws(derive_seed(seed, "learn"), data.ids).to(images.device)
                     lesson = entry.learn(Oracle(victim, threat, streams), data, threat, streams)
                 oracle = Oracle(victim, threat, draws, goal=goal, start=begin)
-                x_adv = entry(oracle, images, labels, threat, draws, lesson)
+                try:
+                    x_adv = entry(oracle, images, labels, threat, draws, lesson)
+                except BudgetExhausted:
+                    raise ConfigError(
+                        f"attack {name!r} does not work within queries={queries}: leave queries out, or use one that "
+                        "does (`siegebench list attacks --track query`)"
+                    ) from None
                 flags = _flags(oracle, images, x_adv, labels)
                 for flag in flags:
                     warnings.warn(f"{name}: {flag.evidence}", WeakAttack, stacklevel=2)
