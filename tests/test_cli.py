@@ -348,7 +348,8 @@ def test_ctrl_c_is_130(finished: Path, call: Call, monkeypatch: pytest.MonkeyPat
     assert err == "interrupted; finished rows are kept, run the same command again to continue\n"
 
 
-def test_doctor_says_which_label_is_which_class(call: Call, tmp_path: Path) -> None:
+def test_doctor_says_which_label_is_which_class(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SIEGEBENCH_DATA", raising=False)
     for split, names in (("train", ("2", "10", "10/deep")), ("val", ("10",))):
         for name in names:
             path = tmp_path / "mine" / split / name / "a.png"

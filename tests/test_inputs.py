@@ -405,8 +405,8 @@ def test_any_number_of_channels_and_shapes_that_are_not_square() -> None:
         net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
         x = 0.3 + 0.4 * torch.rand(3, channels, *size)
         y = net(x).argmax(1)
-        for name in ("pgd", "square", "fab"):
-            assert sb.attack(name)(net, x, y, eps="8/255").shape == x.shape
+        for name, options in (("pgd", {}), ("square", {"queries": 20}), ("fab", {"steps": 2, "targets": 1})):
+            assert sb.attack(name, **options)(net, x, y, eps="8/255").shape == x.shape
         wrapped = Network(net, num_classes=3)
         assert pgd(wrapped, x, y).shape == x.shape
 

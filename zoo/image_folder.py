@@ -212,9 +212,12 @@ def pictures(folder: Path) -> Iterator[Path]:
 
 
 def files_below(folder: Path, suffixes: set[str], above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files that are not hidden, also behind links to other folders; a link to a folder above is not followed."""
+    """The files that are not hidden, also behind links to other folders; a link to a folder above is not followed.
+
+    None in a folder that does not exist.
+    """
     real = folder.resolve()
-    if any(real == one or real in one.parents for one in above):
+    if not real.is_dir() or any(real == one or real in one.parents for one in above):
         return
     with os.scandir(folder) as entries:
         found = [(entry.name, entry.is_dir()) for entry in entries if not hidden(entry.name)]
