@@ -18,7 +18,7 @@ from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack, Count, Positive
 
 # defaults of (eta, delta, online rate, step)
-SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 1.0, 0.5), "l2": (0.1, 0.1, 0.1, 0.1)}
+SETTINGS: dict[Norm, tuple[float, float, float, float]] = {"linf": (0.1, 1.0, 100.0, 0.2), "l2": (0.1, 0.1, 0.1, 0.1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +38,16 @@ class Bandits(Attack):
     Differs from the paper: the margin instead of cross-entropy; the step is a fraction of eps. Queries that test for
     success are counted, and are made only if a probe was misclassified (the authors test every step, uncounted). v =
     tanh(w) with w += rate d delta u, which equals their update of v in exact arithmetic. The tiles follow the granted
-    queries. For Linf, the rate is 1 instead of 100: then v stays small and the probes do not stop exploring, whatever
-    the scale of the logits is. Probes are clipped to [0, 1].
+    queries. Probes are clipped to [0, 1].
 
     Attributes:
         queries: largest number of queries per sample.
         tile: side in pixels of the squares that share one value of the prior. Default: the smallest power of two, from
             2 (Linf) or 1 (L2), with which the prior has no more values than there are granted queries.
         eta: L2 length of a probe; default 0.1.
-        delta: exploration around v; default 1 (Linf) or 0.1 (L2).
-        rate: learning rate of v; default 1 (Linf) or 0.1 (L2).
-        step: step size as a fraction of eps; default 0.5 (Linf) or 0.1 (L2).
+        delta: exploration around v; default 100 (Linf) or 0.1 (L2).
+        rate: learning rate of v; default 100 (Linf) or 0.1 (L2).
+        step: step size as a fraction of eps; default 0.2 (Linf) or 0.1 (L2).
     """
 
     queries: Count = 10_000
