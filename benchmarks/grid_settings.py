@@ -60,7 +60,16 @@ SETTINGS: dict[str, Grid] = {
         {"pairs": 5, "sigma": 0.01, "step": 0.2, "momentum": 0.9},
         {"pairs": 25, "sigma": 0.01, "step": 0.2, "momentum": 0.9},
     ]),
-    "bandits": Grid([{"tile": 2, "rate": 100.0}, {"tile": 2}, {"step": 0.2}, {"step": 0.5}]),
+    "bandits": Grid(
+        [
+            {"tile": 2},
+            {"tile": 2, "rate": 1.0, "step": 0.5},
+            {"rate": 1.0, "step": 0.2},
+            {"rate": 1.0, "step": 0.5},
+            {"tile": 2, "rate": 100.0},
+            {"step": 0.5},
+        ]
+    ),
     "simba": Grid([{"basis": "pixel"}, {"step": 0.2}, {"low": 0.25}]),
     "signhunter": Grid(),
 }  # fmt: skip

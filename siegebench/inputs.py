@@ -19,9 +19,7 @@ from siegebench.errors import ConfigError, ModelError, SiegeError, shortened
 
 CHANNELS = (1, 3, 4)  # usual numbers of channels, to recognise images whose channels come last
 PROBES = 4  # images that a model is checked with
-ROUNDING = (
-    1e-3  # how far pixels may be outside of their box by rounding, such as that of a normalisation and its inverse
-)
+ROUNDING = 1e-3  # pixels that are outside of the box by less are taken for rounding errors
 APART = 0.05  # difference of two answers to one image, relative to the largest logit, that is not rounding
 
 
