@@ -65,16 +65,16 @@ def against(y: Tensor) -> Gain:
     return lambda z: F.cross_entropy(z, y, reduction="sum")
 
 
-def divergence(p: Tensor, z: Tensor) -> Tensor:
-    """KL(p || softmax(z)) of each image, [n], for probabilities p [n, K] and logits z [n, K]."""
-    return F.kl_div(F.log_softmax(z, dim=1), p, reduction="none").sum(dim=1)
+def divergence(z: Tensor, z_adv: Tensor) -> Tensor:
+    """KL(softmax(z) || softmax(z_adv)) of each image, [n], for logits [n, K]; finite gradients for saturated ones too."""
+    return F.kl_div(F.log_softmax(z_adv, dim=1), F.log_softmax(z, dim=1), reduction="none", log_target=True).sum(dim=1)
 
 
 def away_from(model: Classifier, x: Tensor) -> Gain:
     """KL(p(x) || p(x')) as a function of the logits of x', summed over the images."""
     with torch.no_grad():
-        p = F.softmax(model(x), dim=1)
-    return lambda z: divergence(p, z).sum()
+        z = model(x)
+    return lambda z_adv: divergence(z, z_adv).sum()
 
 
 @dataclass(frozen=True, kw_only=True)

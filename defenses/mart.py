@@ -63,11 +63,12 @@ class MART(AdversarialTraining):
         renew(model, seed)
 
         def outer(model: Classifier, x: Tensor, y: Tensor, x_adv: Tensor, z_adv: Tensor) -> Tensor:
-            p, q = F.softmax(model(x), dim=1), F.softmax(z_adv, dim=1)
+            z = model(x)
+            p, q = F.softmax(z, dim=1), F.softmax(z_adv, dim=1)
             p_y = p.gather(1, y[:, None]).squeeze(1)
             rival = q.scatter(1, y[:, None], 0.0).amax(dim=1)
             boosted = F.cross_entropy(z_adv, y, label_smoothing=self.recipe.smoothing) - (1.0001 - rival).log().mean()
-            return boosted + self.beta * ((1 - p_y) * divergence(p, z_adv)).mean()
+            return boosted + self.beta * ((1 - p_y) * divergence(z, z_adv)).mean()
 
         return MinMax(
             ball=Ball(norm=self.norm, eps=self.eps, step=self.step, steps=self.steps, start="near"),

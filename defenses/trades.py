@@ -62,7 +62,7 @@ class TRADES(AdversarialTraining):
         def outer(model: Classifier, x: Tensor, y: Tensor, x_adv: Tensor, z_adv: Tensor) -> Tensor:
             z = model(x)
             natural = F.cross_entropy(z, y, label_smoothing=self.recipe.smoothing)
-            return natural + self.beta * divergence(F.softmax(z, dim=1), z_adv).mean()
+            return natural + self.beta * divergence(z, z_adv).mean()
 
         return MinMax(
             ball=Ball(norm=self.norm, eps=self.eps, step=self.step, steps=self.steps, start="near"),

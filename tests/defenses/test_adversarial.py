@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from siegebench.defenses import _adversarial
 from siegebench.defenses._adversarial import Ball, against, away_from, divergence, right
 from torch import Tensor, nn
 
@@ -37,12 +38,18 @@ def test_the_divergence_is_that_of_the_library_and_its_maximum_is_not_the_clean_
     gain = away_from(net, x)
     p, q = (torch.distributions.Categorical(logits=net(v)) for v in (x, 1 - x))
     kl = torch.distributions.kl_divergence(p, q)
-    assert torch.allclose(divergence(p.probs, net(1 - x)), kl, atol=1e-6)
+    assert torch.allclose(divergence(net(x), net(1 - x)), kl, atol=1e-6)
     assert torch.allclose(gain(net(1 - x)), kl.sum(), atol=1e-5)
     ball = Ball(norm="linf", eps=0.1, step=0.03, steps=8, start="near")
     found = gain(net(ball.maximise(net, x, gain, draws)))
     corners = [x + 0.1 * draws.sign(tuple(x.shape[1:]), k) for k in range(20)]
     assert float(found) > 2 * max(float(gain(net(c))) for c in corners)
+
+
+def test_the_divergence_of_saturated_logits_has_a_finite_gradient() -> None:
+    z = torch.tensor([[500.0, 0.0, -500.0]], requires_grad=True)  # probabilities of exactly 1 and 0
+    (g,) = torch.autograd.grad(divergence(z, torch.zeros(1, 3)).sum(), z)
+    assert bool(torch.isfinite(g).all())
 
 
 def test_training_is_that_of_a_loop_written_out() -> None:
@@ -109,11 +116,9 @@ def test_training_repeats_batches_changes_gradients_and_ends_early() -> None:
 
 
 def test_the_variants_start_from_the_same_weights_and_see_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    from siegebench.defenses import _adversarial
-
     calls: list[tuple[int, Tensor]] = []
 
-    def recorded(net: Network, images: ImageSet, recipe: Recipe, seed: int, **hooks: object) -> None:
+    def recorded(net: Network, data: ImageSet, recipe: Recipe, seed: int, **hooks: object) -> None:
         calls.append((seed, torch.cat([p.detach().flatten() for p in net.parameters()])))
 
     monkeypatch.setattr(_adversarial, "train", recorded)

@@ -13,7 +13,7 @@ from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from tests import kit
 
-from .two_features import EPS, ONE, build, granted, learns_the_robust_feature, model, two_features
+from .two_features import EPS, ONE, SHORT, build, granted, learns_the_robust_feature, model, two_features
 
 
 def test_the_step_is_longer_than_eps_and_ends_on_the_ball() -> None:
@@ -29,7 +29,7 @@ def test_the_step_is_longer_than_eps_and_ends_on_the_ball() -> None:
 
 
 def test_it_learns_the_robust_feature() -> None:
-    learns_the_robust_feature("fast_at", eps=EPS)
+    learns_the_robust_feature("fast_at", eps=EPS, recipe=SHORT)
 
 
 @pytest.mark.parametrize(("scores", "kept", "ran"), [((90, 80, 50, 90), 1, 3), ((50, 40, 30, 20), 3, 4)])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from tests import kit
 
-from .two_features import EPS, build, granted, learns_the_robust_feature, two_features
+from .two_features import EPS, SHORT, build, granted, learns_the_robust_feature, two_features
 
 
 def test_the_loss_is_that_of_the_authors_code() -> None:
@@ -25,4 +25,4 @@ def test_the_loss_is_that_of_the_authors_code() -> None:
 
 
 def test_it_learns_the_robust_feature() -> None:
-    learns_the_robust_feature("mart", eps=EPS, step=EPS / 4, steps=8)
+    learns_the_robust_feature("mart", eps=EPS, step=EPS, steps=2, recipe=SHORT)

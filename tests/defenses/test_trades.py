@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from tests import kit
 
-from .two_features import EPS, build, granted, learns_the_robust_feature, two_features
+from .two_features import EPS, SHORT, build, granted, learns_the_robust_feature, two_features
 
 
 def test_the_loss_is_that_of_the_authors_code() -> None:
@@ -29,4 +29,4 @@ def test_the_clean_prediction_has_a_gradient_in_both_terms() -> None:
 
 
 def test_it_learns_the_robust_feature() -> None:
-    learns_the_robust_feature("trades", beta=6.0, eps=EPS, step=EPS / 4, steps=8)
+    learns_the_robust_feature("trades", beta=6.0, eps=EPS, step=EPS, steps=2, recipe=SHORT)

@@ -15,6 +15,7 @@ from siegebench.draws import Draws
 
 ONE = Draws(0, torch.zeros(1, dtype=torch.long))
 EPS = 0.2
+SHORT = {"epochs": 12, "batch": 64, "lr": 0.2, "weight_decay": 0.0, "augment": "none"}
 RECIPE = {"epochs": 40, "batch": 64, "lr": 0.1, "weight_decay": 0.0, "augment": "none"}
 
 
@@ -58,9 +59,9 @@ def against_the_other_class(defended: Classifier, data: ImageSet, eps: float) ->
 
 
 def learns_the_robust_feature(name: str, **parameters: Any) -> None:
-    """The trained network uses the robust feature alone: its accuracy, and that in the ball, are what the feature says."""
-    data = two_features()
-    robust = build(name, recipe=RECIPE, **parameters).apply(model(), granted(data), ONE)
+    """The trained network uses the robust feature alone: in the ball it is as accurate as the feature."""
+    data = two_features(256)
+    robust = build(name, **parameters).apply(model(), granted(data), ONE)
     says = float((torch.arange(len(data)) % 20 < 18).double().mean())
-    assert against_the_other_class(robust, data, EPS) >= says - 0.005
-    assert float((robust(data.pixels()).argmax(1) == data.labels).double().mean()) <= says + 0.005
+    assert against_the_other_class(robust, data, EPS) >= says - 0.01
+    assert float((robust(data.pixels()).argmax(1) == data.labels).double().mean()) <= says + 0.01
