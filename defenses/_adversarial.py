@@ -66,7 +66,7 @@ def against(y: Tensor) -> Gain:
 
 
 def divergence(z: Tensor, z_adv: Tensor) -> Tensor:
-    """KL(softmax(z) || softmax(z_adv)) of each image, [n], for logits [n, K]; finite gradients for saturated ones too."""
+    """KL(softmax(z) || softmax(z_adv)) of each image, [n], for logits [n, K]; saturated ones have finite gradients."""
     return F.kl_div(F.log_softmax(z_adv, dim=1), F.log_softmax(z, dim=1), reduction="none", log_target=True).sum(dim=1)
 
 
