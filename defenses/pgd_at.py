@@ -5,22 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siegebench import ops
 from siegebench.classifier import Classifier
-from siegebench.data import Granted, ImageSet
-from siegebench.draws import Draws, derive_seed
-from siegebench.train import Recipe, train
-from siegebench.types import Count, Defense, Positive, Share
+from siegebench.data import Granted
+from siegebench.train import Recipe
+from siegebench.types import Count, Positive, Share
+
+from ._adversarial import AdversarialTraining, Ball, MinMax, against, renew
 
 RECIPE = Recipe()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDAdversarialTraining(Defense):
+class PGDAdversarialTraining(AdversarialTraining):
     """min_theta E max_{||delta|| <= eps} CE(z_theta(x + delta), y), with K steps of PGD for the inner maximum.
 
     Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
@@ -62,55 +61,18 @@ class PGDAdversarialTraining(Defense):
     eps_warmup: Share = 0.0
     keep_best: bool = False
 
-    def wrap(self, model: Classifier) -> Classifier:
-        return model.fresh(0)  # the structure; `fit` trains the weights
+    def problem(self, model: Classifier, data: Granted, seed: int) -> MinMax:
+        renew(model, seed)
 
-    def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
-        seed, images = derive_seed(draws.seed, "pgd_at"), data.train
-        defended.load_state_dict(defended.fresh(derive_seed(seed, "weights")).state_dict())
-        held_out = (data.clean, data.val) if self.keep_best else ()
-        best, kept = -1, {}
+        def outer(model: Classifier, x: Tensor, y: Tensor, x_adv: Tensor, z_adv: Tensor) -> Tensor:
+            return F.cross_entropy(z_adv, y, label_smoothing=self.recipe.smoothing)
 
-        def worst(x: Tensor, y: Tensor, index: Tensor, epoch: int) -> Tensor:
-            defended.train(self.batch_norm == "train")
-            fraction = min(1.0, (epoch + 1) / max(1.0, self.eps_warmup * self.recipe.epochs))
-            x_adv = self.maximise(defended, x, y, Draws(seed, images.ids[index]).at(epoch), fraction)
-            defended.train()
-            return x_adv
-
-        def keep(epoch: int) -> None:
-            nonlocal best, kept
-            correct = sum(self.right(defended.eval(), part, seed) for part in held_out)
-            if correct >= best:
-                best, kept = correct, {k: v.clone() for k, v in defended.state_dict().items()}
-
-        train(defended, images, self.recipe, seed, images=worst, after=keep if held_out else None)
-        if held_out:
-            defended.load_state_dict(kept)
-
-    def maximise(self, model: Classifier, x: Tensor, y: Tensor, draws: Draws, fraction: float = 1.0) -> Tensor:
-        """x + delta_K [n, 3, H, W] for labels y [n], within a fraction of eps; the model's mode does not change."""
-        eps, a, shape, draws = fraction * self.eps, fraction * self.step, tuple(x.shape[1:]), draws.to(x.device)
-        if self.norm == "linf":
-            delta = eps * (2 * draws.uniform(shape, purpose="start") - 1)
-        else:
-            radius = eps * draws.uniform(purpose="radius") ** (1 / x[0].numel())
-            delta = ops.over(radius, x) * ops.normalise(draws.normal(shape, purpose="start"), "l2")
-        x_k = ops.project(x + delta.to(x.dtype), x, self.norm, eps)
-        for _ in range(self.steps):
-            x_k.requires_grad_(True)
-            loss = F.cross_entropy(model(x_k, draws), y, reduction="sum")
-            (g,) = torch.autograd.grad(loss, x_k)  # no gradients of the weights
-            x_k = ops.project(x_k.detach() + a * ops.normalise(g, self.norm), x, self.norm, eps)
-        return x_k
-
-    def right(self, model: Classifier, data: ImageSet, seed: int, batch: int = 256) -> int:
-        """Number of images that the model, in eval mode, classifies correctly after PGD."""
-        like, found = next(model.parameters()), 0
-        for index in torch.arange(len(data)).split(batch):
-            x, y = data.pixels(index, like.dtype).to(like.device), data.labels[index].to(like.device)
-            draws = Draws(seed, data.ids[index])
-            x_adv = self.maximise(model, x, y, draws.child("held out"))
-            with torch.no_grad():
-                found += int((model(x_adv, draws.to(like.device)).argmax(dim=1) == y).sum())
-        return found
+        return MinMax(
+            ball=Ball(norm=self.norm, eps=self.eps, step=self.step, steps=self.steps),
+            inner=lambda model, x, y: against(y),
+            outer=outer,
+            recipe=self.recipe,
+            batch_norm=self.batch_norm,
+            eps_warmup=self.eps_warmup,
+            keep_best=self.keep_best,
+        )

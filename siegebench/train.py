@@ -85,7 +85,9 @@ def train(
     *,
     loss: BatchLoss | None = None,
     images: BatchImages | None = None,
-    after: Callable[[int], None] | None = None,
+    gradients: Callable[[], None] | None = None,
+    after: Callable[[int], bool | None] | None = None,
+    replays: int = 1,
 ) -> None:
     """Train in place; the model is in eval mode afterwards.
 
@@ -96,14 +98,17 @@ def train(
         loss: `(logits, labels, images, index)` to a scalar; cross-entropy by default. `index` are indices into `data`.
         images: `(images, labels, index, epoch)` to the images that the network is trained on instead; it must leave
             the model in train mode.
-        after: called with the number of each finished epoch; it may change the model's mode.
+        gradients: called between the backward pass and the step of the optimiser; it may change gradients and weights.
+        after: called with the number of each finished epoch; it may change the model's mode. Training ends early if it
+            returns True.
+        replays: number of steps in a row on each batch.
 
     Raises:
         ModelError: when the loss is no longer finite.
         NotApplicable: when the network has batch norms and a batch is a single image.
     """
     try:
-        _train(model, data, recipe, seed, loss, images, after)
+        _train(model, data, recipe, seed, loss, images, gradients, after, replays)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -120,7 +125,9 @@ def _train(
     seed: int,
     loss: BatchLoss | None,
     images: BatchImages | None,
-    after: Callable[[int], None] | None,
+    gradients: Callable[[], None] | None,
+    after: Callable[[int], bool | None] | None,
+    replays: int,
 ) -> None:
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
@@ -133,7 +140,7 @@ def _train(
     else:
         optimiser = torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
     per_epoch = max(1, len(data) // recipe.batch) if len(data) >= recipe.batch else 1
-    total = per_epoch * recipe.epochs
+    total = per_epoch * replays * recipe.epochs
     warm = max(1, round(recipe.warmup * total))
 
     def factor(step: int) -> float:
@@ -148,7 +155,8 @@ def _train(
         for epoch in range(recipe.epochs):
             model.train()
             order = draws.order(f"epoch {epoch}")
-            for index in order[: per_epoch * recipe.batch].split(recipe.batch):
+            batches = order[: per_epoch * recipe.batch].split(recipe.batch)
+            for index in (batch for batch in batches for _ in range(replays)):
                 x = augmented(data.pixels(index, dtype), recipe.augment, draws[index], epoch, data.kind).to(device)
                 y = data.labels[index].to(device)
                 if images is not None:
@@ -159,15 +167,18 @@ def _train(
                 )
                 optimiser.zero_grad(set_to_none=True)
                 value.backward()
+                if gradients is not None:
+                    gradients()
                 optimiser.step()
                 schedule.step()
             if not bool(torch.isfinite(value.detach())):
                 raise ModelError(
                     f"training {model.card.name}: the loss is not finite in epoch {epoch + 1}; lower lr ({recipe.lr:g})"
                 )
-            if after is not None:
-                after(epoch)
+            stop = after is not None and after(epoch)
             told.epoch(epoch + 1)
+            if stop:
+                break
     model.eval()
 
 

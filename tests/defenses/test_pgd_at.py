@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from siegebench.defenses import _adversarial
+from torch import Tensor
 
-from siegebench import ops, registry
 from siegebench.classifier import Classifier, Network
-from siegebench.data import Granted, ImageSet
+from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ContractError
 from siegebench.train import Recipe, accuracy, train
-from tests import kit
 
-ONE = Draws(0, torch.zeros(1, dtype=torch.long))
-EPS = 0.2
-RECIPE = {"epochs": 40, "batch": 64, "lr": 0.1, "weight_decay": 0.0, "augment": "none"}
-
-
-def pgd_at(**parameters: Any) -> Any:
-    return registry.build("defense", {"name": "pgd_at", **parameters})
-
-
-def two_features(n: int = 512) -> ImageSet:
-    """Two classes, images of 2x2 grey pixels with two features that tell the classes apart.
-
-    Robust: the upper left pixel is 0.5 -+ 0.3 for 90 % of the images and the other way round for the rest, so no
-    perturbation of size 0.2 changes what it says. Not robust: the other three pixels are 0.5 -+ 0.1 for every image.
-    """
-    labels, ids = torch.arange(n) % 2, torch.arange(n)
-    sign = 2.0 * labels - 1
-    kept = torch.where(ids % 20 < 18, sign, -sign)
-    x = torch.full((n, 1, 2, 2), 0.5) + 0.1 * sign[:, None, None, None]
-    x[:, 0, 0, 0] = 0.5 + 0.3 * kept
-    return ImageSet((255 * x).round().to(torch.uint8).expand(-1, 3, -1, -1), labels, ids, 2, "two features")
-
-
-def linear() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-
-
-def model() -> Network:
-    return Network(linear(), num_classes=2, mean=(0.5,) * 3, std=(0.25,) * 3, rebuild=linear).fresh(3)
-
-
-def granted(data: ImageSet, *sees: str) -> Granted:
-    parts = dict.fromkeys(sees or ("train",), data)
-    return Granted("test", tuple(parts), **{k: partial(lambda v: v, v) for k, v in parts.items()})
-
-
-def against_the_other_class(defended: Classifier, data: ImageSet, eps: float) -> float:
-    """Accuracy on the worst image of each Linf ball: of a linear network it is x - eps sign(w_y - w_other)."""
-    layer = defended.net[1]  # type: ignore[union-attr,index]
-    w = (layer.weight[1] - layer.weight[0]).view(1, 3, 2, 2) * (2.0 * data.labels - 1)[:, None, None, None]
-    worst = data.pixels() - eps * w.sign()
-    return float((defended(worst).argmax(dim=1) == data.labels).double().mean())
+from .two_features import EPS, ONE, RECIPE, against_the_other_class, build, granted, linear, model, two_features
 
 
 def test_it_learns_the_robust_feature_and_plain_training_the_other() -> None:
@@ -68,27 +24,14 @@ def test_it_learns_the_robust_feature_and_plain_training_the_other() -> None:
     train(plain, data, Recipe(**RECIPE), 0)
     assert accuracy(plain, data) == 1.0
     assert against_the_other_class(plain, data, EPS) < 0.2
-    robust = pgd_at(eps=EPS, step=EPS / 4, steps=8, recipe=RECIPE).apply(model(), granted(data), ONE)
+    robust = build("pgd_at", eps=EPS, step=EPS / 4, steps=8, recipe=RECIPE).apply(model(), granted(data), ONE)
     right = float((torch.arange(len(data)) % 20 < 18).double().mean())  # what the robust feature alone says
     assert accuracy(robust, data) == pytest.approx(right)
     assert against_the_other_class(robust, data, EPS) == pytest.approx(right)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_maximum_of_a_linear_network_is_its_closed_form(norm: str) -> None:
-    x = kit.grey_images(6)
-    two = Network(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), num_classes=2)
-    y, eps = torch.arange(6) % 2, 0.05
-    x_adv = pgd_at(norm=norm, eps=eps, step=eps / 2, steps=10).maximise(two, x, y, Draws(0, torch.arange(6)))
-    w = two.net[1].weight  # type: ignore[index]
-    ascent = (w[1 - y] - w[y]).view_as(x)  # two classes: the gradient of the cross-entropy always points here
-    expected = x + eps * ops.normalise(ascent, norm)
-    assert torch.allclose(x_adv, expected, atol=1e-5 if norm == "linf" else 2e-3)
-    assert bool((ops.size(x_adv - x, norm) <= eps + 1e-6).all())
-
-
 def test_training_depends_on_its_seed_alone_and_starts_from_new_weights() -> None:
-    data, entry = two_features(128), pgd_at(recipe={"epochs": 1, "batch": 32})
+    data, entry = two_features(128), build("pgd_at", recipe={"epochs": 1, "batch": 32})
 
     def weights(seed: int, elsewhere: int, start: int = 3) -> Tensor:
         torch.manual_seed(elsewhere)  # the global generator must not matter
@@ -121,8 +64,8 @@ class Recorded:
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_eps_grows_and_the_mode_is_the_one_asked_for(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data, recorded = two_features(64), Recorded()
-    entry = pgd_at(eps=0.1, step=0.1, steps=4, batch_norm=mode, eps_warmup=0.5, recipe={"epochs": 8})
-    monkeypatch.setattr(sys.modules[type(entry).__module__], "train", recorded)
+    entry = build("pgd_at", eps=0.1, step=0.1, steps=4, batch_norm=mode, eps_warmup=0.5, recipe={"epochs": 8})
+    monkeypatch.setattr(_adversarial, "train", recorded)
     entry.fit(entry.structure(model()), granted(data), ONE)
     sizes = [float((x - data.pixels(slice(0, 8))).abs().max()) for x in recorded.seen]
     assert sizes == pytest.approx([0.025, 0.05, 0.075, *[0.1] * 5])
@@ -131,7 +74,7 @@ def test_eps_grows_and_the_mode_is_the_one_asked_for(mode: str, monkeypatch: pyt
 
 def test_the_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     data = two_features(64)
-    entry = pgd_at(keep_best=True, recipe={"epochs": 3})
+    entry = build("pgd_at", keep_best=True, recipe={"epochs": 3})
     states: list[dict[str, Tensor]] = []
 
     def three_epochs(net: Classifier, *_args: object, after: Any, **_hooks: object) -> None:
@@ -141,24 +84,16 @@ def test_the_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             after(epoch)
 
     score = iter([30, 30, 50, 50, 40, 40])  # two parts of the clean budget an epoch
-    monkeypatch.setattr(sys.modules[type(entry).__module__], "train", three_epochs)
-    monkeypatch.setattr(type(entry), "right", lambda *_args: next(score))
+    monkeypatch.setattr(_adversarial, "train", three_epochs)
+    monkeypatch.setattr(_adversarial, "right", lambda *_args: next(score))
     trained = entry.apply(model(), granted(data, "train", "clean", "val"), ONE)
     assert all(torch.equal(v, states[1][k]) for k, v in trained.state_dict().items())
 
 
 def test_without_keep_best_the_clean_budget_is_not_read() -> None:
-    pgd_at(recipe={"epochs": 1}).apply(model(), granted(two_features(64), "train"), ONE)
+    build("pgd_at", recipe={"epochs": 1}).apply(model(), granted(two_features(64), "train"), ONE)
     with pytest.raises(ContractError, match="clean"):
-        pgd_at(keep_best=True).apply(model(), granted(two_features(64), "train"), ONE)
-
-
-def test_accuracy_under_pgd_is_counted_in_batches() -> None:
-    data, entry = two_features(100), pgd_at(eps=EPS, step=EPS / 4, steps=8)
-    plain = model()
-    train(plain, data, Recipe(**RECIPE), 0)
-    found = entry.right(plain, data, 0, batch=32)
-    assert found == round(len(data) * against_the_other_class(plain, data, EPS))
+        build("pgd_at", keep_best=True).apply(model(), granted(two_features(64), "train"), ONE)
 
 
 def test_training_calls_each_hook_with_the_network_in_train_mode() -> None:
