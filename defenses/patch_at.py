@@ -46,7 +46,7 @@ class PatchAdversarialTraining(Defense):
 
     trains: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "loap", "location": "greedy", "loss": "margin", "steps": 100, "attempts": 30},
+        {"name": "loap", "location": "greedy", "loss": "margin", "steps": 50, "attempts": 30},
         {"name": "loap", "location": "full_search", "steps": 100, "attempts": 2},
         {"name": "pgd", "loss": "margin", "steps": 50},  # for Linf and L2
     )
