@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siegebench.classifier import Classifier
-from siegebench.data import Granted
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.train import Recipe, train
-from siegebench.types import Defense, Positive
+from siegebench.types import Defense, ModelSource, Positive
 
 from ._wrapped import Scaled
 
@@ -26,7 +26,7 @@ class DefensiveDistillation(Defense):
 
     Papernot et al., "Distillation as a Defense to Adversarial Perturbations against Deep Neural Networks", S&P 2016.
 
-    With softmax_T(z) = softmax(z / T), and both networks of the model's architecture:
+    With softmax_T(z) = softmax(z / T), and both networks of the model's architecture unless `teacher` names another:
         teacher  min CE(softmax_T(z_t(x)), y)
         student  min CE(softmax_T(z_s(x)), softmax_T(z_t(x)))
     The logits are fitted at T, so the deployed logits are T times larger than they would be otherwise. The softmax
@@ -43,6 +43,9 @@ class DefensiveDistillation(Defense):
     Attributes:
         temperature: T; the authors use 20 and 100.
         recipe: how the teacher and the student are trained.
+        teacher: a model spec, as in a suite, for a teacher of another architecture. It is trained with its own recipe,
+            or used as it is if it has published weights; those were fitted at temperature 1, so its soft labels are
+            softmax_T of its logits. By default the teacher has the model's architecture and `recipe`.
     """
 
     trains: ClassVar[bool] = True
@@ -51,8 +54,15 @@ class DefensiveDistillation(Defense):
         {"name": "apgd", "loss": "targeted_dlr"},
     )
 
+    added: ClassVar[tuple[str, ...]] = ("teacher",)
+
     temperature: Positive = 20.0
     recipe: Recipe = RECIPE
+    teacher: ModelSource | None = None
+
+    def identity(self) -> dict[str, Any]:
+        weights = self.teacher.identity() if self.teacher is not None else {}
+        return {"teacher_weights": weights} if weights else {}
 
     def wrap(self, model: Classifier) -> Classifier:
         return Scaled(model.fresh(0), self.temperature)  # the structure; `fit` trains the weights
@@ -60,13 +70,26 @@ class DefensiveDistillation(Defense):
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         assert isinstance(defended, Scaled)
         student, images = defended.inner, data.train
-        teacher = student.fresh(derive_seed(draws.seed, "teacher"))
-        train(teacher, images, self.recipe, derive_seed(draws.seed, "teacher's images"))
+        teacher, T = self._teacher(student, images, draws.seed)
 
         def soft(u: Tensor, y: Tensor, x: Tensor, index: Tensor) -> Tensor:
             with torch.no_grad():
-                q = F.softmax(teacher(x), dim=1)
+                q = F.softmax(teacher(x) / T, dim=1)
             return F.cross_entropy(u, q)
 
         student.load_state_dict(student.fresh(derive_seed(draws.seed, "student")).state_dict())
         train(student, images, self.recipe, derive_seed(draws.seed, "student's images"), loss=soft)
+
+    def _teacher(self, student: Classifier, images: ImageSet, seed: int) -> tuple[Classifier, float]:
+        """The trained teacher, and what its outputs are to be divided by."""
+        own, recipe = derive_seed(seed, "teacher"), self.recipe
+        if self.teacher is None:
+            teacher = student.fresh(own)
+        else:
+            with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
+                teacher = self.teacher.build_for(images).to(next(student.parameters()).device)
+            if self.teacher.pretrained():
+                return teacher.eval(), self.temperature
+            teacher, recipe = teacher.fresh(own), getattr(self.teacher, "recipe", self.recipe)
+        train(teacher, images, recipe, derive_seed(seed, "teacher's images"))
+        return teacher, 1.0

@@ -63,7 +63,7 @@ class BackdoorBoard(PoisonedBoard):
                     for defense in self.named(inventory, "defenses"):
                         yield Cell(
                             track=self.track, data=self.used(inventory, data), model=model.seeded(seed),
-                            backdoor=backdoor.description, defense=defense.description, seed=seed,
+                            backdoor=backdoor.description, defense=inventory.identified(defense), seed=seed,
                         )  # fmt: skip
 
     @staticmethod

@@ -105,6 +105,7 @@ class AttackBoard(BoardSpec):
         measures: list[Named[Measure]] = self.named(inventory, "measures") if "measures" in self.slots else []
         defenses: list[Named[Defense]] = self.named(inventory, "defenses")
         for defense in defenses:
+            defended = inventory.identified(defense)
             knowing = [inventory.resolve(Attack, spec, defense.where) for spec in self.known(defense.entry)]
             adaptive = [a.description for a in knowing]
             trains = trained or defense.entry.trains
@@ -114,7 +115,7 @@ class AttackBoard(BoardSpec):
                     common: dict[str, Any] = {
                         "track": self.track,
                         "model": _member(model, 0),
-                        "defense": defense.description,
+                        "defense": defended,
                         "threat": threat.describe(),
                         "surrogates": shown,
                         "seed": seed,
