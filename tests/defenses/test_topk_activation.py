@@ -44,9 +44,9 @@ def seen_in(model: Classifier, x: Tensor) -> list[Tensor]:
 
 
 def test_every_mlp_of_a_transformer_keeps_an_eighth_of_its_units() -> None:
-    vit = registry.build(ModelSource, "timm/test_vit").build(num_classes=10, size=160)
+    vit = registry.build(ModelSource, {"name": "timm/test_vit", "input_size": 32}).build(num_classes=10, size=32)
     model = defense("topk_activation").wrap(vit).eval()
-    hidden = seen_in(model, kit.grey_images(2, 160))
+    hidden = seen_in(model, kit.grey_images(2, 32))
     assert len(hidden) == len([m for m in vit.modules() if hasattr(m, "fc1")]) > 0
     for h in hidden:
         kept = (h != 0).sum(dim=-1)
