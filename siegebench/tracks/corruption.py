@@ -54,8 +54,8 @@ class CorruptionBoard(BoardSpec):
                     for corruption in described:
                         yield Cell(
                             track=self.track, data=used, model=model.seeded(0) if model.trained else model.description,
-                            defense=defense.description, corruption=corruption, severities=sorted(self.severities),
-                            seed=seed,
+                            defense=inventory.identified(defense), corruption=corruption,
+                            severities=sorted(self.severities), seed=seed,
                         )  # fmt: skip
 
     @staticmethod

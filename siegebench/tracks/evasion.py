@@ -114,7 +114,7 @@ class AttackBoard(BoardSpec):
                     common: dict[str, Any] = {
                         "track": self.track,
                         "model": _member(model, 0),
-                        "defense": defense.description,
+                        "defense": inventory.identified(defense),
                         "threat": threat.describe(),
                         "surrogates": shown,
                         "seed": seed,
