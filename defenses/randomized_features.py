@@ -12,17 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from siegebench.classifier import Classifier, Wrapped
-from siegebench.data import Granted, ImageSet, stratified
+from siegebench.data import Granted
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
-from siegebench.train import predict
 from siegebench.types import Defense, Positive, Share
+
+from ._calibration import calibrate
 
 Place = tuple[str, bool]  # (name of a module, whether the noise is added to its output instead of its input)
 BLOCKS = ("stages", "layers", "blocks")  # attributes in which timm keeps the parts of a network, in order
-PASSES, ROUNDS = 5, 12  # in the search for nu: noisy passes for one accuracy, and bisection steps
-HELD_OUT = 1000  # images of each held-out split, at most, for measuring the accuracy
-LEAST, MOST, CLOSE = 1e-4, 1e4, 1e-3  # interval of nu, and tolerance of the accuracy at which the search stops
 
 
 def places(model: Classifier) -> list[Place]:
@@ -170,26 +168,4 @@ class RandomizedFeatures(Defense):
         assert isinstance(defended, NoisyFeatures)
         if self.nu is not None:
             return
-        held_out = [part.select(stratified(part, min(len(part), HELD_OUT), 0)) for part in (data.clean, data.val)]
-
-        def accuracy(nu: float, passes: int) -> float:
-            defended.nu.fill_(nu)
-            correct = [_correct(defended, part, draws.seed, k) for part in held_out for k in range(passes)]
-            return sum(correct) / (passes * sum(len(part) for part in held_out))
-
-        clean = accuracy(0.0, 1)
-        low, high = LEAST, MOST
-        for _ in range(ROUNDS):
-            nu = (low * high) ** 0.5
-            lost = clean - accuracy(nu, PASSES)
-            if abs(lost - self.drop) <= CLOSE:
-                break
-            low, high = (nu, high) if lost < self.drop else (low, nu)
-        else:
-            nu = low  # the largest nu measured to cost less than `drop`
-        defended.nu.fill_(nu)
-
-
-def _correct(model: Classifier, data: ImageSet, seed: int, k: int) -> float:
-    logits = predict(model, data, draws=Draws(seed, data.ids).at(k))
-    return float((logits.argmax(dim=1) == data.labels).sum())
+        calibrate(defended, defended.nu, data, draws.seed, self.drop)

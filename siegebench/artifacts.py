@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from siegebench import sources
 from siegebench.cells import digest
-from siegebench.classifier import Classifier
+from siegebench.classifier import M
 from siegebench.errors import ModelError
 from siegebench.files import write_atomic
 from siegebench.store import Store
@@ -25,15 +25,15 @@ VERSION = 1  # raised when the same description would give other weights
 def trained(
     store: Store,
     description: dict[str, Any],
-    model: Classifier,
-    fit: Callable[[], Classifier],
+    model: M,
+    fit: Callable[[], M],
     made_by: Mapping[str, str] | None = None,
-) -> Classifier:
+) -> M:
     """`model` with the weights of a description.
 
     Args:
         model: a model of the same structure; its weights are replaced.
-        fit: returns the trained classifier; called only if its weights are not stored, or were made by other source.
+        fit: returns the trained model; called only if its weights are not stored, or were made by other source.
         made_by: hashes of the source of the entries that train, stored beside the weights.
     """
     description = {"artifact": VERSION, **description}
@@ -54,7 +54,7 @@ def trained(
     return model
 
 
-def fingerprint(model: Classifier) -> str:
+def fingerprint(model: nn.Module) -> str:
     """Hash of a model's weights, the same in float32 and float64."""
     return weights_hash(dict(_plain(model.state_dict())))
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from siegebench import artifacts, registry, sources
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, digest, images_key
-from siegebench.classifier import Classifier, Ensemble, copied
+from siegebench.classifier import Classifier, Ensemble, M, copied
 from siegebench.data import Granted, ImageSet, split_clean, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.environment import device
@@ -156,13 +156,13 @@ class Workspace:
 
     # --------------------------------------------------------------------------------------------------------- victims
 
-    def _ready(self, model: Classifier) -> Classifier:
+    def _ready(self, model: M) -> M:
         return model.to(self.device, self.dtype).eval()
 
-    def _fitted(self, description: dict[str, Any], model: Classifier, fit: Callable[[], Classifier]) -> Classifier:
+    def _fitted(self, description: dict[str, Any], model: M, fit: Callable[[], M]) -> M:
         """`model` with the weights of a description: loaded, or fitted and stored first."""
 
-        def timed() -> Classifier:
+        def timed() -> M:
             start = time.perf_counter()
             try:
                 return fit()
@@ -260,7 +260,18 @@ class Workspace:
         def fit() -> Classifier:
             return defense.apply(copied(base).float(), granted, draws)
 
-        return self._fitted(what, defense.structure(base), fit)
+        defended = defense.structure(base)
+        part = defense.shared(defended)
+        if part is None:
+            return self._fitted(what, defended, fit)
+
+        def fit_part() -> nn.Module:
+            made = defense.shared(fit())
+            assert made is not None
+            return made
+
+        self._fitted({**what, "kind": "shared", "base": None, "model": None}, part, fit_part)
+        return self._ready(defended)
 
     def victim(self, cell: Cell) -> Classifier:
         """The deployed model of a cell, prepared for evaluation."""

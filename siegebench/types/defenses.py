@@ -7,6 +7,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar, final
 
 import torch
+from torch import nn
 
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
@@ -44,6 +45,13 @@ class Defense(Entry):
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         """Train the defended classifier in place; only for `trains = True`. It is a copy that nothing else uses."""
         raise ContractError(f"{self!r} declares trains = True and does not define fit")
+
+    def shared(self, defended: Classifier) -> nn.Module | None:
+        """The part of a defended classifier that `fit` trains, if the training never looks at the model.
+
+        Its weights are then one artifact for all models. None if the training depends on the model.
+        """
+        return None
 
     @final
     def structure(self, model: Classifier) -> Classifier:

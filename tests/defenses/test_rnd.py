@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from siegebench import ops, registry
 from siegebench.classifier import Classifier, Network
-from siegebench.data import Granted
+from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
+from siegebench.train import accuracy, predict
 from siegebench.types import Attack, Defense
 from tests import kit
+
+from .grey_digits import defense, granted
 
 ONE = Draws(0, torch.zeros(1, dtype=torch.long))
 
@@ -145,6 +148,28 @@ class Far(nn.Module):
         nearest = (x.flatten(1).sum(1)[:, None] - own).abs().argmin(dim=1)
         truth = self.inner(kit.grey_images(8)).argmax(1)[nearest]
         return z + 1000.0 * nn.functional.one_hot(truth, 10)
+
+
+def test_a_calibrated_nu_costs_the_accuracy_it_may_cost(cnn16: Classifier, test_set: ImageSet) -> None:
+    data = granted(
+        "clean", "val", clean=test_set.select(torch.arange(400)), val=test_set.select(torch.arange(400, 500))
+    )
+    entry = defense("rnd.calibrated", drop=0.05)
+    model = entry.apply(cnn16, data, ONE)
+    passes = [predict(model, test_set, draws=Draws(1, test_set.ids).at(k)).argmax(1) for k in range(20)]
+    noisy = torch.stack([(z == test_set.labels).double().mean() for z in passes]).mean()
+    assert accuracy(cnn16, test_set) - float(noisy) == pytest.approx(0.05, abs=0.012)  # other noise, same images
+    again = entry.structure(cnn16)
+    assert bool(again(test_set.pixels(slice(0, 2))).isnan().all())
+    again.load_state_dict(model.state_dict())
+    x = test_set.pixels(slice(0, 4))
+    assert torch.equal(again(x, Draws(0, torch.arange(4))), model(x, Draws(0, torch.arange(4))))
+
+
+def test_rows_with_a_given_nu_keep_their_keys() -> None:
+    assert registry.describe("defense", "rnd") == {"name": "rnd", "version": 1, "nu": 0.02}
+    assert not defense("rnd").trains
+    assert registry.describe("defense", "rnd.two_percent")["drop"] == 0.02
 
 
 @pytest.mark.parametrize("nu", [0, -0.1, "much"])
