@@ -107,14 +107,14 @@ class AttackBoard(BoardSpec):
         for defense in defenses:
             knowing = [inventory.resolve(Attack, spec, defense.where) for spec in self.known(defense.entry)]
             adaptive = [a.description for a in knowing]
-            trains = trained or defense.entry.trains
+            described, trains = inventory.identified(defense), trained or defense.entry.trains
             extra = [a for a in knowing if a.description not in [o.description for o in own]]
             for threat in (spec.model(self.granted(), self.limit()) for spec in self.threats):
                 for seed in self.seeds or ():
                     common: dict[str, Any] = {
                         "track": self.track,
                         "model": _member(model, 0),
-                        "defense": inventory.identified(defense),
+                        "defense": described,
                         "threat": threat.describe(),
                         "surrogates": shown,
                         "seed": seed,
@@ -123,9 +123,9 @@ class AttackBoard(BoardSpec):
                         entry = attack.entry
                         usable = threat.norm in entry.handles() and threat.grants(entry.access())
                         if usable and (threat.target is None or entry.can_aim()):
-                            described, knows = inventory.identified(attack), attack.description in adaptive
+                            identified, knows = inventory.identified(attack), attack.description in adaptive
                             used = self.used(inventory, data, trains or entry.learning())
-                            yield Cell(**common, data=used, attack=described, adaptive=knows)
+                            yield Cell(**common, data=used, attack=identified, adaptive=knows)
                     for measure in measures:
                         used = self.used(inventory, data, trains or measure.entry.learning())
                         yield Cell(**common, data=used, measure=measure.description)
