@@ -42,7 +42,9 @@ def sparsify(model: Classifier, share: float, relu: bool) -> None:
     Raises:
         NotApplicable: when no activation of the network is a module.
     """
-    found = [(m, "act", 1 if isinstance(m.fc1, nn.Conv2d) else -1) for m in model.modules() if _is_mlp(m)]
+    found: list[tuple[nn.Module, str, int | None]] = [
+        (m, "act", 1 if isinstance(m.fc1, nn.Conv2d) else -1) for m in model.modules() if _is_mlp(m)
+    ]
     if not found:  # not a transformer: every activation, over the channels at each position
         found = [
             (m, name, None) for m in model.modules() for name, c in m.named_children() if isinstance(c, ACTIVATIONS)
