@@ -50,11 +50,12 @@ class CorruptionBoard(BoardSpec):
         for model in self.networks(inventory, data):
             for defense in defenses:
                 used = self.used(inventory, data, model.trained or defense.entry.trains)
+                protected = inventory.identified(defense)
                 for seed in self.seeds or ():
                     for corruption in described:
                         yield Cell(
                             track=self.track, data=used, model=model.seeded(0) if model.trained else model.description,
-                            defense=inventory.identified(defense), corruption=corruption,
+                            defense=protected, corruption=corruption,
                             severities=sorted(self.severities), seed=seed,
                         )  # fmt: skip
 

@@ -124,9 +124,9 @@ class AttackBoard(BoardSpec):
                         entry = attack.entry
                         usable = threat.norm in entry.handles() and threat.grants(entry.access())
                         if usable and (threat.target is None or entry.can_aim()):
-                            described, knows = inventory.identified(attack), attack.description in adaptive
+                            identified, knows = inventory.identified(attack), attack.description in adaptive
                             used = self.used(inventory, data, trains or entry.learning())
-                            yield Cell(**common, data=used, attack=described, adaptive=knows)
+                            yield Cell(**common, data=used, attack=identified, adaptive=knows)
                     for measure in measures:
                         used = self.used(inventory, data, trains or measure.entry.learning())
                         yield Cell(**common, data=used, measure=measure.description)
