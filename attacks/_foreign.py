@@ -22,7 +22,7 @@ from siegebench import ops
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import BudgetExhausted, MissingExtra, did_you_mean
 from siegebench.oracle import Oracle
-from siegebench.threat import TOLERANCE, Access, Norm, ThreatModel, parse_number
+from siegebench.threat import Access, Norm, ThreatModel, parse_number
 from siegebench.types import Attack
 
 BUDGETS = ("eps", "max_epsilon")  # the libraries' names for eps
@@ -213,7 +213,7 @@ class Foreign(Attack):
     def _better(self, view: Oracle, found: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         """The returned point, or the best queried point if the returned one is not misclassified."""
         best, far = view.best()
-        usable = far.isfinite() if self.minimises() else far <= threat.eps + TOLERANCE * max(1.0, threat.eps)
+        usable = far.isfinite() if self.minimises() else far <= threat.limit
         if not bool(usable.any()):
             return found
         try:

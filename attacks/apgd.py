@@ -126,14 +126,24 @@ class APGD(Attack):
                     return best.point
                 streams = draws[live].child("apgd", self.loss, k, restart)
                 given = oracle.start if k == restart == 0 else None
-                if threat.norm == "l1":
-                    self._climb_sparsely(oracle, x[live], y[live], goals[live, k], threat, streams, best, given)
-                    continue
-                s = self._start(x[live], y[live], goals[live, k], threat, streams)
-                if given is not None:
-                    s.x = s.x_old = s.x_best = threat.project(given, x)
-                self._climb(oracle, s, threat, best)
+                found = self.ascend(oracle[live], x[live], y[live], goals[live, k], threat, streams, given)
+                best.keep(live, found.point, found.loss, found.hit)
         return best.point
+
+    def ascend(
+        self, oracle: Oracle, x: Tensor, y: Tensor, target: Tensor, threat: ThreatModel, draws: Draws,
+        start: Tensor | None = None,
+    ) -> Best:  # fmt: skip
+        """One run: towards the classes `target`, if the loss is targeted, from `start` or from random points."""
+        best = Best(x)
+        if threat.norm == "l1":
+            self._climb_sparsely(oracle, x, y, target, threat, draws, best, start)
+            return best
+        s = self._start(x, y, target, threat, draws)
+        if start is not None:
+            s.x = s.x_old = s.x_best = threat.project(start, x)
+        self._climb(oracle, s, threat, best)
+        return best
 
     def _climb(self, oracle: Oracle, s: _Climb, threat: ThreatModel, best: Best) -> None:
         """One run on the samples that are still correctly classified."""

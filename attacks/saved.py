@@ -131,7 +131,7 @@ class Saved(Attack):
         x_adv[there.to(x.device)] = (
             images.to(x.dtype) if images.is_floating_point() else oracle.kind.load(images, x.dtype)
         )
-        inside = threat.size(x_adv, x) <= threat.eps + TOLERANCE * max(1.0, threat.eps)
+        inside = threat.size(x_adv, x) <= threat.limit
         inside &= oracle.kind.inside(x_adv, TOLERANCE)  # false for NaN
         return torch.where(ops.over(inside, x), x_adv.clamp(oracle.kind.low, oracle.kind.high), x)
 

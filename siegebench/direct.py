@@ -20,7 +20,7 @@ from siegebench.draws import Draws, content_ids, derive_seed
 from siegebench.errors import BudgetExhausted, ConfigError, shortened
 from siegebench.inputs import as_classifier, as_images, as_labels, as_tensor, gradients
 from siegebench.oracle import Oracle
-from siegebench.threat import TOLERANCE, Access, Norm, Rule, ThreatModel
+from siegebench.threat import Access, Norm, Rule, ThreatModel
 from siegebench.tracks.judging import fresh_passes, gradient_flags, majority, right
 from siegebench.tracks.targets import goals
 from siegebench.types import Attack
@@ -218,7 +218,7 @@ def _report(
     found = {
         "x_adv": x_adv,
         "clean": majority(right(fresh_passes(model, x, draws, "clean"), y)),
-        "success": won & (far <= threat.eps + TOLERANCE * max(1.0, threat.eps)),
+        "success": won & (far <= threat.limit),
         "distance": far,
         "queries": ledger.queries,
         "forwards": ledger.forwards,

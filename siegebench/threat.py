@@ -110,6 +110,11 @@ class ThreatModel:
         tail += f", {self.queries} queries" if self.queries is not None else ""
         return f"{self.norm} {self.text or format(self.eps, 'g')}{tail}"
 
+    @property
+    def limit(self) -> float:
+        """eps plus what rounding may add: a distance up to here counts as within eps."""
+        return self.eps + TOLERANCE * max(1.0, self.eps)
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Nearest point of the ball around x (rows of a batch), then of [0, 1]."""
         from siegebench import ops

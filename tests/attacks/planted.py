@@ -24,7 +24,7 @@ def nearest_boundary(model: Classifier, x: Tensor, y: Tensor, norm: str) -> Tens
     z = model(x)
     gap = z.gather(1, y[:, None]) - z
     w = layer.weight[None] - layer.weight[y][:, None]
-    dual = w.abs().sum(dim=2) if norm == "linf" else w.norm(dim=2)
+    dual = {"linf": w.abs().sum(dim=2), "l2": w.norm(dim=2), "l1": w.abs().amax(dim=2)}[norm]
     far = gap / dual.clamp(min=1e-12)
     return far.scatter(1, y[:, None], float("inf")).amin(dim=1)
 

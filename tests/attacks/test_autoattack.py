@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,51 @@ def test_autoattack_costs_what_it_says(linear: Classifier) -> None:
     assert oracle.ledger.backwards.tolist() == [s + 1 + t * (s + 1) + t * s] * 4
     # the figures in the docstring
     assert (101 + 910 + 1801 + 5000 + 4, 101 + 909 + 900) == (7816, 1910)
+
+
+def test_plus_costs_no_more_than_the_standard_ensemble(linear: Classifier) -> None:
+    x = kit.grey_images(4)
+    y = linear(x).argmax(1)
+    spent = {}
+    for variant in ("standard", "plus"):
+        attack = replace(SMALL, variant=variant, queries=200)
+        _, oracle = kit.attack_with(attack, linear, x, y, ThreatModel(eps=1e-5))
+        spent[variant] = oracle.ledger.forwards + oracle.ledger.backwards
+    assert bool((spent["plus"] <= spent["standard"]).all())
+    assert bool((spent["plus"] > 0.9 * spent["standard"]).all())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_plus_begins_with_the_same_runs_and_breaks_as_many(norm: str, classes: int) -> None:
+    model = few_classes(classes) if classes < 4 else kit.linear_model()
+    x = kit.grey_images(24)
+    y = model(x).argmax(1)
+    threat = ThreatModel(norm=norm, eps=in_the_gap(nearest_boundary(model, x, y, norm)))
+    broken = {}
+    for variant in ("standard", "plus"):
+        x_adv, _ = kit.attack_with(AutoAttack(variant=variant, steps=20, queries=50), model, x, y, threat)
+        broken[variant] = model(x_adv).argmax(1) != y
+    assert bool((broken["plus"] | ~broken["standard"]).all())
+
+
+class Rounded(Wrapped):
+    """Rounds its input, which cuts the gradient, and gives a small wrong one in its place."""
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self.inner((x * 50).round() / 50 + 1e-3 * (x.detach() - x))
+
+
+def test_plus_leaves_samples_with_misleading_gradients_to_random_search(linear: Classifier) -> None:
+    x = kit.grey_images(16)
+    y = linear(x).argmax(1)
+    threat = ThreatModel(eps=3 * float(nearest_boundary(linear, x, y, "linf").max()))
+    model = Rounded(linear)
+    by_gradients, _ = kit.attack_with(APGD(steps=20), model, x, y, threat)
+    assert not bool((model(by_gradients).argmax(1) != y).all())
+    attack = AutoAttack(variant="plus", steps=10, targets=3, queries=300)
+    x_adv, _ = kit.attack_with(attack, model, x, y, threat)
+    assert bool((model(x_adv).argmax(1) != y).all())
 
 
 def test_only_survivors_go_on(linear: Classifier) -> None:
