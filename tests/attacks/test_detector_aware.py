@@ -26,7 +26,6 @@ def guarded(smooth: bool = True) -> tuple[GuardedOracle, Tensor, Tensor, Scorer]
     (g,) = torch.autograd.grad(ops.margin(model(leaf), y).sum(), leaf)
     weight = 0.5 * g.sign() + 0.5 * torch.randn(g.shape, generator=torch.Generator().manual_seed(0))
 
-
     scorer = Scorer(lambda z, _: ((z - x[: len(z)]) * weight[: len(z)]).flatten(1).sum(dim=1))
     detector = scorer if smooth else scorer.score
     return GuardedOracle(model, THREAT, Draws(0, torch.arange(12)), detector, 0.0, 1.0), x, y, scorer
