@@ -293,10 +293,12 @@ def problems(rows: Iterable[Result]) -> list[str]:
 
 
 def what(row: Result) -> str:
-    """What a row measures: the attack, measure, backdoor or corruption."""
+    """What a row measures: the attack, measure, backdoor, corruption or other inputs."""
     cell = row.cell
     if "truth" in row.metrics:  # one model of a population
         return f"{label(cell.backdoor) if cell.backdoor else 'clean'} model, seed {cell.seed}"
+    if cell.inputs is not None:
+        return cell.labels["inputs"]
     return label(cell.attack or cell.measure or cell.backdoor or cell.corruption or {"name": "clean"})
 
 

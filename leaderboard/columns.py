@@ -79,9 +79,24 @@ DETECTION = (
     Column("auroc_min", "Lowest", "score", "Lowest AUROC over the attacks."),
     *(read(f"tpr@{k}") for k in ALARM_MARKS),
 )
+GUARDED = (
+    read("robust_acc_fpr@5", "Images that under all attacks and seeds stay correctly classified or are detected, at "
+         "5 % false alarms on held-out images; Wilson 95 % interval."),
+    Column("robust_static", "Static", help="The same under the attacks that do not know the detector."),
+    read("clean_acc_fpr@5"),
+)  # fmt: skip
 DETECTION_MORE = (
+    read("aupr", main=False),
+    read("aupr_clean", main=False),
+    read("fpr95", main=False),
+    *(read(f"fpr@{k}", main=False) for k in ALARM_MARKS),
     read("auroc_all", "AUROC with every triggered input as a positive, successful or not.", main=False),
     _more("attacks", "Attacks", "count", "Number of attacks in the mean.", ""),
+)
+SUPERVISORS = (
+    read("auroc", "Mean over the kinds of inputs."),
+    Column("auroc_min", "Lowest", "score", "AUROC on the kind of inputs that is found least.", "high"),
+    Column("mean_rank", "Mean rank", "score", "Mean over the kinds of the rank by AUROC; ties share theirs.", "low"),
 )
 MODELS = (
     Column(

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from siegebench.cells import Result, ball_text, canonical
+from siegebench import registry
+from siegebench.cells import Result, ball_text, canonical, source_of
 from siegebench.stats import auroc
 
 from . import columns
@@ -33,6 +34,7 @@ from .board import (
     trained_alike,
 )
 from .figures import Bars, Dots
+from .flags import has
 from .stats import (
     Estimate,
     Vector,
@@ -44,11 +46,15 @@ from .stats import (
     standard_error,
 )
 
+GUARD = 5  # percentage of false alarms at which detectors of adversarial images are ranked
+GUARDED = f"robust_acc_fpr@{GUARD}"
 POPULATION = 20  # smallest number of clean and of backdoored models for a model detector to be ranked
 
 RANKED = "Ranked by the area under the ROC curve (AUROC), mean over the attacks."
 ABOUT = {
     "input": f"Scores inputs at test time; higher means more suspicious. {RANKED}",
+    "adversarial": "Detectors of adversarial images. Ranked by robust accuracy at 5 % false alarms: the images that "
+    "under every attack stay correctly classified or are detected. Ranked only with an attack that knows the detector.",
     "dataset": f"Scores the images of a poisoned training set; higher means more suspicious. {RANKED}",
     "model": "Classifies models as clean or backdoored at the published threshold. Ranked by balanced accuracy: the "
     "mean of the true positive and true negative rates over the models. Detectors that do not differ significantly in "
@@ -72,7 +78,9 @@ def boards(rows: Sequence[Result]) -> list[Board]:
     def model(row: Result) -> str:
         return canonical(trained_alike(row.cell.model))
 
-    by_input = group(found, lambda r: (kind(r) == "dataset", slice_of(r), model(r), canonical([_sort(r), _threat(r)])))
+    by_input = group(
+        found, lambda r: (kind(r) == "dataset", slice_of(r), model(r), canonical([sort_of(r), _threat(r)]))
+    )
     by_model = group(judged, lambda r: (slice_of(r), model(r)))
     return [
         *(_input_board(members, kind(members[0]), models[key[2]]) for key, members in by_input.items()),
@@ -84,17 +92,26 @@ def _threat(row: Result) -> dict[str, Any] | None:
     return row.cell.threat if row.cell.backdoor is None else None
 
 
-def _subject(row: Result) -> dict[str, Any] | None:
-    """The backdoor, attack or corruption that made the inputs to be detected."""
+def subject(row: Result) -> dict[str, Any] | None:
+    """The backdoor, attack, corruption or data set that made the inputs to be detected."""
     cell = row.cell
     if cell.corruption is not None:
         return {**cell.corruption, "severity": ", ".join(map(str, cell.severities or ()))}
+    if cell.inputs is not None:
+        return source_of(cell.inputs)
     return cell.backdoor or cell.attack
 
 
-def _sort(row: Result) -> str:
+SORTS = {"ood": "images of other data", "ambiguous": "ambiguous images"}
+ADVERSARIAL = "adversarial images"
+
+
+def sort_of(row: Result) -> str:
     """The sort of inputs to be detected."""
-    return "triggers" if row.cell.backdoor else "corrupted images" if row.cell.corruption else "adversarial images"
+    cell = row.cell
+    if cell.inputs is not None:
+        return SORTS.get(str(cell.inputs["kind"]), "other images")
+    return "triggers" if cell.backdoor else "corrupted images" if cell.corruption else ADVERSARIAL
 
 
 def _line(name: str, rows: list[Result], numbers: dict[str, Number], reasons: list[str]) -> Line:
@@ -111,10 +128,10 @@ def _line(name: str, rows: list[Result], numbers: dict[str, Number], reasons: li
 
 def _input_board(members: list[Result], kind: str, model: str) -> Board:
     cell = members[0].cell
-    attacks = display(_subject(r) for r in members)
+    attacks = display(subject(r) for r in members)
 
     def attack_of(row: Result) -> str:
-        return attacks[canonical(_subject(row))]
+        return attacks[canonical(subject(row))]
 
     def unit(row: Result) -> tuple[str, str]:
         return attack_of(row), canonical([row.cell.model, row.cell.seed])
@@ -122,19 +139,31 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
     failed = {unit(r) for r in members if metric(r, "attack_success") == 0.0}
     expected = {unit(r) for r in members} - failed
     detectors = display(r.cell.detector for r in members)
+    primary = GUARDED if kind == "input" and all(_safe(r) for r in members if r.status == "ok") else "auroc"
     estimates: dict[str, dict[Any, Estimate]] = {}
+    safe: dict[str, Vector] = {}
     lines = []
     for key, rows in group(members, lambda r: canonical(r.cell.detector)).items():
-        good = [r for r in rows if unit(r) in expected and r.status == "ok" and metric(r, "auroc") is not None]
+        good = [r for r in rows if unit(r) in expected and r.status == "ok" and metric(r, primary) is not None]
         absent = sorted({attack for attack, _ in expected - {unit(r) for r in good}})
         reasons = [f"not measured under {', '.join(absent)}"] if absent else [] if good else ["nothing was measured"]
-        lines.append(_line(detectors[key], rows, _input_numbers(group(good, attack_of)), reasons))
-        estimates[detectors[key]] = {unit(r): _estimate(r) for r in good}
+        numbers = _input_numbers(group(good, attack_of))
+        if primary == GUARDED and good:
+            numbers |= _guarded_numbers(good)
+            safe[detectors[key]] = _survivors(good)
+            if not any(has(r.cell.attack, "detector_aware") for r in good):
+                known = ", ".join(registry.with_trait("attack", "detector_aware"))
+                reasons.append(f"no attack that knows the detector was run; add one of {known}")
+        lines.append(_line(detectors[key], rows, numbers, reasons))
+        estimates[detectors[key]] = {unit(r): estimate(r) for r in good if metric(r, "auroc") is not None}
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
-        return difference_of_means(estimates[a.names["detector"]], estimates[b.names["detector"]])
+        one, two = a.names["detector"], b.names["detector"]
+        if primary == GUARDED:
+            return float(safe[one].mean() - safe[two].mean()), mcnemar(safe[one], safe[two])
+        return difference_of_means(estimates[one], estimates[two])
 
-    placed = place(lines, lambda line: (high_first(line.value("auroc")), high_first(line.value("auroc_min"))), compare)
+    placed = place(lines, lambda line: (high_first(line.value(primary)), high_first(line.value("auroc_min"))), compare)
     data, threat = str(cell.data["name"]), _threat(members[0])
     facts = {**slice_facts(members[0]), "model": model}
     if threat is not None:
@@ -142,31 +171,54 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
     each = columns.under(
         "auroc", sorted({attack for attack, _ in expected}), "score", "AUROC under this attack.", heading="AUROC under"
     )
-    apart = [_sort(members[0])] if cell.corruption is not None else []
+    apart = [sort_of(members[0])] if cell.corruption is not None or cell.inputs is not None else []
+    shown = (*(columns.GUARDED if primary == GUARDED else ()), *columns.DETECTION)
     return Board(
         id=slug(kind, data, model, key=[kind, slice_of(members[0]), trained_alike(cell.model), threat, *apart]),
         track="input_detection",
-        title=f"{kind.capitalize()} detection: {facts.get('threat', _sort(members[0]))}, {model} on {data}",
-        about=ABOUT[kind],
+        title=f"{kind.capitalize()} detection: {facts.get('threat', sort_of(members[0]))}, {model} on {data}",
+        about=ABOUT["adversarial" if primary == GUARDED else kind],
         facts=facts,
-        columns=columns.filled([*columns.DETECTION, *each, *columns.DETECTION_MORE], placed),
-        primary="auroc",
-        row_metric="auroc",
+        columns=columns.filled([*shown, *each, *columns.DETECTION_MORE], placed),
+        primary=primary,
+        row_metric=primary,
         figure=Dots("auroc", mean="auroc", title="AUROC", chance=0.5),
         lines=placed,
         notes=tuple(f"Excluded, the attack itself failed: {attack}." for attack in sorted({a for a, _ in failed})),
     )
 
 
-def _estimate(row: Result) -> Estimate:
+def estimate(row: Result) -> Estimate:
     found = row.metrics["auroc"]
     return float(found["value"]), standard_error(found.get("low"), found.get("high"))
+
+
+def _safe(row: Result) -> bool:
+    """Whether a row says which images stay correctly classified or are detected."""
+    return metric(row, GUARDED) is not None and f"safe@{GUARD}" in row.samples
+
+
+def _survivors(rows: Sequence[Result]) -> Vector:
+    """The images that under every attack and seed stay correctly classified or are detected, bool [N]."""
+    every: Vector = np.all([r.outcome(f"safe@{GUARD}") for r in rows], axis=0)
+    return every
+
+
+def _guarded_numbers(rows: Sequence[Result]) -> dict[str, Number]:
+    keys, safe = tuple(r.cell.key for r in rows), _survivors(rows)
+    clean = f"clean_acc_fpr@{GUARD}"
+    numbers = {GUARDED: share(float(safe.sum()), len(safe), keys), clean: stored(rows[0], clean)}
+    static = [r for r in rows if not has(r.cell.attack, "detector_aware")]
+    if static:
+        kept = _survivors(static)
+        numbers["robust_static"] = share(float(kept.sum()), len(kept), tuple(r.cell.key for r in static))
+    return numbers
 
 
 def _input_numbers(by_attack: dict[str, list[Result]]) -> dict[str, Number]:
     every = tuple(r.cell.key for rows in by_attack.values() for r in rows)
     numbers: dict[str, Number] = {}
-    for name in ("auroc", "auroc_all", "tpr@1", "tpr@5"):
+    for name in ("auroc", "auroc_all", "aupr", "aupr_clean", "fpr95", "tpr@1", "tpr@5", "fpr@1", "fpr@5"):
         found = {a: [v for r in rows if (v := metric(r, name)) is not None] for a, rows in by_attack.items()}
         means = {a: sum(v) / len(v) for a, v in found.items() if v}
         if not means:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from siegebench.cells import Result
 
-from . import backdoor, corruption, detection, evasion
+from . import backdoor, corruption, detection, evasion, supervisors
 from .board import Board, unique
 
 
@@ -17,7 +17,10 @@ def boards(results: Iterable[Result]) -> list[Board]:
     slice and architecture. Rows that belong to no board (a track without entries) are left out.
     """
     rows = unique(results)
-    return [*evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *corruption.boards(rows)]
+    return [
+        *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
+        *corruption.boards(rows),
+    ]  # fmt: skip
 
 
 def uncaught_controls(results: Iterable[Result]) -> list[str]:

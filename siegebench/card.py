@@ -19,6 +19,7 @@ Trait = Literal[
     "iterative",  # attack: many gradient steps
     "plain",  # attack: maximises the loss of its parameter `loss`, cross-entropy by default
     "required",  # attack: a white-box entry is ranked only if it was run
+    "detector_aware",  # attack: evades the detector too; detectors of adversarial images are ranked only under one
     "reference",  # defense: the baseline for other defenses
     "silent",  # measure: reports flags only; its metrics are not shown on boards
 ]

@@ -47,7 +47,9 @@ class Cell:
         threat: norm, eps, access, queries, and the target if there is one; None on backdoor tracks.
         surrogates: the models that the attack sees in place of the victim, none for a no-box attack; only on the
             transfer track.
-        severities: severities of the corruption; only on the corruption track.
+        severities: severities of the corruption; only with a corruption.
+        inputs: other images that a detector is to find, `{kind, data}` of another data set or `{kind, source, split,
+            count}` of a source that makes them; only on the input_detection track.
         adaptive: whether the attack is one of the adaptive attacks that the defense declares.
         seed: seed of all random numbers.
     """
@@ -62,6 +64,7 @@ class Cell:
     detector: dict[str, Any] | None = None
     corruption: dict[str, Any] | None = None
     severities: list[int] | None = None
+    inputs: dict[str, Any] | None = None
     threat: dict[str, Any] | None = None
     surrogates: list[dict[str, Any]] | None = None
     adaptive: bool = False
@@ -84,6 +87,8 @@ class Cell:
     def labels(self) -> dict[str, str]:
         """Short names for display: one per slot, the data and the threat."""
         out = {slot: label(getattr(self, slot)) for slot in SLOTS if getattr(self, slot) is not None}
+        if self.inputs is not None:
+            out["inputs"] = f"{self.inputs['kind']} {label(source_of(self.inputs))}"
         if self.surrogates is not None:
             out["surrogates"] = "+".join(map(label, self.surrogates)) or "nothing"
         out["data"] = str(self.data["name"])
@@ -108,6 +113,8 @@ class Cell:
         parts.append(label(self.model))
         if self.backdoor is not None:
             parts.append(label(self.backdoor))
+        if self.inputs is not None:
+            parts.append(self.labels["inputs"])
         if self.defense is not None:
             parts.append(label(self.defense))
         return "/".join(_safe(p) for p in parts)
@@ -146,6 +153,12 @@ def label(description: Mapping[str, Any] | None) -> str:
     inner = description.get("attack")
     name = str(description["name"])
     return f"{name}({label(inner)})" if isinstance(inner, Mapping) else name
+
+
+def source_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The data set that the images of `Cell.inputs` come from, by its description."""
+    found: dict[str, Any] = inputs["data"]["source"] if "data" in inputs else inputs["source"]
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------- results

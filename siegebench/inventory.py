@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 
 from siegebench import registry
-from siegebench.cells import digest
-from siegebench.data import ImageSet, split_clean, subset
+from siegebench.cells import digest, images_key
+from siegebench.data import IMAGE, ImageSet, split_clean, subset
 from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
 from siegebench.inputs import checked
 from siegebench.kinds import kind_of
@@ -170,6 +170,21 @@ class Inventory:
         with self.blame(where if count is None else (*where[:-1], "count")):
             images: ImageSet = self._once(("images", digest([source.spec, split, count])), make)
         return images
+
+    def described(self, source: Named[DataSource], split: str, images: ImageSet) -> dict[str, Any]:
+        """The description of images of a split, part of a key."""
+        description = {
+            "name": source.name,
+            "source": source.description,
+            "split": split,
+            "count": len(images),
+            "digest": images.digest,
+            "classes": images.num_classes,
+        }
+        if images.kind.name != IMAGE.name:
+            description["kind"] = images.kind.name
+        self.specs[images_key(description)] = source.spec
+        return description
 
     def digest(self, source: Named[DataSource], split: str, where: Loc) -> str:
         """The digest of a whole split, read piece by piece; the images are not kept in memory.

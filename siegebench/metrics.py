@@ -91,6 +91,17 @@ _ALL = (
     Metric("attack_success", "score", "", "Attack succeeded", "1 if it did on the undefended model.", high=1.0),
     # detectors
     Metric("auroc", "score", "high", "AUROC", "Area under the ROC curve.", high=1.0),
+    Metric("aupr", "score", "high", "AUPR", "Area under the precision-recall curve, clean as negatives.", high=1.0),
+    Metric("aupr_clean", "score", "high", "AUPR clean", "The same with the clean images as positives.", high=1.0),
+    Metric("fpr95", "rate", "low", "FPR at TPR 95 %", "False alarms on test images when 95 % of positives are found."),
+    Metric(
+        "robust_acc_fpr@", "rate", "high", "Robust, FPR {} %", "Images that stay correctly classified or are detected, "
+        "at {} % false alarms on held-out images; images misclassified without attack count as errors.",
+    ),
+    Metric(
+        "clean_acc_fpr@", "rate", "high", "Clean, FPR {} %", "Clean images that are correctly classified and not "
+        "rejected, at {} % false alarms on held-out images.",
+    ),
     Metric("auroc_all", "score", "high", "AUROC all", "AUROC with every triggered input as a positive.", high=1.0),
     Metric("tpr@", "rate", "high", "TPR @{}", "Fraction of attacks found at {} % false alarms on held-out images."),
     Metric("fpr@", "rate", "low", "FPR @{}", "False alarms on test images at the threshold for {} % on held-out ones."),
@@ -122,6 +133,7 @@ SAMPLES: dict[str, str] = {
     "robust": "the attacked image is correctly classified",
     "attacked": "the image was attacked: it was right, and not of the target class",
     "target": "the attacked image became the target class",
+    "safe@": "the attacked image is correctly classified or detected, at this percentage of false alarms",
     "right@": "the image is correctly classified at this severity",
 }
 _OWN = re.compile(r"[a-z][a-z0-9_]*(@[0-9][0-9.e+-]*)?")  # a figure of a measure

@@ -74,7 +74,9 @@ def _likeness(cell: Cell) -> tuple[str, str, str]:
 
 def _work(cell: Cell) -> str:
     labels = cell.labels
-    return "/".join([cell.track, *(labels[k] for k in ("attack", "measure", "detector", "corruption") if k in labels)])
+    return "/".join(
+        [cell.track, *(labels[k] for k in ("attack", "measure", "detector", "corruption", "inputs") if k in labels)]
+    )
 
 
 def _median(values: Sequence[float]) -> float:

@@ -132,6 +132,22 @@ class Threat(Part):
         return self
 
 
+class Inputs(Part):
+    """Other images that a detector is to find: of another data set, or of a source that makes them."""
+
+    kind: Snake
+    data: Data | None = None
+    source: Entry | None = None
+    split: Text | None = None
+    count: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _from_somewhere(self) -> Self:
+        if (self.data is None) == (self.source is None):
+            raise Refused("expected either data or source")
+        return self
+
+
 class CellPart(Part):
     """What was measured."""
 
@@ -145,6 +161,7 @@ class CellPart(Part):
     detector: Entry | None = None
     corruption: Entry | None = None
     severities: Annotated[list[Annotated[int, Field(ge=1, le=SEVERITIES[-1])]], Field(min_length=1)] | None = None
+    inputs: Inputs | None = None
     threat: Threat | None = None
     surrogates: list[Entry] | None = None
     adaptive: bool = False
@@ -271,7 +288,7 @@ class Row(Part):
         for name in self.counts:
             if name not in COUNTS:
                 raise Refused("no such count", "counts", name)
-        for part, more in (("given", ("suite",)), ("sources", ())):
+        for part, more in (("given", ("suite",)), ("sources", ("inputs",))):
             for name in getattr(self, part):
                 if name not in (*SLOTS, "surrogates", "data", *more):
                     raise Refused("no such part of a cell", part, name)

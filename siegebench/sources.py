@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from siegebench import registry
 from siegebench.card import Registered
-from siegebench.cells import SLOTS, Cell, Result, digest
+from siegebench.cells import SLOTS, Cell, Result, digest, source_of
 from siegebench.errors import ConfigError
 from siegebench.kinds import FOLDERS, KINDS
 
@@ -28,12 +28,13 @@ IGNORED = ("ctx", "kind", "type_comment")  # fields of a syntax tree that do not
 def of(cell: Cell) -> dict[str, str]:
     """The hash of the entry in each slot of a cell, with the entries inside it; a model from Python has none."""
     slots = {slot: getattr(cell, slot) for slot in SLOTS}
-    return of_slots({**slots, "data": cell.data["source"], "surrogates": cell.surrogates})
+    others = {} if cell.inputs is None else {"inputs": source_of(cell.inputs)}
+    return of_slots({**slots, "data": cell.data["source"], "surrogates": cell.surrogates, **others})
 
 
 def of_slots(slots: Mapping[str, Any]) -> dict[str, str]:
     """The hashes of descriptions by slot; a slot may hold one description, several or None."""
-    kinds = {"data": "dataset", "surrogates": "model"}
+    kinds = {"data": "dataset", "inputs": "dataset", "surrogates": "model"}
     out = {}
     for slot, found in slots.items():
         several = found if isinstance(found, list) else [found]

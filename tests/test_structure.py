@@ -49,6 +49,7 @@ LAYERS = (
     ("oracle",),
     ("search",),
     ("types",),
+    ("guarded",),
     ("train", "catalogue", "skeleton", "doctor"),
     ("inventory", "artifacts", "identity", "placeholders"),
     ("workspace", "given"),

@@ -218,6 +218,8 @@ def _row_lines(row: Result, store: Path) -> Iterable[str]:
         description = getattr(row.cell, slot)
         if description is not None:
             yield f"  {slot}: {_listed(description)}"
+    if row.cell.inputs is not None:
+        yield f"  inputs: {row.cell.labels['inputs']}"
     data = row.cell.data
     yield f"  data: {data['count']} images of the {data['split']} split of {data['name']}"
     for name, figure in row.metrics.items():

@@ -18,7 +18,7 @@ from siegebench.testing.specimens import (
     require,
     state_of,
 )
-from siegebench.types import DatasetDetector, InputDetector, Verdict
+from siegebench.types import DatasetDetector, InputDetector, Scorer, Verdict
 
 
 def _scores(case: Case, model: Classifier) -> tuple[Tensor, int]:
@@ -69,6 +69,20 @@ def scores_an_input_alone_as_in_a_batch(case: Case) -> None:
         )
 
 
+def lets_gradients_through_if_it_offers_them(case: Case) -> None:
+    scorer = case.kept.get("scorer")
+    if not isinstance(scorer, Scorer):
+        return
+    x, draws = images(12).requires_grad_(True), Draws(1, torch.arange(12))
+    scores = scorer.differentiable(x, draws)
+    require(scores.shape == (12,), f"the backward model gives scores {tuple(scores.shape)}, expected (12,)")
+    require(scores.requires_grad, "a Scorer without a gradient; return a plain function, or give a backward model")
+    (g,) = torch.autograd.grad(scores.sum(), x)
+    require(torch.isfinite(g).all(), "the gradient of the scores is not finite")
+    still = int((g.flatten(1).abs().amax(dim=1) == 0).sum())
+    require(still < len(x) / 2, f"the gradient of the scores is zero for {still} of {len(x)} images")
+
+
 def gives_a_well_formed_verdict(case: Case) -> None:
     verdict = case.kept.get("verdict")
     if verdict is None:
@@ -85,5 +99,6 @@ CLAUSES = (
     scores_the_same_for_the_same_draws,
     leaves_the_judged_model_as_found,
     scores_an_input_alone_as_in_a_batch,
+    lets_gradients_through_if_it_offers_them,
     gives_a_well_formed_verdict,
 )

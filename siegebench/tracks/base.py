@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from siegebench import registry
-from siegebench.cells import images_key
-from siegebench.data import IMAGE, Kind
+from siegebench.data import Kind
 from siegebench.errors import shortened
 from siegebench.inventory import Inventory, Named, NamedData, NamedModel
 from siegebench.kinds import KINDS
@@ -159,18 +158,7 @@ class BoardSpec(Strict):
         images = inventory.load(source, spec.split, spec.count, where)
         if images.num_classes < 2:
             raise inventory.document.error(where, f"{source.name} has one class; a classifier needs two or more")
-        description = {
-            "name": source.name,
-            "source": source.description,
-            "split": spec.split,
-            "count": len(images),
-            "digest": images.digest,
-            "classes": images.num_classes,
-        }
-        if kind.name != IMAGE.name:
-            description["kind"] = kind.name
-        inventory.specs[images_key(description)] = source.spec
-        return NamedData(images, description)
+        return NamedData(images, inventory.described(source, spec.split, images))
 
     def check_takes(self, inventory: Inventory, kind: Kind) -> None:
         """Refuse entries that do not take this kind of data; a model passed from Python is checked later."""

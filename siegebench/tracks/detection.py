@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,24 +12,18 @@ from torch import Tensor
 from siegebench import registry
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Result, rate
-from siegebench.classifier import Classifier
-from siegebench.data import Granted, ImageSet, Kind
+from siegebench.data import Kind
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ConfigError, ContractError, NotApplicable
+from siegebench.errors import ContractError, NotApplicable
 from siegebench.inventory import Inventory, Named
 from siegebench.metrics import ALARM_MARKS
-from siegebench.oracle import Oracle
-from siegebench.prepare import in_batches
 from siegebench.stats import auroc
-from siegebench.threat import TOLERANCE, ThreatModel
-from siegebench.tracks.attacking import lesson_of
 from siegebench.tracks.backdoor import PoisonedBoard, answers, backdoor_metrics, succeeded, triggered
-from siegebench.tracks.base import BoardSpec, Budget, Severity, Spec, Specs, Strict, ThreatSpec, refuse_repeats
-from siegebench.tracks.judging import clean_outcome, correct
+from siegebench.tracks.base import BoardSpec, Budget, Spec, Specs, refuse_repeats
+from siegebench.tracks.detecting import finite, fit, measure_changed, positive_metrics
+from siegebench.tracks.detection_inputs import Inputs
 from siegebench.types import (
-    Attack,
     BackdoorAttack,
-    Corruption,
     DatasetDetector,
     Detector,
     InputDetector,
@@ -37,25 +31,6 @@ from siegebench.types import (
     Poisoned,
 )
 from siegebench.workspace import Workspace
-
-
-class AdversarialInputs(Strict):
-    """Adversarial images of an attack on the clean model."""
-
-    kind: Literal["adversarial"]
-    attack: Spec
-    threat: ThreatSpec
-
-
-class CorruptedInputs(Strict):
-    """Corrupted images."""
-
-    kind: Literal["corrupted"]
-    corruption: Spec
-    severity: Severity = 3
-
-
-Inputs = Annotated[AdversarialInputs | CorruptedInputs, Field(discriminator="kind")]
 
 
 class InputDetectionBoard(PoisonedBoard):
@@ -87,41 +62,25 @@ class InputDetectionBoard(PoisonedBoard):
 
     def check_takes(self, inventory: Inventory, kind: Kind) -> None:
         super().check_takes(inventory, kind)
-        for named, _ in self.changed(inventory):
+        for named in self.changed(inventory):
             with inventory.blame(named.where):
                 registry.check_takes(named.entry, kind.name)
 
-    def changed(self, inventory: Inventory) -> list[tuple[Named[Any], dict[str, Any]]]:
-        """The attack or corruption of each of `inputs`, and the cell slots that describe it.
+    def changed(self, inventory: Inventory) -> list[Named[Any]]:
+        """The attack, corruption or data set of each of `inputs`.
 
         Raises:
             ConfigError: an unknown entry, or a threat that the attack does not handle.
         """
-        out: list[tuple[Named[Any], dict[str, Any]]] = []
-        for i, spec in enumerate(self.inputs):
-            where = self.where("inputs", i)
-            if isinstance(spec, CorruptedInputs):
-                corruption = inventory.resolve(Corruption, spec.corruption, (*where, "corruption"))
-                slots = {"corruption": inventory.identified(corruption), "severities": [spec.severity]}
-                out.append((corruption, slots))
-                continue
-            attack = inventory.resolve(Attack, spec.attack, (*where, "attack"))
-            with inventory.blame((*where, "threat")):
-                threat = spec.threat.model("gradient", None)
-                if threat.norm not in attack.entry.handles():
-                    handles = ", ".join(attack.entry.handles())
-                    raise ConfigError(f"attack {attack.name!r} handles {handles}, not {threat.norm}")
-                if threat.target is not None:
-                    raise ConfigError("inputs to be detected have no target class; leave target out")
-            out.append((attack, {"attack": inventory.identified(attack), "threat": threat.describe()}))
-        return out
+        return [spec.resolve(inventory, self.where("inputs", i)) for i, spec in enumerate(self.inputs)]
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
         data = self.images(inventory)
         self.check_poisons(inventory)
+        changed = [spec.slots(inventory, self.where("inputs", i), data) for i, spec in enumerate(self.inputs)]
         for model in self.networks(inventory, data):
             for seed in self.seeds or ():
-                for _, slots in self.changed(inventory):
+                for slots in changed:
                     for detector in self.named(inventory, "detectors"):
                         if isinstance(detector.entry, DatasetDetector):
                             continue  # judges the poisoned training sets of this board only
@@ -184,13 +143,6 @@ def refuse_other_detectors(board: BoardSpec, inventory: Inventory, *, of_models:
             )
 
 
-def _finite(scores: Tensor, detector: object, expected: int) -> Tensor:
-    scores = scores.detach().cpu().double()
-    if scores.shape != (expected,) or not bool(torch.isfinite(scores).all()):
-        raise ContractError(f"{detector!r} must return {expected} finite scores, found {tuple(scores.shape)}")
-    return scores
-
-
 def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
     """One row of the input_detection track: a detector of triggered inputs or of poisoned training images."""
     if cell.backdoor is None:
@@ -202,106 +154,28 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
     draws = Draws(derive_seed(cell.seed, "detector"), torch.zeros(1, dtype=torch.long))
     weights = fingerprint(base)
     if isinstance(detector, DatasetDetector):
-        metrics = _dataset_level(detector, base, poisoned, _finite(
-            detector.score(base, granted, draws), detector, len(poisoned.data)
-        ))  # fmt: skip
+        metrics = _dataset_level(poisoned, finite(detector.score(base, granted, draws), detector, len(poisoned.data)))
     elif isinstance(detector, InputDetector):
-        score = _scorer(detector, base, granted, draws, cell, ws)
+        found = fit(detector, base, granted, draws, data, cell, ws)
         x, _, wanted = triggered(backdoor, data, cell.seed)
         hit = answers(ws, base, x, cell.seed, "stamped") == wanted
-        stamped, clean = score(x, "stamped"), score(data.pixels(), "clean")
-        val = score(ws.splits(cell.data)[2].pixels(), "val")  # thresholds come from clean held-out images only
+        stamped = found.score(x, "stamped")
         metrics = {
-            "auroc_all": {"value": auroc(positive=stamped.numpy(), negative=clean.numpy())},
+            "auroc_all": {"value": auroc(positive=stamped.numpy(), negative=found.clean.numpy())},
             "asr": rate(int(hit.sum()), len(hit)),
         }
         if bool(hit.any()):
-            metrics |= _found(stamped[hit], clean, val)
+            metrics |= positive_metrics(stamped[hit], found)
     else:
         raise ContractError(f"{detector!r} judges models, not inputs")
     if fingerprint(base) != weights:
         raise ContractError(f"{detector!r} changed the model it was given")
-    found, without = (backdoor_metrics(ws, m, backdoor, data, cell.seed) for m in (base, ws.model(cell)))
-    metrics["attack_success"] = {"value": float(succeeded(found, without))}
+    infected, without = (backdoor_metrics(ws, m, backdoor, data, cell.seed) for m in (base, ws.model(cell)))
+    metrics["attack_success"] = {"value": float(succeeded(infected, without))}
     return Result(cell=cell, metrics=metrics, counts={"poisoned": len(poisoned.index)}, weights=weights)
 
 
-def measure_changed(cell: Cell, ws: Workspace) -> Result:
-    """A row of the input_detection track without a backdoor: adversarial or corrupted images, on the clean model.
-
-    The positives of an attack are the images that it breaks. The negatives are all clean images, including
-    misclassified ones. Thresholds come from held-out clean images, and nothing is fitted on positives.
-    """
-    data, base = ws.evaluated(cell.data), ws.model(cell)
-    detector, weights = ws.entry(InputDetector, cell.detector), fingerprint(base)
-    draws = Draws(derive_seed(cell.seed, "detector"), torch.zeros(1, dtype=torch.long))
-    score = _scorer(detector, base, ws.granted("detector", cell), draws, cell, ws)
-    if cell.corruption is not None:
-        corruption, (severity,) = ws.entry(Corruption, cell.corruption), cell.severities or []
-        x = corruption(data.pixels(), severity, Draws(derive_seed(cell.seed, "corruption"), data.ids))
-        hit = torch.ones(len(data), dtype=torch.bool)
-    else:
-        x, hit = attacked(cell, ws, base, data)
-    clean, val = score(data.pixels(), "clean"), score(ws.splits(cell.data)[2].pixels(), "val")
-    metrics = {"asr": rate(int(hit.sum()), len(hit))} if cell.attack is not None else {}
-    if bool(hit.any()):
-        metrics |= _found(score(x[hit], "changed"), clean, val)
-    if fingerprint(base) != weights:
-        raise ContractError(f"{detector!r} changed the model it was given")
-    return Result(cell=cell, metrics=metrics, weights=weights)
-
-
-def attacked(cell: Cell, ws: Workspace, model: Classifier, data: ImageSet) -> tuple[Tensor, Tensor]:
-    """(adversarial versions of the correctly classified images, which of them are misclassified)."""
-    attack, threat = ws.entry(Attack, cell.attack), ThreatModel(**(cell.threat or {}))
-    rows = clean_outcome(ws, cell, model, data).nonzero().squeeze(1)
-    if not len(rows):
-        raise NotApplicable("no image is classified correctly")
-    streams = Draws(derive_seed(cell.seed, "attack"), data.ids[rows])
-    lesson, _ = lesson_of(attack, cell, ws, model, threat)
-
-    def part(at: slice) -> Tensor:
-        draws = streams[at].to(ws.device)
-        x, y = ws.pixels(data, rows[at]), data.labels[rows[at]].to(ws.device)
-        return attack(Oracle(model, threat, draws), x, y, threat, draws, lesson).cpu()
-
-    x = torch.cat(in_batches(part, len(rows), ws.batch(data.stored)))
-    survived = correct(ws, model, x, data.labels[rows], streams, "adversarial")
-    inside = threat.size(x, data.pixels(rows, x.dtype)) <= threat.eps + TOLERANCE * max(1.0, threat.eps)
-    return x, ~survived & inside
-
-
-def _scorer(
-    detector: InputDetector, base: Classifier, granted: Granted, draws: Draws, cell: Cell, ws: Workspace
-) -> Callable[[Tensor, str], Tensor]:
-    """Fit the detector and return its scoring function."""
-    scorer = detector.fit(base, granted, draws)
-
-    def score(x: Tensor, purpose: str) -> Tensor:
-        streams = Draws(derive_seed(cell.seed, "scores", purpose), torch.arange(len(x)))
-        parts = in_batches(
-            lambda at: scorer(x[at].to(ws.device, ws.dtype), streams[at].to(ws.device)).cpu(),
-            len(x),
-            ws.batch(x),
-        )
-        return _finite(torch.cat(parts), detector, len(x))
-
-    return score
-
-
-def _found(positive: Tensor, clean: Tensor, val: Tensor) -> dict[str, dict[str, float]]:
-    """AUROC against clean test images; rates at thresholds from held-out ones."""
-    metrics = {"auroc": {"value": auroc(positive=positive.numpy(), negative=clean.numpy())}}
-    for percent in ALARM_MARKS:
-        threshold = torch.quantile(val, 1 - percent / 100)
-        metrics[f"tpr@{percent}"] = rate(int((positive > threshold).sum()), len(positive))
-        metrics[f"fpr@{percent}"] = rate(int((clean > threshold).sum()), len(clean))
-    return metrics
-
-
-def _dataset_level(
-    detector: DatasetDetector, base: Classifier, poisoned: Poisoned, scores: Tensor
-) -> dict[str, dict[str, float]]:
+def _dataset_level(poisoned: Poisoned, scores: Tensor) -> dict[str, dict[str, float]]:
     truth = torch.zeros(len(scores), dtype=torch.bool)
     truth[poisoned.index] = True
     bad, good = scores[truth], scores[~truth]

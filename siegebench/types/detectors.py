@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from siegebench.classifier import Classifier
@@ -30,12 +31,40 @@ class Detector(Entry):
     """
 
 
+Score = Callable[[Tensor, Draws], Tensor]  # images [n, 3, H, W] and their draws to scores [n]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The scores of a fitted detector, with gradients for attacks that know it.
+
+    Attributes:
+        score: the deployed scores.
+        backward_model: the same scores, or close to them, with useful gradients for the image; `score` if left out.
+    """
+
+    score: Score
+    backward_model: Score | None = None
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, draws: Draws) -> Tensor:
+        return self.score(x, draws)
+
+    def differentiable(self, x: Tensor, draws: Draws) -> Tensor:
+        """Scores whose gradient an attack follows."""
+        return (self.backward_model or self.score)(x, draws)
+
+
 class InputDetector(Detector):
     """Scores single inputs at test time."""
 
     @abstractmethod
-    def fit(self, model: Classifier, data: Granted, draws: Draws) -> Callable[[Tensor, Draws], Tensor]:
-        """Prepare once from the model and the granted data; returns a function from images [n, 3, H, W] to scores."""
+    def fit(self, model: Classifier, data: Granted, draws: Draws) -> Score:
+        """Prepare once from the model and the granted data; returns a function from images [n, 3, H, W] to scores.
+
+        Return a `Scorer` wherever the scores have a gradient or an approximation of one. A plain function has none:
+        attacks that know the detector then only search for confident misclassifications.
+        """
 
 
 class DatasetDetector(Detector):

@@ -1,0 +1,130 @@
+"""What detectors share: pooled features of the layers of a network, and Gaussians of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sklearn.covariance import ledoit_wolf
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from siegebench import ops
+from siegebench.classifier import Classifier, frozen
+from siegebench.data import ImageSet, stratified
+from siegebench.draws import Draws
+from siegebench.errors import NotApplicable
+from siegebench.prepare import at_once
+
+SMALLEST = 1e-6  # directions with a smaller fraction of the largest variance are left out
+
+
+class Layers:
+    """Spatial means of the feature maps of a network, one [n, C] for each size of the maps, from the first to the last.
+
+    Of the maps of one size, those of the last of the outermost modules are taken: in a residual network the stem and
+    each stage. A network without maps gives the input of its last linear layer.
+    """
+
+    def __init__(self, model: Classifier, sample: Tensor) -> None:
+        self.model = model
+        seen: dict[tuple[int, ...], tuple[int, str]] = {}
+        depth = {name: name.count(".") for name, _ in model.named_modules() if name}
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+                if isinstance(out, Tensor) and out.dim() == 4 and len(out) == len(sample):
+                    size = tuple(out.shape[2:])
+                    if size not in seen or depth[name] <= seen[size][0]:
+                        seen[size] = (depth[name], name)
+
+            return hook
+
+        handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
+        try:
+            with torch.no_grad():
+                model(sample)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.names = [name for _, name in seen.values()]
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Features of images; gradients pass through."""
+        return self.with_logits(x)[0]
+
+    def with_logits(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(features, logits) of images, in one pass."""
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: Any, out: Tensor) -> None:
+                found[name] = out.mean(dim=(2, 3))
+
+            return hook
+
+        handles = [self.model.get_submodule(name).register_forward_hook(keep(name)) for name in self.names]
+        try:
+            z = self.model(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not self.names:
+            return [self.model.features(x)], z
+        return [found[name] for name in self.names], z
+
+    @torch.no_grad()
+    def of(self, x: Tensor) -> list[Tensor]:
+        """Features of many images on the CPU, in batches, float64."""
+        device = next(self.model.parameters()).device
+        parts = [[f.double().cpu() for f in self(part.to(device))] for part in x.split(at_once(x, device))]
+        return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+
+
+def some(data: ImageSet, most: int, draws: Draws, purpose: str = "fit") -> tuple[Tensor, Tensor]:
+    """(images in [0, 1], labels) of at most `most` images, in the proportions of the classes, in random order."""
+    seed = int(draws.integers(2**31, purpose=purpose)[0])
+    index = torch.arange(len(data)) if most >= len(data) else stratified(data, most, seed, purpose)
+    index = index[Draws(seed, data.ids[index]).order(purpose)]
+    return data.pixels(index), data.labels[index]
+
+
+def one_step(model: Classifier, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """FGSM images on the CPU, for detectors that learn from attacked training images."""
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    out = []
+    with frozen(model):
+        for part, label in zip(x.split(at_once(x, device)), y.split(at_once(x, device)), strict=True):
+            leaf = part.to(device, dtype).requires_grad_(True)
+            loss = ops.cross_entropy(model.backward_model(leaf), label.to(device)).sum()
+            (g,) = torch.autograd.grad(loss, leaf)
+            out.append((leaf + eps * g.sign()).clamp(0, 1).detach().cpu().to(x.dtype))
+    return torch.cat(out)
+
+
+def whitening(centred: Tensor) -> Tensor:
+    """W [d, k] with |W^T v|^2 the squared Mahalanobis distance, from features [n, d] that are centred.
+
+    Covariance by Ledoit & Wolf (2004), whose shrinkage keeps it invertible with few images; directions without variance
+    are left out.
+
+    Raises:
+        NotApplicable: with fewer than two images, or when no feature varies.
+    """
+    if len(centred) < 2 or float(centred.abs().max()) == 0:
+        raise NotApplicable(f"{len(centred)} images with features that vary; 2 are needed: give more images")
+    covariance = torch.from_numpy(ledoit_wolf(centred.numpy(), assume_centered=True)[0])
+    value, vector = torch.linalg.eigh(covariance)
+    kept = value > SMALLEST * value[-1]
+    return vector[:, kept] / value[kept].sqrt()
+
+
+def regression(*, positive: Tensor, negative: Tensor) -> Tensor:
+    """Weights [d] of a logistic regression for the positives, of standardised values [n, d]; no intercept."""
+    values = torch.cat([positive, negative])
+    scale = values.std(dim=0).clamp(min=1e-12)
+    truth = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))])
+    centred = (values - values.mean(dim=0)) / scale
+    fitted = LogisticRegression(max_iter=1000).fit(centred.numpy(), truth.numpy())
+    return torch.from_numpy(fitted.coef_[0]) / scale
