@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.search import Best
-from siegebench.threat import Norm, ThreatModel
-from siegebench.types import Attack, Count
+from siegebench.threat import ThreatModel
+from siegebench.types import Attack
 
 from .apgd import APGD, hardest
 
@@ -21,7 +20,7 @@ RANKS = (0, 1, 0, 2, 0, 1, 0, 3)  # which of the nearest classes the additional 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Persistent(Attack):
+class Persistent:
     """Targeted APGD, first towards each class as in AutoAttack, then again towards those that came nearest.
 
     A class is nearer if the best point so far has the larger margin towards it. Every second additional run starts at
@@ -36,11 +35,9 @@ class Persistent(Attack):
         otherwise: attacks on samples whose gradients mislead, one after the other.
     """
 
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
-
     apgd: APGD
-    targets: Count = 9
-    passes: Count
+    targets: int
+    passes: int
     probe: Attack
     otherwise: tuple[Attack, ...] = ()
 

@@ -86,7 +86,7 @@ class AutoAttack(Attack):
             best.keep(left, found, margin, inside & ops.hit(z.argmax(dim=1), labels, view.goal))
         return best.point
 
-    def components(self, num_classes: int, aims: bool = False, norm: Norm = "linf") -> Iterator[Attack]:
+    def components(self, num_classes: int, aims: bool = False, norm: Norm = "linf") -> Iterator[Attack | Persistent]:
         """The attacks for a model with this many classes and a threat with or without a target."""
         restarts, targets = (RESTARTS_L1, min(self.targets, TARGETS_L1)) if norm == "l1" else (1, self.targets)
         untargeted: Literal["dlr", "margin"] = "dlr" if num_classes > (3 if aims else 2) else "margin"
