@@ -24,7 +24,6 @@ from ._unet import UNet, fresh
 
 RECIPE = Recipe(epochs=10, batch=64, augment="none")
 TIMES = 1000  # noise levels of the diffusion
-PGD = {"name": "pgd", "loss": "margin", "steps": 20}
 
 
 class Purifier(nn.Module):
@@ -128,8 +127,11 @@ class DiffPure(Defense):
     randomized: ClassVar[bool] = True
     local: ClassVar[tuple[str, ...]] = ("file",)
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "eot", "looks": 10, "attack": PGD},
-        {"name": "bpda", "attack": {"name": "eot", "looks": 10, "attack": PGD}},
+        {"name": "eot", "looks": 10, "attack": {"name": "pgd", "loss": "margin", "steps": 20}},
+        {
+            "name": "bpda",
+            "attack": {"name": "eot", "looks": 10, "attack": {"name": "pgd", "loss": "margin", "steps": 20}},
+        },
     )
 
     t: Annotated[Count, Field(le=TIMES)] = 100
@@ -180,6 +182,6 @@ class DiffPure(Defense):
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         purifier, seed = self.shared(defended), derive_seed(draws.seed, "diffpure")
-        channels = data.train.shape[0]
+        channels = defended.kind.channels
         purifier.net.load_state_dict(self._network(channels, derive_seed(seed, "weights")).state_dict())
         train(_Losses(purifier), data.train, self.recipe, seed, loss=lambda z, y, x, index: z.mean())

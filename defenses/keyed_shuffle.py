@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from siegebench.classifier import Classifier
 from siegebench.draws import Draws
-from siegebench.types import Class, Defense
+from siegebench.types import Defense
 
 from ._transformed import Transformed
 
@@ -85,7 +86,7 @@ class KeyedShuffle(Defense):
 
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50},)
 
-    key: Class = 1
+    key: Annotated[int, Field(ge=0, strict=True)] = 1
     holds: Literal["right", "wrong", "none"] = "right"
 
     def transform(self, x: Tensor, draws: Draws) -> Tensor:
