@@ -20,6 +20,7 @@ Trait = Literal[
     "plain",  # attack: maximises the loss of its parameter `loss`, cross-entropy by default
     "required",  # attack: a white-box entry is ranked only if it was run
     "reference",  # defense: the baseline for other defenses
+    "identity",  # defense: answers as the undefended model, by construction
     "silent",  # measure: reports flags only; its metrics are not shown on boards
 ]
 
