@@ -21,6 +21,7 @@ Trait = Literal[
     "required",  # attack: a white-box entry is ranked only if it was run
     "detector_aware",  # attack: evades the detector too; detectors of adversarial images are ranked only under one
     "reference",  # defense: the baseline for other defenses
+    "identity",  # defense: answers as the undefended model, by construction
     "silent",  # measure: reports flags only; its metrics are not shown on boards
 ]
 
