@@ -15,7 +15,7 @@ from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
 from siegebench.types import Count, InputDetector, Scorer
 
-from ._layers import some
+from ._fitting import some
 
 
 @dataclass(frozen=True, kw_only=True)

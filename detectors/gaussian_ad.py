@@ -12,9 +12,10 @@ from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
+from siegebench.layers import Layers
 from siegebench.types import Count, InputDetector, Scorer, Share
 
-from ._layers import SMALLEST, Layers, some, whitening
+from ._fitting import SMALLEST, some, whitening
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
+from siegebench.layers import Layers
 from siegebench.types import Count, InputDetector, Positive, Scorer
 
-from ._layers import Layers, one_step, regression, some
+from ._fitting import one_step, regression, some
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,10 @@ from siegebench.classifier import Classifier, frozen
 from siegebench.data import Granted
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
+from siegebench.layers import Layers
 from siegebench.types import Count, InputDetector, Number, Positive, Scorer
 
-from ._layers import Layers, one_step, regression, some, whitening
+from ._fitting import one_step, regression, some, whitening
 
 
 @dataclass(frozen=True, kw_only=True)

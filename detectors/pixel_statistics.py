@@ -12,7 +12,7 @@ from siegebench.data import Granted
 from siegebench.draws import Draws
 from siegebench.types import Count, InputDetector, Scorer
 
-from ._layers import some, whitening
+from ._fitting import some, whitening
 
 
 @dataclass(frozen=True, kw_only=True)

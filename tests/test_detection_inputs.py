@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from siegebench import api
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError
 from siegebench.plan import plan
+from siegebench.tracks.detection_inputs import fitted
 from siegebench.workspace import Settings
 from tests import runs
 
@@ -39,6 +41,8 @@ def suite(folder: Path, **board: Any) -> str:
         ({"inputs": [{**FOG, "severity": 6}]}, "less than or equal to 5"),
         ({"inputs": [{**ADVERSARIAL, "attack": "deepfool", "threat": {**LINF, "norm": "l1"}}]}, "not l1"),
         ({"inputs": [{**ADVERSARIAL, "threat": {**LINF, "target": "next"}}]}, "leave target out"),
+        ({"inputs": [{"kind": "ood", "set": "nowhere"}]}, "unknown dataset 'nowhere'"),
+        ({"inputs": [{"kind": "ambiguous", "set": {"name": "ambiguess", "data": "digits"}}]}, "needs the parameter"),
         ({"inputs": [FOG], "detectors": ["activation_clustering"]}, "judges training images; this board has no backd"),
         ({"inputs": [FOG], "detectors": ["neural_cleanse"]}, "judges models"),
         ({"backdoors": ["outsider/flips"]}, "'outsider/flips' has no trigger; it is not for the input_detection track"),
@@ -66,3 +70,34 @@ def test_an_attack_that_learns_is_given_its_lesson(tmp_path: Path) -> None:
     outcome = api.run(file, Settings(root=str(tmp_path / "store"), threads=1), how="serial")
     assert [r.error for r in outcome.results] == [None, None]
     assert all(r.value("asr") is not None for r in outcome.results)
+
+
+def test_the_data_of_the_board_is_no_other_data(tmp_path: Path) -> None:
+    same = {"kind": "ood", "set": "digits", "count": 40}
+    with pytest.raises(ConfigError, match="digits is the data of the board; give another data set"):
+        plan(load_suite(suite(tmp_path, inputs=[same])))
+
+
+def test_other_data_and_ambiguous_images_are_scored(tmp_path: Path) -> None:
+    made = {"name": "ambiguess", "data": "digits", "pairs": 1, "epochs": 2, "tries": 1, "images": 10}
+    inputs = [{"kind": "ood", "set": "outsider/planted", "count": 20}, {"kind": "ambiguous", "set": made}]
+    file = suite(tmp_path, inputs=inputs, detectors=["max_softmax"])
+    outcome = api.run(file, Settings(root=str(tmp_path / "store"), threads=1), how="serial")
+    assert [r.error for r in outcome.results] == [None, None]
+    by_kind = {(r.cell.inputs or {})["kind"]: r for r in outcome.results}
+    assert by_kind["ood"].metrics["tpr@5"]["n"] == 20
+    assert by_kind["ambiguous"].metrics["tpr@5"]["n"] == 10
+    for row in outcome.results:
+        assert {"auroc", "aupr", "aupr_clean", "fpr95", "clean_acc_fpr@5"} <= set(row.metrics)
+        assert row.metrics["auroc"]["low"] <= row.metrics["auroc"]["value"] <= row.metrics["auroc"]["high"]
+        assert "inputs" in row.sources
+    assert by_kind["ood"].cell.labels["inputs"] == "ood outsider/planted"
+
+
+def test_images_of_another_form_are_fitted_to_those_of_the_board() -> None:
+    x = torch.rand(2, 1, 8, 8)
+    out = fitted(x, (3, 16, 12))
+    assert out.shape == (2, 3, 16, 12)
+    assert torch.equal(out[:, 0], out[:, 2])
+    torch.testing.assert_close(out * 255, (out * 255).round())
+    assert torch.equal(fitted(torch.round(x * 255) / 255, (1, 8, 8)), torch.round(x * 255) / 255)

@@ -46,6 +46,7 @@ LAYERS = (
     ("classifier",),
     ("inputs",),
     ("prepare", "checkpoints"),
+    ("layers",),
     ("oracle",),
     ("search",),
     ("types",),

@@ -258,9 +258,13 @@ def _diagnose(
     cell: Cell, ws: Workspace, victim: Classifier, data: ImageSet, indices: Tensor, threat: ThreatModel
 ) -> Result:
     measure = ws.entry(Measure, cell.measure)
+    if measure.every:
+        indices = torch.arange(len(data))
     if len(indices) == 0:
         return Result(cell=cell, status="not_applicable", error={"message": "no image is classified correctly"})
-    rows = indices[:DIAGNOSED]  # independent of the batch size, which must not change a result
+    rows = (
+        indices if measure.every else indices[:DIAGNOSED]
+    )  # independent of the batch size, which must not change a result
     x, y = ws.pixels(data, rows), data.labels[rows].to(ws.device)
     draws = Draws(derive_seed(cell.seed, "measure"), data.ids[rows]).to(ws.device)
     lesson, spent = lesson_of(measure, cell, ws, victim, threat)

@@ -259,13 +259,18 @@ class WrappingAttack(Attack):
 
 
 class Measure(Probe):
-    """A diagnosis of a victim: metrics and flags, stored with its robustness, never ranked."""
+    """A diagnosis of a victim: metrics and flags, stored with its robustness, never ranked.
 
+    Class attributes:
+        every: it gets all images of the slice, also misclassified ones, instead of the first correct ones.
+    """
+
+    every: ClassVar[bool] = False
     norms: ClassVar[tuple[Norm, ...]] = BALLS
 
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
-        """`{"metrics": {name: number}, "flags": [Flag.as_dict(), ...]}` for correctly classified images."""
+        """`{"metrics": {name: number}, "flags": [Flag.as_dict(), ...]}` for the given images."""
 
     @final
     def __call__(

@@ -15,11 +15,12 @@ from siegebench import registry
 from siegebench.classifier import Network
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
+from siegebench.layers import Layers
 from tests import kit, victims
 
 from .planted import auroc, detector, only
 
-layers: Any = pytest.importorskip("siegebench.detectors._layers")
+fitting: Any = pytest.importorskip("siegebench.detectors._fitting")
 
 
 class Head(nn.Module):
@@ -87,7 +88,7 @@ def test_mahalanobis_measures_each_direction_in_its_own_unit() -> None:
 def test_mahalanobis_is_the_distance_of_the_definition(weights: str) -> None:
     data, _ = two_classes()
     model = network(torch.tensor([[0.0, 0, -1, 0, 0, 0], [0.0, 0, 1, 0, 0, 0]]))
-    x, y = layers.some(data, 4000, victims.ONE)
+    x, y = fitting.some(data, 4000, victims.ONE)
     x, y = x[::2], y[::2]  # what the Gaussians are fitted on
     f = x.flatten(1)[:, :6].double().numpy()
     means = np.stack([f[y == c].mean(axis=0) for c in (0, 1)])
@@ -105,7 +106,7 @@ def test_preprocessing_adds_confidence() -> None:
     model = network(torch.tensor([[0.0, 0, -1, 0, 0, 0], [0.0, 0, 1, 0, 0, 0]]))
     z = pictures(0.5 + 0.2 * normal(9, seed=1))
     plain, moved = (detector("mahalanobis", eta=eta) for eta in (0.0, 0.01))
-    gaussian = layers.Layers(model, z)
+    gaussian = Layers(model, z)
     assert gaussian.names == []
     one = plain.fit(model, only(train=data), victims.ONE)
     x = z.clone().requires_grad_(True)
@@ -178,7 +179,7 @@ def test_features_before_the_weights_show_what_the_weights_hide() -> None:
 
 def test_the_layers_of_a_residual_network_are_its_stem_and_stages() -> None:
     model = registry.build("model", {"name": "cifar_resnet20", "checkpoint": None}).build(num_classes=10, size=32)
-    found = layers.Layers(model.eval(), torch.rand(2, 3, 32, 32))
+    found = Layers(model.eval(), torch.rand(2, 3, 32, 32))
     assert found.names == ["net.layer1", "net.layer2", "net.layer3"]
     x = torch.rand(3, 3, 32, 32)
     features, z = found.with_logits(x)

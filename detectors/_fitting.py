@@ -1,14 +1,11 @@
-"""What detectors share: pooled features of the layers of a network, and Gaussians of them."""
+"""What detectors share: training images, FGSM images of them, Gaussians of features, a regression."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from sklearn.covariance import ledoit_wolf
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
+from torch import Tensor
 
 from siegebench import ops
 from siegebench.classifier import Classifier, frozen
@@ -18,68 +15,6 @@ from siegebench.errors import NotApplicable
 from siegebench.prepare import at_once
 
 SMALLEST = 1e-6  # directions with a smaller fraction of the largest variance are left out
-
-
-class Layers:
-    """Spatial means of the feature maps of a network, one [n, C] for each size of the maps, from the first to the last.
-
-    Of the maps of one size, those of the last of the outermost modules are taken: in a residual network the stem and
-    each stage. A network without maps gives the input of its last linear layer.
-    """
-
-    def __init__(self, model: Classifier, sample: Tensor) -> None:
-        self.model = model
-        seen: dict[tuple[int, ...], tuple[int, str]] = {}
-        depth = {name: name.count(".") for name, _ in model.named_modules() if name}
-
-        def watch(name: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, _args: Any, out: Any) -> None:
-                if isinstance(out, Tensor) and out.dim() == 4 and len(out) == len(sample):
-                    size = tuple(out.shape[2:])
-                    if size not in seen or depth[name] <= seen[size][0]:
-                        seen[size] = (depth[name], name)
-
-            return hook
-
-        handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
-        try:
-            with torch.no_grad():
-                model(sample)
-        finally:
-            for handle in handles:
-                handle.remove()
-        self.names = [name for _, name in seen.values()]
-
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """Features of images; gradients pass through."""
-        return self.with_logits(x)[0]
-
-    def with_logits(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(features, logits) of images, in one pass."""
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, _args: Any, out: Tensor) -> None:
-                found[name] = out.mean(dim=(2, 3))
-
-            return hook
-
-        handles = [self.model.get_submodule(name).register_forward_hook(keep(name)) for name in self.names]
-        try:
-            z = self.model(x)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not self.names:
-            return [self.model.features(x)], z
-        return [found[name] for name in self.names], z
-
-    @torch.no_grad()
-    def of(self, x: Tensor) -> list[Tensor]:
-        """Features of many images on the CPU, in batches, float64."""
-        device = next(self.model.parameters()).device
-        parts = [[f.double().cpu() for f in self(part.to(device))] for part in x.split(at_once(x, device))]
-        return [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
 
 def some(data: ImageSet, most: int, draws: Draws, purpose: str = "fit") -> tuple[Tensor, Tensor]:
