@@ -29,4 +29,4 @@ def test_the_clean_prediction_has_a_gradient_in_both_terms() -> None:
 
 
 def test_it_learns_the_robust_feature() -> None:
-    learns_the_robust_feature("trades", beta=6.0, eps=EPS, step=EPS, steps=2, recipe=SHORT)
+    learns_the_robust_feature("trades", beta=6.0, eps=EPS, step=EPS, steps=2, recipe={**SHORT, "epochs": 24})

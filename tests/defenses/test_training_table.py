@@ -11,9 +11,9 @@ from siegebench.train import accuracy
 from .grey_digits import EPS, ONE, defense, granted, robust
 
 RECIPE = {"epochs": 25, "batch": 64, "lr": 5e-3, "augment": "none"}
-BALL = {"eps": EPS, "step": EPS / 2, "steps": 3, "recipe": RECIPE}
+BALL: dict[str, object] = {"eps": EPS, "step": EPS / 2, "steps": 3, "recipe": RECIPE}
 WITH_GROWTH = {**BALL, "eps_warmup": 0.5}
-DEFENSES = {
+DEFENSES: dict[str, dict[str, object]] = {
     "pgd_at": WITH_GROWTH,
     "trades": WITH_GROWTH,
     "mart": WITH_GROWTH,
@@ -27,6 +27,7 @@ DEFENSES = {
     "encouraging_loss.recommended": {"recipe": RECIPE},
     "encouraging_loss.cautious": {"recipe": RECIPE},
 }
+TRAINED_ON_THE_BALL = ("pgd_at", "trades", "mart", "awp", "fast_at", "free_at", "ltd", "cure")
 ATTACKS = {
     "pgd": {"name": "pgd", "steps": 20},
     "margin": {"name": "pgd", "loss": "margin", "steps": 50, "restarts": 2},
@@ -45,16 +46,15 @@ def row(name: str, model: Classifier, data: ImageSet) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_adversarial_trainings_withstand_autoattack_and_the_encouraging_loss_does_not(
-    cnn16: Classifier, train_set: ImageSet, test_set: ImageSet
+@pytest.mark.parametrize("name", ["none", *DEFENSES])
+def test_adversarial_trainings_withstand_autoattack_and_other_losses_do_not(
+    name: str, cnn16: Classifier, train_set: ImageSet, test_set: ImageSet
 ) -> None:
-    print("\n| defense | clean | pgd | pgd (margin) | autoattack |\n|---|---|---|---|---|")
-    plain = row("none", cnn16, test_set)
-    found = {}
-    for name, numbers in DEFENSES.items():
-        trained = defense(name, **numbers).apply(cnn16, granted(train=train_set), ONE)
-        found[name] = row(name, trained, test_set)
-    for name in ("pgd_at", "trades", "mart", "awp", "fast_at", "free_at", "ltd", "cure"):
-        assert found[name]["autoattack"] >= plain["autoattack"] + 30, name
-    for name in ("encouraging_loss", "encouraging_loss.recommended", "encouraging_loss.cautious"):
-        assert found[name]["autoattack"] <= plain["autoattack"] + 10, name
+    model = cnn16
+    if name != "none":
+        model = defense(name, **DEFENSES[name]).apply(cnn16, granted(train=train_set), ONE)
+    found = row(name, model, test_set)
+    if name in TRAINED_ON_THE_BALL:
+        assert found["autoattack"] >= 40
+    elif name != "likelihood_flattening":  # a stand-in; the page makes no claim
+        assert found["autoattack"] <= 20
