@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from siegebench import registry
 from siegebench.config import Suite, load_suite
@@ -50,8 +51,10 @@ def names(value: Any) -> set[str]:
     """The names of all entries in a list of specs, of nested ones and of adaptive attacks too."""
     if isinstance(value, str):
         return {value}
+    if isinstance(value, BaseModel):  # one of the `inputs` of a board
+        return names(value.model_dump())
     if isinstance(value, dict):
-        return {n for k, v in value.items() if k in ("name", "attack", "corruption") for n in names(v)}
+        return {n for k, v in value.items() if k in ("name", "attack", "corruption", "set") for n in names(v)}
     return {n for v in value for n in names(v)} if isinstance(value, (list, tuple)) else set()
 
 

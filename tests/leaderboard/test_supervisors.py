@@ -25,7 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def row(detector: str, kind: str, value: float, safe: np.ndarray[Any, Any] | None = None) -> Result:
-    metrics: dict[str, Any] = {"auroc": {"value": value, "low": value - 0.02, "high": value + 0.02}}
+    metrics: dict[str, Any] = {"auroc": {"value": value, "low": value - 0.02, "high": min(1.0, value + 0.02)}}
     samples: dict[str, Any] = {}
     if safe is not None:
         metrics |= {"robust_acc_fpr@5": rate(float(safe.sum()), N), "clean_acc_fpr@5": rate(170, N)}
