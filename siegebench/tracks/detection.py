@@ -22,7 +22,7 @@ from siegebench.oracle import Oracle
 from siegebench.prepare import in_batches
 from siegebench.stats import auroc
 from siegebench.threat import TOLERANCE, ThreatModel
-from siegebench.tracks.attacking import lesson_of
+from siegebench.tracks.attacking import explored, lesson_of
 from siegebench.tracks.backdoor import PoisonedBoard, answers, backdoor_metrics, succeeded, triggered
 from siegebench.tracks.base import BoardSpec, Budget, Severity, Spec, Specs, Strict, ThreatSpec, refuse_repeats
 from siegebench.tracks.judging import clean_outcome, correct
@@ -258,7 +258,12 @@ def attacked(cell: Cell, ws: Workspace, model: Classifier, data: ImageSet) -> tu
     if not len(rows):
         raise NotApplicable("no image is classified correctly")
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids[rows])
-    lesson, _ = lesson_of(attack, cell, ws, model, threat)
+    if attack.exploring():
+        first = rows[: attack.explored()]
+        x, y = ws.pixels(data, first), data.labels[first].to(ws.device)
+        lesson, _ = explored(attack, model, threat, x, y, streams[: len(first)].to(ws.device))
+    else:
+        lesson, _ = lesson_of(attack, cell, ws, model, threat)
 
     def part(at: slice) -> Tensor:
         draws = streams[at].to(ws.device)
