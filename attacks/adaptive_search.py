@@ -29,7 +29,7 @@ from .square import Square
 Loss = Literal["ce", "margin", "dlr", "targeted_dlr"]
 TARGETS = 3  # classes that the targeted loss tries
 JUDGED = 5  # passes of a model with noise for one decision
-LONGEST = 100  # steps of one run
+LEAST, LONGEST = 5, 100  # steps of one run
 HIDDEN = 0.2  # a flag if the gradients of the model break fewer of the explored images than another way, by this much
 
 
@@ -117,7 +117,7 @@ class AdaptiveSearch(Attack):
 
     Random: starting points, noise, squares and probes. Cost: at most `passes` forward and backward passes for each
     attacked image, and about `trial` for each of the 8 to 25 ways tried on each of the explored images. A way that
-    averages k passes takes at least 10 steps.
+    averages k passes takes at least 5 steps.
 
     Differs from the paper: no search over programs of attacks (Yao et al.) and no learnt starting directions (Liu et
     al.).
@@ -142,7 +142,7 @@ class AdaptiveSearch(Attack):
         return float(self.passes)
 
     def quick(self) -> Self:
-        small = replace(self, passes=min(self.passes, 80), trial=min(self.trial, 20), images=min(self.images, 4))
+        small = replace(self, passes=min(self.passes, 40), trial=min(self.trial, 10), images=min(self.images, 2))
         if hasattr(self, "_name"):
             object.__setattr__(small, "_name", self._name)
         return small
@@ -292,7 +292,7 @@ class AdaptiveSearch(Attack):
             queries = max(10, int(passes))
             square = SquareL1(queries=queries) if threat.norm == "l1" else Square(queries=queries)
             return (NES(queries=queries) if way.estimate == "nes" else square).run(oracle, x, y, threat, draws)
-        steps = min(LONGEST, max(10, int(passes / (2 * way.looks))))
+        steps = min(LONGEST, max(LEAST, int(passes / (2 * way.looks))))
         if way.loss == "targeted_dlr":
             steps = max(5, steps // TARGETS)
         climb = APGD(steps=steps, loss=way.loss, targets=TARGETS, early_stop=way.exact and not joint)
