@@ -240,7 +240,7 @@ def _line(
     cell = rows.every[0].cell
     control = is_control("defense", cell.defense) or is_control("model", cell.model)
     compared = [*_compared(rows), *flags.clean_loss(rows.every, twins)]
-    found = in_order([*marks(rows.every), *compared, *_gaps(rows, missing)])
+    found = in_order([*marks(rows.every), *compared, *_gaps(rows, missing), *flags.not_searched(rows.every)])
     reasons = ["control: planted by the suite, listed but never ranked"] if control else []
     reasons += problems(rows.every)
     reasons += sorted({f"check failed: {f.id}" for f in compared if f.severity == "fail"} - set(reasons))

@@ -10,12 +10,13 @@ import numpy as np
 from siegebench import registry
 from siegebench.cells import Result, canonical, eps_text, label
 
-from .board import OF_VICTIM, Mark, metric, slice_of
+from .board import OF_CLEAN as OF_IMAGES
+from .board import Mark, metric, slice_of
 from .stats import Vector, tolerance
 
 GAP = 0.20  # drop of robust accuracy from PGD on cross-entropy to the worst case over all attacks
 LOSS = 0.10  # largest loss of clean accuracy by a defense without a flag
-OF_CLEAN = (*OF_VICTIM, "clean_loss")  # flags of clean images say nothing about masked gradients
+OF_CLEAN = (*OF_IMAGES, "clean_loss")  # flags of clean images say nothing about masked gradients
 BLACK_BOX_SLACK = 0.002  # the constant of the check in AutoAttack
 
 
@@ -176,6 +177,18 @@ def not_monotone(by_eps: Mapping[float, Sequence[Result]], eps: float) -> list[M
                 out.append(Mark("fail", "not_monotone", evidence, row.cell.key))
                 break
     return out
+
+
+def not_searched(rows: Sequence[Result]) -> list[Mark]:
+    """Say if the attack that adapts by itself was left out for a defended white-box entry."""
+    cell = rows[0].cell
+    if cell.track != "white_box" or label(cell.defense) == "none" or (cell.threat or {}).get("norm") == "l0":
+        return []
+    if any(has(r.cell.attack, "adaptive") for r in rows):
+        return []
+    able = ", ".join(registry.with_trait("attack", "adaptive"))
+    told = f"{able} was not run: the adaptive attacks are only those that the defense declares itself"
+    return [Mark("info", "not_searched", told)]
 
 
 def uncaught(white: Sequence[Result], flags: Iterable[Mark]) -> str:

@@ -18,6 +18,7 @@ Trait = Literal[
     "one_step",  # attack: a single gradient step; it must not be stronger than iterative attacks
     "iterative",  # attack: many gradient steps
     "plain",  # attack: maximises the loss of its parameter `loss`, cross-entropy by default
+    "adaptive",  # attack: adapts to the victim by itself; run on every defended entry of a white-box board
     "required",  # attack: a white-box entry is ranked only if it was run
     "detector_aware",  # attack: evades the detector too; detectors of adversarial images are ranked only under one
     "reference",  # defense: the baseline for other defenses

@@ -21,6 +21,7 @@ from siegebench.errors import BudgetExhausted, ConfigError, shortened
 from siegebench.inputs import as_classifier, as_images, as_labels, as_tensor, gradients
 from siegebench.oracle import Oracle
 from siegebench.threat import Access, Norm, Rule, ThreatModel
+from siegebench.tracks.attacking import explored
 from siegebench.tracks.judging import fresh_passes, gradient_flags, majority, right
 from siegebench.tracks.targets import goals
 from siegebench.types import Attack
@@ -148,6 +149,10 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
                 if data is not None and entry.learning():
                     streams = Draws(derive_seed(seed, "learn"), data.ids).to(images.device)
                     lesson = entry.learn(Oracle(victim, threat, streams), data, threat, streams)
+                if entry.exploring():
+                    few = slice(0, entry.explored())
+                    aims = None if goal is None else goal[few]
+                    lesson, _ = explored(entry, victim, threat, images[few], labels[few], draws[few], aims)
                 oracle = Oracle(victim, threat, draws, goal=goal, start=begin)
                 try:
                     x_adv = entry(oracle, images, labels, threat, draws, lesson)
@@ -161,7 +166,8 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
                     warnings.warn(f"{name}: {flag.evidence}", WeakAttack, stacklevel=2)
                 if not report:
                     return x_adv.to(given.device)
-                return _report(oracle, images, x_adv, labels, draws, flags, given.device)
+                found = [*flags, *entry.findings(lesson)]
+                return _report(oracle, images, x_adv, labels, draws, found, given.device)
 
     return call
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from siegebench import state
 from siegebench.classifier import Classifier, ModelCard, Network, Wrapped, copied, frozen
 from siegebench.data import IMAGE, Kind
 from siegebench.draws import Draws
@@ -257,43 +258,41 @@ class _OnCopies(Wrapped):
         return super().backward_model(x.clone(), draws)
 
 
-class _Restored(Wrapped):
-    """Puts the buffers back after each pass of a model that changes them in eval mode, such as a counter."""
+class Restored(Wrapped):
+    """Puts the state back after each pass of a model that changes it in eval mode: a counter, a memory of images."""
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        with _buffers_kept(self.inner):
+        with state.kept(self.inner):
             return super().forward(x, draws)
 
     def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        with _buffers_kept(self.inner):
+        with state.kept(self.inner):
             return super().backward_model(x, draws)
 
 
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[list[str]]:
-    """Inside, the model has copies of its buffers; afterwards its own again, and the list names those that changed."""
-    plain = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    own = [(m._buffers, k, b, b.clone()) for m in plain for k, b in m._buffers.items() if b is not None]
-    changed: list[str] = []
-    for buffers, name, _, mine in own:
-        buffers[name] = mine  # not written into in place: a gradient may still need the values
-    try:
-        yield changed
-    finally:
-        for buffers, name, before, mine in own:
-            same = buffers.get(name) is mine and mine.shape == before.shape and torch.equal(mine, before)
-            changed += [] if same else [name]
-            buffers[name] = before
+@torch.no_grad()
+def restored(model: Classifier, x: Tensor) -> Classifier:
+    """The model, in a wrapper that puts its state back after each pass if a pass of a few images changes it."""
+    if isinstance(model, Restored):
+        return model
+    before = state.summary(model)
+    with state.kept(model):
+        draws = Draws(0, torch.arange(min(len(x), PROBES), device=x.device)) if model.randomized else None
+        with blamed(model, x):
+            model(x[:PROBES].clone(), draws)
+        changed = state.changes(before, state.summary(model))
+    return Restored(model) if changed else model
 
 
 def checked(model: Classifier, x: Tensor) -> Classifier:
     """The model, after checking its answers to a few images.
 
-    In a wrapper if it writes into the images it is given, or into its own buffers.
+    In a wrapper if it writes into the images it is given, or changes its own state.
 
     Raises:
         ModelError: when it fails on these images, or does not return one finite logit for each class.
     """
+    model = restored(model, x)
     draws = Draws(0, torch.arange(len(x), device=x.device)) if model.randomized else None
 
     def answers(rows: slice = slice(None)) -> tuple[Tensor, bool]:
@@ -304,8 +303,7 @@ def checked(model: Classifier, x: Tensor) -> Classifier:
             z = model(given, None if draws is None else draws[rows])
         return z, given._version != version
 
-    with _buffers_kept(model) as changed:
-        z, written = answers()
+    z, written = answers()
     model.num_classes = model.num_classes or z.shape[1]  # of a module, which says nothing about it
     if z.shape != (len(x), model.num_classes):
         raise ModelError(
@@ -314,8 +312,6 @@ def checked(model: Classifier, x: Tensor) -> Classifier:
         )
     if not bool(torch.isfinite(z).all()):
         raise ModelError(f"the model returns NaN or infinite logits for images in {model.kind.box}")
-    if changed:
-        return checked(_Restored(model), x)
     if written:
         return checked(_OnCopies(model), x)
     if not model.randomized:

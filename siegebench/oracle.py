@@ -129,6 +129,14 @@ class Oracle(nn.Module):
         """Gradients pass through the backward model of the defense (BPDA); values and scoring stay exact."""
         return self._view(through_backward_model=True)
 
+    def of(self, model: Classifier) -> Oracle:
+        """A view on another classifier, such as a part of the model; its passes are counted as passes of the model."""
+        if self.threat.access != "gradient":
+            raise ContractError(
+                f"the threat model grants {self.threat.access} access; this attack asked for the inside"
+            )
+        return self._view(model=model)
+
     def as_attacked(self, k: int) -> Oracle:
         """The view of an adaptive attack: `backward_model`, with means over k passes if the model is randomised."""
         through = self.backward_model()
@@ -254,10 +262,7 @@ class Oracle(nn.Module):
         return g
 
     def stuck(self, g: Tensor) -> Tensor:
-        """Samples whose gradient is exactly zero and will stay zero, bool [n], so that gradient steps cannot move them.
-
-        Always False for a randomised model, where the next pass may have another gradient.
-        """
+        """Samples whose gradient is exactly zero and will stay zero, bool [n]; none for a randomised model."""
         if self.model.randomized:
             return torch.zeros(len(g), dtype=torch.bool, device=g.device)
         return ops.size(g, "linf") == 0

@@ -19,6 +19,7 @@ from siegebench.data import Granted, ImageSet, split_clean, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.environment import device
 from siegebench.errors import ConfigError, DataError
+from siegebench.inputs import restored
 from siegebench.prepare import at_once, prepare
 from siegebench.rows import Rows
 from siegebench.store import Store
@@ -295,7 +296,7 @@ class Workspace:
     def _prepared(self, key: Hashable, make: Callable[[], Classifier], cell: Cell) -> Classifier:
         def ready() -> Classifier:
             sample = self.evaluated(cell.data).pixels(slice(0, 32), self.dtype).to(self.device)
-            return prepare(make(), sample)
+            return prepare(restored(make(), sample), sample)
 
         found: Classifier = self._victim(key, ready)
         return found

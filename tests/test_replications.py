@@ -60,6 +60,7 @@ def names(value: Any) -> set[str]:
 
 def entries(board: BoardSpec) -> set[str]:
     found = {n for slot in (*board.slots, "inputs") for n in names(getattr(board, slot, None) or ())}
+    found |= names(getattr(board, "search", ()))
     for spec in getattr(board, "defenses", ()):
         found |= names(list(registry.build(Defense, spec).adaptive))
     return found

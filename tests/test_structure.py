@@ -43,7 +43,7 @@ LAYERS = (
     ("titles",),
     ("schema", "sources"),
     ("store", "reuse", "pickles", "weights", "contents", "fitting", "rows", "data", "environment"),
-    ("classifier",),
+    ("classifier", "state"),
     ("inputs",),
     ("prepare", "checkpoints"),
     ("layers",),

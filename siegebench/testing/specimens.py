@@ -20,7 +20,7 @@ from siegebench.draws import Draws
 from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
 from siegebench.threat import Norm, ThreatModel
-from siegebench.types import Lesson, Probe
+from siegebench.types import Attack, Lesson, Probe
 from siegebench.weights import weights_hash
 
 T = TypeVar("T")
@@ -93,7 +93,11 @@ def planted_set(n: int = 80, size: int = SIZE) -> ImageSet:
 
 
 def lesson_of(probe: Probe, model: Classifier, threat: ThreatModel, size: int) -> Lesson:
-    """What the entry learns from the planted training set; None if it does not learn."""
+    """What the entry learns from the planted training set, or from exploring; None if it does neither."""
+    if isinstance(probe, Attack) and probe.exploring():
+        x = images(probe.explored(), size).to(next(model.parameters()).dtype)
+        draws = Draws(0, torch.arange(1000, 1000 + len(x)))
+        return probe.explore(Oracle(model, threat, draws), x, model(x).argmax(dim=1), threat, draws)
     if not probe.learning():
         return None
     data = planted_set(size=size)

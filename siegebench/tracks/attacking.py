@@ -23,7 +23,8 @@ from siegebench.errors import ContractError
 from siegebench.metrics import QUERY_MARKS
 from siegebench.oracle import Ledger, Oracle
 from siegebench.prepare import in_batches
-from siegebench.threat import TOLERANCE, ThreatModel
+from siegebench.threat import ThreatModel
+from siegebench.tracks.conduct import conduct_flags
 from siegebench.tracks.conventions import convention_flags
 from siegebench.tracks.judging import clean_outcome, fresh_passes, gradient_flags, majority, right
 from siegebench.tracks.targets import Aim, aim
@@ -46,7 +47,9 @@ def measure_attack(cell: Cell, ws: Workspace) -> Result:
     else:
         seen = victim if cell.surrogates is None else ws.surrogate(cell)
         result = _attack(cell, ws, victim, seen, data, threat, clean)
-    result.flags += [f.as_dict() for f in convention_flags(ws, cell, victim, data, clean)]
+    of_victim = [*convention_flags(ws, cell, victim, data, clean), *conduct_flags(ws, cell, victim, data)]
+    named = {f["id"] for f in result.flags}
+    result.flags += [f.as_dict() for f in of_victim if f.id not in named]
     if fingerprint(victim) != weights or any(m.training for m in victim.modules()):
         raise ContractError(f"{cell.title}: the model was changed by what was run on it")
     result.weights = weights
@@ -65,8 +68,17 @@ def _attack(
     attack, aimed = ws.entry(Attack, cell.attack), aim(ws, cell, victim, data, threat)
     # images that already have the target class are not attacked
     indices = (clean if aimed is None else clean & (aimed.goal != data.labels)).nonzero().squeeze(1)
-    lesson, spent = lesson_of(attack, cell, ws, seen, threat)
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids)
+
+    def few(count: int) -> tuple[Tensor, Tensor, Draws, Tensor | None]:
+        rows = indices[:count]
+        goal = None if aimed is None else aimed.goal[rows].to(ws.device)
+        return ws.pixels(data, rows), data.labels[rows].to(ws.device), streams[rows].to(ws.device), goal
+
+    if attack.exploring() and len(indices):
+        lesson, spent = explored(attack, seen, threat, *few(attack.explored()))
+    else:
+        lesson, spent = lesson_of(attack, cell, ws, seen, threat)
     most = len(indices) if ws.settings.save_images == 0 else ws.settings.save_images or 0
     kept: dict[int, Tensor] = {}  # adversarial images, by the index of the first
 
@@ -90,7 +102,7 @@ def _attack(
         z = fresh_passes(victim, x_adv, draws, "adversarial")
         hits = right(z, y)
         far = threat.size(x_adv, x)
-        inside = far <= threat.eps + TOLERANCE * max(1.0, threat.eps)  # minimum-norm attacks may end outside
+        inside = far <= threat.limit  # minimum-norm attacks may end outside
         if at.start < most:
             shown = torch.where(inside.view(-1, 1, 1, 1), x_adv, x)  # outside the budget nothing was found
             kept[at.start] = shown[: most - at.start].detach().cpu().float()
@@ -123,12 +135,28 @@ def _attack(
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
     row = _row(cell, data, indices, threat, clean, victim, attack, got, aimed)
     row.counts.update(spent)
+    row.flags += [flag.as_dict() for flag in attack.findings(lesson)]
     if ws.settings.save_images is not None:
         first = indices[:most]
         found_images = [kept[k] for k in sorted(kept)] or [ws.pixels(data, first).cpu().float()]
         row.images = {"images": torch.cat(found_images), "ids": data.ids[first], "labels": data.labels[first]}
         row.images = {name: value.numpy() for name, value in row.images.items()}
     return row
+
+
+def explored(
+    attack: Attack,
+    seen: Classifier,
+    threat: ThreatModel,
+    x: Tensor,
+    y: Tensor,
+    draws: Draws,
+    goal: Tensor | None = None,
+) -> tuple[Lesson, dict[str, float]]:
+    """(what the attack finds out on these images, the first of those that it is to attack; the cost of it)"""
+    oracle = Oracle(seen, threat, draws.child("explore"), goal=goal)
+    lesson = attack.explore(oracle, x, y, threat, draws.child("explore"))
+    return lesson, _cost(oracle.ledger)
 
 
 def lesson_of(
@@ -143,17 +171,20 @@ def lesson_of(
         draws = Draws(derive_seed(cell.seed, "learn"), own.ids).to(ws.device)
         oracle = Oracle(seen, replace(threat, queries=None), draws)
         lesson = probe.learn(oracle, own, threat, draws)
-        ledger = oracle.ledger
-        return lesson, {
-            "learning_forwards": int(ledger.forwards.sum()),
-            "learning_backwards": int(ledger.backwards.sum()),
-        }
+        return lesson, _cost(oracle.ledger)
 
     what: list[Any] = [cell.attack, cell.measure, data_key(cell.data), cell.seed]
     if threat.access != "none":  # with no access, the lesson depends neither on the victim nor on the budget
         what += [cell.threat, cell.surrogates or {"model": cell.model, "defense": cell.defense}]
     learnt: tuple[Lesson, dict[str, float]] = ws.remember(("learnt", digest(what)), make)
     return learnt
+
+
+def _cost(ledger: Ledger) -> dict[str, float]:
+    return {
+        "learning_forwards": int(ledger.forwards.sum()),
+        "learning_backwards": int(ledger.backwards.sum()),
+    }
 
 
 def _row(

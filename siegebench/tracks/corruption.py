@@ -16,6 +16,7 @@ from siegebench.inventory import Inventory, Named
 from siegebench.metrics import SEVERITIES
 from siegebench.prepare import in_batches
 from siegebench.tracks.base import BoardSpec, Severity, Spec, Specs, refuse_repeats
+from siegebench.tracks.conduct import conduct_flags
 from siegebench.tracks.conventions import convention_flags
 from siegebench.tracks.judging import clean_outcome, fresh_passes, majority, right
 from siegebench.types import Corruption, Defense
@@ -91,6 +92,9 @@ class CorruptionBoard(BoardSpec):
                 "clean": pack(clean),
                 **{f"right@{s}": pack(hit) for s, hit in zip(severities, hits, strict=True)},
             },
-            flags=[f.as_dict() for f in convention_flags(ws, cell, victim, data, clean)],
+            flags=[
+                f.as_dict()
+                for f in (*convention_flags(ws, cell, victim, data, clean), *conduct_flags(ws, cell, victim, data))
+            ],
             weights=fingerprint(victim),
         )

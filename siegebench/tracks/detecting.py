@@ -22,8 +22,8 @@ from siegebench.metrics import ALARM_MARKS
 from siegebench.oracle import Oracle
 from siegebench.prepare import in_batches
 from siegebench.stats import auroc, auroc_interval
-from siegebench.threat import TOLERANCE, ThreatModel
-from siegebench.tracks.attacking import lesson_of
+from siegebench.threat import ThreatModel
+from siegebench.tracks.attacking import explored, lesson_of
 from siegebench.tracks.detection_inputs import other_images
 from siegebench.tracks.judging import clean_outcome, correct, gradient_flags
 from siegebench.types import Attack, InputDetector
@@ -144,7 +144,12 @@ def attacked(
     if not len(rows):
         raise NotApplicable("no image is classified correctly")
     streams = Draws(derive_seed(cell.seed, "attack"), data.ids[rows])
-    lesson, _ = lesson_of(attack, cell, ws, model, threat)
+    if attack.exploring():
+        first = rows[: attack.explored()]
+        x, y = ws.pixels(data, first), data.labels[first].to(ws.device)
+        lesson, _ = explored(attack, model, threat, x, y, streams[: len(first)].to(ws.device))
+    else:
+        lesson, _ = lesson_of(attack, cell, ws, model, threat)
     aware = knows_detector(cell.attack)
     threshold, spread = float(found.threshold(GUARD)), float(found.val.std(correction=0)) or 1.0
 
@@ -162,7 +167,7 @@ def attacked(
         parts = in_batches(part, len(rows), ws.batch(data.stored))
         x = torch.cat([x_adv for x_adv, _ in parts])
         survived = correct(ws, model, x, data.labels[rows], streams, "adversarial")
-        inside = threat.size(x, data.pixels(rows, x.dtype)) <= threat.eps + TOLERANCE * max(1.0, threat.eps)
+        inside = threat.size(x, data.pixels(rows, x.dtype)) <= threat.limit
         spent = torch.stack([counts for _, counts in parts]).sum(dim=0).tolist()
         return x, ~survived & inside, gradient_flags(cell.labels["model"], *spent)
 

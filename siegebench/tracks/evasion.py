@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from siegebench import registry
 from siegebench.cells import Cell, Result
 from siegebench.errors import ConfigError
 from siegebench.inventory import Inventory, Named, NamedData, NamedModel
@@ -36,9 +37,9 @@ class AttackBoard(BoardSpec):
         """Largest number of queries per sample; None without a limit."""
         return None
 
-    def known(self, defense: Defense) -> tuple[dict[str, Any], ...]:
-        """The adaptive attacks of a defense, run in addition to those of the suite."""
-        return defense.adaptive
+    def known(self, defense: Named[Defense]) -> tuple[Spec, ...]:
+        """The attacks that know a defense, run on it in addition to those of the suite."""
+        return defense.entry.adaptive
 
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
@@ -106,7 +107,8 @@ class AttackBoard(BoardSpec):
         defenses: list[Named[Defense]] = self.named(inventory, "defenses")
         for defense in defenses:
             defended = inventory.identified(defense)
-            knowing = [inventory.resolve(Attack, spec, defense.where) for spec in self.known(defense.entry)]
+            knowing = [inventory.resolve(Attack, spec, defense.where) for spec in self.known(defense)]
+            knowing = [a for a in knowing if _takes(a, data.images.kind.name)]
             adaptive = [a.description for a in knowing]
             trains = trained or defense.entry.trains
             extra = [a for a in knowing if a.description not in [o.description for o in own]]
@@ -136,16 +138,43 @@ class AttackBoard(BoardSpec):
         return measure_attack(cell, ws)
 
 
+def _takes(named: Named[Any], kind: str) -> bool:
+    try:
+        registry.check_takes(named.entry, kind)
+    except ConfigError:
+        return False
+    return True
+
+
 def _member(model: NamedModel, seed: int) -> dict[str, Any]:
     return model.seeded(seed) if model.trained else model.description
 
 
 class WhiteBoxBoard(AttackBoard):
-    """Robust accuracy under white-box attacks, including the adaptive attacks of each defense."""
+    """Robust accuracy under white-box attacks, including the adaptive attacks of each defense.
+
+    Attributes:
+        search: the attack that adapts to a victim by itself, run on every defended entry; `none` leaves it out, which
+            the page shows.
+    """
 
     track: Literal["white_box"]
     measures: list[Spec] = Field(default=["masking"])
+    search: Spec = "adaptive_search"
     slots: ClassVar[dict[str, str]] = {**AttackBoard.slots, "measures": "measure"}
+
+    def known(self, defense: Named[Defense]) -> tuple[Spec, ...]:
+        searched = () if self.search == "none" or defense.name == "none" else (self.search,)
+        return (*defense.entry.adaptive, *searched)
+
+    def check(self, inventory: Inventory) -> None:
+        if self.search != "none":
+            found = inventory.resolve(Attack, self.search, self.where("search"))
+            if "adaptive" not in registry.traits("attack", found.name):
+                able = ", ".join(registry.with_trait("attack", "adaptive"))
+                told = f"{found.name!r} does not adapt by itself; one of {able}, or none"
+                raise inventory.document.error(self.where("search"), told)
+        super().check(inventory)
 
 
 class QueryBoard(AttackBoard):
@@ -172,7 +201,7 @@ class TransferBoard(AttackBoard):
     def granted(self) -> Access:
         return "gradient" if self.surrogates else "none"
 
-    def known(self, defense: Defense) -> tuple[dict[str, Any], ...]:
+    def known(self, defense: Named[Defense]) -> tuple[Spec, ...]:
         return ()  # the attacker has no access to the defense
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:

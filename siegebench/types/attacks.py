@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from siegebench import ops
+from siegebench.cells import Flag
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError
@@ -36,6 +37,10 @@ class Probe(Entry):
         """Whether this instance learns (wrappers return the value of the inner attack)."""
         return self.learns
 
+    def exploring(self) -> bool:
+        """Whether this instance looks at some of the attacked images before it runs; see `Attack.explore`."""
+        return False
+
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Lesson:
         """Learn from training images; returns what `run` gets as `lesson`. Only for `learns = True`.
 
@@ -50,15 +55,16 @@ class Probe(Entry):
         raise ContractError(f"{self!r} declares learns = True and does not define learn")
 
     def _taught(self, lesson: Lesson) -> dict[str, Lesson]:
-        """The lesson as a keyword argument of `run`; empty for an entry that does not learn.
+        """The lesson as a keyword argument of `run`; empty for an entry that does not learn or explore.
 
         Raises:
-            ContractError: when the entry learns and there is no lesson.
+            ContractError: when the entry learns or explores and there is no lesson.
         """
-        if not self.learning():
+        if not (self.learning() or self.exploring()):
             return {}
         if lesson is None:
-            raise ContractError(f"{self!r} learns from training images; call learn first and pass lesson=")
+            what = "learns from training images; call learn" if self.learning() else "explores; call explore"
+            raise ContractError(f"{self!r} {what} first and pass lesson=")
         return {"lesson": lesson}
 
 
@@ -75,6 +81,8 @@ class Attack(Probe):
         aims: it supports targets: given a class for each image (`oracle.goal`), it searches for images that are
             classified as that class.
         starts: it can start from given points (`oracle.start`, projected onto the ball) instead of its own.
+        explores: it looks at a few of the attacked images first, once for all the images of a cell. It defines
+            `explore` and `explored`, and `run` gets what `explore` returned as one more argument, `lesson`.
         step_in_pixels: its parameter `step` is a distance in the units of eps; one above 2 eps is refused.
         restricted: reaches only a part of the ball (light, one pattern for all images); the contract tests do not
             require it to find the nearest point of a half-space.
@@ -86,6 +94,7 @@ class Attack(Probe):
     for_transfer: ClassVar[bool] = False
     aims: ClassVar[bool] = False
     starts: ClassVar[bool] = False
+    explores: ClassVar[bool] = False
     step_in_pixels: ClassVar[bool] = False
     restricted: ClassVar[bool] = False
 
@@ -117,6 +126,25 @@ class Attack(Probe):
     def can_start(self) -> bool:
         """Whether this instance can start from given points (wrappers return the value of the inner attack)."""
         return self.starts
+
+    def exploring(self) -> bool:
+        """Whether this instance explores (wrappers return the value of the inner attack)."""
+        return self.explores
+
+    def explored(self) -> int:
+        """Number of images that `explore` gets, at most."""
+        return 0
+
+    def explore(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Lesson:
+        """Look at some of the images that are to be attacked; returns what `run` gets as `lesson`.
+
+        The arguments are those of `run`. The entry itself does not change.
+        """
+        raise ContractError(f"{self!r} declares explores = True and does not define explore")
+
+    def findings(self, lesson: Lesson) -> tuple[Flag, ...]:
+        """What the row says about a lesson: flags, with their evidence."""
+        return ()
 
     def refusal(self, threat: ThreatModel, images: ImageSet | None = None) -> str:
         """Why this attack cannot run under this threat model, or on these images; empty if it can.
@@ -151,7 +179,7 @@ class Attack(Probe):
         """Run, then check the contract: shape, dtype, finite, in the box of the kind ([0, 1] for images), within eps.
 
         Args:
-            lesson: what `learn` returned; ignored by an attack that does not learn.
+            lesson: what `learn` or `explore` returned; ignored by an attack that does neither.
 
         Raises:
             ContractError: naming the attack, the sample and the size of the violation.
@@ -250,6 +278,18 @@ class WrappingAttack(Attack):
 
     def identity(self) -> dict[str, Any]:
         return self.attack.identity()
+
+    def exploring(self) -> bool:
+        return self.attack.exploring()
+
+    def explored(self) -> int:
+        return self.attack.explored()
+
+    def explore(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Lesson:
+        return self.attack.explore(oracle, x, y, threat, draws)
+
+    def findings(self, lesson: Lesson) -> tuple[Flag, ...]:
+        return self.attack.findings(lesson)
 
     def learning(self) -> bool:
         return self.attack.learning()
