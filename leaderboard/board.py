@@ -22,8 +22,7 @@ T = TypeVar("T")
 Unit = Literal["rate", "score", "count", "text"]  # shown in per cent, with three decimals, as a plain number, as text
 SEVERITIES = ("fail", "flag", "info")
 OF_CLEAN = ("chance_accuracy", "input_convention")  # flags of the answers to clean images
-# flags that depend on the victim and not on the attack
-OF_VICTIM = (*OF_CLEAN, "batch_dependent", "stateful", "global_generator", "randomness_undeclared")
+OF_VICTIM = (*OF_CLEAN, "batch_dependent", "stateful", "global_generator", "randomness_undeclared")  # of any attack
 LARGE = 1e12  # larger numbers are shown in scientific notation
 SHORT = 16  # digits of a key that are displayed; the row's file names have the same
 

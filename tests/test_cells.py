@@ -69,6 +69,7 @@ CHANGES: dict[str, Any] = {
     "detector": {"name": "strip", "version": 1},
     "corruption": {"name": "fog", "version": 1},
     "severities": [1, 2, 3],
+    "inputs": {"kind": "ood", "data": CELL["data"]},
     "threat": {**CELL["threat"], "eps": 8.000001 / 255},
     "surrogates": [CELL["model"]],
     "adaptive": True,

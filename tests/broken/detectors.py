@@ -10,6 +10,7 @@ import torch
 from siegebench.types import (
     InputDetector,
     ModelDetector,
+    Scorer,
     Verdict,
 )
 
@@ -53,6 +54,17 @@ class RanksTheBatch(Confidence):
         return lambda x, d: super(RanksTheBatch, self).fit(model, data, draws)(x, d).argsort().argsort().float()
 
 
+class OffersNoGradient(Confidence):
+    def fit(self, model, data, draws):
+        return Scorer(super().fit(model, data, draws))
+
+
+class RoundsItsGradientAway(Confidence):
+    def fit(self, model, data, draws):
+        score = super().fit(model, data, draws)
+        return Scorer(score, lambda x, d: model(x).round().sum(dim=1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judges(ModelDetector):
     verdict: Verdict = field(default_factory=lambda: Verdict(0.5, False))
@@ -74,6 +86,8 @@ BROKEN = [
     ("detector", ScoresByChance(), "scores the same for the same draws", "torch"),
     ("detector", TrainsTheModel(), "leaves the judged model as found", "modes"),
     ("detector", RanksTheBatch(), "scores an input alone as in a batch", "alone scores"),
+    ("detector", OffersNoGradient(), "lets gradients through if it offers them", "without a gradient"),
+    ("detector", RoundsItsGradientAway(), "lets gradients through if it offers them", "zero for 12 of 12"),
     ("detector", Judges(verdict=Verdict(0.5, np.True_)), "gives a well formed verdict", "expected bool"),
     ("detector", Judges(verdict=Verdict(0.5, True, (10,))), "gives a well formed verdict", "not a class"),
 ]
