@@ -24,22 +24,25 @@ class Persistent:
     """Targeted APGD, first towards each class as in AutoAttack, then again towards those that came nearest.
 
     A class is nearer if the best point so far has the larger margin towards it. Every second additional run starts at
-    that point, the others at random points. `probe` is a short random search after the first runs: where it gets nearer
-    than all gradients did, gradients mislead, and the sample is left to `otherwise`.
+    that point, the others at random points. Between the two, `second` is tried on every sample, and then `probe`, a
+    short random search: where it gets nearer than all gradients did, gradients mislead, and the sample is left to
+    `otherwise`.
 
     Attributes:
         apgd: one run.
         targets: classes that are tried, at most all wrong ones.
         passes: largest number of forward and backward passes per sample, together.
+        second: another attack by gradients.
         probe: an attack that needs no gradients.
-        otherwise: attacks on samples whose gradients mislead, one after the other.
+        otherwise: the attack on samples whose gradients mislead.
     """
 
     apgd: APGD
     targets: int
     passes: int
+    second: Attack
     probe: Attack
-    otherwise: tuple[Attack, ...] = ()
+    otherwise: Attack
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         best, every = Best(x), torch.arange(len(x), device=x.device)
@@ -50,6 +53,7 @@ class Persistent:
         once = goals.shape[1]
         for r in range(max(once, self.passes // (2 * self.apgd.steps + 3))):
             if r == once:
+                self._try(self.second, oracle, x, y, threat, draws, best)
                 rows = best.left()
                 misled[rows] = self._try(self.probe, oracle, x, y, threat, draws, best) > near[rows].amax(dim=1)
             live = every[~best.hit & ~misled]
@@ -69,8 +73,7 @@ class Persistent:
                 margin = (z.gather(1, aim[:, None]) - z.gather(1, labels[:, None])).squeeze(1)
             nearer = margin > near[live, k]
             near[live[nearer], k[nearer]], points[live[nearer], k[nearer]] = margin[nearer], found.point[nearer]
-        for number, attack in enumerate(self.otherwise):
-            self._try(attack, oracle, x, y, threat, draws.child("otherwise", number), best, misled)
+        self._try(self.otherwise, oracle, x, y, threat, draws.child("otherwise"), best, misled)
         return best.point
 
     def _goals(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -22,6 +22,7 @@ from .apgd import APGD
 from .fab import FAB
 from .square import Square
 
+NEAREST = 3  # classes that FAB tries in `plus`
 PROBE = 50  # one query in so many goes to the random search that gradients must outdo in `plus`
 PASSES = 20  # of a randomised model, averaged for each gradient
 RESTARTS_L1, TARGETS_L1 = 5, 5  # of APGD-CE, and classes of targeted APGD
@@ -38,9 +39,9 @@ class AutoAttack(Attack):
 
     `plus` spends the passes of the standard ensemble where they pay. After APGD-CE and the first targeted runs, which
     are those of `standard`, more targeted runs follow towards the classes that came nearest, half of them from the best
-    point so far. FAB and Square run only where a short random search gets nearer than all gradients did. It searches in
-    the spirit of Liu, Cheng, Gao, Liu, Zhang, Song, "Practical Evaluation of Adversarial Robustness via Adaptive Auto
-    Attack", CVPR 2022, arXiv 2203.05154.
+    point so far. FAB tries three classes only. Square runs only where a short random search gets nearer than all
+    gradients did. It searches in the spirit of Liu, Cheng, Gao, Liu, Zhang, Song, "Practical Evaluation of Adversarial
+    Robustness via Adaptive Auto Attack", CVPR 2022, arXiv 2203.05154.
 
     L1: the same four attacks (Croce, Hein, "Mind the box: L1-APGD for sparse adversarial attacks on image classifiers",
     ICML 2021, arXiv 2103.01208): APGD-CE with five restarts, targeted APGD with at most five classes, FAB, and the L1
@@ -102,8 +103,9 @@ class AutoAttack(Attack):
             wrong, probe = min(self.targets, num_classes - 1), max(1, self.queries // PROBE)
             yield Persistent(
                 apgd=second, targets=wrong, probe=square(queries=probe),
-                passes=(2 * min(targets, wrong) + 3 * wrong) * self.steps + self.queries - probe,
-                otherwise=(fab, square(queries=max(1, self.queries - probe), rescale=False)),
+                second=replace(fab, targets=min(NEAREST, wrong)),
+                passes=(2 * min(targets, wrong) + 3 * max(0, wrong - NEAREST)) * self.steps + self.queries - probe,
+                otherwise=square(queries=max(1, self.queries - probe), rescale=False),
             )  # fmt: skip
             return
         yield second

@@ -292,19 +292,19 @@ def checked(model: Classifier, x: Tensor) -> Classifier:
     Raises:
         ModelError: when it fails on these images, or does not return one finite logit for each class.
     """
-    model = restored(model, x)
+    given, model = model, restored(model, x)
     draws = Draws(0, torch.arange(len(x), device=x.device)) if model.randomized else None
 
     def answers(rows: slice = slice(None)) -> tuple[Tensor, bool]:
         """(logits, whether the model wrote into the images)"""
-        given = x[rows].clone()
-        version = given._version
-        with blamed(model, given):
-            z = model(given, None if draws is None else draws[rows])
-        return z, given._version != version
+        images = x[rows].clone()
+        version = images._version
+        with blamed(model, images):
+            z = model(images, None if draws is None else draws[rows])
+        return z, images._version != version
 
     z, written = answers()
-    model.num_classes = model.num_classes or z.shape[1]  # of a module, which says nothing about it
+    given.num_classes = model.num_classes = model.num_classes or z.shape[1]  # of a module, which does not say it
     if z.shape != (len(x), model.num_classes):
         raise ModelError(
             f"the model has {model.num_classes} classes and returns {tuple(z.shape)} for {len(x)} images; "

@@ -185,19 +185,19 @@ def test_any_module_can_be_evaluated_and_is_left_alone(tmp_path: Path) -> None:
     model = Net().train()
     before = state(model)
     outcome = evaluate(model, tmp_path, name="mine")
-    assert outcome.ended == {"ok": 6}
+    assert outcome.ended == {"ok": 7}
     assert unchanged(before, model)
     assert {r.cell.labels["model"] for r in outcome.results} == {"mine"}
     assert {r.cell.labels["defense"] for r in outcome.results} == {"none", "outsider/noise"}
-    assert evaluate(model, tmp_path, name="mine").ended == {"cached": 6}, "the same model is not computed again"
+    assert evaluate(model, tmp_path, name="mine").ended == {"cached": 7}, "the same model is not computed again"
     assert sb.evaluate is api.evaluate
     # other weights, another name, the same weights under other code: other cells
     other = Net()
     with torch.no_grad():
         other.head.bias[0] += 1
-    assert evaluate(other, tmp_path, name="mine").ended == {"ok": 6}
-    assert evaluate(model, tmp_path, name="yours").ended == {"ok": 6}
-    assert evaluate(Net(bend=torch.tanh), tmp_path, name="mine").ended == {"ok": 6}
+    assert evaluate(other, tmp_path, name="mine").ended == {"ok": 7}
+    assert evaluate(model, tmp_path, name="yours").ended == {"ok": 7}
+    assert evaluate(Net(bend=torch.tanh), tmp_path, name="mine").ended == {"ok": 7}
     assert len(runs.numbers(tmp_path / "store")) == 24
 
 
@@ -211,11 +211,11 @@ class Rounds(Net):
 def test_equal_weights_under_other_code_get_no_stored_number(tmp_path: Path) -> None:
     with torch.inference_mode():  # as in a test loop: there is no gradient outside of the call
         inside = evaluate(Net(), tmp_path)
-    assert inside.ended == {"ok": 6}
-    assert evaluate(Net(), tmp_path).ended == {"cached": 6}
+    assert inside.ended == {"ok": 7}
+    assert evaluate(Net(), tmp_path).ended == {"cached": 7}
     assert [r for r in inside.results if r.cell.attack and r.counts["backwards"] > 0], "the attack had no gradient"
     assert "blind_attack" not in {f["id"] for r in inside.results for f in r.flags}
-    assert evaluate(Rounds(), tmp_path).ended == {"ok": 6}
+    assert evaluate(Rounds(), tmp_path).ended == {"ok": 7}
 
 
 def test_what_is_evaluated_is_what_the_model_does(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_what_is_evaluated_is_what_the_model_does(tmp_path: Path) -> None:
     assert len(rows) == 2
     for row in rows:
         assert row.value("clean_acc") == pytest.approx(float(right))
-    assert [s for _, s in seen] == ["started", "ok"] * 6
+    assert [s for _, s in seen] == ["started", "ok"] * 7
     text = sb.report(outcome.results)
     assert "model" in text
     assert sb.report(tmp_path / "store") == text

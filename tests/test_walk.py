@@ -142,7 +142,7 @@ def test_the_commands_and_examples_of_the_readme_run(checkout: Path) -> None:
         assert code == 0, (text, out, err)
         assert out.strip() or kind == "file", text
     said = {" ".join(map(str, text)): out for kind, text, _, out, _ in done if kind == "command"}
-    assert "44 cells, 44 to compute" in said["siegebench run mine.yaml --dry-run"]
+    assert "48 cells, 48 to compute" in said["siegebench run mine.yaml --dry-run"]
     assert "byobnet_tiny" in said["siegebench report"]
     (python,) = [out for kind, _, _, out, _ in done if kind == "python"]
     assert re.search(r"accuracy under attack: 0\.\d\d", python)

@@ -72,17 +72,17 @@ def test_a_defense_that_loses_more_than_ten_points_is_flagged_and_still_ranked(c
     board = only(rows)
     entry = line(board, "jpeg")
     assert entry.rank is not None
-    assert [f.id for f in entry.flags] == ["clean_loss"] * flagged
+    assert [f.id for f in entry.flags if f.id != "not_searched"] == ["clean_loss"] * flagged
     assert not line(board, "other").flags
 
 
 def test_the_undefended_twin_may_be_on_another_board_but_not_on_other_images() -> None:
     rows = [attacked("square", 10, track="query"), attacked("autoattack", 9, defense="jpeg", clean=100, adaptive=True)]
     white = next(b for b in rank.boards(rows) if b.track == "white_box")
-    assert [f.id for f in line(white, "jpeg").flags] == ["clean_loss"]
+    assert "clean_loss" in [f.id for f in line(white, "jpeg").flags]
     elsewhere = attacked("square", 10, track="query", data={**make.DATA, "digest": "e" * 64})
     white = next(b for b in rank.boards([elsewhere, rows[1]]) if b.track == "white_box")
-    assert not line(white, "jpeg").flags
+    assert "clean_loss" not in [f.id for f in line(white, "jpeg").flags]
 
 
 def test_a_flag_of_the_victim_is_named_once() -> None:
