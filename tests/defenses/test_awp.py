@@ -65,6 +65,28 @@ def test_without_perturbation_it_is_the_other_training() -> None:
     assert not all(torch.equal(v, plain[k]) for k, v in moved.items())
 
 
+def test_the_other_training_sees_the_weights_before_the_perturbation() -> None:
+    net_, data = Network(net(), num_classes=2, rebuild=net), two_features(64)
+    this = build("awp", defense={"name": "cure", "revise": 1.0, "decay": 0.0}, gamma=0.5).problem(net_, granted(data), 0)
+    x, y = data.pixels(), data.labels
+    theta = net_.net[0].weight.detach().clone()  # type: ignore[index,union-attr]
+
+    def rho() -> torch.Tensor:
+        return this.outer(net_, x, y, x, net_(x))
+
+    assert this.perturb is not None
+    assert this.gradients is not None
+    this.perturb(rho, 0)
+    before = float(rho().detach())
+    assert not torch.equal(net_.net[0].weight, theta)  # type: ignore[index,union-attr]
+    this.gradients()  # the second network of cure becomes a copy of the first: its term of the loss is zero
+    assert torch.equal(net_.net[0].weight, theta)  # type: ignore[index,union-attr]
+    net_.eval()
+    plain = F.cross_entropy(net_(x), y)
+    assert torch.allclose(rho(), plain, atol=1e-5)
+    assert before > float(plain.detach()) + 1e-3
+
+
 def test_it_goes_around_adversarial_trainings_only() -> None:
     with pytest.raises(ConfigError, match="defense"):
         build("awp", defense="jpeg")
