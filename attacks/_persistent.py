@@ -23,9 +23,10 @@ RANKS = (0, 1, 0, 2, 0, 1, 0, 3)  # which of the nearest classes the additional 
 class Persistent:
     """Targeted APGD, first towards each class as in AutoAttack, then again towards those that came nearest.
 
-    A class is nearer if the best point so far has the larger margin towards it. Every second additional run starts at
-    that point, the others at random points. `probe` is a short random search after the first runs: where it gets nearer
-    than all gradients did, gradients mislead, and the sample is left to `otherwise`.
+    A class is nearer if the best point so far has the larger margin towards it. Every second additional run aims at the
+    nearest class, from a random point; the others aim mostly at classes further away, from the best point so far.
+    `probe` is a short random search after the first runs: where it gets nearer than all gradients did, gradients
+    mislead, and the sample is left to `otherwise`.
 
     Attributes:
         apgd: one run.

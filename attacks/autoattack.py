@@ -37,10 +37,10 @@ class AutoAttack(Attack):
     and every decision averaged over 20 forward passes.
 
     `plus` spends the passes of the standard ensemble where they pay. After APGD-CE and the first targeted runs, which
-    are those of `standard`, more targeted runs follow towards the classes that came nearest, half of them from the best
-    point so far. FAB and Square run only where a short random search gets nearer than all gradients did. It searches in
-    the spirit of Liu, Cheng, Gao, Liu, Zhang, Song, "Practical Evaluation of Adversarial Robustness via Adaptive Auto
-    Attack", CVPR 2022, arXiv 2203.05154.
+    are those of `standard`, more targeted runs follow: half of them towards the class that came nearest, from random
+    points, and half mostly towards the next ones, from the best point so far. FAB and Square run only where a short
+    random search gets nearer than all gradients did. It searches in the spirit of Liu, Cheng, Gao, Liu, Zhang, Song,
+    "Practical Evaluation of Adversarial Robustness via Adaptive Auto Attack", CVPR 2022, arXiv 2203.05154.
 
     L1: the same four attacks (Croce, Hein, "Mind the box: L1-APGD for sparse adversarial attacks on image classifiers",
     ICML 2021, arXiv 2103.01208): APGD-CE with five restarts, targeted APGD with at most five classes, FAB, and the L1

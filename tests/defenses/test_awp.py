@@ -67,7 +67,9 @@ def test_without_perturbation_it_is_the_other_training() -> None:
 
 def test_the_other_training_sees_the_weights_before_the_perturbation() -> None:
     net_, data = Network(net(), num_classes=2, rebuild=net), two_features(64)
-    this = build("awp", defense={"name": "cure", "revise": 1.0, "decay": 0.0}, gamma=0.5).problem(net_, granted(data), 0)
+    this = build("awp", defense={"name": "cure", "revise": 1.0, "decay": 0.0}, gamma=0.5).problem(
+        net_, granted(data), 0
+    )
     x, y = data.pixels(), data.labels
     theta = net_.net[0].weight.detach().clone()  # type: ignore[index,union-attr]
 
