@@ -121,7 +121,8 @@ def test_layers_whose_weights_are_only_read_are_left_out() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             tokens = x.mean(dim=1)  # the rows of 8x8 images
-            return self.last(self.mix(tokens, tokens, tokens)[0].flatten(1))  # out_proj is never called
+            z: Tensor = self.last(self.mix(tokens, tokens, tokens)[0].flatten(1))  # out_proj is never called
+            return z
 
     code, model = sys.modules[type(dverge()).__module__], Network(Attention(), num_classes=2)
     assert code.layers(model, kit.grey_images(1)) == [model.net.last]

@@ -61,7 +61,8 @@ def test_squeeze_and_excitation_is_no_mlp() -> None:
             self.fc1, self.act, self.fc2, self.gate = nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Sigmoid()
 
         def forward(self, h: Tensor) -> Tensor:
-            return h * self.gate(self.fc2(self.act(self.fc1(h.mean((2, 3), keepdim=True)))))
+            g: Tensor = self.gate(self.fc2(self.act(self.fc1(h.mean((2, 3), keepdim=True)))))
+            return h * g
 
     def net() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Gated(), nn.Flatten(), nn.Linear(8 * 36, 10))
