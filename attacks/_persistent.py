@@ -23,10 +23,10 @@ RANKS = (0, 1, 0, 2, 0, 1, 0, 3)  # which of the nearest classes the additional 
 class Persistent:
     """Targeted APGD, first towards each class as in AutoAttack, then again towards those that came nearest.
 
-    A class is nearer if the best point so far has the larger margin towards it. Every second additional run starts at
-    that point, the others at random points. Between the two, `second` is tried on every sample, and then `probe`, a
-    short random search: where it gets nearer than all gradients did, gradients mislead, and the sample is left to
-    `otherwise`.
+    A class is nearer if the best point so far has the larger margin towards it. The additional runs go through `RANKS`
+    again and again: from random points, then from the best points so far, and so on. Before them, `second` is tried on
+    every sample, and then `probe`, a short random search: where it gets nearer than all gradients did, gradients
+    mislead, and the sample is left to `otherwise`.
 
     Attributes:
         apgd: one run.
@@ -62,7 +62,7 @@ class Persistent:
             k, start = torch.full_like(live, r), None
             if r >= once:
                 k = near[live].argsort(dim=1, descending=True)[:, RANKS[(r - once) % len(RANKS)] % once]
-                start = points[live, k] if (r - once) % 2 else None
+                start = points[live, k] if (r - once) // len(RANKS) % 2 else None
             view, labels, aim = oracle[live], y[live], goals[live, k]
             streams = draws[live].child("apgd", self.apgd.loss, r, 0)
             found = self.apgd.ascend(view, x[live], labels, aim, threat, streams, start)

@@ -75,11 +75,11 @@ class AWP(AdversarialTraining):
                     theta.add_(self.gamma * theta.norm() / g.norm().clamp(min=1e-20) * g)
 
         def restore() -> None:
-            if inner.gradients is not None:
-                inner.gradients()
             with torch.no_grad():
                 for theta, before in zip(weights, kept, strict=False):
                     theta.copy_(before)
             kept.clear()
+            if inner.gradients is not None:  # it may read the weights, which are theta again
+                inner.gradients()
 
         return replace(inner, perturb=perturb, gradients=restore)

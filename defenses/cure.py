@@ -42,7 +42,8 @@ class CURE(AdversarialTraining):
     Cost: that of `trades`, two more backward passes, and two forward passes of the second network per training step.
 
     Differs from the paper: the decrease of r is not stated there; it is linear here. The authors' code masks other
-    gradients than the paper says; this is the paper's rule. Momentum and weight decay still move conserved weights.
+    gradients than the paper says; this is the paper's rule. Label smoothing of the recipe is not used. Momentum and
+    weight decay still move conserved weights.
 
     Attributes:
         conserve: fraction of the weights of each tensor whose gradient is set to zero; 0.3 for ResNet-18.

@@ -15,10 +15,11 @@ from siegebench.classifier import Classifier, Wrapped
 from siegebench.data import Granted, ImageSet, stratified
 from siegebench.draws import Draws
 from siegebench.layers import Layers
-from siegebench.prepare import at_once
+from siegebench.prepare import at_once, in_batches
 from siegebench.types import Count, Defense
 
 COLDEST = 1e-6  # smallest temperature
+BATCH = 256  # images at once, at most: thousands of large ones do not fit a GPU
 
 
 class DACModel(Wrapped):
@@ -123,8 +124,8 @@ class DAC(Defense):
 def _embedded(model: DACModel, data: ImageSet) -> tuple[list[Tensor], Tensor, Tensor]:
     """(features of each layer, logits, labels) of a set."""
     parameter = next(model.parameters())
-    size = at_once(data.stored, parameter.device)
-    parts = [model.embed(data.pixels(i).to(parameter)) for i in torch.arange(len(data)).split(size)]
+    size = min(BATCH, at_once(data.stored, parameter.device))
+    parts = in_batches(lambda part: model.embed(data.pixels(part).to(parameter)), len(data), size)
     layers = [torch.cat(layer) for layer in zip(*(features for features, _ in parts), strict=True)]
     return layers, torch.cat([z for _, z in parts]), data.labels
 

@@ -42,9 +42,18 @@ class Crossed(Ensemble):
         return torch.cat([*z, *(f(part) for f, part in zip(self.members, parts[M:], strict=False))])
 
 
-def layers(model: nn.Module) -> list[nn.Module]:
-    """The convolutions and linear layers of a network."""
-    return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+def layers(model: Classifier, x: Tensor) -> list[nn.Module]:
+    """The convolutions and linear layers that a network calls for images x; attention may only read their weights."""
+    every = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    called: set[nn.Module] = set()
+    handles = [m.register_forward_hook(lambda module, _args, _out: called.add(module)) for m in every]
+    try:
+        with frozen(model), torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [m for m in every if m in called]
 
 
 def output(model: Classifier, layer: nn.Module, x: Tensor) -> Tensor:
@@ -123,19 +132,19 @@ class DVERGE(Defense):
         assert isinstance(defended, Voting)
         seed, images, members = derive_seed(draws.seed, "dverge"), data.train, networks(defended)
         train_members(defended, images, self.pretraining, seed)
-        epochs, M, threat = (
-            Draws(seed, torch.zeros(1, dtype=torch.long)),
-            len(members),
-            ThreatModel(norm="linf", eps=self.attack_eps),
-        )
+        epochs, M = Draws(seed, torch.zeros(1, dtype=torch.long)), len(members)
+        threat = ThreatModel(norm="linf", eps=self.attack_eps)
         crossed = Crossed(members, M if self.attack is None else 2 * M)
+        like = next(defended.parameters())
+        sample = images.pixels(slice(0, 1), like.dtype).to(like.device)
+        each = [layers(f, sample) for f in members]
 
         def made(x: Tensor, y: Tensor, index: Tensor, epoch: int) -> Tensor:
             own = Draws(seed, images.ids[index]).at(epoch)
             other = own.integers(len(images), purpose="x_t")
             x_t = augmented(images.pixels(other, x.dtype), self.recipe.augment, own, epoch, images.kind).to(x.device)
-            layer = int(epochs.integers(len(layers(members[0])), (), epoch, "layer"))
-            parts = [self.distil(f, layers(f)[layer], x, x_t) for f in members]
+            layer = int(epochs.integers(len(each[0]), (), epoch, "layer"))
+            parts = [self.distil(f, own_layers[layer], x, x_t) for f, own_layers in zip(members, each, strict=True)]
             if self.attack is not None:
                 parts += [attacked(f, self.attack, threat, x, y, own.child(j)) for j, f in enumerate(members)]
             return torch.cat(parts)

@@ -26,12 +26,14 @@ class EncouragingLoss(Defense):
     2022, arXiv 2110.06537.
 
     The gradient of the cross-entropy vanishes when p_y is near 1; that of -log p_y + log(1 - p_y) in the logit z_y is
-    always -1, so margins grow. Above `limit`, B is replaced by its tangent. Larger logits saturate the softmax, which
-    stops attacks on the cross-entropy without making the network more robust: attacks on differences of logits count.
+    -1 up to p_y = 1 - 1e-5, where the bonus ends, so margins grow. Above `limit`, B is replaced by its tangent. Larger
+    logits may saturate the softmax, which stops attacks on the cross-entropy without making the network more robust:
+    attacks on differences of logits count.
 
     Random: the initial weights, the order and augmentation of the images.
 
-    Differs from the paper: only the loss is taken; architectures and recipes are those of the suite.
+    Differs from the paper: only the loss is taken; architectures and recipes are those of the suite. Label smoothing of
+    the recipe is not used.
 
     Attributes:
         limit: LE, the probability from which B is linear: 1 is the full bonus, 0.75 is recommended by the authors, 0.5

@@ -31,7 +31,7 @@ class LikelihoodFlattening(AdversarialTraining):
 
     Random: the initial weights, the order and augmentation of the images, and the start in the ball.
 
-    Cost: K + 1 more forward passes and K + 1 more backward passes per training step than standard training.
+    Cost: K + 2 more forward passes and K + 1 more backward passes per training step than standard training.
 
     Differs from the paper: its measure of flatness and its regulariser were not available; this term is ours, and
     results say nothing about theirs.

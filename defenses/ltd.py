@@ -39,6 +39,7 @@ class LTD(AdversarialTraining):
 
     Differs from the paper: only its abstracts and those figures that its repository repeats were available. They say
     that teacher and student have fixed, different temperatures. T, beta and the inner maximum are choices made here.
+    Label smoothing of the recipe is not used.
 
     Attributes:
         temperature: T of the teacher; 1 is no temperature.

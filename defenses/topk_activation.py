@@ -56,7 +56,9 @@ def sparsify(model: Classifier, share: float, relu: bool) -> None:
 
 
 def _is_mlp(module: nn.Module) -> bool:
-    return all(isinstance(getattr(module, name, None), nn.Module) for name in ("fc1", "act", "fc2"))
+    """Whether a module is the MLP of a transformer block. Squeeze-and-excitation has the same parts, and a gate."""
+    parts = (getattr(module, name, None) for name in ("fc1", "act", "fc2"))
+    return all(isinstance(part, nn.Module) for part in parts) and not hasattr(module, "gate")
 
 
 class Sparse(Wrapped):

@@ -31,7 +31,8 @@ class TRADES(AdversarialTraining):
 
     Random: the initial weights, the order and augmentation of the images, and the start of the search.
 
-    Cost: K more forward and backward passes per training step than standard training, and one more on the clean images.
+    Cost: K more forward and backward passes per training step than standard training, and one more on the clean images,
+    which are also passed forward once without a gradient.
 
     Differs from the paper: one cosine schedule instead of a piecewise constant one. The authors use eps 0.031; the
     default here is 8/255 = 0.0314.

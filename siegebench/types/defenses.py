@@ -55,9 +55,15 @@ class Defense(Entry):
 
     @final
     def structure(self, model: Classifier) -> Classifier:
-        """The defended classifier before training, around a copy of the model if it trains; it can load weights."""
+        """The defended classifier before training, around a copy of the model if it trains; it can load weights.
+
+        What the defense adds to be trained is moved to the device of the model.
+        """
         defended = self.wrap(copy.deepcopy(model) if self.trains else model)
         defended.randomized = defended.randomized or self.randomized
+        of_model = next(model.parameters(), None)
+        if self.trains and of_model is not None:
+            defended.to(of_model.device)
         return defended.eval()
 
     @final

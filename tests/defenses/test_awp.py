@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,6 +65,32 @@ def test_without_perturbation_it_is_the_other_training() -> None:
     assert all(torch.equal(v, plain[k]) for k, v in trained.items())
     moved = build("awp", defense=inner).apply(given, granted(data), ONE).state_dict()
     assert not all(torch.equal(v, plain[k]) for k, v in moved.items())
+
+
+def test_the_other_training_sees_the_weights_before_the_perturbation() -> None:
+    data = two_features(64)
+    net_: Any = Network(net(), num_classes=2, rebuild=net)
+    this = build("awp", defense={"name": "cure", "revise": 1.0, "decay": 0.0}, gamma=0.5).problem(
+        net_, granted(data), 0
+    )
+    x, y = data.pixels(), data.labels
+    theta = net_.net[0].weight.detach().clone()
+
+    def rho() -> torch.Tensor:
+        value: torch.Tensor = this.outer(net_, x, y, x, net_(x))
+        return value
+
+    assert this.perturb is not None
+    assert this.gradients is not None
+    this.perturb(rho, 0)
+    before = float(rho().detach())
+    assert not torch.equal(net_.net[0].weight, theta)
+    this.gradients()  # the second network of cure becomes a copy of the first: its term of the loss is zero
+    assert torch.equal(net_.net[0].weight, theta)
+    net_.eval()
+    plain = F.cross_entropy(net_(x), y)
+    assert torch.allclose(rho(), plain, atol=1e-5)
+    assert before > float(plain.detach()) + 1e-3
 
 
 def test_it_goes_around_adversarial_trainings_only() -> None:

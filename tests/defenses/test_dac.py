@@ -33,6 +33,22 @@ def test_predictions_stay_and_distances_are_those_of_the_definition() -> None:
         torch.testing.assert_close(s[:, layer], third, atol=1e-4, rtol=1e-3)
 
 
+def test_features_of_many_images_are_computed_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dac, "at_once", lambda *_: 10**9)  # as on a GPU
+    defended: Any = dac.DAC().structure(kit.cnn_model())
+    seen: list[int] = []
+    embed = defended.embed
+
+    def counted(x: torch.Tensor) -> Any:
+        seen.append(len(x))
+        return embed(x)
+
+    monkeypatch.setattr(defended, "embed", counted)
+    _, z, _ = dac._embedded(defended, images(300))
+    assert seen == [256, 44]
+    assert len(z) == 300
+
+
 def test_the_weights_recover_a_planted_temperature() -> None:
     g = torch.Generator().manual_seed(0)
     s = torch.rand(4000, 2, generator=g, dtype=torch.float64)

@@ -101,7 +101,7 @@ def dverge(**parameters: Any) -> Any:
 def test_distilled_images_carry_the_features_of_the_other_image() -> None:
     entry, model, x = dverge(eps=0.1, step=0.01), cnn().eval(), kit.grey_images(8)
     x_t, code = x.flip(0), sys.modules[type(entry).__module__]
-    for layer in code.layers(model):
+    for layer in code.layers(model, x):
         h_t = code.output(model, layer, x_t)
 
         def far(z: Tensor, layer: nn.Module = layer, h_t: Tensor = h_t) -> float:
@@ -111,6 +111,22 @@ def test_distilled_images_carry_the_features_of_the_other_image() -> None:
         assert float((made - x).abs().max()) <= 0.1 + 1e-6
         assert far(made) < 0.7 * far(x)
     assert all(p.requires_grad for p in model.parameters())  # as found
+
+
+def test_layers_whose_weights_are_only_read_are_left_out() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.last = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(64, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.mean(dim=1)  # the rows of 8x8 images
+            z: Tensor = self.last(self.mix(tokens, tokens, tokens)[0].flatten(1))  # out_proj is never called
+            return z
+
+    code, model = sys.modules[type(dverge()).__module__], Network(Attention(), num_classes=2)
+    assert code.layers(model, kit.grey_images(1)) == [model.net.last]
+    assert model.training
 
 
 def test_each_member_learns_the_images_of_the_others_only() -> None:

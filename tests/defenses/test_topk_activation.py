@@ -54,6 +54,23 @@ def test_every_mlp_of_a_transformer_keeps_an_eighth_of_its_units() -> None:
         assert bool((h >= 0).all())
 
 
+def test_squeeze_and_excitation_is_no_mlp() -> None:
+    class Gated(nn.Module):  # as in timm
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.act, self.fc2, self.gate = nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Sigmoid()
+
+        def forward(self, h: Tensor) -> Tensor:
+            g: Tensor = self.gate(self.fc2(self.act(self.fc1(h.mean((2, 3), keepdim=True)))))
+            return h * g
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Gated(), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+    model = defense("topk_activation").wrap(Network(net(), num_classes=10, rebuild=net)).eval()
+    assert [tuple(h.shape[2:]) for h in seen_in(model, kit.grey_images(2))] == [(6, 6), (1, 1)]
+
+
 def test_share_one_and_post_hoc_have_the_logits_of_the_network(cnn16: Classifier, test_set: ImageSet) -> None:
     x = test_set.pixels(slice(0, 8))
     whole = defense("topk_activation", share=1.0, retrain=False).apply(cnn16, granted("none"), ONE)
