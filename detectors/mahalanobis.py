@@ -40,8 +40,7 @@ class Mahalanobis(InputDetector):
 
     Differs from the paper: weights and eta are never chosen on images to be found, as the published protocol does for
     each data set (its repository fits them on 500 + 500 images of the test sets). Covariances by Ledoit & Wolf. The
-    strength of the regression's penalty is not cross-validated. The gradient offered to attacks ignores the change of
-    the sign in `eta`.
+    strength of the regression's penalty is not cross-validated.
     """
 
     weights: Literal["sum", "fgsm"] = "sum"
@@ -73,10 +72,7 @@ class Mahalanobis(InputDetector):
         def score(x: Tensor, draws: Draws) -> Tensor:
             return combined(self._confidence(layers, gaussians, x))
 
-        def backward_model(x: Tensor, draws: Draws) -> Tensor:
-            return combined(torch.stack([g(f) for g, f in zip(gaussians, layers(x), strict=True)], dim=1))
-
-        return Scorer(score, backward_model if self.eta else None)
+        return Scorer(score)
 
     def _distances(self, layers: Layers, gaussians: Sequence[_Gaussian], x: Tensor) -> Tensor:
         """M_l of many images [n, layers] on the CPU."""

@@ -113,7 +113,9 @@ def test_preprocessing_adds_confidence() -> None:
     (g,) = torch.autograd.grad(one.differentiable(x, victims.ONE).sum(), x)
     nearer = one(z - 0.01 * g.sign(), victims.ONE)  # a lower score is a larger M
     assert bool((nearer < one(z, victims.ONE)).all())
-    assert bool(torch.isfinite(moved.fit(model, only(train=data), victims.ONE)(z, victims.ONE)).all())
+    two = moved.fit(model, only(train=data), victims.ONE)
+    assert bool(torch.isfinite(two(z, victims.ONE)).all())
+    torch.testing.assert_close(two.differentiable(z, victims.ONE), two(z, victims.ONE))  # attacks see the step too
 
 
 def test_lid_is_the_formula_and_estimates_the_dimension() -> None:
