@@ -24,8 +24,8 @@ class JointPGD(Attack):
 
     Carlini, Wagner, "Adversarial examples are not easily detected: bypassing ten detection methods", AISec 2017, arXiv
     1705.07263, attack classifier and detector with one loss. s is the detector's score in units of its standard
-    deviation on clean images. lambda starts at 1; a run that fools the classifier and not the detector raises it, one
-    that does not fool the classifier lowers it, tenfold until both ends are known, then to their geometric mean. Of all
+    deviation on clean images. lambda starts at 1; a run at whose end the classifier is fooled raises it, any other
+    lowers it, tenfold until both ends are known, then to their geometric mean. Of all
     misclassified iterates the one with the lowest score is returned. Without a detector this is PGD on the margin.
 
     Nothing is random. Cost per sample: `searches` runs of `steps` gradients of the classifier and of the detector.

@@ -14,12 +14,10 @@ from torch import Tensor
 from siegebench.classifier import Classifier, Wrapped
 from siegebench.data import Granted, ImageSet, stratified
 from siegebench.draws import Draws
-from siegebench.layers import Layers
-from siegebench.prepare import at_once, in_batches
+from siegebench.layers import Layers, batches
 from siegebench.types import Count, Defense
 
 COLDEST = 1e-6  # smallest temperature
-BATCH = 256  # images at once, at most: thousands of large ones do not fit a GPU
 
 
 class DACModel(Wrapped):
@@ -50,11 +48,11 @@ class DACModel(Wrapped):
                 setattr(self, name, torch.empty_like(state_dict[f"{prefix}{name}"]).to(getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def embed(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def embed(self, x: Tensor, draws: Draws | None = None) -> tuple[list[Tensor], Tensor]:
         """(features of each layer and the logits, each of unit length; the logits)"""
         if self.layers is None:
             self.layers = Layers(self.inner, x[:1].detach())
-        features, z = self.layers.with_logits(x)
+        features, z = self.layers.with_logits(x, draws)
         return [F.normalize(f, dim=1) for f in (*features, z)], z
 
     def densities(self, features: list[Tensor]) -> Tensor:
@@ -65,14 +63,15 @@ class DACModel(Wrapped):
         return torch.stack([s.topk(k, dim=1, largest=False).values[:, -1] for s in squares], dim=1)
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        features, z = self.embed(x)
+        features, z = self.embed(x, draws)
         if not len(self.bank):
             return z
         t = self.weight[0] + self.densities(features) @ self.weight[1:]
         return z / t.clamp(min=COLDEST)[:, None]
 
     def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self(x)
+        logits: Tensor = self(x, draws)
+        return logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +122,8 @@ class DAC(Defense):
 @torch.no_grad()
 def _embedded(model: DACModel, data: ImageSet) -> tuple[list[Tensor], Tensor, Tensor]:
     """(features of each layer, logits, labels) of a set."""
-    parameter = next(model.parameters())
-    size = min(BATCH, at_once(data.stored, parameter.device))
-    parts = in_batches(lambda part: model.embed(data.pixels(part).to(parameter)), len(data), size)
+    p = next(model.parameters())
+    parts = [model.embed(data.pixels(i).to(p), Draws(0, i.to(p.device))) for i in batches(data.stored, p.device)]
     layers = [torch.cat(layer) for layer in zip(*(features for features, _ in parts), strict=True)]
     return layers, torch.cat([z for _, z in parts]), data.labels
 

@@ -12,7 +12,7 @@ from siegebench.classifier import Classifier, frozen
 from siegebench.data import ImageSet, stratified
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
-from siegebench.prepare import at_once
+from siegebench.layers import batches
 
 SMALLEST = 1e-6  # directions with a smaller fraction of the largest variance are left out
 
@@ -30,9 +30,10 @@ def one_step(model: Classifier, x: Tensor, y: Tensor, eps: float) -> Tensor:
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     out = []
     with frozen(model):
-        for part, label in zip(x.split(at_once(x, device)), y.split(at_once(x, device)), strict=True):
-            leaf = part.to(device, dtype).requires_grad_(True)
-            loss = ops.cross_entropy(model.backward_model(leaf), label.to(device)).sum()
+        for i in batches(x, device):
+            leaf = x[i].to(device, dtype).requires_grad_(True)
+            draws = Draws(0, i.to(device)) if model.randomized else None
+            loss = ops.cross_entropy(model.backward_model(leaf, draws), y[i].to(device)).sum()
             (g,) = torch.autograd.grad(loss, leaf)
             out.append((leaf + eps * g.sign()).clamp(0, 1).detach().cpu().to(x.dtype))
     return torch.cat(out)

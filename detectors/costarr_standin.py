@@ -13,6 +13,7 @@ from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
+from siegebench.layers import batches
 from siegebench.types import Count, InputDetector, Scorer
 
 from ._fitting import some
@@ -57,7 +58,7 @@ class CostarrStandin(InputDetector):
 
         with torch.no_grad():
             device = next(model.parameters()).device
-            pairs = [parts_of(part.to(device)) for part in x.split(256)]
+            pairs = [parts_of(x[i].to(device)) for i in batches(x, device)]
         g, z = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
         label = z.argmax(dim=1)
         right = label.cpu() == y

@@ -54,7 +54,14 @@ class FeatureSqueezing(InputDetector):
         if self.search:
             squeezers.append(lambda x: non_local_means(x, self.search, self.patch, self.strength / 255))
 
-        def score(x: Tensor, draws: Draws, change: Callable[[Tensor, Squeezer], Tensor] = lambda x, t: t(x)) -> Tensor:
+        def change(x: Tensor, squeeze: Squeezer) -> Tensor:
+            if not (torch.is_grad_enabled() and x.requires_grad):
+                return squeeze(x)
+            with torch.no_grad():
+                moved = squeeze(x) - x
+            return x + moved
+
+        def score(x: Tensor, draws: Draws) -> Tensor:
             def p(x: Tensor) -> Tensor:
                 return model(x, draws if model.randomized else None).softmax(dim=1)
 
@@ -62,12 +69,7 @@ class FeatureSqueezing(InputDetector):
             far = [(own - p(change(x, squeeze))).abs().sum(dim=1) for squeeze in squeezers]
             return torch.stack([*far, torch.zeros_like(own[:, 0])]).amax(dim=0)
 
-        def straight(x: Tensor, squeeze: Squeezer) -> Tensor:
-            with torch.no_grad():
-                moved = squeeze(x) - x
-            return x + moved
-
-        return Scorer(lambda x, draws: score(x, draws), lambda x, draws: score(x, draws, straight))
+        return Scorer(score)
 
 
 def median(x: Tensor, side: int) -> Tensor:

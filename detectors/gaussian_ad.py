@@ -53,7 +53,7 @@ class GaussianAD(InputDetector):
 
         def score(x: Tensor, draws: Draws) -> Tensor:
             total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-            for f, mean, white in zip(layers(x), means, whites, strict=True):
+            for f, mean, white in zip(layers(x, draws), means, whites, strict=True):
                 total = total + ((f - mean.to(f)) @ white.to(f)).square().sum(dim=1).clamp(min=1e-12).sqrt()
             return total
 

@@ -11,7 +11,7 @@ from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
-from siegebench.layers import Layers
+from siegebench.layers import BATCH, Layers
 from siegebench.types import Count, InputDetector, Positive, Scorer
 
 from ._fitting import one_step, regression, some
@@ -58,13 +58,14 @@ class LID(InputDetector):
         noise = noise * ((bad - x).flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
 
         def lids(features: list[Tensor]) -> Tensor:
-            return torch.stack([lid(f, n.to(f), k) for f, n in zip(features, near, strict=True)], dim=1)
+            pairs = [(f, n.to(f)) for f, n in zip(features, near, strict=True)]
+            return torch.stack([torch.cat([lid(part, n, k) for part in f.split(BATCH)]) for f, n in pairs], dim=1)
 
         clean, noisy, attacked = (lids(layers.of(z)) for z in (x, (x + noise).clamp(0, 1), bad))
         weight = regression(positive=attacked, negative=torch.cat([clean, noisy]))
 
         def score(x: Tensor, draws: Draws) -> Tensor:
-            found = lids(layers(x))
+            found = lids(layers(x, draws))
             return found @ weight.to(found)
 
         return Scorer(score)

@@ -13,7 +13,7 @@ from siegebench.classifier import Classifier, frozen
 from siegebench.data import Granted
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
-from siegebench.layers import Layers
+from siegebench.layers import BATCH, Layers, batches
 from siegebench.types import Count, InputDetector, Number, Positive, Scorer
 
 from ._fitting import one_step, regression, some, whitening
@@ -40,8 +40,7 @@ class Mahalanobis(InputDetector):
 
     Differs from the paper: weights and eta are never chosen on images to be found, as the published protocol does for
     each data set (its repository fits them on 500 + 500 images of the test sets). Covariances by Ledoit & Wolf. The
-    strength of the regression's penalty is not cross-validated. The gradient offered to attacks ignores the change of
-    the sign in `eta`.
+    strength of the regression's penalty is not cross-validated.
     """
 
     weights: Literal["sum", "fgsm"] = "sum"
@@ -71,32 +70,33 @@ class Mahalanobis(InputDetector):
             return -((m - centre.to(m)) * weight.to(m)).sum(dim=1)
 
         def score(x: Tensor, draws: Draws) -> Tensor:
-            return combined(self._confidence(layers, gaussians, x))
+            return combined(self._confidence(layers, gaussians, x, draws))
 
-        def backward_model(x: Tensor, draws: Draws) -> Tensor:
-            return combined(torch.stack([g(f) for g, f in zip(gaussians, layers(x), strict=True)], dim=1))
-
-        return Scorer(score, backward_model if self.eta else None)
+        return Scorer(score)
 
     def _distances(self, layers: Layers, gaussians: Sequence[_Gaussian], x: Tensor) -> Tensor:
         """M_l of many images [n, layers] on the CPU."""
         if not self.eta:
-            return torch.stack([g(f) for g, f in zip(gaussians, layers.of(x), strict=True)], dim=1)
-        parameter = next(layers.model.parameters())
-        parts = [self._confidence(layers, gaussians, p.to(parameter)).double().cpu() for p in x.split(256)]
+            pairs = zip(gaussians, layers.of(x), strict=True)
+            return torch.stack([torch.cat([g(part) for part in f.split(BATCH)]) for g, f in pairs], dim=1)
+        p = next(layers.model.parameters())
+        parts = [
+            self._confidence(layers, gaussians, x[i].to(p), Draws(0, i.to(p.device))).double().cpu()
+            for i in batches(x, p.device)
+        ]
         return torch.cat(parts)
 
-    def _confidence(self, layers: Layers, gaussians: Sequence[_Gaussian], x: Tensor) -> Tensor:
+    def _confidence(self, layers: Layers, gaussians: Sequence[_Gaussian], x: Tensor, draws: Draws) -> Tensor:
         """M_l of a batch [n, layers], each after its own step towards a larger M_l."""
         if not self.eta:
-            return torch.stack([g(f) for g, f in zip(gaussians, layers(x), strict=True)], dim=1)
+            return torch.stack([g(f) for g, f in zip(gaussians, layers(x, draws), strict=True)], dim=1)
         std = getattr(layers.model, "std", torch.ones(1, device=x.device))
         out = []
         for i, gaussian in enumerate(gaussians):
             with torch.enable_grad(), frozen(layers.model):
                 leaf = x.detach().requires_grad_(True)
-                (g,) = torch.autograd.grad(gaussian(layers(leaf)[i]).sum(), leaf)
-            out.append(gaussian(layers(x + self.eta * g.sign() / std)[i]))
+                (g,) = torch.autograd.grad(gaussian(layers(leaf, draws)[i]).sum(), leaf)
+            out.append(gaussian(layers(x + self.eta * g.sign() / std, draws)[i]))
         return torch.stack(out, dim=1)
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws
-from siegebench.types import Count, InputDetector, Positive
+from siegebench.types import Count, InputDetector, Positive, Scorer
+
+GRADIENTS = 10  # overlays in one gradient: the graph of each is kept until the backward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,8 @@ class STRIP(InputDetector):
 
     Random: the overlays of each input, drawn with replacement from the clean budget by the id of the input.
 
-    Cost: N forward passes per image.
+    Cost: N forward passes per image. The gradient for attacks is that of the first 10 overlays; each step of an attack
+    draws others.
 
     Attributes:
         overlays: N.
@@ -33,18 +36,20 @@ class STRIP(InputDetector):
     overlays: Count = 100
     alpha: Positive = 1.0
 
-    def fit(self, model: Classifier, data: Granted, draws: Draws) -> Callable[[Tensor, Draws], Tensor]:
+    def fit(self, model: Classifier, data: Granted, draws: Draws) -> Scorer:
         clean = data.clean.images.to(next(model.parameters()).device)
 
-        @torch.no_grad()
-        def score(x: Tensor, draws: Draws) -> Tensor:
+        def mean(x: Tensor, draws: Draws, call: Callable[..., Tensor], overlays: int) -> Tensor:
             total = torch.zeros(len(x), device=x.device)
-            for k in range(self.overlays):
+            for k in range(overlays):
                 chosen = draws.integers(len(clean), (), k, "strip").to(clean.device)
                 overlay = clean[chosen].to(x) / 255
-                z = model((x + self.alpha * overlay).clamp(0, 1), draws.at(k) if model.randomized else None)
+                z = call((x + self.alpha * overlay).clamp(0, 1), draws.at(k) if model.randomized else None)
                 log_p = z.float().log_softmax(dim=1)
                 total -= (log_p.exp() * log_p).sum(dim=1)
-            return -total / self.overlays
+            return -total / overlays
 
-        return score
+        return Scorer(
+            lambda x, draws: mean(x, draws, model, self.overlays),
+            lambda x, draws: mean(x, draws, model.backward_model, min(self.overlays, GRADIENTS)),
+        )

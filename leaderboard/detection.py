@@ -139,7 +139,8 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
     failed = {unit(r) for r in members if metric(r, "attack_success") == 0.0}
     expected = {unit(r) for r in members} - failed
     detectors = display(r.cell.detector for r in members)
-    primary = GUARDED if kind == "input" and all(_safe(r) for r in members if r.status == "ok") else "auroc"
+    adversarial = kind == "input" and sort_of(members[0]) == ADVERSARIAL
+    primary = GUARDED if adversarial and all(_safe(r) for r in members if r.status == "ok") else "auroc"
     estimates: dict[str, dict[Any, Estimate]] = {}
     safe: dict[str, Vector] = {}
     lines = []
@@ -207,7 +208,12 @@ def _survivors(rows: Sequence[Result]) -> Vector:
 def _guarded_numbers(rows: Sequence[Result]) -> dict[str, Number]:
     keys, safe = tuple(r.cell.key for r in rows), _survivors(rows)
     clean = f"clean_acc_fpr@{GUARD}"
-    numbers = {GUARDED: share(float(safe.sum()), len(safe), keys), clean: stored(rows[0], clean)}
+    fits = [found[0] for found in group(rows, lambda r: r.cell.seed).values()]  # the same for all attacks of a seed
+    values = [v for r in fits if (v := metric(r, clean)) is not None]
+    of_clean = stored(fits[0], clean)
+    if len(values) > 1:
+        of_clean = Number(sum(values) / len(values), n=len(values), keys=tuple(r.cell.key for r in fits))
+    numbers = {GUARDED: share(float(safe.sum()), len(safe), keys), clean: of_clean}
     static = [r for r in rows if not has(r.cell.attack, "detector_aware")]
     if static:
         kept = _survivors(static)

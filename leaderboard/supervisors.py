@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -21,13 +20,14 @@ from .board import (
     is_control,
     metric,
     place,
+    problems,
     slice_facts,
     slice_of,
     slug,
     stored,
     trained_alike,
 )
-from .detection import ADVERSARIAL, estimate, sort_of, subject
+from .detection import ADVERSARIAL, estimate, sort_of
 from .figures import Dots
 from .flags import has
 from .stats import Estimate, difference_of_means
@@ -61,13 +61,11 @@ def _board(members: list[Result], model: str) -> Board:
     detectors = display(r.cell.detector for r in members)
     kinds = sorted({kind_of(r) for r in members if metric(r, "auroc") is not None})
     numbers: dict[str, dict[str, Number]] = {}
-    estimates: dict[str, dict[Any, Estimate]] = {}
+    estimates: dict[str, dict[str, Estimate]] = {}
     for key, rows in group(members, lambda r: canonical(r.cell.detector)).items():
         good = [r for r in rows if r.status == "ok" and metric(r, "auroc") is not None]
         numbers[key] = {f"kind:{kind}": _mean(found) for kind, found in group(good, kind_of).items()}
-        estimates[detectors[key]] = {
-            canonical([subject(r), r.cell.threat, r.cell.model, r.cell.seed]): estimate(r) for r in good
-        }
+        estimates[detectors[key]] = {kind: _estimate(found) for kind, found in group(good, kind_of).items()}
     for kind in kinds:  # ranks among the detectors that met the kind
         met = [key for key in numbers if f"kind:{kind}" in numbers[key]]
         ranks = rankdata([-(numbers[key][f"kind:{kind}"].value or 0.0) for key in met])
@@ -102,6 +100,14 @@ def _mean(rows: Sequence[Result]) -> Number:
     return Number(float(np.mean(values)), n=len(rows), keys=tuple(r.cell.key for r in rows))
 
 
+def _estimate(rows: Sequence[Result]) -> Estimate:
+    """The mean AUROC on a kind, as ranked, with its standard error if all are known."""
+    each = [estimate(r) for r in rows]
+    errors = [error for _, error in each if error is not None]
+    mean = float(np.mean([value for value, _ in each]))
+    return mean, float(np.linalg.norm(errors)) / len(each) if len(errors) == len(each) else None
+
+
 def _line(key: str, name: str, numbers: dict[str, Number], kinds: Sequence[str], members: Sequence[Result]) -> Line:
     """The line of one detector; its rows are counted on the boards of their kind, so it has no keys."""
     found = [numbers[f"kind:{kind}"] for kind in kinds if f"kind:{kind}" in numbers]
@@ -117,5 +123,6 @@ def _line(key: str, name: str, numbers: dict[str, Number], kinds: Sequence[str],
         ranks = [numbers[f"rank:{kind}"].value or 0.0 for kind in kinds if f"rank:{kind}" in numbers]
         shown["mean_rank"] = Number(float(np.mean(ranks)), n=len(ranks), keys=keys)
     reasons = ["control: planted by the suite, listed but never ranked"] if control else []
+    reasons += problems(r for r in members if canonical(r.cell.detector) == key)
     reasons += [f"not measured on {', '.join(absent)}"] if absent else [] if found else ["nothing was measured"]
     return Line(names={"detector": name}, numbers=shown, reasons=tuple(reasons), control=control)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
@@ -55,13 +57,15 @@ class Calibration(Measure):
         if self.corruption is not None:
             metrics |= self._of(oracle, self.corruption(x, self.severity, draws.child("corrupted")), y, "corrupted")
         if self.attack is not None:
-            if self.attack.learning():
-                raise NotApplicable("attacks that learn from training images cannot run inside a measure; give another")
+            if self.attack.learning() or self.attack.exploring():
+                raise NotApplicable("attacks that learn or explore first cannot run inside a measure; give another")
             right = (oracle.logits(x).argmax(dim=1) == y).nonzero().squeeze(1)
             moved = x.clone()
             if len(right):
                 inner = draws[right].child("attacked")
-                moved[right] = self.attack(oracle[right], x[right], y[right], threat, inner)
+                found = self.attack(oracle[right], x[right], y[right], threat, inner)
+                inside = threat.size(found, x[right]) <= threat.limit  # minimum-norm attacks may end outside
+                moved[right] = torch.where(ops.over(inside, found), found, x[right])
             metrics |= self._of(oracle, moved, y, "attacked")
         return {"metrics": metrics, "flags": []}
 

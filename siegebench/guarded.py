@@ -40,16 +40,22 @@ class GuardedOracle(Oracle):
         return found.to(x.dtype)
 
     def score_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(gradient of the scores for the images, scores [n]); zeros where the detector has no gradient."""
+        """(gradient of the scores for the images, scores [n]); zeros where the detector has no gradient.
+
+        The gradient may be that of the detector's backward model. The scores are always those that it is deployed with.
+        """
         self._check_access()
         if not isinstance(self.detector, Scorer):
             return torch.zeros_like(x), self.scores(x)
-        leaf = x.detach().requires_grad_(True)
+        leaf, draws = x.detach().requires_grad_(True), self._pass_draws()
         with torch.enable_grad():
-            found = self.detector.differentiable(leaf, self._pass_draws())
+            found = self.detector.differentiable(leaf, draws)
             g = self._backwards(found[:, None], leaf)
         g = self._seen(g, self.rows)[:, 0]
         self._count(backwards=True)
+        if self.detector.backward_model is not None:
+            found = self.detector(x, draws)
+            self._count(backwards=False)
         return g, found.detach().to(x.dtype)
 
     def _check_access(self) -> None:

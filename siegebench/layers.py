@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from siegebench.classifier import Classifier
+from siegebench.draws import Draws
 from siegebench.prepare import at_once
+from siegebench.rows import Rows
+
+BATCH = 256  # largest number of images per pass, also on a GPU
 
 
 class Layers:
@@ -36,17 +40,17 @@ class Layers:
         handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
         try:
             with torch.no_grad():
-                model(sample)
+                model(sample, Draws(0, torch.arange(len(sample), device=sample.device)) if model.randomized else None)
         finally:
             for handle in handles:
                 handle.remove()
         self.names = [name for _, name in seen.values()]
 
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """Features of images; gradients pass through."""
-        return self.with_logits(x)[0]
+    def __call__(self, x: Tensor, draws: Draws | None = None) -> list[Tensor]:
+        """Features of images; gradients pass through. A randomised network takes its noise from the draws."""
+        return self.with_logits(x, draws)[0]
 
-    def with_logits(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def with_logits(self, x: Tensor, draws: Draws | None = None) -> tuple[list[Tensor], Tensor]:
         """(features, logits) of images, in one pass."""
         found: dict[str, Tensor] = {}
 
@@ -58,7 +62,7 @@ class Layers:
 
         handles = [self.model.get_submodule(name).register_forward_hook(keep(name)) for name in self.names]
         try:
-            z = self.model(x)
+            z = self.model(x, draws if self.model.randomized else None)
         finally:
             for handle in handles:
                 handle.remove()
@@ -70,5 +74,10 @@ class Layers:
     def of(self, x: Tensor) -> list[Tensor]:
         """Features of many images on the CPU, in batches, float64."""
         device = next(self.model.parameters()).device
-        parts = [[f.double().cpu() for f in self(part.to(device))] for part in x.split(at_once(x, device))]
+        parts = [[f.double().cpu() for f in self(x[i].to(device), Draws(0, i.to(device)))] for i in batches(x, device)]
         return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+
+
+def batches(x: Tensor | Rows, device: torch.device) -> tuple[Tensor, ...]:
+    """Indices of images, as many at a time as a pass on this device takes."""
+    return torch.arange(len(x)).split(min(BATCH, at_once(x, device)))

@@ -13,6 +13,7 @@ from siegebench import api
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError
 from siegebench.plan import plan
+from siegebench.tracks.detecting import Fitted, alarm_flags
 from siegebench.tracks.detection_inputs import fitted
 from siegebench.workspace import Settings
 from tests import runs
@@ -92,6 +93,18 @@ def test_other_data_and_ambiguous_images_are_scored(tmp_path: Path) -> None:
         assert row.metrics["auroc"]["low"] <= row.metrics["auroc"]["value"] <= row.metrics["auroc"]["high"]
         assert "inputs" in row.sources
     assert by_kind["ood"].cell.labels["inputs"] == "ood outsider/planted"
+
+
+def test_a_threshold_that_does_not_hold_on_test_images_is_flagged() -> None:
+    def flags(clean: torch.Tensor, val: torch.Tensor) -> list[str]:
+        found = Fitted(lambda x, draws: x, lambda x, purpose: x, clean.double(), val.double())
+        return [f.id for f in alarm_flags(found)]
+
+    held = torch.arange(200)
+    assert flags(held, held) == []
+    assert flags(held + 25, held) == ["false_alarm_rate"]  # 17 %
+    assert flags(held - 50, held) == ["false_alarm_rate"]  # none
+    assert flags(held[:10] + 25, held) == []  # too few to tell
 
 
 def test_images_of_another_form_are_fitted_to_those_of_the_board() -> None:

@@ -120,9 +120,25 @@ def measure_changed(cell: Cell, ws: Workspace) -> Result:
         metrics |= positive_metrics(scores, found) if len(scores) else {}
     if fingerprint(base) != weights:
         raise ContractError(f"{detector!r} changed the model it was given")
+    flags = [*flags, *alarm_flags(found)]
     return Result(
         cell=cell, metrics=metrics, samples=samples, flags=[f.as_dict() for f in flags], weights=weights
     )  # fmt: skip
+
+
+def alarm_flags(found: Fitted) -> list[Flag]:
+    """A false alarm rate on test images that is significantly more than 2 points from the one asked for.
+
+    With more false alarms more adversarial images are rejected too, and figures at this rate flatter the detector.
+    """
+    alarms = rate(int((found.clean > found.threshold(GUARD)).sum()), len(found.clean))
+    if alarms["low"] <= GUARD / 100 + 0.02 and alarms["high"] >= GUARD / 100 - 0.02:
+        return []
+    evidence = (
+        f"{100 * alarms['value']:.1f} % of {len(found.clean)} clean test images are rejected at the threshold for "
+        f"{GUARD} % of {len(found.val)} held-out ones. Was the network trained on those? Or are they too few?"
+    )
+    return [Flag("false_alarm_rate", "flag", evidence)]
 
 
 def knows_detector(attack: Mapping[str, Any] | None) -> bool:

@@ -40,7 +40,8 @@ class Scorer:
 
     Attributes:
         score: the deployed scores.
-        backward_model: the same scores, or close to them, with useful gradients for the image; `score` if left out.
+        backward_model: scores whose gradient for the image is that of `score`, or a useful approximation of it; `score`
+            if left out. Their values decide nothing: an attack compares images by `score`.
     """
 
     score: Score

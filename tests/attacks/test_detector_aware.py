@@ -70,6 +70,17 @@ def test_without_a_gradient_of_the_detector_images_of_large_confidence_are_tried
     assert bool((oracle.model(out).argmax(dim=1) != y).all())
 
 
+def test_images_are_compared_by_the_deployed_score_not_by_its_backward_model() -> None:
+    oracle, x, _, scorer = guarded()
+    oracle.detector = Scorer(scorer.score, lambda x, draws: 5 - 2 * scorer.score(x, draws))
+    g, scores = oracle.score_gradient(x)
+    torch.testing.assert_close(scores, scorer(x, oracle.draws))
+    leaf = x.clone().requires_grad_(True)
+    (own,) = torch.autograd.grad(scorer.score(leaf, oracle.draws).sum(), leaf)
+    torch.testing.assert_close(g, -2 * own)
+    assert oracle.ledger.forwards.tolist() == [2] * 12  # both are counted
+
+
 def test_what_is_asked_of_the_detector_is_counted_and_needs_access() -> None:
     oracle, x, _, _ = guarded()
     oracle.score_gradient(x)

@@ -12,7 +12,7 @@ from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 from siegebench import registry
-from siegebench.classifier import Network
+from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.layers import Layers
@@ -113,7 +113,9 @@ def test_preprocessing_adds_confidence() -> None:
     (g,) = torch.autograd.grad(one.differentiable(x, victims.ONE).sum(), x)
     nearer = one(z - 0.01 * g.sign(), victims.ONE)  # a lower score is a larger M
     assert bool((nearer < one(z, victims.ONE)).all())
-    assert bool(torch.isfinite(moved.fit(model, only(train=data), victims.ONE)(z, victims.ONE)).all())
+    two = moved.fit(model, only(train=data), victims.ONE)
+    assert bool(torch.isfinite(two(z, victims.ONE)).all())
+    torch.testing.assert_close(two.differentiable(z, victims.ONE), two(z, victims.ONE))  # attacks see the step too
 
 
 def test_lid_is_the_formula_and_estimates_the_dimension() -> None:
@@ -155,6 +157,34 @@ def test_gaussian_ad_is_the_mahalanobis_distance() -> None:
     precision = np.linalg.inv(LedoitWolf(assume_centered=True).fit(f - mean).covariance_)
     expected = np.sqrt(np.einsum("nd,de,ne->n", gap, precision, gap))
     np.testing.assert_allclose(scores("gaussian_ad", model, data, z), expected, rtol=1e-3)
+
+
+class Shaken(Wrapped):
+    """A classifier that adds noise to its input."""
+
+    def __init__(self, inner: Classifier) -> None:
+        super().__init__(inner)
+        self.randomized = True
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        assert draws is not None  # without draws the noise would be different each time
+        logits: Tensor = self.inner(x + 0.05 * draws.normal(tuple(x.shape[1:])))
+        return logits
+
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self(x, draws)
+
+
+@pytest.mark.parametrize("name", ["gaussian_ad", "lid", "mahalanobis"])
+def test_a_randomised_network_takes_its_noise_from_the_draws(name: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (60, 3, 8, 8), generator=g, dtype=torch.uint8)
+    data = ImageSet(x, torch.arange(60) % 10, torch.arange(60), 10, "random")
+    kind = {"weights": "fgsm"} if name == "mahalanobis" else {}
+    scorer = detector(name, **kind).fit(Shaken(kit.cnn_model()), only(train=data), victims.ONE)
+    z, draws = data.pixels(slice(0, 6)), Draws(0, torch.arange(6))
+    torch.testing.assert_close(scorer(z, draws), scorer(z, draws))
+    assert not torch.allclose(scorer(z, draws), scorer(z, draws.child("other")))
 
 
 def test_features_before_the_weights_show_what_the_weights_hide() -> None:

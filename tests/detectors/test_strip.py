@@ -70,6 +70,18 @@ def test_strip_is_minus_the_mean_entropy() -> None:
     torch.testing.assert_close(got, by_hand)
 
 
+def test_an_attack_that_follows_the_gradient_lowers_the_score() -> None:
+    model, draws = Network(Keyhole(), num_classes=10).eval(), Draws(0, torch.arange(12))
+    scorer = detector("strip", overlays=40, alpha=0.5).fit(model, only(clean=images(20, high=60)), victims.ONE)
+    x = images(12, seed=3, high=120).pixels()
+    z = x
+    for step in range(10):
+        leaf = z.clone().requires_grad_(True)
+        (g,) = torch.autograd.grad(scorer.differentiable(leaf, draws.at(step)).sum(), leaf)
+        z = (z - 0.01 * g.sign()).clamp(0, 1)
+    assert bool((scorer(z, draws) < scorer(x, draws) - 0.1).all())
+
+
 def test_strip_scores_an_image_alone_as_in_any_batch() -> None:
     score = detector("strip", overlays=9).fit(Network(Keyhole(), num_classes=10), only(clean=images(30)), victims.ONE)
     x, draws = images(12, seed=2).pixels(), Draws(3, torch.arange(100, 112))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+MORE = {name: {"attack": named(name), "threat": LINF} for name in ("cw", "fab")}
+
+
 def row(detector: str, kind: str, value: float, safe: np.ndarray[Any, Any] | None = None) -> Result:
     metrics: dict[str, Any] = {"auroc": {"value": value, "low": value - 0.02, "high": min(1.0, value + 0.02)}}
     samples: dict[str, Any] = {}
@@ -31,7 +35,11 @@ def row(detector: str, kind: str, value: float, safe: np.ndarray[Any, Any] | Non
         metrics |= {"robust_acc_fpr@5": rate(float(safe.sum()), N), "clean_acc_fpr@5": rate(170, N)}
         samples = {"n": N, "clean": pack(outcome(180)), "safe@5": pack(safe)}
     cell = Cell(
-        track="input_detection", data=DATA, model=named("resnet", train_seed=0), detector=named(detector), **KINDS[kind]
+        track="input_detection",
+        data=DATA,
+        model=named("resnet", train_seed=0),
+        detector=named(detector),
+        **{**KINDS, **MORE}[kind],
     )
     return checked(Result(cell=cell, metrics=metrics, samples=samples))
 
@@ -78,6 +86,36 @@ def test_kinds_of_inputs_stand_side_by_side() -> None:
     assert sorted(counted) == sorted(r.cell.key for r in results)
     missing = board(results[:-1], "Detectors by kind of input")
     assert line(missing, "far").reasons == ("not measured on ambiguous images",)
+
+
+def test_ranks_follow_the_mean_over_the_kinds_not_over_the_inputs() -> None:
+    values = {"many": (0.9, 0.9, 0.9, 0.6), "even": (0.75, 0.75, 0.75, 0.85)}  # the first leads on three of four
+    results = [
+        row(detector, kind, v)
+        for detector, found in values.items()
+        for kind, v in zip(("pgd", "cw", "fab", "other"), found, strict=True)
+    ]
+    found = board(results, "Detectors by kind of input")
+    assert [(x.names["detector"], x.place) for x in found.lines] == [("even", "1"), ("many", "2")]
+    results[0].flags.append({"id": "nan", "severity": "fail", "evidence": "planted"})
+    assert line(board(results, "Detectors by kind of input"), "many").reasons == ("check failed: nan",)
+
+
+def test_boards_of_other_inputs_stay_theirs_when_all_rows_failed() -> None:
+    failed = [row("soft", kind, 0.5) for kind in ("fog", "pgd")]
+    for result in failed:
+        result.status, result.metrics, result.error = "error", {}, {"type": "ValueError", "message": "planted"}
+    assert board(failed, "Input detection: corrupted").primary == "auroc"
+    assert board(failed, "Input detection: linf").primary == "robust_acc_fpr@5"
+    assert all(x.rank is None for x in board(failed, "Detectors by kind").lines)
+
+
+def test_clean_accuracy_is_the_mean_over_the_seeds() -> None:
+    safe = outcome(150)
+    one, two = row("soft", "aware", 0.6, safe), row("soft", "aware", 0.6, safe)
+    two = replace(two, cell=replace(two.cell, seed=1), metrics={**two.metrics, "clean_acc_fpr@5": rate(150, N)})
+    found = board([one, two], "Input detection").lines[0]
+    assert found.value("clean_acc_fpr@5") == pytest.approx(160 / N)
 
 
 def test_intervals_of_the_auroc_cover_the_truth() -> None:

@@ -51,4 +51,8 @@ def test_all_images_count_and_each_condition_has_its_figures() -> None:
     assert measure.every
     assert found["accuracy_clean"] == pytest.approx(8 / 12)
     assert found["accuracy_attacked"] < found["accuracy_clean"]
+    near = ThreatModel(norm="linf", eps=1e-4, access="gradient")  # deepfool leaves the ball: nothing was found in it
+    minimal = registry.build(Measure, {"name": "calibration", "attack": "deepfool"})
+    outside = minimal(Oracle(model, near, draws), x, y, near, draws)["metrics"]
+    assert outside["accuracy_attacked"] == outside["accuracy_clean"]
     assert {"ece_clean", "ece_corrupted", "ece_attacked", "ece_floor_clean"} <= set(found)
