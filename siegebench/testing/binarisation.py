@@ -201,9 +201,8 @@ def _with_another_layer(model: Classifier, name: str) -> Classifier:
     parent, _, own = name.rpartition(".")
     old = head.get_submodule(name)
     assert isinstance(old, nn.Linear)
-    new = nn.utils.skip_init(
-        nn.Linear, old.in_features, old.out_features, device=old.weight.device, dtype=old.weight.dtype
-    )
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are never used
+        new = nn.Linear(old.in_features, old.out_features).to(old.weight)
     setattr(head.get_submodule(parent), own, new)
     return head.eval()
 
