@@ -47,12 +47,17 @@ def check(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="PARAMETER=VALUE", help="A parameter, as in a suite.")
     ] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also test whether the attacks on this defense find planted images.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run the contract tests on an entry; takes about a minute on a CPU."""
-    from siegebench.testing import check_entry
+    from siegebench.testing import check_attacks, check_entry
 
-    found = check_entry(_spec(name, set_ or []))
+    spec = _spec(name, set_ or [])
+    planted = check_attacks(spec) if deep else []  # first: it refuses what is no defense before any computing
+    found = [*check_entry(spec), *planted]
     if as_json:
         print(json.dumps([{**vars(c), "skipped": c.skipped} for c in found], indent=1))
     else:

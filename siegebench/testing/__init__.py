@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from siegebench import registry
+from siegebench.cells import canonical
 from siegebench.errors import ConfigError, MissingExtra, NotApplicable, SiegeError, did_you_mean
 from siegebench.kinds import KINDS
 from siegebench.testing import cards
-from siegebench.testing.specimens import Case, NotChecked
-from siegebench.types import Entry
+from siegebench.testing.binarisation import binarisation
+from siegebench.testing.specimens import Case, NotChecked, network, one_draw, planted_set
+from siegebench.titles import display
+from siegebench.types import Attack, Defense, Entry
 
 Clause = Callable[[Case], None]
 CLAUSES: dict[str, tuple[Clause, ...]] = {
@@ -80,6 +83,47 @@ def check_instance(kind: str, entry: Entry, *, sees: tuple[str, ...] = (), contr
     if kind not in CLAUSES:
         raise ConfigError(f"unknown kind {kind!r}. {did_you_mean(kind, CLAUSES)}")
     return _check(Case(kind, entry, sees=sees, control=control))
+
+
+def check_attacks(name: str | Mapping[str, Any], samples: int = 8, inner: int = 199) -> list[Check]:
+    """Whether the attacks that evaluate a defense find adversarial images that are known to exist; some minutes.
+
+    The attacks are AutoAttack (`rand` for a randomised defense) and those that the defense declares as `adaptive`. The
+    network and the images are tiny, and a defense is trained as the contract tests do it; for your own network and the
+    full size call `siegebench.testing.binarisation.binarisation`.
+
+    Args:
+        name: a registered defense, as in a suite.
+        samples: number of images.
+        inner: points around each image that keep its class.
+
+    Raises:
+        ConfigError: unknown name or parameter, or not a defense.
+    """
+    spec = registry.normal(name)
+    if not _known("defense", spec["name"]):
+        defenses = {n for kind, n in registry.cards() if kind == "defense"}
+        hint = did_you_mean(spec["name"], defenses)
+        raise ConfigError(f"{spec['name']!r} is no defense, and only the attacks of a defense are tested. {hint}")
+    title = "attacks find planted adversarial images"
+    try:
+        complete = _complete("defense", spec)
+        entry = registry.build(Defense, complete)
+        case = Case("defense", entry, sees=registry.find("defense", complete["name"])[0].card.sees, spec=complete)
+        defended = case.quick.apply(network(), case.granted(), one_draw())
+        required = {"name": "autoattack", **({"variant": "rand"} if defended.randomized else {})}
+        specs = [registry.normal(attack) for attack in (required, *entry.adaptive)]
+        names = display("attack", specs)
+        attacks = {names[canonical(attack)]: registry.build(Attack, attack) for attack in specs}
+        found = binarisation(defended, planted_set().pixels(slice(0, samples)), attacks, inner=inner)
+    except (NotChecked, NotApplicable, MissingExtra) as reason:
+        return [Check(f"{title}: not checked ({reason})", True, str(reason))]
+    out = [Check(f"{k} finds a planted image: not checked ({why})", True, why) for k, why in found.refused.items()]
+    for attack, rate in found.rates.items():
+        hits = f"found {round(rate * found.samples)} of {found.samples}, random search {found.random:.0%} of them"
+        advice = "it cannot show that this defense works; look at its loss, steps and gradients"
+        out.append(Check(f"{attack} finds a planted image", attack not in found.failed, f"{hits}: {advice}"))
+    return out
 
 
 def _known(kind: str, name: str) -> bool:
