@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from siegebench import registry
+from siegebench import layers, registry
 from siegebench.types import Defense
 from tests import kit, victims
 
@@ -34,14 +34,14 @@ def test_predictions_stay_and_distances_are_those_of_the_definition() -> None:
 
 
 def test_features_of_many_images_are_computed_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dac, "at_once", lambda *_: 10**9)  # as on a GPU
+    monkeypatch.setattr(layers, "at_once", lambda *_: 10**9)  # as on a GPU
     defended: Any = dac.DAC().structure(kit.cnn_model())
     seen: list[int] = []
     embed = defended.embed
 
-    def counted(x: torch.Tensor) -> Any:
+    def counted(x: torch.Tensor, draws: Any = None) -> Any:
         seen.append(len(x))
-        return embed(x)
+        return embed(x, draws)
 
     monkeypatch.setattr(defended, "embed", counted)
     _, z, _ = dac._embedded(defended, images(300))
