@@ -198,7 +198,7 @@ def test_any_module_can_be_evaluated_and_is_left_alone(tmp_path: Path) -> None:
     assert evaluate(other, tmp_path, name="mine").ended == {"ok": 7}
     assert evaluate(model, tmp_path, name="yours").ended == {"ok": 7}
     assert evaluate(Net(bend=torch.tanh), tmp_path, name="mine").ended == {"ok": 7}
-    assert len(runs.numbers(tmp_path / "store")) == 24
+    assert len(runs.numbers(tmp_path / "store")) == 28
 
 
 class Rounds(Net):
