@@ -51,14 +51,17 @@ class Persistent:
         points = x[:, None].repeat(1, goals.shape[1], 1, 1, 1)
         misled = torch.zeros_like(y, dtype=torch.bool)
         once = goals.shape[1]
-        for r in range(max(once, self.passes // (2 * self.apgd.steps + 3))):
+        rounds = max(once, self.passes // (2 * self.apgd.steps + 3))
+        for r in range(rounds + 1):
             if r == once:
                 self._try(self.second, oracle, x, y, threat, draws, best)
                 rows = best.left()
                 misled[rows] = self._try(self.probe, oracle, x, y, threat, draws, best) > near[rows].amax(dim=1)
+            if r == rounds:  # only then, because there may be no additional run
+                break
             live = every[~best.hit & ~misled]
             if not len(live):
-                break
+                continue
             k, start = torch.full_like(live, r), None
             if r >= once:
                 k = near[live].argsort(dim=1, descending=True)[:, RANKS[(r - once) % len(RANKS)] % once]
@@ -88,6 +91,8 @@ class Persistent:
     ) -> Tensor:  # fmt: skip
         """Run another attack on the samples that are left (and in `which`), and return its margins."""
         rows = best.left() if which is None else (~best.hit & which).nonzero().squeeze(1)
+        if not len(rows):
+            return x.new_zeros(0)
         view = oracle[rows]
         found = attack.run(view, x[rows], y[rows], threat, draws[rows])
         z = view.logits(found)

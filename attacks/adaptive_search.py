@@ -17,7 +17,7 @@ from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.search import Best
-from siegebench.threat import TOLERANCE, Norm, ThreatModel
+from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Lesson
 
 from ._square_l1 import SquareL1
@@ -264,7 +264,7 @@ class AdaptiveSearch(Attack):
                 view, streams = oracle[rows], draws[rows].child("run", k, number)
                 found = self._attack(view, x[rows], y[rows], threat, streams, way, half / rounds, choice.joint)
                 hit, margin = self._judge(view, found, y[rows], choice.noisy)
-                inside = threat.size(found, x[rows]) <= threat.eps + TOLERANCE * max(1.0, threat.eps)
+                inside = threat.size(found, x[rows]) <= threat.limit
                 best.keep(rows, found, torch.where(inside, margin, -torch.inf), hit & inside)
         return best.point
 
@@ -311,7 +311,7 @@ class AdaptiveSearch(Attack):
 def _spread(threat: ThreatModel, x: Tensor) -> float:
     """Standard deviation, for each pixel, of noise that is half as long as the radius of the ball."""
     d = x[0].numel()
-    return threat.eps / {"linf": 2.0, "l2": 2 * math.sqrt(d)}.get(threat.norm, 2.0 * math.sqrt(d))
+    return threat.eps / 2 / {"linf": 1.0, "l2": math.sqrt(d), "l1": d}[threat.norm]
 
 
 def _noisy(x: Tensor, draws: Draws, threat: ThreatModel) -> Tensor:

@@ -43,8 +43,7 @@ class OrthogonalPGD(Attack):
         loss: of the classifier; the cross-entropy has no gradient left where the logits are large.
 
     Differs from the paper: the default is 100 steps on the margin; the preset `paper` has 1,000 steps of 0.001 on the
-    cross-entropy. Descent on the score
-    does not end at the threshold.
+    cross-entropy. Descent on the score does not end at the threshold.
     """
 
     step_in_pixels: ClassVar[bool] = True

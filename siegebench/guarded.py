@@ -19,16 +19,13 @@ class GuardedOracle(Oracle):
     Scores count as forward passes of their samples, their gradients as backward passes.
 
     Attributes:
-        threshold: inputs with a larger score are rejected.
         spread: standard deviation of the scores of clean held-out images, a unit for scores.
         smooth: whether the scores have a gradient.
     """
 
-    def __init__(
-        self, model: Classifier, threat: ThreatModel, draws: Draws, detector: Score, threshold: float, spread: float
-    ) -> None:
+    def __init__(self, model: Classifier, threat: ThreatModel, draws: Draws, detector: Score, spread: float) -> None:
         super().__init__(model, threat, draws)
-        self.detector, self.threshold, self.spread = detector, threshold, spread
+        self.detector, self.spread = detector, spread
         self.smooth = isinstance(detector, Scorer)
 
     def scores(self, x: Tensor) -> Tensor:

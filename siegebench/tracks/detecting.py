@@ -30,7 +30,7 @@ from siegebench.types import Attack, InputDetector
 from siegebench.types.detectors import Score
 from siegebench.workspace import Workspace, data_key
 
-GUARD = 5  # percentage of false alarms at which an attack that knows the detector must not be rejected
+GUARD = 5  # percentage of false alarms whose threshold is checked on test images
 Metrics = dict[str, dict[str, float]]
 
 
@@ -167,14 +167,14 @@ def attacked(
     else:
         lesson, _ = lesson_of(attack, cell, ws, model, threat)
     aware = knows_detector(cell.attack)
-    threshold, spread = float(found.threshold(GUARD)), float(found.val.std(correction=0)) or 1.0
+    spread = float(found.val.std(correction=0)) or 1.0
 
     def part(at: slice) -> tuple[Tensor, Tensor]:
         draws = streams[at].to(ws.device)
         x, y = ws.pixels(data, rows[at]), data.labels[rows[at]].to(ws.device)
         oracle: Oracle = Oracle(model, threat, draws)
         if aware:
-            oracle = GuardedOracle(model, threat, draws, found.own, threshold, spread)
+            oracle = GuardedOracle(model, threat, draws, found.own, spread)
         x_adv = attack(oracle, x, y, threat, draws, lesson).cpu()
         ledger = oracle.ledger
         return x_adv, torch.stack([ledger.backwards.sum(), ledger.blind.sum(), ledger.undefined.sum()]).cpu()
@@ -189,7 +189,7 @@ def attacked(
 
     if aware:  # other images for each detector
         x, hit, flags = make()
-        if not GuardedOracle(model, threat, streams[:0], found.own, threshold, spread).smooth:
+        if not GuardedOracle(model, threat, streams[:0], found.own, spread).smooth:
             evidence = "the detector offers no gradient: it was attacked by images of large confidence only"
             flags = [*flags, Flag("detector_without_gradient", "flag", evidence)]
         return x, hit, flags

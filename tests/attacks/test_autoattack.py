@@ -97,14 +97,17 @@ class Rounded(Wrapped):
         return self.inner((x * 50).round() / 50 + 1e-3 * (x.detach() - x))
 
 
-def test_plus_leaves_samples_with_misleading_gradients_to_random_search(linear: Classifier) -> None:
+@pytest.mark.parametrize(("steps", "queries"), [(10, 300), (100, 150)])  # with additional runs and without
+def test_plus_leaves_samples_with_misleading_gradients_to_random_search(
+    linear: Classifier, steps: int, queries: int
+) -> None:
     x = kit.grey_images(16)
     y = linear(x).argmax(1)
     threat = ThreatModel(eps=3 * float(nearest_boundary(linear, x, y, "linf").max()))
     model = Rounded(linear)
     by_gradients, _ = kit.attack_with(APGD(steps=20), model, x, y, threat)
     assert not bool((model(by_gradients).argmax(1) != y).all())
-    attack = AutoAttack(variant="plus", steps=10, targets=3, queries=300)
+    attack = AutoAttack(variant="plus", steps=steps, targets=3, queries=queries)
     x_adv, _ = kit.attack_with(attack, model, x, y, threat)
     assert bool((model(x_adv).argmax(1) != y).all())
 

@@ -28,7 +28,7 @@ def guarded(smooth: bool = True) -> tuple[GuardedOracle, Tensor, Tensor, Scorer]
 
     scorer = Scorer(lambda z, _: ((z - x[: len(z)]) * weight[: len(z)]).flatten(1).sum(dim=1))
     detector = scorer if smooth else scorer.score
-    return GuardedOracle(model, THREAT, Draws(0, torch.arange(12)), detector, 0.0, 1.0), x, y, scorer
+    return GuardedOracle(model, THREAT, Draws(0, torch.arange(12)), detector, 1.0), x, y, scorer
 
 
 def caught(name: str, smooth: bool = True, **parameters: object) -> tuple[float, float]:
@@ -88,6 +88,6 @@ def test_what_is_asked_of_the_detector_is_counted_and_needs_access() -> None:
     assert oracle.ledger.forwards.tolist() == [2] * 3 + [1] * 9
     assert oracle.ledger.backwards.tolist() == [1] * 12
     threat = ThreatModel(norm="linf", eps=EPS, access="score", queries=10)
-    blind = GuardedOracle(oracle.model, threat, Draws(0, torch.arange(12)), oracle.detector, 0.0, 1.0)
+    blind = GuardedOracle(oracle.model, threat, Draws(0, torch.arange(12)), oracle.detector, 1.0)
     with pytest.raises(ContractError, match="asked the detector"):
         blind.scores(x)
