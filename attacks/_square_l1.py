@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -13,22 +12,7 @@ from siegebench import ops
 from siegebench.draws import Draws
 from siegebench.threat import Norm
 
-from .square import TINY, Square, window
-
-
-@cache
-def bump(side: int) -> Tensor:
-    """Two opposite pyramids side by side, steeper than in L2, of length 1 in L1: float64 [side, side]."""
-
-    def pyramid(height: int, width: int) -> Tensor:
-        rings = max(height // 2, width // 2) + 1
-        tail = torch.arange(1, rings + 1, dtype=torch.float64).pow(-4).flip(0).cumsum(0).flip(0)
-        row = (torch.arange(height) - height // 2).abs()[:, None]
-        value = tail[torch.maximum(row, (torch.arange(width) - width // 2).abs())]
-        return value / value.sum().clamp(min=TINY)
-
-    both = torch.cat([pyramid(side // 2, side), -pyramid(side - side // 2, side)])
-    return both / both.abs().sum()
+from .square import TINY, Square, laid, tiles
 
 
 def length(delta: Tensor) -> Tensor:
@@ -49,39 +33,15 @@ class SquareL1(Square):
 
     @staticmethod
     def _grid(x0: Tensor, eps: float, draws: Draws) -> Tensor:
-        n, channels, height, width = x0.shape
-        side = max(min(height, width) // 5, 1)
-        rows, columns = height // side, width // side
-        top, left = (height - rows * side) // 2, (width - columns * side) // 2
-        sign = draws.sign((channels, rows, columns), purpose="grid").to(x0.dtype)
-        turned = draws.uniform((1, rows, columns), purpose="grid turned") < 0.5
-        one = bump(side).to(x0)
-        tiles = torch.where(turned[..., None, None], one.T, one) * sign[..., None, None]  # [n, c, rows, columns, s, s]
-        delta = torch.zeros_like(x0)
-        area = tiles.transpose(3, 4).reshape(n, channels, rows * side, columns * side)
-        delta[:, :, top : top + rows * side, left : left + columns * side] = area
-        return ops.project_l1(x0 + delta, x0, eps)
+        return ops.project_l1(x0 + tiles(x0, 1, draws), x0, eps)
 
     @staticmethod
     def _l2(best: Tensor, x0: Tensor, eps: float, share: float, draws: Draws, step: int) -> Tensor:
-        channels, height, width = x0.shape[1:]
-        side = max(round((share * height * width) ** 0.5), 3)
-        side = min(side + (side % 2 == 0), height, width)
-        u = draws.uniform((5 + channels,), step, "square").to(x0.dtype)
-        top, left = (u[:, :2] * (height - side + 1)).long(), (u[:, 2:4] * (width - side + 1)).long()
-        here = window(top[:, 0], left[:, 0], side, height, width)
-        there = window(top[:, 1], left[:, 1], side, height, width)
+        here, there, one = laid(x0, 1, share, draws, step)
+        channels = x0.shape[1]
         delta = best - x0
-
-        # the bump, placed on the first window
-        row = (torch.arange(height, device=x0.device) - top[:, :1]).clamp(0, side - 1)[:, :, None]
-        column = (torch.arange(width, device=x0.device) - left[:, :1]).clamp(0, side - 1)[:, None, :]
-        turned = (u[:, 4] < 0.5)[:, None, None]
-        laid = bump(side).to(x0)[torch.where(turned, column, row), torch.where(turned, row, column)][:, None]
-        sign = torch.where(u[:, 5:] < 0.5, -1.0, 1.0)[:, :, None, None]
-
         old = delta * here
-        new = (sign * laid + old / length(old).clamp(min=TINY)) * here
+        new = (one + old / length(old).clamp(min=TINY)) * here
         unused = (eps - delta.abs().sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0) / channels
         new = new / length(new).clamp(min=TINY) * (length(delta * (here | there)) + unused) * channels
         delta = torch.where(here, new, torch.where(there, 0.0, delta))

@@ -31,19 +31,50 @@ def window(top: Tensor, left: Tensor, side: int, height: int, width: int) -> Ten
 
 
 @cache
-def bump(side: int) -> Tensor:
-    """Two opposite pyramids side by side, of length 1 in L2: float64 [side, side]."""
+def bump(side: int, order: int) -> Tensor:
+    """Two opposite pyramids side by side, of length 1 in L`order`; steeper in L1 than in L2: float64 [side, side]."""
 
     def pyramid(height: int, width: int) -> Tensor:
         rings = max(height // 2, width // 2) + 1
-        tail = torch.arange(1, rings + 1, dtype=torch.float64).pow(-2).flip(0).cumsum(0).flip(0)
+        tail = torch.arange(1, rings + 1, dtype=torch.float64).pow(-4 / order).flip(0).cumsum(0).flip(0)
         row = (torch.arange(height) - height // 2).abs()[:, None]
-        ring = torch.maximum(row, (torch.arange(width) - width // 2).abs())
-        value = tail[ring]
-        return value / value.norm().clamp(min=TINY)
+        value = tail[torch.maximum(row, (torch.arange(width) - width // 2).abs())]
+        return value / value.norm(p=order).clamp(min=TINY)
 
     both = torch.cat([pyramid(side // 2, side), -pyramid(side - side // 2, side)])
-    return both / both.norm()
+    return both / both.norm(p=order)
+
+
+def tiles(x: Tensor, order: int, draws: Draws) -> Tensor:
+    """A grid of bumps with random signs and orientations, centred in the image, of the shape of x."""
+    n, channels, height, width = x.shape
+    side = max(min(height, width) // 5, 1)
+    rows, columns = height // side, width // side
+    top, left = (height - rows * side) // 2, (width - columns * side) // 2
+    sign = draws.sign((channels, rows, columns), purpose="grid").to(x.dtype)
+    turned = draws.uniform((1, rows, columns), purpose="grid turned") < 0.5
+    one = bump(side, order).to(x)
+    each = torch.where(turned[..., None, None], one.T, one) * sign[..., None, None]  # [n, c, rows, columns, s, s]
+    delta = torch.zeros_like(x)
+    area = each.transpose(3, 4).reshape(n, channels, rows * side, columns * side)
+    delta[:, :, top : top + rows * side, left : left + columns * side] = area
+    return delta
+
+
+def laid(x: Tensor, order: int, share: float, draws: Draws, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(a random window, another one, a bump of random sign and orientation that fits the first one)"""
+    channels, height, width = x.shape[1:]
+    side = max(round(math.sqrt(share * height * width)), 3)
+    side = min(side + (side % 2 == 0), height, width)
+    u = draws.uniform((5 + channels,), step, "square").to(x.dtype)
+    top, left = (u[:, :2] * (height - side + 1)).long(), (u[:, 2:4] * (width - side + 1)).long()
+    row = (torch.arange(height, device=x.device) - top[:, :1]).clamp(0, side - 1)[:, :, None]
+    column = (torch.arange(width, device=x.device) - left[:, :1]).clamp(0, side - 1)[:, None, :]
+    turned = (u[:, 4] < 0.5)[:, None, None]
+    one = bump(side, order).to(x)[torch.where(turned, column, row), torch.where(turned, row, column)][:, None]
+    sign = torch.where(u[:, 5:] < 0.5, -1.0, 1.0)[:, :, None, None]
+    here, there = (window(top[:, i], left[:, i], side, height, width) for i in (0, 1))
+    return here, there, sign * one
 
 
 def length(delta: Tensor, dim: tuple[int, ...]) -> Tensor:
@@ -138,41 +169,16 @@ class Square(Attack):
 
     @staticmethod
     def _grid(x0: Tensor, eps: float, draws: Draws) -> Tensor:
-        n, channels, height, width = x0.shape
-        side = max(min(height, width) // 5, 1)
-        rows, columns = height // side, width // side
-        top, left = (height - rows * side) // 2, (width - columns * side) // 2
-        sign = draws.sign((channels, rows, columns), purpose="grid").to(x0.dtype)
-        turned = draws.uniform((1, rows, columns), purpose="grid turned") < 0.5
-        one = bump(side).to(x0)
-        tiles = torch.where(turned[..., None, None], one.T, one) * sign[..., None, None]  # [n, c, rows, columns, s, s]
-        delta = torch.zeros_like(x0)
-        area = tiles.transpose(3, 4).reshape(n, channels, rows * side, columns * side)
-        delta[:, :, top : top + rows * side, left : left + columns * side] = area
-        return (x0 + ops.normalise(delta, "l2") * eps).clamp(0, 1)
+        return (x0 + ops.normalise(tiles(x0, 2, draws), "l2") * eps).clamp(0, 1)
 
     @staticmethod
     def _l2(best: Tensor, x0: Tensor, eps: float, share: float, draws: Draws, step: int) -> Tensor:
-        channels, height, width = x0.shape[1:]
-        side = max(round(math.sqrt(share * height * width)), 3)
-        side = min(side + (side % 2 == 0), height, width)
-        u = draws.uniform((5 + channels,), step, "square").to(x0.dtype)
-        top, left = (u[:, :2] * (height - side + 1)).long(), (u[:, 2:4] * (width - side + 1)).long()
-        here = window(top[:, 0], left[:, 0], side, height, width)
-        there = window(top[:, 1], left[:, 1], side, height, width)
+        here, there, one = laid(x0, 2, share, draws, step)
         delta = best - x0
-
-        # the bump, placed on the first window
-        row = (torch.arange(height, device=x0.device) - top[:, :1]).clamp(0, side - 1)[:, :, None]
-        column = (torch.arange(width, device=x0.device) - left[:, :1]).clamp(0, side - 1)[:, None, :]
-        turned = (u[:, 4] < 0.5)[:, None, None]
-        laid = bump(side).to(x0)[torch.where(turned, column, row), torch.where(turned, row, column)][:, None]
-        sign = torch.where(u[:, 5:] < 0.5, -1.0, 1.0)[:, :, None, None]
-
         old = delta * here
-        new = (sign * laid + old / length(old, (2, 3)).clamp(min=TINY)) * here
+        new = (one + old / length(old, (2, 3)).clamp(min=TINY)) * here
         # each channel gets the norm of both windows, plus its part of the budget lost by clipping
-        unused = (eps**2 - delta.square().sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0) / channels
+        unused = (eps**2 - delta.square().sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0) / x0.shape[1]
         budget = ((delta * (here | there)).square().sum(dim=(2, 3), keepdim=True) + unused).sqrt()
         new = new / length(new, (2, 3)).clamp(min=TINY) * budget
         delta = torch.where(here, new, torch.where(there, 0.0, delta))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from siegebench.attacks._square_l1 import SquareL1, bump
+from siegebench.attacks._square_l1 import SquareL1
 from siegebench.attacks.apgd import APGD
 from siegebench.attacks.autoattack import PASSES, AutoAttack
 from siegebench.attacks.fab import FAB
-from siegebench.attacks.square import Square
+from siegebench.attacks.square import Square, bump
 from torch import Tensor
 
 from siegebench import ops
@@ -189,8 +189,8 @@ def test_the_l1_cascade_is_the_published_one(linear: Classifier) -> None:
 
 def test_the_bump_of_l1_is_two_opposite_pyramids() -> None:
     for side in (1, 3, 5, 6):
-        assert float(bump(side).abs().sum()) == pytest.approx(1)
-    five = bump(5)
+        assert float(bump(side, 1).abs().sum()) == pytest.approx(1)
+    five = bump(5, 1)
     assert bool((five[:2] > 0).all())
     assert bool((five[2:] < 0).all())
     assert float(five[:2].sum()) == pytest.approx(0.5)
