@@ -70,21 +70,23 @@ class NeuralCleanse(ModelDetector):
     def judge(self, model: Classifier, data: Granted, draws: Draws) -> Verdict:
         if model.num_classes < 3:
             raise NotApplicable(f"{self!r}: needs at least 3 classes to find an outlier, not {model.num_classes}")
-        r = self.sizes(model, data.clean, derive_seed(draws.seed, "neural cleanse"))
+        r, triggers = self.inverted(model, data.clean, derive_seed(draws.seed, "neural cleanse"))
         median = r.median()
         mad = (r - median).abs().median().clamp(min=1e-3 * median)
         index = (median - r) / (1.4826 * mad)
         found = (index > self.threshold).nonzero().squeeze(1)
-        return Verdict(float(index.max()), len(found) > 0, tuple(found.tolist()))
+        return Verdict(float(index.max()), len(found) > 0, tuple(found.tolist()), dict(enumerate(triggers)))
 
-    def sizes(self, model: Classifier, clean: ImageSet, seed: int) -> Tensor:
-        """r_t for every target t, [num_classes]."""
+    def inverted(self, model: Classifier, clean: ImageSet, seed: int) -> tuple[Tensor, Tensor]:
+        """(r_t [num_classes], the triggers on mid-grey [num_classes, C, H, W]) for every target t."""
         victim = copy.deepcopy(model).eval().requires_grad_(False)
         targets = torch.arange(model.num_classes)
-        return torch.cat([self._invert(victim, clean, part, seed)[0] for part in targets.split(self.together)])
+        parts = [self._invert(victim, clean, part, seed) for part in targets.split(self.together)]
+        r, m, p = (torch.cat(column) for column in zip(*parts, strict=True))
+        return r, (1 - m) * 0.5 + m * p
 
-    def _invert(self, model: Classifier, clean: ImageSet, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """(r_t [k], the masks with these sizes [k, 1, H, W]) for k targets."""
+    def _invert(self, model: Classifier, clean: ImageSet, targets: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(r_t [k], the masks of this size [k, 1, H, W], their patterns [k, C, H, W]) for k targets."""
         parameter = next(model.parameters())
         device, dtype = parameter.device, parameter.dtype
         images, one = clean.images.to(device), Draws(seed, torch.zeros(1, dtype=torch.long, device=device))
@@ -98,6 +100,7 @@ class NeuralCleanse(ModelDetector):
         rose, fell = (torch.zeros(len(targets), dtype=torch.bool, device=device) for _ in range(2))
         best = torch.full((len(targets),), float(height * width), device=device, dtype=dtype)
         masks = torch.ones(len(targets), 1, height, width, device=device, dtype=dtype)
+        patterns = torch.full((len(targets), channels, height, width), 0.5, device=device, dtype=dtype)
         active, goal = torch.arange(len(targets), device=device), targets.to(device)
 
         for step in range(1, self.steps + 1):
@@ -115,7 +118,8 @@ class NeuralCleanse(ModelDetector):
                 reached = (z.argmax(dim=2) == y).double().mean(dim=1) >= self.success
                 smaller = reached & (size < best[active])
                 since = torch.where(reached & (size < 0.99 * best[active]), 0, since + 1)
-                best[active[smaller]], masks[active[smaller]] = size[smaller], m[smaller]
+                at = active[smaller]
+                best[at], masks[at], patterns[at] = size[smaller], m[smaller], p[smaller]
 
                 ups, downs = torch.where(reached, ups + 1, 0), torch.where(reached, 0, downs + 1)
                 rise, fall = ups >= self.patience, downs >= self.patience
@@ -132,7 +136,7 @@ class NeuralCleanse(ModelDetector):
                     ups, downs, since, rose, fell = ups[go], downs[go], since[go], rose[go], fell[go]
                 if not len(active):
                     break
-        return best.double().cpu(), masks.cpu()
+        return best.double().cpu(), masks.cpu(), patterns.cpu()
 
     def _logits(self, model: Classifier, x: Tensor, seed: int, step: int) -> Tensor:
         draws = Draws(seed, torch.arange(len(x), device=x.device)).at(step) if model.randomized else None

@@ -29,6 +29,7 @@ from siegebench.types import (
     InputDetector,
     ModelDetector,
     Poisoned,
+    Verdict,
 )
 from siegebench.workspace import Workspace
 
@@ -218,4 +219,13 @@ def measure_model_detection(cell: Cell, ws: Workspace) -> Result:
     }
     if target is not None and verdict.backdoored:
         metrics["target_hit"] = {"value": float(bool(target & set(verdict.targets)))}
-    return Result(cell=cell, metrics=metrics, weights=weights)
+    return Result(cell=cell, metrics=metrics, weights=weights, images=_pictures(verdict))
+
+
+def _pictures(verdict: Verdict) -> dict[str, Any]:
+    """The inverted triggers as images to keep beside the row, named by their class."""
+    if not verdict.triggers:
+        return {}
+    classes = torch.tensor([*verdict.triggers])
+    images = torch.stack([*verdict.triggers.values()]).clamp(0, 1).float()
+    return {"images": images.numpy(), "ids": classes.numpy(), "labels": classes.numpy()}

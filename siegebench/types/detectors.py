@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,11 +17,20 @@ from siegebench.types.base import Entry
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a model-level detector for one model. Larger score = more suspicious."""
+    """The result of a model-level detector for one model.
+
+    Attributes:
+        score: larger = more suspicious.
+        backdoored: at the published threshold.
+        targets: the classes that the backdoor is believed to lead to.
+        triggers: for detectors that invert triggers, that of each class as a picture [C, H, W] in [0, 1]: stamped on
+            mid-grey. They are kept beside the row.
+    """
 
     score: float
-    backdoored: bool  # at the published threshold
+    backdoored: bool
     targets: tuple[int, ...] = ()
+    triggers: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class Detector(Entry):
