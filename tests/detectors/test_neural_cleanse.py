@@ -63,7 +63,7 @@ def test_neural_cleanse_finds_the_planted_target() -> None:
 
 def test_neural_cleanse_inverts_triggers_of_the_right_place_and_size() -> None:
     nc = detector("neural_cleanse", batch=8)
-    sizes, masks, patterns = nc._invert(regions(PLANTED), dark(), torch.arange(6), 0)
+    sizes, masks, _ = nc._invert(regions(PLANTED), dark(), torch.arange(6), 0)
     torch.testing.assert_close(masks.flatten(1).sum(1).double(), sizes)
     weight = Regions(PLANTED).weight > 0
     inside = (masks.flatten(1) * weight).sum(1) / masks.flatten(1).sum(1)
