@@ -74,8 +74,8 @@ class NeuralCleanse(ModelDetector):
         median = r.median()
         mad = (r - median).abs().median().clamp(min=1e-3 * median)
         index = (median - r) / (1.4826 * mad)
-        found = (index > self.threshold).nonzero().squeeze(1)
-        return Verdict(float(index.max()), len(found) > 0, tuple(found.tolist()), dict(enumerate(triggers)))
+        found = [t for t in index.argsort(descending=True).tolist() if index[t] > self.threshold]
+        return Verdict(float(index.max()), len(found) > 0, tuple(found), dict(enumerate(triggers)))
 
     def inverted(self, model: Classifier, clean: ImageSet, seed: int) -> tuple[Tensor, Tensor]:
         """(r_t [num_classes], the triggers on mid-grey [num_classes, C, H, W]) for every target t."""

@@ -19,12 +19,11 @@ from .figures import Figure
 from .stats import rank_groups
 
 T = TypeVar("T")
-Unit = Literal["rate", "score", "count", "text"]  # shown in per cent, with three decimals, as a plain number, as text
+Unit = Literal["rate", "score", "count", "text"]  # shown in per cent, with three decimals, as it is, as text
 SEVERITIES = ("fail", "flag", "info")
 OF_CLEAN = ("chance_accuracy", "input_convention")  # flags of the answers to clean images
 OF_VICTIM = (*OF_CLEAN, "batch_dependent", "stateful", "global_generator", "randomness_undeclared")  # of any attack
-LARGE = 1e12  # larger numbers are shown in scientific notation
-SHORT = 16  # digits of a key that are displayed; the row's file names have the same
+LARGE, SHORT = 1e12, 16  # numbers above are shown in scientific notation; digits of a key in display and file names
 
 
 @dataclass(frozen=True)
@@ -254,8 +253,9 @@ def slice_facts(row: Result) -> dict[str, str]:
 
 
 def trained_alike(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's description without its training seed, the same for all members of a population."""
-    return {k: v for k, v in model.items() if k != "train_seed"}
+    """A model's description without its training, the same for all members of a population."""
+    own = ("published", "sha256", "ema", "part") if "published" in model else ("train_seed",)
+    return {k: v for k, v in model.items() if k not in own}
 
 
 def is_control(kind: str, description: Mapping[str, Any] | None) -> bool:

@@ -108,6 +108,8 @@ _ALL = (
     Metric("score", "score", "", "Score", "Score of a model; higher means more suspicious.", low=None),
     Metric("flagged", "score", "", "Flagged", "1 if the detector reports the model as backdoored.", high=1.0),
     Metric("truth", "score", "", "Backdoored", "1 if the model is backdoored.", high=1.0),
+    Metric("named_target", "count", "", "Named class", "Class that the detector names, or the first of several."),
+    Metric("named_targets", "count", "", "Named classes", "Number of classes that the detector names."),
     Metric("target_hit", "score", "high", "Target named", "1 if the named target class is correct.", high=1.0),
     # corruptions
     Metric("acc", "rate", "high", "Accuracy", "Accuracy on the corrupted images, mean over the severities."),

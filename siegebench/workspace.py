@@ -18,7 +18,7 @@ from siegebench.classifier import Classifier, Ensemble, M, copied
 from siegebench.data import Granted, ImageSet, split_clean, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.environment import device
-from siegebench.errors import ConfigError, DataError
+from siegebench.errors import ConfigError, DataError, NotApplicable
 from siegebench.inputs import restored
 from siegebench.prepare import at_once, prepare
 from siegebench.rows import Rows
@@ -174,8 +174,8 @@ class Workspace:
         return self._ready(artifacts.trained(self.store, description, model, timed, made_by))
 
     def _source(self, described: dict[str, Any]) -> ModelSource:
-        """The source of a network; networks that differ only in the training seed share it."""
-        bare = {k: v for k, v in described.items() if k != "train_seed"}
+        """The source of a network; networks that differ only in their training share it."""
+        bare = {k: v for k, v in described.items() if k not in ("train_seed", "published")}
         known = described if digest(described) in self.settings.specs else bare
         return self.entry(ModelSource, known)
 
@@ -208,10 +208,12 @@ class Workspace:
         found: Classifier = self._victim(("model", key, data_key(cell.data)), make)
         return found
 
-    def backdoored(self, cell: Cell) -> tuple[Classifier, Poisoned]:
-        """The model trained on the cell's poisoned set, and the poisoned set."""
+    def backdoored(self, cell: Cell) -> tuple[Classifier, Poisoned | None]:
+        """The model trained on the cell's poisoned set, and the poisoned set; None for that of a published network."""
 
-        def make() -> tuple[Classifier, Poisoned]:
+        def make() -> tuple[Classifier, Poisoned | None]:
+            if cell.model.get("published"):
+                return self.model(cell), None
             backdoor = self.entry(BackdoorAttack, cell.backdoor)
             poisoned = backdoor.poison(self.splits(cell.data)[0], derive_seed(cell.seed, "poison"))
             what = {
@@ -223,17 +225,23 @@ class Workspace:
             return self._network(cell, what, lambda: poisoned.data, cell.seed), poisoned
 
         key = ("backdoored", digest([cell.model, cell.backdoor, cell.seed]), data_key(cell.data))
-        found: tuple[Classifier, Poisoned] = self._victim(key, make)
+        found: tuple[Classifier, Poisoned | None] = self._victim(key, make)
         return found
 
     def granted(self, kind: str, cell: Cell, poisoned: Poisoned | None = None) -> Granted:
         """The splits that the cell's defense or detector may use, by its card; never poison indices or triggers."""
         description = (cell.defense if kind == "defense" else cell.detector) or {}
         found, _ = registry.find(kind, description["name"])
+
+        def train_set() -> ImageSet:
+            if poisoned is None and cell.model.get("published"):
+                raise NotApplicable(f"{found.name} needs the training set, and that of a published network is unknown")
+            return poisoned.data if poisoned is not None else self.splits(cell.data)[0]
+
         return Granted(
             found.name,
             found.card.sees,
-            train=lambda: poisoned.data if poisoned is not None else self.splits(cell.data)[0],
+            train=train_set,
             clean=lambda: self.splits(cell.data)[1],
             val=lambda: self.splits(cell.data)[2],
         )

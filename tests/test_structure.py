@@ -58,6 +58,7 @@ LAYERS = (
     ("config", "evaluation", "testing"),
     ("plan", "executors"),
     ("api", "direct", "reporting"),
+    ("scanning",),
     ("cli",),
     ("__main__",),
 )

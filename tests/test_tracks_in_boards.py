@@ -13,7 +13,7 @@ from siegebench.store import Store
 from siegebench.tracks import TRACKS
 
 # what so small a run need not have: it asks 120 queries, and only a detector that finds the backdoor names a target
-NOT_HERE = {"robust_acc@1000", "robust_acc@10000", "target_hit"}
+NOT_HERE = {"robust_acc@1000", "robust_acc@10000", "target_hit", "named_target", "named_targets"}
 
 
 @pytest.fixture(scope="module")

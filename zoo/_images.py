@@ -29,16 +29,19 @@ KINDS: dict[int, Kind] = {1: GREY, 3: IMAGE}  # by channels
 Blobs = Iterable[tuple[str, bytes]]  # (name for messages, encoded bytes)
 
 
-def decode(blobs: Blobs, size: int | None = None, fit: Fit = "crop", channels: Channels = 3) -> Iterator[Tensor]:
+def decode(
+    blobs: Blobs, size: int | None = None, fit: Fit = "crop", channels: Channels = 3, cut: int = 0
+) -> Iterator[Tensor]:
     """Decode to images, each uint8 [channels, H, W], one at a time.
 
     Args:
         size: side of the square that every image is resized to (bilinear); None keeps the size of the images.
         fit: `crop` scales the shorter side and takes the centre, `stretch` scales both sides.
         channels: 3 for RGB, 1 for grey; see `eight_bit` for 16-bit, float and transparent images.
+        cut: pixels removed at each border, before the image is resized.
 
     Raises:
-        DataError: naming the image that cannot be read.
+        DataError: naming the image that cannot be read, or of which nothing is left.
     """
     for name, blob in blobs:
         try:
@@ -49,10 +52,20 @@ def decode(blobs: Blobs, size: int | None = None, fit: Fit = "crop", channels: C
             raise DataError(f"{name}: not a readable image ({why}); replace it, or convert it to PNG") from None
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
             raise DataError(f"{name}: not a readable image ({str(error)[:120]})") from None
+        if cut:
+            image = inside(image, cut, name)
         if size is not None:
             image = resized(image, size, fit)
         height, width = image.size[::-1]
         yield torch.from_numpy(np.array(image).reshape(height, width, channels)).permute(2, 0, 1)
+
+
+def inside(image: Image.Image, cut: int, name: str) -> Image.Image:
+    """The image without `cut` pixels at each border."""
+    width, height = image.size
+    if 2 * cut >= min(width, height):
+        raise DataError(f"{name}: an image of {width}x{height} pixels has nothing left without {cut} at each border")
+    return image.crop((cut, cut, width - cut, height - cut))
 
 
 def resized(image: Image.Image, size: int, fit: Fit) -> Image.Image:
@@ -151,7 +164,7 @@ class Encoded:
         count: number of images.
         blobs: function that returns the encoded images of some rows, given in ascending order without repeats.
         where: for error messages.
-        size, fit, channels: see decode.
+        size, fit, channels, cut: see decode.
     """
 
     count: int
@@ -160,6 +173,7 @@ class Encoded:
     size: int | None = None
     fit: Fit = "crop"
     channels: Channels = 3
+    cut: int = 0
 
     dtype = torch.uint8
 
@@ -176,7 +190,7 @@ class Encoded:
 
     def decoded(self, rows: Sequence[int]) -> Iterator[Tensor]:
         """The images of some rows, in ascending order."""
-        return decode(self.blobs(rows), self.size, self.fit, self.channels)
+        return decode(self.blobs(rows), self.size, self.fit, self.channels, self.cut)
 
     def read(self, rows: Tensor) -> Tensor:
         """The images of some rows, in the given order; rows may repeat."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from siegebench.data import ImageSet
 from siegebench.errors import DataError
@@ -25,11 +27,11 @@ class Hub(DataSource):
         config: folder of the configuration, for a data set with several.
         revision: branch, tag or commit; use a commit for reproducible numbers.
         download: fetch the files when they are not in the hub's cache.
-        image, label, size, fit, group_by_path, channels: see Layout.
+        image, label, size, fit, group_by_path, channels, cut: see Layout.
     """
 
     local: ClassVar[tuple[str, ...]] = ("download",)
-    added: ClassVar[tuple[str, ...]] = ("channels",)
+    added: ClassVar[tuple[str, ...]] = ("channels", "cut")
 
     dataset: str
     num_classes: Count
@@ -42,6 +44,7 @@ class Hub(DataSource):
     fit: Fit = "crop"
     group_by_path: bool = False
     channels: Channels = 3
+    cut: Annotated[int, Field(ge=0, strict=True)] = 0
 
     def load(self, split: str) -> ImageSet:
         return self.scan(split).in_memory()
@@ -50,7 +53,7 @@ class Hub(DataSource):
         name = f"{self.dataset} {split}"
         layout = Layout(
             num_classes=self.num_classes, image=self.image, label=self.label, size=self.size, fit=self.fit,
-            group_by_path=self.group_by_path, channels=self.channels,
+            group_by_path=self.group_by_path, channels=self.channels, cut=self.cut,
         )  # fmt: skip
         return scan(self._files(split, name), layout, name)
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 
 from siegebench.data import ImageSet
 from siegebench.errors import DataError, did_you_mean, shortened
@@ -47,6 +48,7 @@ class ImageFolder(DataSource):
         size: every image is resized to a square of this size; None requires images of one size.
         fit: `crop` scales the shorter side and takes the centre, `stretch` scales both sides.
         channels: 3, or 1 for grey images.
+        cut: pixels removed at each border of an image, before it is resized.
         classes: names of the class folders in the order of their labels, or a text file with one name in each line (a
             path, or a file in FOLDER). By default `classes.txt` in FOLDER, if it exists. Not every class needs images;
             a folder that is not listed is refused.
@@ -54,12 +56,13 @@ class ImageFolder(DataSource):
     """
 
     local: ClassVar[tuple[str, ...]] = ("folder", "classes", "splits")  # labels and images are part of the digest
-    added: ClassVar[tuple[str, ...]] = ("channels",)
+    added: ClassVar[tuple[str, ...]] = ("channels", "cut")
 
     folder: str | None = None
     size: Count | None = None
     fit: Fit = "crop"
     channels: Channels = 3
+    cut: Annotated[int, Field(ge=0, strict=True)] = 0
     classes: tuple[str, ...] | str | None = None
     splits: dict[str, str] = field(default_factory=dict)
 
@@ -85,7 +88,7 @@ class ImageFolder(DataSource):
             return ((str(files[i][0]), content(files[i][0])) for i in rows)
 
         return ImageSet(
-            Rows(Encoded(len(files), blobs, str(images), self.size, self.fit, self.channels)),
+            Rows(Encoded(len(files), blobs, str(images), self.size, self.fit, self.channels, self.cut)),
             torch.tensor([label for _, label in files]), torch.arange(len(files)), len(names), f"{folder.name} {split}",
             kind=KINDS[self.channels], classes=names,
         )  # fmt: skip

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -43,6 +44,7 @@ class Layout:
         size, fit: every image is resized to a square of this size; None keeps the size of the images.
         group_by_path: images whose `path` differs only after the last `_` form a group (frames of one track).
         channels: 3, or 1 for grey images.
+        cut: pixels removed at each border of an image, before it is resized.
     """
 
     num_classes: int
@@ -52,6 +54,7 @@ class Layout:
     fit: Fit = "crop"
     group_by_path: bool = False
     channels: Channels = 3
+    cut: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +65,11 @@ class Parquet(DataSource):
         num_classes: of the data set.
         prefix: of the file names; empty for `SPLIT-*.parquet`.
         folder: of the files; by default the folder named by SIEGEBENCH_DATA.
-        image, label, size, fit, group_by_path, channels: see Layout.
+        image, label, size, fit, group_by_path, channels, cut: see Layout.
     """
 
     local: ClassVar[tuple[str, ...]] = ("folder",)
-    added: ClassVar[tuple[str, ...]] = ("channels",)
+    added: ClassVar[tuple[str, ...]] = ("channels", "cut")
 
     num_classes: Count
     prefix: str = ""
@@ -77,6 +80,7 @@ class Parquet(DataSource):
     fit: Fit = "crop"
     group_by_path: bool = False
     channels: Channels = 3
+    cut: Annotated[int, Field(ge=0, strict=True)] = 0
 
     def load(self, split: str) -> ImageSet:
         return self.scan(split).in_memory()
@@ -92,7 +96,7 @@ class Parquet(DataSource):
             )
         layout = Layout(
             num_classes=self.num_classes, image=self.image, label=self.label, size=self.size, fit=self.fit,
-            group_by_path=self.group_by_path, channels=self.channels,
+            group_by_path=self.group_by_path, channels=self.channels, cut=self.cut,
         )  # fmt: skip
         return scan(shards(folder, stem, name, self.known_splits()), layout, name)
 
@@ -147,7 +151,7 @@ def scan(files: list[Path], layout: Layout, name: str) -> ImageSet:
             if parquet.metadata.num_rows == 0:
                 raise DataError(f"{file}: contains no rows")
             parts.append(Shard(parquet.metadata.num_rows, partial(_blobs, file, layout.image), str(file), layout.size,
-                               layout.fit, layout.channels, file, layout.image))  # fmt: skip
+                               layout.fit, layout.channels, layout.cut, file, layout.image))  # fmt: skip
             column = parquet.read([layout.label]).column(layout.label)
             if column.null_count:
                 raise DataError(f"{file}: {column.null_count} rows have no label")
@@ -179,7 +183,8 @@ class Shard(Encoded):
 
     def _whole(self) -> Tensor:
         """All images, from the cache if possible: decoding 39,209 GTSRB images takes 13 s."""
-        how = f"{self.column}-{self.size or 'as-is'}-{self.fit}-{self.channels}ch-v{DECODER}-pillow{PIL.__version__}"
+        shape = f"{self.size or 'as-is'}-{self.fit}-{self.channels}ch" + (f"-cut{self.cut}" if self.cut else "")
+        how = f"{self.column}-{shape}-v{DECODER}-pillow{PIL.__version__}"
         with _blame(self.file):
             cached = cache_folder() / "decoded" / f"{sha256(self.file)}-{how}.safetensors"
         with contextlib.suppress(OSError, SafetensorError, KeyError):  # absent or damaged: decode again

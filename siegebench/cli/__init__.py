@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import __version__
-from siegebench.cli import checking, complete, dryrun, listing, showing
+from siegebench.cli import checking, complete, dryrun, listing, scanning, showing
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 from siegebench.errors import ConfigError, MissingExtra, SiegeError, did_you_mean
 
@@ -35,6 +35,7 @@ app.command("list")(listing.list_)
 app.command()(showing.show)
 app.command()(checking.new)
 app.command()(checking.check)
+app.command()(scanning.scan)
 INTERRUPTED = 130
 ALL = "all"  # value of --save-images without a number
 

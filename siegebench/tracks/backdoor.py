@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,35 +15,88 @@ from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import NotApplicable
-from siegebench.inventory import Inventory
+from siegebench.inventory import Inventory, Named, NamedData
 from siegebench.prepare import in_batches
-from siegebench.tracks.base import BoardSpec, Specs
+from siegebench.tracks.base import BoardSpec, Spec, Specs, Strict, refuse_repeats
 from siegebench.tracks.judging import fresh_passes
-from siegebench.types import BackdoorAttack
+from siegebench.types import BackdoorAttack, ModelSource
 from siegebench.workspace import Workspace
 
 # limits of a successful attack; MAX_WITHOUT: success rate on a clean model as a fraction of the ASR
 MIN_ASR, MAX_CLEAN_LOSS, MAX_WITHOUT = 0.5, 0.03, 0.5
 
 
-class PoisonedBoard(BoardSpec):
-    """Base class of the boards that poison training sets."""
+class Published(Strict):
+    """A network that was trained elsewhere.
 
-    backdoors: Specs
+    Attributes:
+        model: with weights. A network with the parameters of one of `models` is shown beside its population.
+        backdoor: the trigger and the target that it is known to have; None for a network that is taken for clean.
+    """
+
+    model: Spec
+    backdoor: Spec | None = None
+
+
+class PoisonedBoard(BoardSpec):
+    """Base class of the boards that poison training sets.
+
+    Attributes:
+        backdoors: attacks on the training of each of `models`.
+        published: networks that were trained elsewhere, with or without a backdoor.
+    """
+
+    models: list[Spec] | None = None
+    backdoors: list[Spec] = Field(default=[])
+    published: list[Published] = Field(default=[])
 
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
+        if not (self.backdoors or self.published or getattr(self, "inputs", None)):
+            raise inventory.document.error(self._where, f"this {self.track} board has no backdoors to look at")
         for backdoor in self.named(inventory, "backdoors"):
-            if not isinstance(backdoor.entry, BackdoorAttack):
-                raise inventory.document.error(
-                    backdoor.where, f"backdoor {backdoor.name!r} has no trigger; it is not for the {self.track} track"
-                )
+            refuse_without_trigger(self, inventory, backdoor)
+        refuse_repeats(inventory, self.published, self.where("published"))
+        for model, known in self.elsewhere(inventory):
+            if not model.entry.pretrained():
+                message = f"model {model.name!r} has no weights; give its `checkpoint: FILE`, or list it under `models`"
+                raise inventory.document.error(model.where, message)
+            if known is not None:
+                refuse_without_trigger(self, inventory, known)
+
+    def elsewhere(self, inventory: Inventory) -> list[tuple[Named[ModelSource], Named[BackdoorAttack] | None]]:
+        """The published networks and their backdoors."""
+        return [
+            (
+                inventory.resolve(ModelSource, spec.model, self.where("published", i, "model")),
+                None if spec.backdoor is None
+                else inventory.resolve(BackdoorAttack, spec.backdoor, self.where("published", i, "backdoor")),
+            )
+            for i, spec in enumerate(self.published)
+        ]  # fmt: skip
+
+    def infected(self, inventory: Inventory, data: NamedData) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+        """The descriptions of the published networks and of their backdoors."""
+        return [
+            (
+                {**inventory.network(model, data).description, "published": True},
+                None if backdoor is None else inventory.identified(backdoor),
+            )
+            for model, backdoor in self.elsewhere(inventory)
+        ]
 
     def check_poisons(self, inventory: Inventory) -> None:
         """Refuse backdoors that the training set does not allow, before anything is trained."""
         source = self.source(inventory)
         for backdoor in self.named(inventory, "backdoors"):
             inventory.check_poison(backdoor, source, self.where("data", "set"))
+
+
+def refuse_without_trigger(board: BoardSpec, inventory: Inventory, backdoor: Named[Any]) -> None:
+    """Refuse a poison without a trigger."""
+    if not isinstance(backdoor.entry, BackdoorAttack):
+        message = f"backdoor {backdoor.name!r} has no trigger; it is not for the {board.track} track"
+        raise inventory.document.error(backdoor.where, message)
 
 
 class BackdoorBoard(PoisonedBoard):
@@ -63,8 +116,15 @@ class BackdoorBoard(PoisonedBoard):
                     for defense in self.named(inventory, "defenses"):
                         yield Cell(
                             track=self.track, data=self.used(inventory, data), model=model.seeded(seed),
-                            backdoor=backdoor.description, defense=inventory.identified(defense), seed=seed,
+                            backdoor=inventory.identified(backdoor), defense=inventory.identified(defense), seed=seed,
                         )  # fmt: skip
+        for described, known in self.infected(inventory, data):
+            for seed in self.seeds or ():
+                for defense in self.named(inventory, "defenses") if known is not None else ():
+                    yield Cell(
+                        track=self.track, data=self.used(inventory, data), model=described, backdoor=known,
+                        defense=inventory.identified(defense), seed=seed,
+                    )  # fmt: skip
 
     @staticmethod
     def measure(cell: Cell, ws: Workspace) -> Result:
@@ -132,29 +192,44 @@ def der(asr_bd: float, asr: float, ca_bd: float, ca: float) -> float:
     return (max(0.0, asr_bd - asr) - max(0.0, ca_bd - ca) + 1) / 2
 
 
-def succeeded(undefended: Metrics, clean_model: Metrics) -> bool:
-    """Whether the attack succeeded: high ASR, small loss of clean accuracy, low success on a clean model."""
-    asr, natural = undefended["asr"]["value"], clean_model["asr"]["value"]
+def succeeded(undefended: Metrics, clean_model: Metrics | None) -> bool:
+    """Whether the attack succeeded: high ASR, small loss of clean accuracy, low success on a clean model.
+
+    Without a clean model, the success without the trigger is that of the same model on clean images, and the loss is
+    not judged.
+    """
+    asr, without = undefended["asr"]["value"], undefended["clean_rate"]["value"]
+    natural = without if clean_model is None else clean_model["asr"]["value"]
     learnt = asr >= MIN_ASR and natural <= MAX_WITHOUT * asr
+    if clean_model is None:
+        return learnt
     return learnt and clean_model["ca"]["value"] - undefended["ca"]["value"] <= MAX_CLEAN_LOSS
+
+
+def of_twin(cell: Cell, ws: Workspace, backdoor: BackdoorAttack, data: ImageSet) -> Metrics | None:
+    """The metrics of the same recipe and seed on clean data; None for a published network, which has no such twin."""
+    if cell.model.get("published"):
+        return None
+    return backdoor_metrics(ws, ws.model(cell), backdoor, data, cell.seed)
 
 
 def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
     """One row of the backdoor track: a defense against a backdoor attack."""
     data, backdoor = ws.evaluated(cell.data), ws.entry(BackdoorAttack, cell.backdoor)
     base, poisoned = ws.backdoored(cell)
-    clean_model = ws.model(cell)  # same recipe and seed, clean data: to measure the attack's loss of clean accuracy
     defended = ws.defended(cell, base, poisoned)
     before = backdoor_metrics(ws, base, backdoor, data, cell.seed)
     metrics = before if defended is base else backdoor_metrics(ws, defended, backdoor, data, cell.seed)
-    without = backdoor_metrics(ws, clean_model, backdoor, data, cell.seed)
+    without = of_twin(cell, ws, backdoor, data)  # for the loss of clean accuracy through the attack
     asr_bd, ca_bd = before["asr"]["value"], before["ca"]["value"]
     asr, ca = metrics["asr"]["value"], metrics["ca"]["value"]
     rir = (max(0.0, metrics["ra"]["value"] - before["ra"]["value"]) - max(0.0, ca_bd - ca) + 1) / 2
+    natural: Metrics = {}
+    if without is not None:
+        natural = {"ca_clean_model": {"value": without["ca"]["value"]}, "asr_clean_model": without["asr"]}
     metrics = {
         **metrics,
-        "ca_clean_model": {"value": without["ca"]["value"]},
-        "asr_clean_model": without["asr"],
+        **natural,
         "ca_undefended": before["ca"],
         "asr_undefended": before["asr"],
         "ra_undefended": before["ra"],
@@ -166,6 +241,6 @@ def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
     return Result(
         cell=cell,
         metrics=metrics,
-        counts={"poisoned": len(poisoned.index), "train": len(poisoned.data)},
+        counts={} if poisoned is None else {"poisoned": len(poisoned.index), "train": len(poisoned.data)},
         weights=fingerprint(defended),
     )

@@ -18,8 +18,8 @@ from siegebench.errors import ContractError, NotApplicable
 from siegebench.inventory import Inventory, Named
 from siegebench.metrics import ALARM_MARKS
 from siegebench.stats import auroc
-from siegebench.tracks.backdoor import PoisonedBoard, answers, backdoor_metrics, succeeded, triggered
-from siegebench.tracks.base import BoardSpec, Budget, Spec, Specs, refuse_repeats
+from siegebench.tracks.backdoor import PoisonedBoard, answers, backdoor_metrics, of_twin, succeeded, triggered
+from siegebench.tracks.base import BoardSpec, Budget, Specs, refuse_repeats
 from siegebench.tracks.detecting import finite, fit, measure_changed, positive_metrics
 from siegebench.tracks.detection_inputs import Inputs
 from siegebench.types import (
@@ -43,7 +43,6 @@ class InputDetectionBoard(PoisonedBoard):
     """
 
     track: Literal["input_detection"]
-    backdoors: list[Spec] = Field(default=[])
     inputs: list[Inputs] = Field(default=[])
     detectors: Specs
     slots: ClassVar[dict[str, str]] = {"models": "model", "backdoors": "backdoor", "detectors": "detector"}
@@ -52,8 +51,6 @@ class InputDetectionBoard(PoisonedBoard):
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
         refuse_other_detectors(self, inventory, of_models=False)
-        if not (self.backdoors or self.inputs):
-            raise inventory.document.error(self._where, "this input_detection board has no backdoors and no inputs")
         refuse_repeats(inventory, self.inputs, self.where("inputs"))
         self.changed(inventory)
         for detector in self.named(inventory, "detectors"):
@@ -93,7 +90,15 @@ class InputDetectionBoard(PoisonedBoard):
                     for detector in self.named(inventory, "detectors"):
                         yield Cell(
                             track=self.track, data=self.used(inventory, data), model=model.seeded(seed),
-                            backdoor=backdoor.description, detector=detector.description, seed=seed,
+                            backdoor=inventory.identified(backdoor), detector=detector.description, seed=seed,
+                        )  # fmt: skip
+        for described, known in self.infected(inventory, data):
+            for seed in self.seeds or ():
+                for detector in self.named(inventory, "detectors") if known is not None else ():
+                    if isinstance(detector.entry, InputDetector):  # the training set of a published network is unknown
+                        yield Cell(
+                            track=self.track, data=self.used(inventory, data), model=described, backdoor=known,
+                            detector=detector.description, seed=seed,
                         )  # fmt: skip
 
     @staticmethod
@@ -120,13 +125,20 @@ class ModelDetectionBoard(PoisonedBoard):
         for model in self.networks(inventory, data):
             for seed in self.seeds or ():
                 clean = [(model.seeded(seed + 1000 * i), None) for i in range(1, self.clean + 1)]
-                bad = [(model.seeded(seed), b.description) for b in self.named(inventory, "backdoors")]
+                bad = [(model.seeded(seed), inventory.identified(b)) for b in self.named(inventory, "backdoors")]
                 for detector in self.named(inventory, "detectors"):
                     for described, backdoor in (*clean, *bad):
                         yield Cell(
                             track=self.track, data=self.used(inventory, data), model=described, backdoor=backdoor,
                             detector=detector.description, seed=seed,
                         )  # fmt: skip
+        for seed in self.seeds or ():
+            for described, known in self.infected(inventory, data):
+                for detector in self.named(inventory, "detectors"):
+                    yield Cell(
+                        track=self.track, data=self.used(inventory, data), model=described, backdoor=known,
+                        detector=detector.description, seed=seed,
+                    )  # fmt: skip
 
     @staticmethod
     def measure(cell: Cell, ws: Workspace) -> Result:
@@ -154,7 +166,7 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
     granted = ws.granted("detector", cell, poisoned)
     draws = Draws(derive_seed(cell.seed, "detector"), torch.zeros(1, dtype=torch.long))
     weights = fingerprint(base)
-    if isinstance(detector, DatasetDetector):
+    if isinstance(detector, DatasetDetector) and poisoned is not None:
         metrics = _dataset_level(poisoned, finite(detector.score(base, granted, draws), detector, len(poisoned.data)))
     elif isinstance(detector, InputDetector):
         found = fit(detector, base, granted, draws, data, cell, ws)
@@ -171,9 +183,10 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
         raise ContractError(f"{detector!r} judges models, not inputs")
     if fingerprint(base) != weights:
         raise ContractError(f"{detector!r} changed the model it was given")
-    infected, without = (backdoor_metrics(ws, m, backdoor, data, cell.seed) for m in (base, ws.model(cell)))
-    metrics["attack_success"] = {"value": float(succeeded(infected, without))}
-    return Result(cell=cell, metrics=metrics, counts={"poisoned": len(poisoned.index)}, weights=weights)
+    infected = backdoor_metrics(ws, base, backdoor, data, cell.seed)
+    metrics["attack_success"] = {"value": float(succeeded(infected, of_twin(cell, ws, backdoor, data)))}
+    counts: dict[str, float] = {} if poisoned is None else {"poisoned": len(poisoned.index)}
+    return Result(cell=cell, metrics=metrics, counts=counts, weights=weights)
 
 
 def _dataset_level(poisoned: Poisoned, scores: Tensor) -> dict[str, dict[str, float]]:
@@ -195,13 +208,15 @@ def _dataset_level(poisoned: Poisoned, scores: Tensor) -> dict[str, dict[str, fl
 def measure_model_detection(cell: Cell, ws: Workspace) -> Result:
     """One row of the model_detection track: the verdict on one model."""
     detector = ws.entry(ModelDetector, cell.detector)
+    data = ws.evaluated(cell.data)
     if cell.backdoor is None:
         model, target = ws.model(cell), None
-        extra: dict[str, dict[str, float]] = {}
+        right = int((answers(ws, model, data.pixels(), cell.seed, "clean") == data.labels).sum())
+        extra = {"ca": rate(right, len(data))}
     else:
         backdoor = ws.entry(BackdoorAttack, cell.backdoor)
         model, _ = ws.backdoored(cell)
-        found = backdoor_metrics(ws, model, backdoor, ws.evaluated(cell.data), cell.seed)
+        found = backdoor_metrics(ws, model, backdoor, data, cell.seed)
         extra = {"asr": found["asr"], "ca": found["ca"]}
         labels = torch.arange(cell.data["classes"])
         wanted = backdoor.wanted(labels, cell.data["classes"])
@@ -217,6 +232,9 @@ def measure_model_detection(cell: Cell, ws: Workspace) -> Result:
         "flagged": {"value": float(verdict.backdoored)},
         "truth": {"value": float(target is not None)},
     }
+    if verdict.targets:
+        metrics["named_target"] = {"value": float(verdict.targets[0])}
+        metrics["named_targets"] = {"value": float(len(verdict.targets))}
     if target is not None and verdict.backdoored:
         metrics["target_hit"] = {"value": float(bool(target & set(verdict.targets)))}
     return Result(cell=cell, metrics=metrics, weights=weights, images=_pictures(verdict))

@@ -22,7 +22,7 @@ class Verdict:
     Attributes:
         score: larger = more suspicious.
         backdoored: at the published threshold.
-        targets: the classes that the backdoor is believed to lead to.
+        targets: the classes that the backdoor is believed to lead to, the most suspicious first.
         triggers: for detectors that invert triggers, that of each class as a picture [C, H, W] in [0, 1]: stamped on
             mid-grey. They are kept beside the row.
     """
