@@ -13,7 +13,7 @@ from siegebench import registry
 from siegebench.cells import Result, ball_text, canonical, label
 from siegebench.metrics import QUERY_MARKS
 
-from . import columns, flags
+from . import columns, flags, subgroups
 from .board import (
     Board,
     Column,
@@ -240,6 +240,12 @@ def _line(
     cell = rows.every[0].cell
     control = is_control("defense", cell.defense) or is_control("model", cell.model)
     compared = [*_compared(rows), *flags.clean_loss(rows.every, twins)]
+    numbers, texts = _numbers(rows.good, attacks) if rows.good else ({}, {})
+    if rows.good and _target(rows.every[0]) is None:
+        kept = flags.survived(rows.good)
+        assert kept is not None
+        more, named, uneven = subgroups.worst(rows.good, kept)
+        numbers, texts, compared = numbers | more, texts | named, [*compared, *uneven]
     found = in_order([*marks(rows.every), *compared, *_gaps(rows, missing), *flags.not_searched(rows.every)])
     reasons = ["control: planted by the suite, listed but never ranked"] if control else []
     reasons += problems(rows.every)
@@ -257,7 +263,6 @@ def _line(
             aims = " that can be targeted" if _target(rows.every[0]) is not None else ""
             reasons.append(f"no adaptive attack: none was run against this defense{aims}")
     judged = control and cell.track == "white_box" and _target(rows.every[0]) is None
-    numbers, texts = _numbers(rows.good, attacks) if rows.good else ({}, {})
     numbers |= {f"measure:{name}": number for name, number in _measured(rows.every).items()}
     return Line(
         names=names, numbers=numbers, texts=texts, reasons=tuple(reasons), flags=found, control=control,
