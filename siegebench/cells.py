@@ -45,7 +45,8 @@ class Cell:
 
     Attributes:
         track: name of the track.
-        data: `{name, version, split, count, digest, classes, ...}` of the evaluated slice.
+        data: `{name, version, split, count, digest, classes, ...}` of the evaluated slice; `train` if the number of
+            training images is limited.
         threat: norm, eps, access, queries, and the target if there is one; None on backdoor tracks.
         surrogates: the models that the attack sees in place of the victim, none for a no-box attack; only on the
             transfer track.

@@ -15,7 +15,7 @@ from siegebench import artifacts, registry, sources
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, digest, images_key
 from siegebench.classifier import Classifier, Ensemble, M, copied
-from siegebench.data import Granted, ImageSet, split_clean, subset
+from siegebench.data import Granted, ImageSet, limited, split_clean, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.environment import device
 from siegebench.errors import ConfigError, DataError
@@ -139,9 +139,9 @@ class Workspace:
         Raises:
             DataError: when it differs from the one the cell was planned with.
         """
-        key = digest([data["source"], data.get("train_digest")])
+        key = digest([data["source"], data.get("train_digest"), data.get("train")])
         if key not in self._splits:
-            whole = self._images(data).scan("train").in_memory()
+            whole = limited(self._images(data).scan("train"), data.get("train")).in_memory()
             if "train_digest" in data and whole.digest != data["train_digest"]:
                 raise DataError(f"{data['name']}: the training images differ from those the cell was planned with")
             self._splits[key] = split_clean(whole)
