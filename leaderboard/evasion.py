@@ -83,12 +83,14 @@ class Rows:
     good: tuple[Result, ...]  # finished attacks with an outcome for every image of the board
     short: tuple[Result, ...]  # finished attacks on another number of images
     elsewhere: tuple[Result, ...]  # finished attacks under the same norm: other tracks, radii, accesses
+    bare: tuple[Result, ...]  # the same of the model without its defense
 
 
 def boards(rows: Sequence[Result]) -> list[Board]:
     """One board for each track, slice of the data and threat."""
     attacked = [r for r in rows if r.cell.track in TRACKS]
-    related = group([r for r in attacked if _finished(r)], _ball)
+    done = [r for r in attacked if _finished(r)]
+    related = {**group(done, _ball), **group([r for r in done if label(r.cell.defense) == "none"], _base)}
     grouped = group(attacked, lambda r: (r.cell.track, slice_of(r), canonical([r.cell.threat, r.cell.surrogates])))
     twins = flags.undefended(attacked)
     return [_board(members, related, twins) for members in sorted(grouped.values(), key=_order)]
@@ -121,6 +123,12 @@ def _victim(row: Result) -> tuple[str, str]:
 
 def _ball(row: Result) -> tuple[Any, ...]:
     return (*_victim(row), slice_of(row), _threat(row)["norm"], canonical(_target(row)))
+
+
+def _base(row: Result) -> tuple[Any, ...]:
+    """As `_ball` without the defense."""
+    model, _, *rest = _ball(row)
+    return (model, *rest)
 
 
 def _target(row: Result) -> str | int | None:
@@ -158,6 +166,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
             good=tuple(r for r in done if int(r.samples["n"]) == n),
             short=tuple(r for r in done if int(r.samples["n"]) != n),
             elsewhere=tuple(r for r in related.get(_ball(rows[0]), ()) if not _is_planted(r)),
+            bare=tuple(r for r in related.get(_base(rows[0]), ()) if not _is_planted(r)),
         )
         missing = sorted(attacks[a] for a in own - {canonical(r.cell.attack) for r in rows})
         lines.append(_line({"model": models[model], "defense": defenses[defense]}, mine, attacks, missing, twins))
@@ -300,9 +309,11 @@ def _compared(rows: Rows) -> list[Mark]:
         return found
     eps = _threat(rows.every[0])["eps"]
     black_box = [r for r in rows.elsewhere if r.cell.track != "white_box" and _threat(r)["eps"] == eps]
+    bare = [r for r in rows.bare if _threat(r)["eps"] == eps]
     by_eps = group([r for r in rows.elsewhere if r.cell.track == "white_box"], lambda r: _threat(r)["eps"])
     return [
         *found,
+        *(flags.not_broken_undefended(rows.good, bare) if label(rows.every[0].cell.defense) != "none" else ()),
         *flags.one_step_beats_many(rows.good),
         *flags.black_box_beats_white_box(rows.good, black_box),
         *flags.weak_attack_gap(rows.good),
