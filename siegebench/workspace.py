@@ -18,8 +18,8 @@ from siegebench.classifier import Classifier, Ensemble, M, copied
 from siegebench.data import Granted, ImageSet, limited, split_clean, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.environment import device
-from siegebench.errors import ConfigError, DataError
-from siegebench.inputs import restored
+from siegebench.errors import ConfigError, ContractError, DataError, ModelError
+from siegebench.inputs import PROBES, check_answers, restored
 from siegebench.prepare import at_once, prepare
 from siegebench.rows import Rows
 from siegebench.store import Store
@@ -239,9 +239,23 @@ class Workspace:
         )
 
     def defended(self, cell: Cell, base: Classifier, poisoned: Poisoned | None = None) -> Classifier:
-        """The cell's defense applied to a model; trained weights are stored as an artifact."""
+        """The cell's defense applied to a model; trained weights are stored as an artifact.
+
+        Raises:
+            ContractError: when it changes the model, or its answers to clean images are no finite logits.
+        """
         if cell.defense is None:
             return base
+        made = self._defended(cell, base, poisoned)
+        data = self.evaluated(cell.data)
+        try:
+            check_answers(made, self.pixels(data, slice(0, PROBES)))
+        except ModelError as error:
+            raise ContractError(f"defense {cell.defense['name']!r}: {error}") from error
+        return made
+
+    def _defended(self, cell: Cell, base: Classifier, poisoned: Poisoned | None) -> Classifier:
+        assert cell.defense is not None
         defense = self.entry(Defense, cell.defense)
         granted = self.granted("defense", cell, poisoned)
         seed = cell.seed if poisoned is not None else int(cell.model.get("train_seed", 0))
