@@ -63,6 +63,12 @@ def slopes(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Slopes | None:
     return Slopes(float(together), float((fd.sign() == ad.sign()).double().mean()), len(fd))
 
 
+def agreement_of_means(oracle: Oracle, x: Tensor, y: Tensor) -> float:
+    """Median cosine of two independent mean gradients of the margin, as an attack on a randomised model takes them."""
+    one, two = (ops.flat(oracle.gradient(x, lambda z: ops.margin(z, y))[0]).double() for _ in range(2))
+    return float(torch.nn.functional.cosine_similarity(one, two).median())
+
+
 def by_chance(oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, tries: int) -> Tensor:
     """Which images any of some random points of the ball breaks, bool [n]; every second one is on its surface."""
     found = torch.zeros_like(y, dtype=torch.bool)

@@ -18,11 +18,12 @@ from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
 from siegebench.types import Count, Measure
 
-from ._cross_checks import by_chance, inside, slopes
+from ._cross_checks import agreement_of_means, by_chance, inside, slopes
 
 ZERO = 1e-12  # a gradient without a larger entry counts as zero
 SAME = 1e-4  # two normalised outputs within this distance count as equal
 PROBABILITY = 1e-5  # tolerance for the rounding of a softmax
+MEANS, ALIKE = 5, 0.1  # passes in a mean gradient, and the least cosine of two such means
 SWEEP = (0.5, 1.0, 2.0, 4.0)  # multiples of the eps of the threat model; the whole box comes last
 
 
@@ -54,7 +55,7 @@ class Masking(Measure):
         grows, all but chance in the whole box; the loss rises; twice the steps gain nothing more
         the gradient foretells how the margin changes along random directions (finite differences)
         twice the restarts gain nothing more, and random points break no image that PGD does not
-        with frozen noise, a randomised model is broken as often as the network inside it
+        with frozen noise, a randomised model is broken as often as the network inside it, and two mean gradients agree
 
     Checks that compare several attacks are made on the finished rows.
 
@@ -182,6 +183,11 @@ class Masking(Measure):
         if oracle.model.randomized:
             left, _ = self._pgd(exact.backward_model(), x, y, norm, eps, 2 * self.steps, leave=True)
             self._frozen(oracle, x, y, threat, int((~left).sum()), report)
+            alike = agreement_of_means(oracle.as_attacked(MEANS), x, y)
+            report.metrics["agreement_of_means"] = alike
+            if alike < ALIKE:
+                told = f"two gradients, each the mean of {MEANS} passes, have a median cosine of {alike:.2f}: noise"
+                report.flag("too_few_passes", "flag", f"{told} hides the gradient, so average over many more passes")
         gained = [0, 0]
         for k in range(2 * self.restarts):
             rest = left.nonzero().squeeze(1)

@@ -42,6 +42,11 @@ def test_black_box_beats_white_box(black: int, severity: str | None) -> None:
     assert ids(rank.boards([attacked("autoattack", 100), elsewhere])[0].lines[0]) == set()
 
 
+def test_transferred_images_count_as_black_box() -> None:
+    rows = [attacked("autoattack", 100), attacked("pgd", 60, track="transfer", threat=make.LINF)]
+    assert ids(rank.boards(rows)[0].lines[0], "fail") == {"black_box_beats_white_box"}
+
+
 def test_black_box_slack_is_a_fifth_of_a_point() -> None:
     many = {**make.DATA, "count": 1000}
     for black, fires in ((498, False), (497, True)):

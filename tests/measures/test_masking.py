@@ -260,6 +260,29 @@ def test_a_model_that_resists_without_its_randomness_is_found(model: Classifier,
     metrics, flags, _ = measure(Before(model, lambda x: x, noise=0.01), batch, samples=12, averaged=1)
     assert flags == {}
     assert metrics["broken_frozen"] > 0.9
+    assert metrics["agreement_of_means"] > 0.5
+
+
+class Mirrored(Wrapped):
+    """The sign of every value is drawn anew: gradients of two passes have nothing in common."""
+
+    def __init__(self, inner: Classifier) -> None:
+        super().__init__(inner)
+        self.randomized = True
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        assert draws is not None
+        z: Tensor = self.inner(x * draws.sign(tuple(x.shape[1:])).to(x))
+        return z
+
+    def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        return self(x, draws)
+
+
+def test_noise_that_hides_the_gradient_is_found(model: Classifier, batch: tuple[Tensor, Tensor]) -> None:
+    metrics, flags, _ = measure(Mirrored(model), batch, samples=12, steps=3, restarts=1, tries=1, averaged=1)
+    assert flags["too_few_passes"] == "flag"
+    assert abs(metrics["agreement_of_means"]) < 0.1
 
 
 class Shell(nn.Module):
