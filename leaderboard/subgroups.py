@@ -9,9 +9,10 @@ import numpy as np
 from siegebench.cells import Result
 
 from .board import Mark, Number, share
-from .stats import RESAMPLES, Vector
+from .stats import Vector
 
 LEAST = 20  # images of a class or a group; smaller ones are left out
+DRAWN = 500  # outcomes drawn to see how low the worst of equally robust classes is
 RARE = 0.05  # a flag if equal rates would give a worst class as low as this with this probability, or less
 
 
@@ -58,11 +59,11 @@ def _clean(rows: Sequence[Result]) -> Vector:
 
 
 def _equal_rates(sizes: Vector, total: int) -> Vector:
-    """The lowest rate over the classes, [RESAMPLES], if the `total` correct images fall on any images alike.
+    """The lowest rate over the classes, [DRAWN], if the `total` correct images fall on any images alike.
 
     The lowest of many noisy rates is low even where all true rates are equal. The seed is fixed.
     """
-    drawn = np.random.default_rng(0).multivariate_hypergeometric(sizes, total, size=RESAMPLES, method="marginals")
+    drawn = np.random.default_rng(0).multivariate_hypergeometric(sizes, total, size=DRAWN, method="marginals")
     lowest: Vector = (drawn / sizes).min(axis=1)
     return lowest
 
