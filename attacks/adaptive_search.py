@@ -15,6 +15,7 @@ from siegebench import ops
 from siegebench.cells import Flag
 from siegebench.classifier import Classifier
 from siegebench.draws import Draws
+from siegebench.errors import ModelError
 from siegebench.oracle import Oracle
 from siegebench.search import Best
 from siegebench.threat import Norm, ThreatModel
@@ -223,7 +224,9 @@ class AdaptiveSearch(Attack):
         for way in ways:
             try:
                 g, _, _ = self._seen(oracle, way, threat).gradient(start, ops.aimed("margin", y, oracle.goal))
-            except (RuntimeError, ValueError, TypeError):
+            except (RuntimeError, ValueError, TypeError, ModelError):
+                if way.own:
+                    raise
                 continue  # a part that does not run alone, or in float64
             if bool((ops.size(g, "linf") > 0).any()) and not any(alike(g, other) for _, other in kept):
                 kept.append((way, g))

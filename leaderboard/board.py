@@ -234,19 +234,19 @@ def share(k: float, n: int, keys: tuple[str, ...] = ()) -> Number:
 
 
 def slice_of(row: Result) -> tuple[str, ...]:
-    """The evaluated data of a row. Rows with the same slice are comparable; the training set is not part of it."""
+    """The evaluated data of a row. Rows with the same slice are comparable. A limit of the training images is part."""
     data = row.cell.data
-    return tuple(str(data.get(k, "")) for k in ("name", "split", "count", "digest"))
+    limit = ["train"] if "train" in data else []
+    return tuple(str(data.get(k, "")) for k in ("name", "split", "count", "digest", *limit))
 
 
 def slice_facts(row: Result) -> dict[str, str]:
     """The slice for display."""
     data = row.cell.data
     facts = {"data": str(data["name"])}
-    if data.get("split"):
-        facts["split"] = str(data["split"])
-    if data.get("count"):
-        facts["images"] = str(data["count"])
+    for key, title in (("split", "split"), ("count", "images"), ("train", "training images")):
+        if data.get(key):
+            facts[title] = str(data[key])
     if data.get("digest"):
         facts["data hash"] = str(data["digest"])[:12]
     return facts

@@ -34,6 +34,18 @@ def _more(id: str, title: str, unit: Unit, help: str, better: Direction = "high"
     return Column(id, title, unit, help, better, main=False)
 
 
+def _worst(kind: str) -> tuple[Column, ...]:
+    least = f"the {kind} of at least 20 images that"
+    return (
+        _more(f"worst_{kind}_acc", f"Worst {kind}", "rate",
+              f"Robust accuracy of {least} has the lowest one, under all attacks and seeds; Wilson 95 % interval."),
+        _more(f"worst_{kind}", f"Worst {kind} is", "text", f"Name or number of that {kind}.", ""),
+        _more(f"worst_{kind}_equal", "If alike", "rate",
+              "The same, expected if all were equally robust: the lowest of many rates is low by chance.", ""),
+        _more(f"worst_{kind}_clean", f"Worst {kind}, clean", "rate", f"Clean accuracy of {least} has the lowest one."),
+    )  # fmt: skip
+
+
 EVASION = (
     read("robust_acc", "Images that stay correctly classified under all attacks and seeds; Wilson 95 % interval."),
     read("clean_acc"),
@@ -55,6 +67,7 @@ EVASION_MORE = (
     read("any_hit_acc", "Images correct in every draw of a randomised defense; lowest over the attacks.", main=False),
     read("median_distance", main=False),
     read("ssim", "Structural similarity of clean and adversarial images; lowest over the attacks.", main=False),
+    *(column for kind in ("class", "group") for column in _worst(kind)),
     _more("seeds", "Seeds", "count", "Number of attack seeds.", ""),
 )
 PASSES = Column(

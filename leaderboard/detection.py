@@ -16,6 +16,7 @@ from . import columns
 from .board import (
     Board,
     Line,
+    Mark,
     Number,
     display,
     group,
@@ -34,7 +35,7 @@ from .board import (
     trained_alike,
 )
 from .figures import Bars, Dots
-from .flags import has
+from .flags import has, knowing_is_weaker, only_pixels
 from .stats import (
     Estimate,
     Vector,
@@ -114,12 +115,14 @@ def sort_of(row: Result) -> str:
     return "triggers" if cell.backdoor else "corrupted images" if cell.corruption else ADVERSARIAL
 
 
-def _line(name: str, rows: list[Result], numbers: dict[str, Number], reasons: list[str]) -> Line:
+def _line(
+    name: str, rows: list[Result], numbers: dict[str, Number], reasons: list[str], compared: Sequence[Mark] = ()
+) -> Line:
     control = is_control("detector", rows[0].cell.detector)
     planted = ["control: planted by the suite, listed but never ranked"] if control else []
     return Line(
         names={"detector": name}, numbers=numbers, reasons=(*planted, *problems(rows), *reasons), control=control,
-        flags=in_order(marks(rows)), keys=tuple(r.cell.key for r in rows),
+        flags=in_order([*marks(rows), *compared]), keys=tuple(r.cell.key for r in rows),
     )  # fmt: skip
 
 
@@ -149,13 +152,16 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
         absent = sorted({attack for attack, _ in expected - {unit(r) for r in good}})
         reasons = [f"not measured under {', '.join(absent)}"] if absent else [] if good else ["nothing was measured"]
         numbers = _input_numbers(group(good, attack_of))
+        found = [mark for r in good for mark in only_pixels(r, members)]
         if primary == GUARDED and good:
             numbers |= _guarded_numbers(good)
             safe[detectors[key]] = _survivors(good)
             if not any(has(r.cell.attack, "detector_aware") for r in good):
                 known = ", ".join(registry.with_trait("attack", "detector_aware"))
                 reasons.append(f"no attack that knows the detector was run; add one of {known}")
-        lines.append(_line(detectors[key], rows, numbers, reasons))
+            found += _weaker(good)
+        reasons += sorted({f"check failed: {mark.id}" for mark in found if mark.severity == "fail"})
+        lines.append(_line(detectors[key], rows, numbers, reasons, found))
         estimates[detectors[key]] = {unit(r): estimate(r) for r in good if metric(r, "auroc") is not None}
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
@@ -203,6 +209,12 @@ def _survivors(rows: Sequence[Result]) -> Vector:
     """The images that under every attack and seed stay correctly classified or are detected, bool [N]."""
     every: Vector = np.all([r.outcome(f"safe@{GUARD}") for r in rows], axis=0)
     return every
+
+
+def _weaker(rows: Sequence[Result]) -> list[Mark]:
+    knowing = [r for r in rows if has(r.cell.attack, "detector_aware")]
+    static = [r for r in rows if r not in knowing]
+    return knowing_is_weaker(_survivors(static), _survivors(knowing)) if knowing and static else []
 
 
 def _guarded_numbers(rows: Sequence[Result]) -> dict[str, Number]:

@@ -13,7 +13,7 @@ from siegebench import registry
 from siegebench.cells import Result, ball_text, canonical, label
 from siegebench.metrics import QUERY_MARKS
 
-from . import columns, flags
+from . import columns, flags, subgroups
 from .board import (
     Board,
     Column,
@@ -83,12 +83,14 @@ class Rows:
     good: tuple[Result, ...]  # finished attacks with an outcome for every image of the board
     short: tuple[Result, ...]  # finished attacks on another number of images
     elsewhere: tuple[Result, ...]  # finished attacks under the same norm: other tracks, radii, accesses
+    bare: tuple[Result, ...]  # the same of the model without its defense
 
 
 def boards(rows: Sequence[Result]) -> list[Board]:
     """One board for each track, slice of the data and threat."""
     attacked = [r for r in rows if r.cell.track in TRACKS]
-    related = group([r for r in attacked if _finished(r)], _ball)
+    done = [r for r in attacked if _finished(r)]
+    related = {**group(done, _ball), **group([r for r in done if label(r.cell.defense) == "none"], _base)}
     grouped = group(attacked, lambda r: (r.cell.track, slice_of(r), canonical([r.cell.threat, r.cell.surrogates])))
     twins = flags.undefended(attacked)
     return [_board(members, related, twins) for members in sorted(grouped.values(), key=_order)]
@@ -121,6 +123,12 @@ def _victim(row: Result) -> tuple[str, str]:
 
 def _ball(row: Result) -> tuple[Any, ...]:
     return (*_victim(row), slice_of(row), _threat(row)["norm"], canonical(_target(row)))
+
+
+def _base(row: Result) -> tuple[Any, ...]:
+    """As `_ball` without the defense."""
+    model, _, *rest = _ball(row)
+    return (model, *rest)
 
 
 def _target(row: Result) -> str | int | None:
@@ -158,6 +166,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
             good=tuple(r for r in done if int(r.samples["n"]) == n),
             short=tuple(r for r in done if int(r.samples["n"]) != n),
             elsewhere=tuple(r for r in related.get(_ball(rows[0]), ()) if not _is_planted(r)),
+            bare=tuple(r for r in related.get(_base(rows[0]), ()) if not _is_planted(r)),
         )
         missing = sorted(attacks[a] for a in own - {canonical(r.cell.attack) for r in rows})
         lines.append(_line({"model": models[model], "defense": defenses[defense]}, mine, attacks, missing, twins))
@@ -240,6 +249,12 @@ def _line(
     cell = rows.every[0].cell
     control = is_control("defense", cell.defense) or is_control("model", cell.model)
     compared = [*_compared(rows), *flags.clean_loss(rows.every, twins)]
+    numbers, texts = _numbers(rows.good, attacks) if rows.good else ({}, {})
+    if rows.good and _target(rows.every[0]) is None:
+        kept = flags.survived(rows.good)
+        assert kept is not None
+        more, named, uneven = subgroups.worst(rows.good, kept)
+        numbers, texts, compared = numbers | more, texts | named, [*compared, *uneven]
     found = in_order([*marks(rows.every), *compared, *_gaps(rows, missing), *flags.not_searched(rows.every)])
     reasons = ["control: planted by the suite, listed but never ranked"] if control else []
     reasons += problems(rows.every)
@@ -257,7 +272,6 @@ def _line(
             aims = " that can be targeted" if _target(rows.every[0]) is not None else ""
             reasons.append(f"no adaptive attack: none was run against this defense{aims}")
     judged = control and cell.track == "white_box" and _target(rows.every[0]) is None
-    numbers, texts = _numbers(rows.good, attacks) if rows.good else ({}, {})
     numbers |= {f"measure:{name}": number for name, number in _measured(rows.every).items()}
     return Line(
         names=names, numbers=numbers, texts=texts, reasons=tuple(reasons), flags=found, control=control,
@@ -295,9 +309,11 @@ def _compared(rows: Rows) -> list[Mark]:
         return found
     eps = _threat(rows.every[0])["eps"]
     black_box = [r for r in rows.elsewhere if r.cell.track != "white_box" and _threat(r)["eps"] == eps]
+    bare = [r for r in rows.bare if _threat(r)["eps"] == eps]
     by_eps = group([r for r in rows.elsewhere if r.cell.track == "white_box"], lambda r: _threat(r)["eps"])
     return [
         *found,
+        *(flags.not_broken_undefended(rows.good, bare) if label(rows.every[0].cell.defense) != "none" else ()),
         *flags.one_step_beats_many(rows.good),
         *flags.black_box_beats_white_box(rows.good, black_box),
         *flags.weak_attack_gap(rows.good),

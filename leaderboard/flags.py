@@ -17,6 +17,7 @@ from .stats import Vector, tolerance
 GAP = 0.20  # drop of robust accuracy from PGD on cross-entropy to the worst case over all attacks
 LOSS = 0.10  # largest loss of clean accuracy by a defense without a flag
 OF_CLEAN = (*OF_IMAGES, "clean_loss")  # flags of clean images say nothing about masked gradients
+BROKEN = 0.01  # robust accuracy of a network that is broken
 BLACK_BOX_SLACK = 0.002  # the constant of the check in AutoAttack
 
 
@@ -177,6 +178,64 @@ def not_monotone(by_eps: Mapping[float, Sequence[Result]], eps: float) -> list[M
                 out.append(Mark("fail", "not_monotone", evidence, row.cell.key))
                 break
     return out
+
+
+def not_broken_undefended(rows: Sequence[Result], twins: Sequence[Result]) -> list[Mark]:
+    """Fail if the attacks on a defended model do not even break the same model without the defense, which others do.
+
+    Args:
+        rows: of the white-box attacks on the defended model.
+        twins: of all attacks on the model without a defense: same images, norm and eps.
+    """
+    used = {canonical([r.cell.track, r.cell.threat, r.cell.attack, r.cell.seed]) for r in rows}
+    alike = [r for r in twins if canonical([r.cell.track, r.cell.threat, r.cell.attack, r.cell.seed]) in used]
+    left, worst = survived(alike), survived(twins)
+    if left is None or worst is None:
+        return []
+    n = len(left)
+    if float(worst.mean()) > BROKEN or float(left.mean()) <= BROKEN + tolerance(BROKEN, n):
+        return []
+    told = (
+        f"without the defense these attacks leave a robust accuracy of {100 * float(left.mean()):.1f} %, others "
+        f"{100 * float(worst.mean()):.1f} %: what survives them with the defense proves nothing"
+    )
+    return [Mark("fail", "not_broken_undefended", told, alike[0].cell.key)]
+
+
+def knowing_is_weaker(static: Vector, knowing: Vector) -> list[Mark]:
+    """Fail if attacks that know a detector leave more images than those that do not.
+
+    Args:
+        static, knowing: images that stay correctly classified or are detected under each sort of attack, bool [N].
+    """
+    low, high = float(static.mean()), float(knowing.mean())
+    if high <= low + tolerance(low, len(static)):
+        return []
+    told = f"robust accuracy {100 * high:.1f} % under attacks that know the detector, {100 * low:.1f} % under others"
+    return [Mark("fail", "knowing_is_weaker", told)]
+
+
+def only_pixels(row: Result, others: Iterable[Result]) -> list[Mark]:
+    """Flag if a detector finds images of other data no better than statistics of the pixels, without a network, do.
+
+    Such images differ in camera, codec and brightness too.
+
+    Args:
+        others: rows of the same board.
+    """
+    cell, own = row.cell, metric(row, "auroc")
+    if own is None or (cell.inputs or {}).get("kind") != "ood" or _is_reference(row):
+        return []
+    alike = [r for r in others if r.cell.inputs == cell.inputs and r.cell.seed == cell.seed and _is_reference(r)]
+    best = max((v for r in alike if (v := metric(r, "auroc")) is not None), default=None)
+    if best is None or own > best:
+        return []
+    told = f"AUROC {own:.3f} on {cell.labels['inputs']}, {best:.3f} by statistics of the pixels without a network: "
+    return [Mark("flag", "codec", f"{told}another camera or codec is enough for that", cell.key)]
+
+
+def _is_reference(row: Result) -> bool:
+    return "reference" in registry.traits("detector", str((row.cell.detector or {}).get("name", "")))
 
 
 def not_searched(rows: Sequence[Result]) -> list[Mark]:

@@ -18,9 +18,12 @@ from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
 from siegebench.types import Count, Measure
 
+from ._cross_checks import agreement_of_means, by_chance, inside, slopes
+
 ZERO = 1e-12  # a gradient without a larger entry counts as zero
 SAME = 1e-4  # two normalised outputs within this distance count as equal
 PROBABILITY = 1e-5  # tolerance for the rounding of a softmax
+MEANS, ALIKE = 5, 0.1  # passes in a mean gradient, and the least cosine of two such means
 SWEEP = (0.5, 1.0, 2.0, 4.0)  # multiples of the eps of the threat model; the whole box comes last
 
 
@@ -50,6 +53,9 @@ class Masking(Measure):
         the gradient is not zero: neither through the deployed model, nor under cross-entropy alone
         PGD on the margin, from the image itself and through the backward model: more images are misclassified as eps
         grows, all but chance in the whole box; the loss rises; twice the steps gain nothing more
+        the gradient foretells how the margin changes along random directions (finite differences)
+        twice the restarts gain nothing more, and random points break no image that PGD does not
+        with frozen noise, a randomised model is broken as often as the network inside it, and two mean gradients agree
 
     Checks that compare several attacks are made on the finished rows.
 
@@ -64,12 +70,16 @@ class Masking(Measure):
     Attributes:
         samples: number of images, the first of the batch.
         steps: of PGD, each 2.5 eps / steps long.
+        restarts: of PGD from random points, on the images that PGD from the image leaves; as many are added.
+        tries: random points in the ball of each image that is left after that.
         looks: forward passes per image that are compared to detect randomness.
         averaged: forward passes averaged for each output of a randomised model.
     """
 
     samples: Count = 32
     steps: Count = 20
+    restarts: Count = 5
+    tries: Count = 100
     looks: Count = 5
     averaged: Count = 4
 
@@ -81,7 +91,10 @@ class Masking(Measure):
             return report.as_dict()
         usable = self._outputs(oracle, x, report) and self._gradients(oracle, x, y, report)
         if usable:  # an attack on NaN outputs or gradients shows nothing
-            self._sweep(oracle.as_attacked(self.averaged), x, y, threat, report)
+            self._slopes(oracle, x, y, draws[first], report)
+            left = self._sweep(oracle.as_attacked(self.averaged), x, y, threat, report)
+            if threat.eps > 0:
+                self._more(oracle, x, y, threat, draws[first], left, report)
         return report.as_dict()
 
     def _outputs(self, oracle: Oracle, x: Tensor, report: _Report) -> bool:
@@ -143,17 +156,101 @@ class Masking(Measure):
             )
         return not invalid
 
-    def _sweep(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, report: _Report) -> None:
-        """Accuracy against eps up to the whole box, and the loss along the runs at the eps of the threat model."""
+    def _slopes(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, report: _Report) -> None:
+        """The gradient foretells how the margin changes along random directions."""
+        found = slopes(oracle, x, y, draws)
+        if found is None:  # no gradient at all has a flag of its own
+            return
+        report.metrics["slope_correlation"], report.metrics["slope_signs"] = found.correlation, found.agreement
+        if found.apart:
+            report.flag(
+                "gradient_mismatch",
+                "flag",
+                f"small steps in {found.pairs} random directions change the margin otherwise than its gradient says: "
+                f"correlation {found.correlation:.2f}, the same sign in {_percent(found.agreement)}",
+            )
+
+    def _more(
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, left: Tensor, report: _Report
+    ) -> None:
+        """More restarts, random points, and frozen noise; on images that PGD from x leaves, with frozen noise.
+
+        Args:
+            left: images that PGD left, bool [n].
+        """
+        n, norm, eps = len(x), threat.norm, threat.eps
+        exact = oracle.frozen()
+        if oracle.model.randomized:
+            left, _ = self._pgd(exact.backward_model(), x, y, norm, eps, 2 * self.steps, leave=True)
+            self._frozen(oracle, x, y, threat, int((~left).sum()), report)
+            alike = agreement_of_means(oracle.as_attacked(MEANS), x, y)
+            report.metrics["agreement_of_means"] = alike
+            if alike < ALIKE:
+                told = f"two gradients, each the mean of {MEANS} passes, have a median cosine of {alike:.2f}: noise"
+                report.flag("too_few_passes", "flag", f"{told} hides the gradient, so average over many more passes")
+        gained = [0, 0]
+        for k in range(2 * self.restarts):
+            rest = left.nonzero().squeeze(1)
+            if not len(rest):
+                break
+            u = 2 * draws[rest].uniform(tuple(x.shape[1:]), k, "restart").to(x) - 1
+            start = ops.project(x[rest] + eps * (u if norm == "linf" else ops.normalise(u, norm)), x[rest], norm, eps)
+            view = exact.backward_model()[rest]
+            left[rest], _ = self._pgd(view, x[rest], y[rest], norm, eps, self.steps, leave=True, start=start)
+            gained[k // self.restarts] += len(rest) - int(left.sum())
+        report.metrics["gain_of_twice_the_restarts"] = gained[1] / n
+        if gained[1] > max(1.0, 0.005 * n):
+            report.flag(
+                "restarts_still_gain",
+                "flag",
+                f"with {2 * self.restarts} restarts instead of {self.restarts}, {gained[1]} more of {n} images are "
+                "misclassified",
+            )
+        rest = left.nonzero().squeeze(1)
+        lucky = int(by_chance(exact[rest], x[rest], y[rest], threat, draws[rest], self.tries).sum()) if len(rest) else 0
+        report.metrics["broken_by_chance_only"] = lucky / n
+        if lucky:
+            report.flag(
+                "chance_beats_gradient",
+                "fail" if lucky > max(1.0, 0.01 * n) else "flag",
+                f"{self.tries} random points break {lucky} of {n} images that PGD with {2 * self.restarts} restarts "
+                "does not",
+            )
+
+    def _frozen(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, broken: int, report: _Report) -> None:
+        """With the same noise in every pass, PGD breaks a randomised model about as often as the network inside."""
+        network = inside(oracle.model)
+        if network is None:
+            return
+        n = len(x)
+        bare, _ = self._pgd(oracle.of(network), x, y, threat.norm, threat.eps, 2 * self.steps, leave=True)
+        frozen, plain = broken / n, 1 - float(bare.double().mean())
+        report.metrics["broken_frozen"], report.metrics["broken_inside"] = frozen, plain
+        if frozen < 0.95 * plain - _tolerance(plain, n):
+            report.flag(
+                "frozen_noise_resists",
+                "flag",
+                f"PGD breaks {_percent(plain)} of {n} images on the network inside, and {_percent(frozen)} on the "
+                "model with the same noise in every pass: it is not the randomness that resists",
+            )
+
+    def _sweep(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, report: _Report) -> Tensor:
+        """Accuracy against eps up to the whole box, and the loss along the runs at the eps of the threat model.
+
+        Returns:
+            Which images are still correctly classified after these runs, bool [n].
+        """
         n, d = len(x), x[0].numel()
         whole = {"linf": 1.0, "l2": d**0.5, "l1": float(d)}[threat.norm]
         attack = partial(self._pgd, oracle, x, y, threat.norm)
         curve = {0.0: int((oracle.labels(x) == y).sum())}
+        left = torch.ones_like(y, dtype=torch.bool)
         for eps in sorted({whole, *(min(k * threat.eps, whole) for k in SWEEP)} - {0.0}):
             if eps == threat.eps:
                 correct, loss = attack(eps, self.steps, leave=False)
                 twice = attack(eps, 2 * self.steps, leave=False)
                 self._course(correct, loss, *twice, report)
+                left = correct & twice[0]
             else:
                 correct, _ = attack(eps, self.steps, leave=True)
             curve[eps] = int(correct.sum())
@@ -177,6 +274,7 @@ class Masking(Measure):
                     f"{small:.4g}",
                 )
                 break
+        return left
 
     def _course(self, correct: Tensor, loss: Tensor, correct2: Tensor, loss2: Tensor, report: _Report) -> None:
         """Checks the loss [steps + 1, n] along a run, and along a second run of twice the steps."""
@@ -208,9 +306,17 @@ class Masking(Measure):
             )
 
     def _pgd(
-        self, oracle: Oracle, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, leave: bool
+        self,
+        oracle: Oracle,
+        x: Tensor,
+        y: Tensor,
+        norm: str,
+        eps: float,
+        steps: int,
+        leave: bool,
+        start: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """PGD on the margin from x.
+        """PGD on the margin, from x or another start.
 
         An image counts as misclassified when any iterate is. For a randomised model, where one of many iterates may be
         misclassified by chance, only the last iterate counts.
@@ -221,8 +327,9 @@ class Masking(Measure):
         Returns:
             Which images stay correctly classified, bool [n], and the losses [steps + 1, n] (empty if `leave`).
         """
-        correct, course, noisy = torch.ones_like(y, dtype=torch.bool), [], oracle.model.randomized
-        live, x_t = torch.arange(len(x), device=x.device), x
+        correct, course = torch.ones_like(y, dtype=torch.bool), []
+        noisy = oracle.model.randomized and not oracle.same_noise
+        live, x_t = torch.arange(len(x), device=x.device), x if start is None else start
         for t in range(steps + 1):
             g, z, value = oracle[live].gradient(x_t, partial(ops.margin, y=y[live]))
             course.append(value)

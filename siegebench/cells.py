@@ -18,6 +18,8 @@ from siegebench.errors import ConfigError
 SCHEMA = 1  # version of a stored row
 PROTOCOL = 1  # version of the evaluation; raised whenever the same cell could give another result
 
+BITS = 32  # of the numbers of classes and groups
+
 Status = Literal["ok", "error", "not_applicable"]
 SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption")
 
@@ -43,7 +45,8 @@ class Cell:
 
     Attributes:
         track: name of the track.
-        data: `{name, version, split, count, digest, classes, ...}` of the evaluated slice.
+        data: `{name, version, split, count, digest, classes, ...}` of the evaluated slice; `train` if the number of
+            training images is limited.
         threat: norm, eps, access, queries, and the target if there is one; None on backdoor tracks.
         surrogates: the models that the attack sees in place of the victim, none for a no-box attack; only on the
             transfer track.
@@ -186,13 +189,20 @@ def unpack(text: str, n: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n).astype(bool)
 
 
+def bits(name: str, values: Any) -> dict[str, str]:
+    """Whole numbers, one a sample, as packed 0/1 vectors: `{name@0: lowest bits, name@1: ...}`."""
+    numbers = np.asarray(values, dtype=np.int64)
+    return {f"{name}@{k}": pack(numbers >> k & 1) for k in range(max(1, int(numbers.max()).bit_length()))}
+
+
 @dataclass(kw_only=True)
 class Result:
     """A row: the result of one cell.
 
     Attributes:
         metrics: `{name: {"value": v}}`, rates also with `low`, `high` (Wilson 95 %) and `n`.
-        samples: `{"n": N, name: packed 0/1 vector over the N samples}`; `clean` and `robust` on attack tracks.
+        samples: `{"n": N, name: packed 0/1 vector over the N samples}`; `clean` and `robust` on attack tracks, and the
+            class of each image in the bits `label@0`, `label@1`, ...
         counts: forward passes, backward passes and queries, in all and per sample.
         env: versions and device it was computed with.
         timing: `seconds` in all, seconds spent on `training`, and when it `started` and `ended` (UTC).
@@ -285,6 +295,14 @@ class Result:
     def outcome(self, name: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """A per-sample 0/1 vector."""
         return unpack(self.samples[name], int(self.samples["n"]))
+
+    def whole(self, name: str) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """The numbers that `bits` packed, one a sample; None if the row has none."""
+        found = [k for k in range(BITS) if f"{name}@{k}" in self.samples]
+        if not found:
+            return None
+        each = np.stack([self.outcome(f"{name}@{k}").astype(np.int64) << k for k in found])
+        return np.asarray(each.sum(axis=0), dtype=np.int64)
 
 
 def rate(k: float, n: int) -> dict[str, float]:

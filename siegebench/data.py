@@ -181,6 +181,17 @@ def subset(data: ImageSet, count: int | None) -> ImageSet:
     return data.select(stratified(data, count, SUBSET_SEED)).in_memory()
 
 
+def limited(data: ImageSet, count: int | None) -> ImageSet:
+    """The class-stratified training images that a board asks for by `train`; none is read.
+
+    Raises:
+        DataError: when the split has fewer images.
+    """
+    if count is None:
+        return data
+    return data.select(stratified(data, count, SUBSET_SEED, "train subset"))
+
+
 def stratified(data: ImageSet, count: int, seed: int, purpose: str = "subset") -> Tensor:
     """Indices of `count` images, classes in the proportions of the set, drawn by id; sorted.
 

@@ -284,6 +284,30 @@ def restored(model: Classifier, x: Tensor) -> Classifier:
     return Restored(model) if changed else model
 
 
+@torch.no_grad()
+def check_answers(model: Classifier, x: Tensor) -> None:
+    """Refuse a model that does not give images one finite logit for each class; its state is put back.
+
+    Raises:
+        ModelError: in one line, with what was found and what is expected.
+    """
+    draws = Draws(0, torch.arange(len(x), device=x.device)) if model.randomized else None
+    with state.kept(model), blamed(model, x):
+        _check_logits(model, model(x.clone(), draws), len(x))
+
+
+def _check_logits(model: Classifier, z: Any, n: int) -> None:
+    found = tuple(z.shape) if isinstance(z, Tensor) else f"a {type(z).__name__}"
+    if found != (n, model.num_classes):
+        raise ModelError(
+            f"the model has {model.num_classes} classes and returns {found} for {n} images; "
+            f"expected {(n, model.num_classes)}, one logit for each class"
+        )
+    if not z.is_floating_point() or not bool(torch.isfinite(z).all()):
+        what = "NaN or infinite logits" if z.is_floating_point() else f"logits of {z.dtype}"
+        raise ModelError(f"the model returns {what} for images in {model.kind.box}")
+
+
 def checked(model: Classifier, x: Tensor) -> Classifier:
     """The model, after checking its answers to a few images.
 
@@ -305,13 +329,7 @@ def checked(model: Classifier, x: Tensor) -> Classifier:
 
     z, written = answers()
     given.num_classes = model.num_classes = model.num_classes or z.shape[1]  # of a module, which does not say it
-    if z.shape != (len(x), model.num_classes):
-        raise ModelError(
-            f"the model has {model.num_classes} classes and returns {tuple(z.shape)} for {len(x)} images; "
-            f"expected {(len(x), model.num_classes)}, one logit for each class"
-        )
-    if not bool(torch.isfinite(z).all()):
-        raise ModelError(f"the model returns NaN or infinite logits for images in {model.kind.box}")
+    _check_logits(model, z, len(x))
     if written:
         return checked(_OnCopies(model), x)
     if not model.randomized:

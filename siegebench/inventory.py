@@ -11,7 +11,7 @@ import torch
 
 from siegebench import registry
 from siegebench.cells import digest, images_key
-from siegebench.data import IMAGE, ImageSet, split_clean, subset
+from siegebench.data import IMAGE, ImageSet, limited, split_clean, subset
 from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
 from siegebench.inputs import checked
 from siegebench.kinds import kind_of
@@ -171,8 +171,10 @@ class Inventory:
             images: ImageSet = self._once(("images", digest([source.spec, split, count])), make)
         return images
 
-    def described(self, source: Named[DataSource], split: str, images: ImageSet) -> dict[str, Any]:
-        """The description of images of a split, part of a key."""
+    def described(
+        self, source: Named[DataSource], split: str, images: ImageSet, train: int | None = None
+    ) -> dict[str, Any]:
+        """The description of images of a split, part of a key; `train` limits the training images."""
         description = {
             "name": source.name,
             "source": source.description,
@@ -183,18 +185,21 @@ class Inventory:
         }
         if images.kind.name != IMAGE.name:
             description["kind"] = images.kind.name
+        if train is not None:
+            description["train"] = train
         self.specs[images_key(description)] = source.spec
         return description
 
-    def digest(self, source: Named[DataSource], split: str, where: Loc) -> str:
-        """The digest of a whole split, read piece by piece; the images are not kept in memory.
+    def digest(self, source: Named[DataSource], split: str, where: Loc, count: int | None = None) -> str:
+        """The digest of a split, or of `count` of its images, read piece by piece; they are not kept in memory.
 
         Raises:
             DataError: when it is missing or corrupt.
         """
         whole = self.scan(source, split, where)
         with self.blame(where), _as(DataError, f"dataset {source.name!r} cannot be loaded"):
-            return whole.digest
+            part: ImageSet = self._once(("part", digest([source.spec, split, count])), lambda: limited(whole, count))
+            return part.digest
 
     def network(self, model: Named[ModelSource], data: NamedData) -> NamedModel:
         """A network, built once to check that its weights exist, are valid, and fit the data, and tried on two images.
@@ -215,18 +220,20 @@ class Inventory:
             found = self._once(("network", digest([model.spec, *form])), make)
         return cast("NamedModel", found)
 
-    def check_poison(self, backdoor: Named[BackdoorAttack], source: Named[DataSource], where: Loc) -> None:
+    def check_poison(
+        self, backdoor: Named[BackdoorAttack], source: Named[DataSource], where: Loc, train: int | None = None
+    ) -> None:
         """Refuse invalid target classes, and rates too high for the training set."""
 
         def make() -> None:
-            images = self.scan(source, "train", where)
+            images = limited(self.scan(source, "train", where), train)
             try:
                 backdoor.entry.eligible(split_clean(images)[0])
             except SiegeError as error:
                 raise ConfigError(str(error)) from None
 
         with self.blame(backdoor.where):
-            self._once(("poison", digest([backdoor.spec, source.spec])), make)
+            self._once(("poison", digest([backdoor.spec, source.spec, train])), make)
 
 
 def _made(known: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:

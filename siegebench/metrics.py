@@ -137,6 +137,8 @@ SAMPLES: dict[str, str] = {
     "target": "the attacked image became the target class",
     "safe@": "the attacked image is correctly classified or detected, at this percentage of false alarms",
     "right@": "the image is correctly classified at this severity",
+    "label@": "this bit of the number of the image's class, the lowest is 0",
+    "group@": "this bit of the number of the image's group, the lowest is 0",
 }
 _OWN = re.compile(r"[a-z][a-z0-9_]*(@[0-9][0-9.e+-]*)?")  # a figure of a measure
 

@@ -90,14 +90,11 @@ class Oracle(nn.Module):
         object.__setattr__(self, "model", model)  # not a submodule, so that attacks cannot reach its parameters
         self.model: Classifier
         self.threat, self.num_classes, self.kind = threat, model.num_classes, model.kind
-        self.draws = draws.child("model")
-        self.ledger = Ledger(len(draws), draws.ids.device)
+        self.draws, self.ledger = draws.child("model"), Ledger(len(draws), draws.ids.device)
         self.rows = torch.arange(len(draws), device=draws.ids.device)
-        self.goals = goal
-        self.starts = start
-        self.copies = 1
-        self.mean_of = 1
-        self.through_backward_model = False
+        self.goals, self.starts = goal, start
+        self.copies = self.mean_of = 1
+        self.through_backward_model = self.same_noise = False
         self.before: tuple[Callable[[Tensor, Draws], Tensor], ...] = ()
         self.after: tuple[Callable[[Tensor], Tensor], ...] = ()
         self.tap: Callable[[Tensor], Tensor] | None = None
@@ -128,6 +125,10 @@ class Oracle(nn.Module):
     def backward_model(self) -> Oracle:
         """Gradients pass through the backward model of the defense (BPDA); values and scoring stay exact."""
         return self._view(through_backward_model=True)
+
+    def frozen(self) -> Oracle:
+        """A view in which every pass of a randomised model has the same noise: for checks, not for attacks."""
+        return self._view(same_noise=True)
 
     def of(self, model: Classifier) -> Oracle:
         """A view on another classifier, such as a part of the model; its passes are counted as passes of the model."""
@@ -321,8 +322,7 @@ class Oracle(nn.Module):
                     "or run the foreign attack one sample at a time"
                 )
             rows, copies = rows.expand(len(x)), len(x)
-        ledger = self.ledger
-        limit = self.threat.queries
+        ledger, limit = self.ledger, self.threat.queries
         if limit is not None and ledger.spent + copies > limit:
             ledger.spent = int(ledger.queries.max())  # over all samples: another view may have spent more than this one
             spent = int(ledger.queries[rows].max()) if len(rows) else 0
@@ -350,7 +350,7 @@ class Oracle(nn.Module):
     def _pass_draws(self, rows: Tensor | None = None, copies: int | None = None) -> Draws:
         """Streams for the next pass of each image."""
         rows, copies = self.rows if rows is None else rows, copies or self.copies
-        number = self.ledger.forwards[rows]
+        number = self.ledger.forwards[rows] * (not self.same_noise)
         if copies > 1:
             number = number + torch.arange(copies, device=rows.device).repeat(len(rows) // copies)
         return Draws(self.draws.seed, self.draws.ids[rows]).at(number)

@@ -113,6 +113,7 @@ class Data(Part):
     digest: Sha256
     classes: Annotated[int, Field(ge=1)]
     kind: Snake | None = None
+    train: Annotated[int, Field(ge=1)] | None = None
     train_digest: Sha256 | None = None
 
 

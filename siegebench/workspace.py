@@ -15,11 +15,11 @@ from siegebench import artifacts, registry, sources
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, digest, images_key
 from siegebench.classifier import Classifier, Ensemble, M, copied
-from siegebench.data import Granted, ImageSet, split_clean, subset
+from siegebench.data import Granted, ImageSet, limited, split_clean, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.environment import device
-from siegebench.errors import ConfigError, DataError, NotApplicable
-from siegebench.inputs import restored
+from siegebench.errors import ConfigError, ContractError, DataError, ModelError, NotApplicable
+from siegebench.inputs import PROBES, check_answers, restored
 from siegebench.prepare import at_once, prepare
 from siegebench.rows import Rows
 from siegebench.store import Store
@@ -139,9 +139,9 @@ class Workspace:
         Raises:
             DataError: when it differs from the one the cell was planned with.
         """
-        key = digest([data["source"], data.get("train_digest")])
+        key = digest([data["source"], data.get("train_digest"), data.get("train")])
         if key not in self._splits:
-            whole = self._images(data).scan("train").in_memory()
+            whole = limited(self._images(data).scan("train"), data.get("train")).in_memory()
             if "train_digest" in data and whole.digest != data["train_digest"]:
                 raise DataError(f"{data['name']}: the training images differ from those the cell was planned with")
             self._splits[key] = split_clean(whole)
@@ -247,9 +247,23 @@ class Workspace:
         )
 
     def defended(self, cell: Cell, base: Classifier, poisoned: Poisoned | None = None) -> Classifier:
-        """The cell's defense applied to a model; trained weights are stored as an artifact."""
+        """The cell's defense applied to a model; trained weights are stored as an artifact.
+
+        Raises:
+            ContractError: when it changes the model, or its answers to clean images are no finite logits.
+        """
         if cell.defense is None:
             return base
+        made = self._defended(cell, base, poisoned)
+        data = self.evaluated(cell.data)
+        try:
+            check_answers(made, self.pixels(data, slice(0, PROBES)))
+        except ModelError as error:
+            raise ContractError(f"defense {cell.defense['name']!r}: {error}") from error
+        return made
+
+    def _defended(self, cell: Cell, base: Classifier, poisoned: Poisoned | None) -> Classifier:
+        assert cell.defense is not None
         defense = self.entry(Defense, cell.defense)
         granted = self.granted("defense", cell, poisoned)
         seed = cell.seed if poisoned is not None else int(cell.model.get("train_seed", 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ CAUGHT = {
     "neighbours": "batch_dependent",
     "counter": "stateful",
     "memory": "stateful",
+    "refined": "gradient_in_forward",
 }
 
 
@@ -38,6 +41,18 @@ def test_fakes_whose_answers_are_no_function_of_the_image_are_named(name: str) -
 def test_honest_models_are_not(name: str) -> None:
     defense = registry.build(Defense, name)
     assert not flags(defense.structure(kit.cnn_model()))
+
+
+def test_a_tracer_that_runs_is_put_back() -> None:
+    calls: list[str] = []
+    sys.setprofile(lambda frame, event, arg: calls.append(event))
+    try:
+        assert flags(kit.cnn_model()) == []
+        calls.clear()
+        kit.grey_images()
+        assert calls
+    finally:
+        sys.setprofile(None)
 
 
 class Keeps(nn.Module):

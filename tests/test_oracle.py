@@ -237,6 +237,14 @@ def test_noise_belongs_to_the_sample_and_is_fresh_at_every_look(linear: Classifi
     assert not torch.allclose(oracle_of(model, 6, seed=1).logits(x), first)
 
 
+def test_frozen_noise_is_the_same_at_every_pass(linear: Classifier) -> None:
+    x, oracle = kit.grey_images(4), oracle_of(Noisy(linear, 1.0), 4)
+    frozen = oracle.frozen()
+    first = frozen.logits(x)
+    torch.testing.assert_close(frozen[torch.tensor([2])].logits(x[2:3]), first[2:3])
+    assert not torch.equal(oracle.logits(x), first)
+
+
 def test_averaged_gradient_is_the_mean(cnn: Classifier) -> None:
     x, y = kit.grey_images(3), torch.zeros(3, dtype=torch.long)
     model = Noisy(cnn, 3.0)

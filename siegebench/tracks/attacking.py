@@ -14,7 +14,7 @@ from torch import Tensor
 
 from siegebench import ops
 from siegebench.artifacts import fingerprint
-from siegebench.cells import Cell, Flag, Result, digest, rate
+from siegebench.cells import Cell, Flag, Result, bits, digest, rate
 from siegebench.cells import pack as pack_bits
 from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
@@ -216,7 +216,9 @@ def _row(
     }
     if data.kind.grid is not None:
         metrics["robust_acc_8bit"] = rate(float(over_all("robust_8bit", accuracy=True).sum()), n)
-    samples = {"n": n, "clean": pack_bits(clean), "robust": pack_bits(robust)}
+    samples = {"n": n, "clean": pack_bits(clean), "robust": pack_bits(robust), **bits("label", data.labels)}
+    if data.groups is not None:
+        samples |= bits("group", torch.unique(data.groups, return_inverse=True)[1])
     if aimed is not None:
         others = aimed.goal != data.labels
         samples |= {"attacked": pack_bits(attacked), "target": pack_bits(over_all("became").bool())}

@@ -89,7 +89,8 @@ class PoisonedBoard(BoardSpec):
         """Refuse backdoors that the training set does not allow, before anything is trained."""
         source = self.source(inventory)
         for backdoor in self.named(inventory, "backdoors"):
-            inventory.check_poison(backdoor, source, self.where("data", "set"))
+            limit = None if self.data is None else self.data.train
+            inventory.check_poison(backdoor, source, self.where("data", "set"), limit)
 
 
 def refuse_without_trigger(board: BoardSpec, inventory: Inventory, backdoor: Named[Any]) -> None:

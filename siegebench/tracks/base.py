@@ -35,15 +35,23 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataSpec(Strict):
-    """The evaluated images: dataset, split, and count (class-stratified, chosen by their ids; default: all).
-
-    The data set knows its splits. Networks are trained on its split `train`.
-    """
+class ImagesSpec(Strict):
+    """Images: dataset, split, and count (class-stratified, chosen by their ids; default: all)."""
 
     set: Spec
     split: Annotated[str, Field(min_length=1)] = "test"
     count: Budget | None = None
+
+
+class DataSpec(ImagesSpec):
+    """The evaluated images; the data set knows its splits.
+
+    Attributes:
+        train: how many images of the split `train` may be used for training and fitting (class-stratified, chosen by
+            their ids; default: all). Of these, some are held out as the clean budget.
+    """
+
+    train: Budget | None = None
 
 
 def _text_and_number(value: Any) -> Any:
@@ -158,7 +166,7 @@ class BoardSpec(Strict):
         images = inventory.load(source, spec.split, spec.count, where)
         if images.num_classes < 2:
             raise inventory.document.error(where, f"{source.name} has one class; a classifier needs two or more")
-        return NamedData(images, inventory.described(source, spec.split, images))
+        return NamedData(images, inventory.described(source, spec.split, images, spec.train))
 
     def check_takes(self, inventory: Inventory, kind: Kind) -> None:
         """Refuse entries that do not take this kind of data; a model passed from Python is checked later."""
@@ -177,7 +185,9 @@ class BoardSpec(Strict):
             return data.description
         if inventory.data is not None:
             raise inventory.document.error(*self._training(inventory))
-        digest = inventory.digest(self.source(inventory), "train", self.where("data", "set"))
+        assert self.data is not None
+        where = self.where("data", "set" if self.data.train is None else "train")
+        digest = inventory.digest(self.source(inventory), "train", where, self.data.train)
         return {**data.description, "train_digest": digest}
 
     def _training(self, inventory: Inventory) -> tuple[Loc, str]:

@@ -1,12 +1,15 @@
 """Whether a victim's answer depends on the image alone: not on its neighbours, earlier images, or hidden noise.
 
+It is also asked whether a pass computes gradients itself.
 The robust accuracy of a model that behaves differently says nothing about one image in use.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -53,6 +56,7 @@ def examined(victim: Classifier, x: Tensor, draws: Draws) -> list[Flag]:
         z = answer(every)
         again = answer(every)
         drawn = not torch.equal(torch.get_rng_state(), before)
+        optimises = _optimises(lambda: answer(every[:1]))
         apart = _apart(victim, z)
         if apart(again, z):
             return [_noise(z, again)]
@@ -60,12 +64,37 @@ def examined(victim: Classifier, x: Tensor, draws: Draws) -> list[Flag]:
             *_batch(answer, z, apart),
             *_history(bare, lambda rows: answer(rows, bare), z, apart),
             *([Flag("global_generator", "flag", GENERATOR)] if drawn else []),
+            *([Flag("gradient_in_forward", "flag", OPTIMISES)] if optimises else []),
         ]
 
 
 GENERATOR = (
     "a pass uses or seeds the global random generator of torch, which other code draws from; take noise from draws"
 )
+
+
+OPTIMISES = (
+    "a pass computes gradients itself, as a defense does that optimises at inference: attack it through these steps, "
+    "with at least as many of them as it makes"
+)
+
+
+def _optimises(once: Callable[[], Tensor]) -> bool:
+    """Whether a pass calls autograd, as AutoAttack's check for dynamic defenses (Croce & Hein, ICML 2020) asks."""
+    called = {torch.autograd.grad.__code__, torch.autograd.backward.__code__}
+    seen = False
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        nonlocal seen
+        seen = seen or (event == "call" and frame.f_code in called)
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        once()
+    finally:
+        sys.setprofile(before)
+    return seen
 
 
 def _apart(victim: Classifier, z: Tensor) -> Callable[[Tensor, Tensor], bool]:

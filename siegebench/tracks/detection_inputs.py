@@ -14,7 +14,7 @@ from siegebench.data import ImageSet, subset
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError
 from siegebench.inventory import Inventory, Named, NamedData
-from siegebench.tracks.base import Budget, DataSpec, Severity, Spec, Strict, ThreatSpec
+from siegebench.tracks.base import Budget, ImagesSpec, Severity, Spec, Strict, ThreatSpec
 from siegebench.types import Attack, Corruption, DataSource
 from siegebench.workspace import Workspace
 from siegebench.yamlmarks import Loc
@@ -57,7 +57,7 @@ class CorruptedInputs(Strict):
         return {"corruption": inventory.identified(self.resolve(inventory, where)), "severities": [self.severity]}
 
 
-class OODInputs(DataSpec):
+class OODInputs(ImagesSpec):
     """Images of another data set, resized to the images of the board. No threshold is chosen on them."""
 
     kind: Literal["ood"]

@@ -42,6 +42,11 @@ def test_black_box_beats_white_box(black: int, severity: str | None) -> None:
     assert ids(rank.boards([attacked("autoattack", 100), elsewhere])[0].lines[0]) == set()
 
 
+def test_transferred_images_count_as_black_box() -> None:
+    rows = [attacked("autoattack", 100), attacked("pgd", 60, track="transfer", threat=make.LINF)]
+    assert ids(rank.boards(rows)[0].lines[0], "fail") == {"black_box_beats_white_box"}
+
+
 def test_black_box_slack_is_a_fifth_of_a_point() -> None:
     many = {**make.DATA, "count": 1000}
     for black, fires in ((498, False), (497, True)):
@@ -58,6 +63,23 @@ def test_weak_attack_gap_compares_plain_pgd_ce_with_the_worst_case() -> None:
     assert entry.rank == (1, 1)
     assert ids(only([attacked(named("pgd", loss="ce"), 140), attacked("autoattack", 100)]).lines[0]) == set()
     assert ids(only([attacked(named("pgd", loss="margin"), 150), attacked("autoattack", 100)]).lines[0]) == set()
+
+
+def test_attacks_that_do_not_break_the_undefended_model_prove_nothing() -> None:
+    def found(pgd: int, square: int, severity: str | None = "fail") -> set[str]:
+        rows = [
+            attacked("pgd", pgd), attacked("pgd", 150, defense="jpeg"), attacked("square", square, track="query"),
+            attacked("autoattack", 140, defense="jpeg"),
+        ]  # fmt: skip
+        entry = line(rank.boards(rows)[0], "jpeg")
+        return {f.id for f in entry.flags if f.severity == severity}
+
+    assert found(60, 1) == {"not_broken_undefended"}  # square breaks the model, pgd does not
+    assert found(4, 1) == set()
+    assert found(60, 50) == set(), "the model without the defense may be robust itself"
+    twice = [attacked("pgd", 60), attacked("square", 1, track="query"), attacked("apgd", 2)]
+    twice += [attacked("pgd", 150, defense="jpeg"), attacked("apgd", 150, defense="jpeg")]
+    assert "not_broken_undefended" not in ids(line(rank.boards(twice)[0], "jpeg")), "together they break it"
 
 
 def test_not_monotone_in_eps() -> None:

@@ -66,6 +66,28 @@ def test_the_worst_attack_of_each_image_decides() -> None:
     assert any("no attack that knows the detector was run; add one of" in reason for reason in untested.reasons)
 
 
+def test_attacks_that_know_the_detector_must_not_be_weaker_than_others() -> None:
+    results = [
+        row("honest", "pgd", 0.7, outcome(150)), row("honest", "aware", 0.6, outcome(160)),
+        row("odd", "pgd", 0.7, outcome(100)), row("odd", "aware", 0.6, outcome(140)),
+    ]  # fmt: skip
+    found = board(results, "Input detection")
+    honest, odd = line(found, "honest"), line(found, "odd")
+    assert (honest.flags, [f.id for f in odd.flags]) == ((), ["knowing_is_weaker"])
+    assert (honest.place, odd.place) == ("1", "")
+    assert "check failed: knowing_is_weaker" in odd.reasons
+
+
+def test_a_detector_of_other_data_must_beat_the_pixels() -> None:
+    results = [row("energy", "other", 0.8), row("entropy", "other", 0.95), row("pixel_statistics", "other", 0.9)]
+    found = board(results, "Input detection")
+    flags = {x.title: [(f.id, f.severity) for f in x.flags] for x in found.lines}
+    assert flags == {"energy": [("codec", "flag")], "entropy": [], "pixel_statistics": []}
+    assert not [x.flags for x in board([*results[:2]], "Input detection").lines if x.flags]
+    near = [row("energy", "between", 0.8), row("pixel_statistics", "between", 0.9)]
+    assert not [x.flags for x in board(near, "Input detection").lines if x.flags]
+
+
 def test_kinds_of_inputs_stand_side_by_side() -> None:
     values = {"soft": (0.9, 0.4, 0.8, 0.6, 0.95), "far": (0.8, 0.6, 0.9, 0.99, 0.55)}
     results = [
