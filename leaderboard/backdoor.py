@@ -15,6 +15,7 @@ from .board import (
     Board,
     Column,
     Line,
+    Mark,
     Number,
     display,
     group,
@@ -67,6 +68,8 @@ def _poisoning(row: Result) -> str:
 
 
 def _board(members: list[Result], model: str) -> Board:
+    knowing = group([r for r in members if r.cell.adaptive], lambda r: canonical(r.cell.defense))
+    members = [r for r in members if not r.cell.adaptive]
     names = display([kind_of(r.cell.backdoor) for r in members])
     attack_of = {r.cell.key: names[canonical(kind_of(r.cell.backdoor))] for r in members}
     failed = {_poisoning(r): r for r in members if metric(r, "attack_success") == 0.0}
@@ -77,7 +80,7 @@ def _board(members: list[Result], model: str) -> Board:
     lines: list[Line] = []
     for key, rows in group(members, lambda r: canonical(r.cell.defense)).items():
         line, estimates[defenses[key]] = _line(defenses[key], rows, attack_of, expected)
-        lines.append(line)
+        lines.append(under_attack_that_knows(line, knowing.get(key, []), "asr", "knowing_asr", max))
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
         return difference_of_means(estimates[a.names["defense"]], estimates[b.names["defense"]])
@@ -104,6 +107,27 @@ def _board(members: list[Result], model: str) -> Board:
         lines=placed,
         notes=_notes(members, failed, attack_of),
     )
+
+
+def under_attack_that_knows(line: Line, rows: Sequence[Result], name: str, column: str, worst: Any) -> Line:
+    """The line, with the worst figure over the backdoor attacks that are designed against its entry.
+
+    Args:
+        rows: of these attacks.
+        name: the figure of a row.
+        worst: max or min.
+    """
+    found = {r.cell.key: v for r in rows if metric(r, "attack_success") == 1.0 and (v := metric(r, name)) is not None}
+    keys = (*line.keys, *(r.cell.key for r in rows))
+    if not found:
+        why = "no backdoor attack that is designed against it is known here"
+        if rows:
+            why = "the backdoor attacks that are designed against it failed, or were not measured"
+        mark = Mark("info", "no_knowing_attack", why)
+        return replace(line, flags=in_order([*line.flags, mark]), keys=keys)
+    value = worst(found.values())
+    number = Number(value, keys=tuple(key for key, v in found.items() if v == value))
+    return replace(line, numbers={**line.numbers, column: number}, keys=keys)
 
 
 def _rounded(line: Line, name: str) -> float | None:

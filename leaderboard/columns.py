@@ -79,6 +79,12 @@ BACKDOOR = (
     read("asr", "Attack success rate after the defense, mean over attacks.", title="ASR"),
     Column("worst_asr", "Worst ASR", help="Highest success rate of an attack after the defense.", better="low"),
     Column("ca_drop", "Clean loss", help="Clean accuracy lost by the defense, mean over attacks.", better="low"),
+    Column(
+        "knowing_asr",
+        "ASR, knowing",
+        help="Success rate of attacks designed against the defense, after it; the highest.",
+        better="low",
+    ),
 )
 BACKDOOR_MORE = (
     read("ra", main=False),
@@ -91,6 +97,9 @@ DETECTION = (
     read("auroc", "Mean over the attacks; interval by bootstrap over them."),
     Column("auroc_min", "Lowest", "score", "Lowest AUROC over the attacks."),
     *(read(f"tpr@{k}") for k in ALARM_MARKS),
+    Column(
+        "knowing_auroc", "Knowing", "score", "Lowest AUROC over the backdoor attacks designed against the detector."
+    ),
 )
 GUARDED = (
     read("robust_acc_fpr@5", "Images that under all attacks and seeds stay correctly classified or are detected, at "

@@ -13,6 +13,7 @@ from siegebench.cells import Result, ball_text, canonical, source_of
 from siegebench.stats import auroc
 
 from . import columns
+from .backdoor import under_attack_that_knows
 from .board import (
     Board,
     Line,
@@ -130,6 +131,8 @@ def _line(
 
 
 def _input_board(members: list[Result], kind: str, model: str) -> Board:
+    knowing = group([r for r in members if r.cell.adaptive and r.cell.backdoor], lambda r: canonical(r.cell.detector))
+    members = [r for r in members if not (r.cell.adaptive and r.cell.backdoor)]
     cell = members[0].cell
     attacks = display(subject(r) for r in members)
 
@@ -161,7 +164,10 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
                 reasons.append(f"no attack that knows the detector was run; add one of {known}")
             found += _weaker(good)
         reasons += sorted({f"check failed: {mark.id}" for mark in found if mark.severity == "fail"})
-        lines.append(_line(detectors[key], rows, numbers, reasons, found))
+        line = _line(detectors[key], rows, numbers, reasons, found)
+        if cell.backdoor is not None:
+            line = under_attack_that_knows(line, knowing.get(key, []), "auroc", "knowing_auroc", min)
+        lines.append(line)
         estimates[detectors[key]] = {unit(r): estimate(r) for r in good if metric(r, "auroc") is not None}
 
     def compare(a: Line, b: Line) -> tuple[float, float]:

@@ -158,6 +158,11 @@ def label(description: Mapping[str, Any] | None) -> str:
     return f"{name}({label(inner)})" if isinstance(inner, Mapping) else name
 
 
+def untrained(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a network without what says how it was trained: the seed, or that it was published."""
+    return {k: v for k, v in model.items() if k not in ("train_seed", "published")}
+
+
 def source_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The data set that the images of `Cell.inputs` come from, by its description."""
     found: dict[str, Any] = inputs["data"]["source"] if "data" in inputs else inputs["source"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from siegebench import registry, sources
-from siegebench.cells import SLOTS, Cell, Flag, Result, digest, images_key
+from siegebench.cells import SLOTS, Cell, Flag, Result, digest, images_key, untrained
 from siegebench.environment import environment
 from siegebench.errors import ContractError, NotApplicable, SiegeError
 from siegebench.tracks import TRACKS
@@ -54,8 +54,7 @@ def as_given(cell: Cell, specs: Mapping[str, Any], classes: Sequence[str] | None
     """
 
     def given(kind: str, description: Mapping[str, Any]) -> dict[str, Any] | None:
-        bare = {k: v for k, v in description.items() if k != "train_seed"}
-        spec = specs.get(digest(description)) or specs.get(digest(bare))
+        spec = specs.get(digest(description)) or specs.get(digest(untrained(description)))
         return None if spec is None else registry.without_local(kind, spec)
 
     out: dict[str, Any] = {slot: given(slot, d) for slot in SLOTS if (d := getattr(cell, slot)) is not None}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from siegebench import registry
-from siegebench.cells import SLOTS, Cell, canonical, digest, label
+from siegebench.cells import SLOTS, Cell, canonical, digest, label, untrained
 from siegebench.errors import ConfigError
 from siegebench.threat import parse_number
 
@@ -20,14 +20,15 @@ def titles(cells: Sequence[Cell]) -> dict[str, str]:
     the default of the entry.
     """
     names: dict[str, dict[str, str]] = {
-        slot: display(slot, [_bare(d) for cell in cells if (d := getattr(cell, slot)) is not None]) for slot in SLOTS
+        slot: display(slot, [untrained(d) for cell in cells if (d := getattr(cell, slot)) is not None])
+        for slot in SLOTS
     }
 
     def title(cell: Cell) -> str:
         shown = {k: v for k, v in cell.labels.items() if k != "data"}
         for slot in SLOTS:
             if (description := getattr(cell, slot)) is not None:
-                shown[slot] = names[slot][canonical(_bare(description))]
+                shown[slot] = names[slot][canonical(untrained(description))]
         return f"{cell.track}: {' / '.join(shown.values())} (seed {cell.seed})"
 
     out = {cell.key: title(cell) for cell in cells}
@@ -37,11 +38,6 @@ def titles(cells: Sequence[Cell]) -> dict[str, str]:
     out = {key: f"{text}, {data[key]}" if text in twice else text for key, text in out.items()}
     twice = {text for text, n in Counter(out.values()).items() if n > 1}
     return {key: f"{text} #{key[:6]}" if text in twice else text for key, text in out.items()}
-
-
-def _bare(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A description without the seed of its training, which follows from the cell."""
-    return {k: v for k, v in description.items() if k != "train_seed"}
 
 
 def display(kind: str, descriptions: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from siegebench import artifacts, registry, sources
 from siegebench.artifacts import fingerprint
-from siegebench.cells import Cell, digest, images_key
+from siegebench.cells import Cell, digest, images_key, untrained
 from siegebench.classifier import Classifier, Ensemble, M, copied
 from siegebench.data import Granted, ImageSet, limited, split_clean, subset
 from siegebench.draws import Draws, derive_seed
@@ -175,8 +175,7 @@ class Workspace:
 
     def _source(self, described: dict[str, Any]) -> ModelSource:
         """The source of a network; networks that differ only in their training share it."""
-        bare = {k: v for k, v in described.items() if k not in ("train_seed", "published")}
-        known = described if digest(described) in self.settings.specs else bare
+        known = described if digest(described) in self.settings.specs else untrained(described)
         return self.entry(ModelSource, known)
 
     def _network(self, cell: Cell, what: dict[str, Any], images: Callable[[], ImageSet], seed: int) -> Classifier:

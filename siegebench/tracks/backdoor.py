@@ -64,6 +64,13 @@ class PoisonedBoard(BoardSpec):
             if known is not None:
                 refuse_without_trigger(self, inventory, known)
 
+    def knowing(self, inventory: Inventory, named: Named[Any]) -> list[dict[str, Any]]:
+        """The descriptions of the backdoor attacks that are designed against a defense or detector."""
+        found = [inventory.resolve(BackdoorAttack, spec, named.where) for spec in named.entry.poisons]
+        for backdoor in found if self.models else ():
+            inventory.check_poison(backdoor, self.source(inventory), self.where("data", "set"))
+        return [inventory.identified(backdoor) for backdoor in found]
+
     def elsewhere(self, inventory: Inventory) -> list[tuple[Named[ModelSource], Named[BackdoorAttack] | None]]:
         """The published networks and their backdoors."""
         return [
@@ -118,6 +125,12 @@ class BackdoorBoard(PoisonedBoard):
                         yield Cell(
                             track=self.track, data=self.used(inventory, data), model=model.seeded(seed),
                             backdoor=inventory.identified(backdoor), defense=inventory.identified(defense), seed=seed,
+                        )  # fmt: skip
+                for defense in self.named(inventory, "defenses"):
+                    for described in self.knowing(inventory, defense):
+                        yield Cell(
+                            track=self.track, data=self.used(inventory, data), model=model.seeded(seed), seed=seed,
+                            backdoor=described, defense=inventory.identified(defense), adaptive=True,
                         )  # fmt: skip
         for described, known in self.infected(inventory, data):
             for seed in self.seeds or ():

@@ -92,6 +92,12 @@ class InputDetectionBoard(PoisonedBoard):
                             track=self.track, data=self.used(inventory, data), model=model.seeded(seed),
                             backdoor=inventory.identified(backdoor), detector=detector.description, seed=seed,
                         )  # fmt: skip
+                for detector in self.named(inventory, "detectors") if self.backdoors else ():
+                    for described in self.knowing(inventory, detector):
+                        yield Cell(
+                            track=self.track, data=self.used(inventory, data), model=model.seeded(seed), seed=seed,
+                            backdoor=described, detector=detector.description, adaptive=True,
+                        )  # fmt: skip
         for described, known in self.infected(inventory, data):
             for seed in self.seeds or ():
                 for detector in self.named(inventory, "detectors") if known is not None else ():

@@ -25,6 +25,8 @@ class Defense(Entry):
         differentiable: `forward` has useful gradients; otherwise the wrapped classifier has a `backward_model`.
         adaptive: attacks (specs as in a suite) that are designed against the defense; a row without them is not ranked.
             The wrappers eot and bpda compose with any attack.
+        poisons: backdoor attacks (specs as in a suite) that are designed against the defense; boards of backdoors run
+            them too and show them in a column of their own.
         tracks: where it may be ranked.
     """
 
@@ -32,6 +34,7 @@ class Defense(Entry):
     randomized: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = ()
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ()
     tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer", "patch", "corruption")
 
     def ranked_in(self, track: str) -> bool:

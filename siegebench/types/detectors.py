@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +38,13 @@ class Detector(Entry):
     """Scores inputs, training images or models as backdoored or adversarial. Larger = more suspicious.
 
     The evaluator sets the thresholds, except for the published one in a model-level Verdict.
+
+    Class attributes:
+        poisons: backdoor attacks (specs as in a suite) that are designed against the detector; boards of backdoors run
+            them too and show them in a column of their own.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ()
 
 
 Score = Callable[[Tensor, Draws], Tensor]  # images [n, 3, H, W] and their draws to scores [n]

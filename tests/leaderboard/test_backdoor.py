@@ -73,3 +73,22 @@ def test_a_defense_must_face_every_attack_of_the_board() -> None:
     assert line(only([*both, half, idle]), "anp").reasons == ("not applicable under wanet",)
     failed = make.broken(repaired("anp", "wanet", ca=0.9, asr=0.0))
     assert line(only([*both, half, failed]), "anp").reasons == ("failed: wanet (CUDA went away)",)
+
+
+def test_attacks_that_know_the_defense_stand_in_a_column_of_their_own() -> None:
+    def knowing(row: Result) -> Result:
+        return replace(row, cell=replace(row.cell, adaptive=True))
+
+    usual = [repaired(d, "badnets", ca=0.9, asr=a) for d, a in (("none", 1.0), ("nab", 0.1), ("anp", 0.1))]
+    known = [knowing(repaired("nab", b, ca=0.9, asr=a)) for b, a in (("stamped", 0.8), ("blended", 0.3))]
+    failed = knowing(repaired("anp", "blended", ca=0.9, asr=0.0, asr0=0.1))
+    board = only([*usual, *known, failed])
+    assert line(board, "nab").value("fidelity") == line(board, "anp").value("fidelity")  # they do not enter the mean
+    assert line(board, "nab").value("knowing_asr") == pytest.approx(0.8)
+    assert line(board, "anp").value("knowing_asr") is None
+    marks = {x.names["defense"]: [m.evidence for m in x.flags if m.id == "no_knowing_attack"] for x in board.lines}
+    assert marks["nab"] == []
+    assert "failed" in marks["anp"][0]
+    assert "is known here" in marks["none"][0]
+    shown = {key for x in board.lines for key in x.keys}
+    assert shown == {r.cell.key for r in (*usual, *known, failed)}
