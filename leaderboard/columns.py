@@ -78,6 +78,11 @@ DETECTION = (
     read("auroc", "Mean over the attacks; interval by bootstrap over them."),
     Column("auroc_min", "Lowest", "score", "Lowest AUROC over the attacks."),
     *(read(f"tpr@{k}") for k in ALARM_MARKS),
+    read(
+        "oscr",
+        "Open-set classification rate, mean over the data sets: accuracy times the AUROC of unknown images "
+        "against correctly classified ones.",
+    ),
 )
 GUARDED = (
     read("robust_acc_fpr@5", "Images that under all attacks and seeds stay correctly classified or are detected, at "
