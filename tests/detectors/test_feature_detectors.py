@@ -119,6 +119,19 @@ def test_preprocessing_adds_confidence() -> None:
     torch.testing.assert_close(two.differentiable(z, victims.ONE), two(z, victims.ONE))  # attacks see the step too
 
 
+def test_eta_is_chosen_on_attacked_training_images() -> None:
+    mahalanobis: Any = pytest.importorskip("siegebench.detectors.mahalanobis")
+    data, _ = two_classes()
+    model = network(torch.tensor([[0.0, 0, -1, 0, 0, 0], [0.0, 0, 1, 0, 0, 0]]))
+    chosen = detector("mahalanobis.chosen")
+    z = pictures(0.5 + 0.2 * normal(9, seed=1))
+    got = chosen.fit(model, only(train=data), victims.ONE)(z, victims.ONE)
+    same = [
+        torch.equal(got, scores("mahalanobis", model, data, z, weights="fgsm", eta=eta)) for eta in mahalanobis.ETAS
+    ]
+    assert sum(same) == 1
+
+
 def test_lid_is_the_formula_and_estimates_the_dimension() -> None:
     from siegebench.detectors.lid import lid  # type: ignore[import-not-found]
 
