@@ -100,6 +100,11 @@ DETECTION = (
     Column(
         "knowing_auroc", "Knowing", "score", "Lowest AUROC over the backdoor attacks designed against the detector."
     ),
+    read(
+        "oscr",
+        "Open-set classification rate, mean over the data sets: accuracy times the AUROC of unknown images "
+        "against correctly classified ones.",
+    ),
 )
 GUARDED = (
     read("robust_acc_fpr@5", "Images that under all attacks and seeds stay correctly classified or are detected, at "

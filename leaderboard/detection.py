@@ -104,7 +104,7 @@ def subject(row: Result) -> dict[str, Any] | None:
     return cell.backdoor or cell.attack
 
 
-SORTS = {"ood": "images of other data", "ambiguous": "ambiguous images"}
+SORTS = {"ood": "images of other data", "near_ood": "images of unknown classes", "ambiguous": "ambiguous images"}
 ADVERSARIAL = "adversarial images"
 
 
@@ -242,7 +242,7 @@ def _guarded_numbers(rows: Sequence[Result]) -> dict[str, Number]:
 def _input_numbers(by_attack: dict[str, list[Result]]) -> dict[str, Number]:
     every = tuple(r.cell.key for rows in by_attack.values() for r in rows)
     numbers: dict[str, Number] = {}
-    for name in ("auroc", "auroc_all", "aupr", "aupr_clean", "fpr95", "tpr@1", "tpr@5", "fpr@1", "fpr@5"):
+    for name in ("auroc", "auroc_all", "aupr", "aupr_clean", "fpr95", "oscr", "tpr@1", "tpr@5", "fpr@1", "fpr@5"):
         found = {a: [v for r in rows if (v := metric(r, name)) is not None] for a, rows in by_attack.items()}
         means = {a: sum(v) / len(v) for a, v in found.items() if v}
         if not means:

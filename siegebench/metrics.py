@@ -95,6 +95,10 @@ _ALL = (
     Metric("aupr_clean", "score", "high", "AUPR clean", "The same with the clean images as positives.", high=1.0),
     Metric("fpr95", "rate", "low", "FPR at TPR 95 %", "False alarms on test images when 95 % of positives are found."),
     Metric(
+        "oscr", "score", "high", "OSCR", "Open-set classification rate: known images correctly classified and "
+        "accepted, mean over the fractions of unknown images that are accepted.", high=1.0,
+    ),
+    Metric(
         "robust_acc_fpr@", "rate", "high", "Robust, FPR {} %", "Images that stay correctly classified or are detected, "
         "at {} % false alarms on held-out images; images misclassified without attack count as errors.",
     ),

@@ -16,6 +16,20 @@ def auroc(*, positive: Vector, negative: Vector) -> float:
     return float(below.sum() / (2 * len(negative) * len(positive)))
 
 
+def oscr(*, unknown: Vector, known: Vector, right: Vector) -> float:
+    """Open-set classification rate (Dhamija, Guenther, Boult, NeurIPS 2018), as the area under its curve.
+
+    The curve is the fraction of the known images that are correctly classified and score below a threshold, over the
+    fraction of the unknown ones that score below it. Its area is the accuracy times the AUROC of the unknown images
+    against the correctly classified ones.
+
+    Args:
+        unknown, known: scores; higher means more suspicious.
+        right: which of the known images are correctly classified.
+    """
+    return float(right.mean()) * auroc(positive=unknown, negative=known[right]) if right.any() else 0.0
+
+
 def auroc_interval(*, positive: Vector, negative: Vector) -> tuple[float, float]:
     """95 % interval of the AUROC from its variance over positives and negatives (DeLong et al., Biometrics 1988).
 

@@ -24,12 +24,23 @@ from siegebench.prepare import at_once, prepare
 from siegebench.rows import Rows
 from siegebench.store import Store
 from siegebench.train import Recipe, train
-from siegebench.types import BackdoorAttack, DataSource, Defense, Entry, ModelSource, Poisoned
+from siegebench.types import (
+    BackdoorAttack,
+    DataSource,
+    Defense,
+    Entry,
+    InputDetector,
+    ModelSource,
+    Poisoned,
+    TrainedDetector,
+)
+from siegebench.types.detectors import Score
 
 E = TypeVar("E", bound=Entry)
 EVERY = slice(None)
 KEPT = 6  # victims in memory
 NOTES = 64  # small results in memory
+SLOTS_THAT_TRAIN = ("model", "backdoor", "defense", "detector")
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,7 @@ class Workspace:
             finally:
                 self.training += time.perf_counter() - start
 
-        made_by = sources.of_slots({slot: description.get(slot) for slot in ("model", "backdoor", "defense")})
+        made_by = sources.of_slots({slot: description.get(slot) for slot in SLOTS_THAT_TRAIN})
         return self._ready(artifacts.trained(self.store, description, model, timed, made_by))
 
     def _source(self, described: dict[str, Any]) -> ModelSource:
@@ -294,6 +305,23 @@ class Workspace:
 
         self._fitted({**what, "kind": "shared", "base": None, "model": None}, part, fit_part)
         return self._ready(defended)
+
+    def scorer(
+        self, cell: Cell, base: Classifier, granted: Granted, draws: Draws, poisoned: Poisoned | None = None
+    ) -> Score:
+        """The scores of the cell's detector, fitted to a model; trained weights are stored as an artifact."""
+        detector = self.entry(InputDetector, cell.detector)
+        if not isinstance(detector, TrainedDetector):
+            return detector.fit(base, granted, draws)
+        what = {
+            "kind": "detector",
+            "detector": cell.detector,
+            "data": cell.data["train_digest"],
+            "poisoned": None if poisoned is None else poisoned.data.digest,
+            "seed": cell.seed,
+        }
+        network = self._fitted(what, detector.network(granted), lambda: detector.trained(granted, draws, self.device))
+        return detector.scorer(network, base, granted, draws)
 
     def victim(self, cell: Cell) -> Classifier:
         """The deployed model of a cell, prepared for evaluation."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from siegebench.leaderboard import rank
 
 from siegebench import api
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError
 from siegebench.plan import plan
+from siegebench.stats import oscr
 from siegebench.tracks.detecting import Fitted, alarm_flags
 from siegebench.tracks.detection_inputs import fitted
 from siegebench.workspace import Settings
@@ -93,6 +97,44 @@ def test_other_data_and_ambiguous_images_are_scored(tmp_path: Path) -> None:
         assert row.metrics["auroc"]["low"] <= row.metrics["auroc"]["value"] <= row.metrics["auroc"]["high"]
         assert "inputs" in row.sources
     assert by_kind["ood"].cell.labels["inputs"] == "ood outsider/planted"
+
+
+def test_unknown_classes_are_scored_by_their_kind(tmp_path: Path) -> None:
+    known, unknown = ({"name": "open_set", "data": "digits", "unknown": 3, "part": p} for p in ("known", "unknown"))
+    inputs = [{"kind": "near_ood", "set": unknown, "count": 30}]
+    file = suite(tmp_path, data={"set": known, "count": 40}, inputs=inputs, detectors=["max_softmax"])
+    (row,) = api.run(file, Settings(root=str(tmp_path / "store"), threads=1), how="serial").results
+    assert row.error is None
+    assert row.cell.data["classes"] == 7
+    assert row.metrics["tpr@5"]["n"] == 30
+    assert 0 <= row.metrics["oscr"]["value"] <= 1
+    (board,) = rank.boards([row])
+    assert "images of unknown classes" in board.title
+    assert board.lines[0].value("oscr") == row.metrics["oscr"]["value"]
+
+
+def test_oscr_is_the_area_under_its_curve() -> None:
+    rng = np.random.default_rng(0)
+    known, unknown, right = rng.normal(0, 1, 60), rng.normal(1, 1, 50), rng.random(60) < 0.7
+    cuts = np.concatenate([[-np.inf], np.sort([*known, *unknown]), [np.inf]])
+    accepted = [float((unknown <= t).mean()) for t in cuts]
+    classified = [float(((known <= t) & right).mean()) for t in cuts]
+    assert oscr(unknown=unknown, known=known, right=right) == pytest.approx(np.trapezoid(classified, accepted))
+    assert oscr(unknown=known + 100, known=known, right=right) == pytest.approx(right.mean())
+    assert oscr(unknown=unknown, known=known, right=np.zeros(60, bool)) == 0.0
+
+
+def test_what_a_detector_trains_is_stored_once_for_all_models(tmp_path: Path) -> None:
+    encoder = {"name": runs.MODEL, "recipe": {"epochs": 1}}
+    small = {"name": "beyond", "encoder": encoder, "recipe": {"epochs": 1, "augment": "none"}, "width": 8, "views": 4,
+             "nearest": 2}  # fmt: skip
+    models = [{"name": runs.MODEL, "recipe": {"epochs": n}} for n in (1, 2)]
+    fog = suite(tmp_path, models=models, inputs=[FOG], detectors=[small, {**small, "alpha": 0.5}])
+    settings = Settings(root=str(tmp_path / "store"), threads=1)
+    rows = api.run(fog, settings, how="serial").results
+    assert [r.error for r in rows] == [None] * 4
+    kinds = [json.loads(path.read_text())["kind"] for path in (tmp_path / "store" / "artifacts").glob("*.json")]
+    assert sorted(kinds) == ["clean", "clean", "detector", "detector"]  # of two models and two sets of parameters
 
 
 def test_a_threshold_that_does_not_hold_on_test_images_is_flagged() -> None:

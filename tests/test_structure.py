@@ -23,8 +23,8 @@ HARNESS = "siegebench"
 FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
 ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption")
 BASES = {
-    "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "DatasetDetector",
-    "ModelDetector", "ModelSource", "DataSource", "Corruption",
+    "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "TrainedDetector",
+    "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "Corruption",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 

@@ -18,7 +18,7 @@ from siegebench.testing.specimens import (
     require,
     state_of,
 )
-from siegebench.types import DatasetDetector, InputDetector, Scorer, Verdict
+from siegebench.types import DatasetDetector, InputDetector, Scorer, TrainedDetector, Verdict
 
 
 def _scores(case: Case, model: Classifier) -> tuple[Tensor, int]:
@@ -48,6 +48,17 @@ def scores_the_same_for_the_same_draws(case: Case) -> None:
         again, _ = _scores(case, network())
     require(torch.equal(again, kept), "a second run gave other scores")
     case.kept["scorer"] = scorer
+
+
+def keeps_what_it_learns_in_its_network(case: Case) -> None:
+    detector, granted = case.quick, case.granted()
+    if not isinstance(detector, TrainedDetector):
+        return
+    state = detector.trained(granted, one_draw(), torch.device("cpu")).state_dict()
+    loaded = detector.network(granted).eval()
+    loaded.load_state_dict(state)
+    again = detector.scorer(loaded, network(), granted, one_draw())(images(12), Draws(1, torch.arange(12)))
+    require(torch.allclose(again, case.kept["scores"], atol=1e-5), "scores with the weights loaded are other scores")
 
 
 def leaves_the_judged_model_as_found(case: Case) -> None:
@@ -97,6 +108,7 @@ def gives_a_well_formed_verdict(case: Case) -> None:
 CLAUSES = (
     gives_finite_scores_from_the_data_its_card_declares,
     scores_the_same_for_the_same_draws,
+    keeps_what_it_learns_in_its_network,
     leaves_the_judged_model_as_found,
     scores_an_input_alone_as_in_a_batch,
     lets_gradients_through_if_it_offers_them,

@@ -14,22 +14,23 @@ from siegebench import registry
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Flag, Result, digest, pack, rate
 from siegebench.classifier import Classifier
-from siegebench.data import Granted, ImageSet
+from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ContractError, NotApplicable
 from siegebench.guarded import GuardedOracle
 from siegebench.metrics import ALARM_MARKS
 from siegebench.oracle import Oracle
 from siegebench.prepare import in_batches
-from siegebench.stats import auroc, auroc_interval
+from siegebench.stats import auroc, auroc_interval, oscr
 from siegebench.threat import ThreatModel
 from siegebench.tracks.attacking import explored, lesson_of
 from siegebench.tracks.detection_inputs import other_images
 from siegebench.tracks.judging import clean_outcome, correct, gradient_flags
-from siegebench.types import Attack, InputDetector
+from siegebench.types import Attack, InputDetector, Poisoned
 from siegebench.types.detectors import Score
 from siegebench.workspace import Workspace, data_key
 
+OPEN = ("ood", "near_ood")  # inputs of classes that the model does not know
 GUARD = 5  # percentage of false alarms whose threshold is checked on test images
 Metrics = dict[str, dict[str, float]]
 
@@ -65,11 +66,11 @@ def finite(scores: Tensor, detector: object, expected: int) -> Tensor:
     return scores
 
 
-def fit(
-    detector: InputDetector, base: Classifier, granted: Granted, draws: Draws, data: ImageSet, cell: Cell, ws: Workspace
-) -> Fitted:
-    """Fit the detector, and score the clean images."""
-    own = detector.fit(base, granted, draws)
+def fit(cell: Cell, ws: Workspace, base: Classifier, data: ImageSet, poisoned: Poisoned | None = None) -> Fitted:
+    """Fit the cell's detector to a model, and score the clean images."""
+    detector, granted = ws.entry(InputDetector, cell.detector), ws.granted("detector", cell, poisoned)
+    draws = Draws(derive_seed(cell.seed, "detector"), torch.zeros(1, dtype=torch.long))
+    own = ws.scorer(cell, base, granted, draws, poisoned)
 
     def score(x: Tensor, purpose: str) -> Tensor:
         streams = Draws(derive_seed(cell.seed, "scores", purpose), torch.arange(len(x)))
@@ -91,10 +92,9 @@ def measure_changed(cell: Cell, ws: Workspace) -> Result:
     """
     data, base = ws.evaluated(cell.data), ws.model(cell)
     detector, weights = ws.entry(InputDetector, cell.detector), fingerprint(base)
-    draws = Draws(derive_seed(cell.seed, "detector"), torch.zeros(1, dtype=torch.long))
 
     def make() -> Fitted:
-        return fit(detector, base, ws.granted("detector", cell), draws, data, cell, ws)
+        return fit(cell, ws, base, data)
 
     what = [cell.detector, cell.model, cell.data["digest"], data_key(cell.data), cell.seed]
     found: Fitted = ws.remember(("fitted", digest(what)), make)
@@ -106,7 +106,11 @@ def measure_changed(cell: Cell, ws: Workspace) -> Result:
     samples: dict[str, Any] = {}
     flags: list[Flag] = []
     if cell.attack is None:
-        metrics |= positive_metrics(found.score(other_images(cell, ws, data), "changed"), found)
+        scores = found.score(other_images(cell, ws, data), "changed")
+        metrics |= positive_metrics(scores, found)
+        if cell.inputs is not None and cell.inputs["kind"] in OPEN:
+            area = oscr(unknown=scores.numpy(), known=found.clean.numpy(), right=right.numpy())
+            metrics["oscr"] = {"value": area}
     else:
         x, hit, flags = attacked(cell, ws, base, data, right, found)
         safe, rows = right.clone(), right.nonzero().squeeze(1)

@@ -169,13 +169,13 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
     data, backdoor = ws.evaluated(cell.data), ws.entry(BackdoorAttack, cell.backdoor)
     base, poisoned = ws.backdoored(cell)
     detector = ws.entry(Detector, cell.detector)
-    granted = ws.granted("detector", cell, poisoned)
-    draws = Draws(derive_seed(cell.seed, "detector"), torch.zeros(1, dtype=torch.long))
     weights = fingerprint(base)
     if isinstance(detector, DatasetDetector) and poisoned is not None:
-        metrics = _dataset_level(poisoned, finite(detector.score(base, granted, draws), detector, len(poisoned.data)))
+        draws = Draws(derive_seed(cell.seed, "detector"), torch.zeros(1, dtype=torch.long))
+        scores = detector.score(base, ws.granted("detector", cell, poisoned), draws)
+        metrics = _dataset_level(poisoned, finite(scores, detector, len(poisoned.data)))
     elif isinstance(detector, InputDetector):
-        found = fit(detector, base, granted, draws, data, cell, ws)
+        found = fit(cell, ws, base, data, poisoned)
         x, _, wanted = triggered(backdoor, data, cell.seed)
         hit = answers(ws, base, x, cell.seed, "stamped") == wanted
         stamped = found.score(x, "stamped")

@@ -58,9 +58,13 @@ class CorruptedInputs(Strict):
 
 
 class OODInputs(ImagesSpec):
-    """Images of another data set, resized to the images of the board. No threshold is chosen on them."""
+    """Images of another data set, resized to the images of the board. No threshold is chosen on them.
 
-    kind: Literal["ood"]
+    `near_ood` are those of unknown classes of the same data, such as `open_set.gtsrb_unknown`; they have a board of
+    their own.
+    """
+
+    kind: Literal["ood", "near_ood"]
 
     def resolve(self, inventory: Inventory, where: Loc) -> Named[DataSource]:
         return inventory.resolve(DataSource, self.set, (*where, "set"))

@@ -9,11 +9,19 @@ from siegebench.types.backdoors import BackdoorAttack, Poisoned, Poisoning
 from siegebench.types.base import Class, Count, Entry, Number, Positive, Share
 from siegebench.types.corruptions import Corruption
 from siegebench.types.defenses import Defense
-from siegebench.types.detectors import DatasetDetector, Detector, InputDetector, ModelDetector, Scorer, Verdict
+from siegebench.types.detectors import (
+    DatasetDetector,
+    Detector,
+    InputDetector,
+    ModelDetector,
+    Scorer,
+    TrainedDetector,
+    Verdict,
+)
 from siegebench.types.zoo import DataSource, ModelSource
 
 __all__ = [
     "Attack", "BackdoorAttack", "Class", "Corruption", "Count", "DataSource", "DatasetDetector", "Defense", "Detector",
     "Entry", "InputDetector", "Lesson", "Measure", "MinimalAttack", "ModelDetector", "ModelSource", "Number",
-    "Poisoned", "Poisoning", "Positive", "Probe", "Scorer", "Share", "Verdict", "WrappingAttack",
+    "Poisoned", "Poisoning", "Positive", "Probe", "Scorer", "Share", "TrainedDetector", "Verdict", "WrappingAttack",
 ]  # fmt: skip

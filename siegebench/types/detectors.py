@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
@@ -82,6 +82,38 @@ class InputDetector(Detector):
         Return a `Scorer` wherever the scores have a gradient or an approximation of one. A plain function has none:
         attacks that know the detector then only search for confident misclassifications.
         """
+
+
+class TrainedDetector(InputDetector):
+    """Scores inputs with the help of a network that it trains on the granted data, without the judged model.
+
+    The weights are stored as an artifact, once for all models.
+    """
+
+    @abstractmethod
+    def network(self, data: Granted) -> nn.Module:
+        """The network before training; it can load weights. All that `train` learns is in its state."""
+
+    @abstractmethod
+    def train(self, network: nn.Module, data: Granted, draws: Draws) -> None:
+        """Train the network in place, on its device. The initial weights too are drawn here."""
+
+    @abstractmethod
+    def scorer(self, network: nn.Module, model: Classifier, data: Granted, draws: Draws) -> Score:
+        """As `fit` of other detectors, given the trained network on the device of the model."""
+
+    @final
+    def trained(self, data: Granted, draws: Draws, device: torch.device) -> nn.Module:
+        """A network that was trained on this device."""
+        network = self.network(data).to(device)
+        self.train(network, data, draws)
+        return network.eval()
+
+    @final
+    def fit(self, model: Classifier, data: Granted, draws: Draws) -> Score:
+        like = next(model.parameters())
+        network = self.trained(data, draws, like.device).to(like.dtype)
+        return self.scorer(network, model, data, draws)
 
 
 class DatasetDetector(Detector):

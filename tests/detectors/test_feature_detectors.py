@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import median_filter
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
@@ -118,6 +119,19 @@ def test_preprocessing_adds_confidence() -> None:
     torch.testing.assert_close(two.differentiable(z, victims.ONE), two(z, victims.ONE))  # attacks see the step too
 
 
+def test_eta_is_chosen_on_attacked_training_images() -> None:
+    mahalanobis: Any = pytest.importorskip("siegebench.detectors.mahalanobis")
+    data, _ = two_classes()
+    model = network(torch.tensor([[0.0, 0, -1, 0, 0, 0], [0.0, 0, 1, 0, 0, 0]]))
+    chosen = detector("mahalanobis.chosen")
+    z = pictures(0.5 + 0.2 * normal(9, seed=1))
+    got = chosen.fit(model, only(train=data), victims.ONE)(z, victims.ONE)
+    same = [
+        torch.equal(got, scores("mahalanobis", model, data, z, weights="fgsm", eta=eta)) for eta in mahalanobis.ETAS
+    ]
+    assert sum(same) == 1
+
+
 def test_lid_is_the_formula_and_estimates_the_dimension() -> None:
     from siegebench.detectors.lid import lid  # type: ignore[import-not-found]
 
@@ -216,6 +230,50 @@ def test_the_layers_of_a_residual_network_are_its_stem_and_stages() -> None:
     torch.testing.assert_close(features[-1], model.features(x))
     torch.testing.assert_close(z, model(x))
     assert [f.shape[1] for f in features] == [16, 32, 64]
+
+
+class ChannelsLast(nn.Module):
+    """[n, H, W, C] after the first convolution and its stages, as in the Swin transformers of timm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 5, 2, 2), nn.Linear(5, 5), nn.Linear(20, 7)
+        self.turn = plain(lambda x: x.permute(0, 2, 3, 1))
+        self.merge = plain(lambda x: F.pixel_unshuffle(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1))
+        self.heads = plain(lambda x: x.flatten(1, 2)[:, None].expand(-1, 3, -1, -1))
+        self.head = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.merge(self.first(self.turn(self.stem(x)))))
+        self.heads(x)  # [n, heads, positions, channels]: no map
+        return self.head(x.mean(dim=(1, 2)))
+
+
+def plain(call: Any) -> nn.Module:
+    """A module without weights."""
+    module = nn.Module()
+    module.forward = call  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (12, 20)])
+def test_the_layers_of_a_channels_last_network_are_means_over_positions(height: int, width: int) -> None:
+    model = Network(ChannelsLast(), num_classes=4).eval()
+    x = torch.rand(3, 3, height, width)
+    found = Layers(model, x[:2])
+    assert found.names == ["net.first", "net.second"]
+    features = found(x)
+    assert [tuple(f.shape) for f in features] == [(3, 5), (3, 7)]
+    torch.testing.assert_close(features[-1], model.features(x))
+
+
+def test_the_layers_of_a_swin_transformer_are_its_stages() -> None:
+    spec = {"name": "timm/swin_tiny_patch4_window7_224", "model_args": {
+        "img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 12, "depths": [1, 1, 1], "num_heads": [1, 2, 4],
+    }}  # fmt: skip
+    model = registry.build("model", spec).build(num_classes=10, size=32).eval()
+    x = torch.rand(2, 3, 32, 32)
+    assert [f.shape[1] for f in Layers(model, x)(x)] == [12, 24, 48]
 
 
 # ------------------------------------------------------------------------------------------------------ other detectors
