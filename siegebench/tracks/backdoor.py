@@ -53,7 +53,8 @@ class PoisonedBoard(BoardSpec):
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
         if not (self.backdoors or self.published or getattr(self, "inputs", None)):
-            raise inventory.document.error(self._where, f"this {self.track} board has no backdoors to look at")
+            other = "inputs" if "inputs" in type(self).model_fields else "published networks"
+            raise inventory.document.error(self._where, f"this {self.track} board has no backdoors and no {other}")
         for backdoor in self.named(inventory, "backdoors"):
             refuse_without_trigger(self, inventory, backdoor)
         refuse_repeats(inventory, self.published, self.where("published"))
