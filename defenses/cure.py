@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +13,13 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws
-from siegebench.train import Recipe
-from siegebench.types import Count, Positive, Share
+from siegebench.types import Positive, Share
 
-from ._adversarial import AdversarialTraining, Ball, MinMax, away_from, divergence
-
-RECIPE = Recipe()
+from ._adversarial import BallTraining, MinMax, away_from, divergence
 
 
 @dataclass(frozen=True, kw_only=True)
-class CURE(AdversarialTraining):
+class CURE(BallTraining):
     """Conserve, update, revise: fine-tune a naturally trained network on worst-case images, a part of its weights only.
 
     Gowda, Zonooz, Arani, "Conserve-Update-Revise to Cure Generalization and Robustness Trade-off in Adversarial
@@ -52,14 +48,7 @@ class CURE(AdversarialTraining):
         gamma: weight of the revision.
         revise: r, the probability of a revision in the first step.
         decay: d; choose it such that 1 / (1 - d) is below the number of revisions.
-        norm, eps: the ball.
-        step, steps: length and number K of the steps of the search.
-        recipe: how the network is trained; it starts from the weights of the given model.
-        eps_warmup, keep_best: as in `pgd_at`: growth of eps, and the choice of the epoch on the clean budget.
     """
-
-    trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},)
 
     conserve: Share = 0.3
     balance: Share = 0.1
@@ -67,13 +56,6 @@ class CURE(AdversarialTraining):
     gamma: Positive = 1.0
     revise: Share = 0.2
     decay: Share = 0.99
-    norm: Literal["linf", "l2"] = "linf"
-    eps: Positive = 8 / 255
-    step: Positive = 2 / 255
-    steps: Count = 10
-    recipe: Recipe = RECIPE
-    eps_warmup: Share = 0.0
-    keep_best: bool = False
 
     def wrap(self, model: Classifier) -> Classifier:
         return model  # training starts from its weights
@@ -106,15 +88,8 @@ class CURE(AdversarialTraining):
                     w.lerp_(now[name], 1 - self.decay) if w.is_floating_point() else w.copy_(now[name])
             step += 1
 
-        return MinMax(
-            ball=Ball(norm=self.norm, eps=self.eps, step=self.step, steps=self.steps, start="near"),
-            inner=lambda model, x, y: away_from(model, x),
-            outer=outer,
-            recipe=self.recipe,
-            eps_warmup=self.eps_warmup,
-            keep_best=self.keep_best,
-            gradients=conserve,
-        )
+        this = self.min_max(lambda model, x, y: away_from(model, x), outer, start="near")
+        return replace(this, renewed=False, gradients=conserve)
 
 
 def prominent(natural: Tensor, adversarial: Tensor, theta: Sequence[Tensor], a: float, p: float) -> list[Tensor]:

@@ -19,8 +19,8 @@ from siegebench.errors import ModelError
 from siegebench.train import Recipe, train
 from siegebench.types import Count, Defense
 
-from ._transformed import Transformed
 from ._unet import UNet, fresh
+from ._wrapped import Transformed
 
 RECIPE = Recipe(epochs=10, batch=64, augment="none")
 TIMES = 1000  # noise levels of the diffusion

@@ -14,7 +14,7 @@ from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.types import Defense
 
-from ._transformed import Transformed
+from ._wrapped import Transformed
 
 
 def permutation(key: int, pixels: int, device: torch.device | str = "cpu") -> Tensor:

@@ -13,7 +13,7 @@ from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.types import Count, Defense
 
-from ._transformed import Transformed
+from ._wrapped import Transformed
 
 
 def median_filter(x: Tensor, k: int) -> Tensor:

@@ -16,8 +16,8 @@ from siegebench.train import Recipe, train
 from siegebench.types import Count, DataSource, Defense, Share
 
 from ._camera import Camera, develop, unprocess
-from ._transformed import Transformed
 from ._unet import UNet, fresh
+from ._wrapped import Transformed
 
 RECIPE = Recipe(epochs=2, batch=32, augment="none")
 

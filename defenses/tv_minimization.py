@@ -13,7 +13,7 @@ from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.types import Count, Defense, Positive, Share
 
-from ._transformed import Transformed
+from ._wrapped import Transformed
 
 STEP = 8**-0.5  # tau = sigma: the squared norm of the difference operator is at most 8
 
@@ -111,4 +111,4 @@ class TVMinimization(Defense):
         return minimise(x, kept.to(x.dtype), self.weight, self.iterations)
 
     def wrap(self, model: Classifier) -> Classifier:
-        return Transformed(model, self.transform, smooth=False)
+        return Transformed(model, self.transform)

@@ -14,7 +14,7 @@ from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.types import Defense, Positive, Share
 
-from ._transformed import Transformed
+from ._wrapped import Transformed
 
 FINE = 4  # sub-pixels along a side when outlines are drawn
 
@@ -95,4 +95,4 @@ class VectorStandIn(Defense):
         return outlined(ink, self.sigma, x.dtype)[:, None].expand_as(x)
 
     def wrap(self, model: Classifier) -> Classifier:
-        return Transformed(model, self.transform, smooth=False)
+        return Transformed(model, self.transform)
