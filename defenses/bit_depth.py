@@ -33,7 +33,7 @@ class BitDepth(Defense):
 
     differentiable: ClassVar[bool] = False
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 50}},
+        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 100}},
         {"name": "bpda", "attack": {"name": "apgd", "loss": "ce"}},
     )
 

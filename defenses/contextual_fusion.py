@@ -47,7 +47,10 @@ class ContextualFusion(Defense):
     """
 
     trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50},)
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"name": "pgd", "loss": "margin", "steps": 100},
+        {"name": "apgd", "loss": "dlr"},
+    )
 
     background: ModelSource
     background_classes: Count | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,14 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws
+from siegebench.errors import ConfigError
 from siegebench.types import Positive, Share
+from siegebench.types.base import lowered
 
 from ._adversarial import BallTraining, MinMax, away_from, divergence
+
+LONGEST = 0.999  # the authors' d; their 200 epochs of CIFAR-10 expect 7,800 revisions
+PART = 8  # revisions of a training for each one that is averaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,10 @@ class CURE(BallTraining):
         beta: weight of the divergence.
         gamma: weight of the revision.
         revise: r, the probability of a revision in the first step.
-        decay: d; choose it such that 1 / (1 - d) is below the number of revisions.
+        decay: d, which averages over the last 1 / (1 - d) revisions. By default these are an eighth of the revisions
+            that the training expects, as with the authors' numbers, and at most the authors' 1000; below eight
+            revisions, d is 0. A value that averages over more revisions than are expected is refused: the second
+            network would stay the natural one.
     """
 
     conserve: Share = 0.3
@@ -55,7 +64,28 @@ class CURE(BallTraining):
     beta: Positive = 6.0
     gamma: Positive = 1.0
     revise: Share = 0.2
-    decay: Share = 0.99
+    decay: Share | None = None
+
+    def __post_init__(self) -> None:
+        if self.revise == 0:
+            raise ValueError("revise: with 0 the second network is never revised, and stays the natural one")
+
+    def quick(self) -> Self:
+        return lowered(replace(self, decay=None))  # a value for a long training is refused for a short one
+
+    def averaging(self, revisions: float) -> float:
+        """d for a training that expects this many revisions.
+
+        Raises:
+            ConfigError: when the second network would stay near the natural one.
+        """
+        if self.decay is None:
+            return min(LONGEST, max(0.0, 1 - PART / revisions))
+        if self.decay > 0 and (1 - self.decay) * revisions <= 1:
+            needs = f"train longer, or leave decay out (here {replace(self, decay=None).averaging(revisions):.3g})"
+            told = f"decay {self.decay:g} averages over more revisions than this training expects ({revisions:.0f})"
+            raise ConfigError(f"cure: {told}; {needs}")
+        return self.decay
 
     def wrap(self, model: Classifier) -> Classifier:
         return model  # training starts from its weights
@@ -64,6 +94,7 @@ class CURE(BallTraining):
         revision = copy.deepcopy(model).eval().requires_grad_(False)
         theta = list(model.requires_grad_(True).parameters())
         total = self.recipe.epochs * max(1, len(data.train) // self.recipe.batch)
+        d = self.averaging(self.revise * (total + 1) / 2)
         coin = Draws(seed, torch.zeros(1, dtype=torch.long))
         updated: list[Tensor] = []  # which weights are updated in this step, a mask for each tensor
         step = 0
@@ -85,7 +116,7 @@ class CURE(BallTraining):
             if float(coin.uniform(step=step, purpose="revise")) < self.revise * (1 - step / total):
                 now = model.state_dict()
                 for name, w in revision.state_dict().items():
-                    w.lerp_(now[name], 1 - self.decay) if w.is_floating_point() else w.copy_(now[name])
+                    w.lerp_(now[name], 1 - d) if w.is_floating_point() else w.copy_(now[name])
             step += 1
 
         this = self.min_max(lambda model, x, y: away_from(model, x), outer, start="near")

@@ -50,8 +50,9 @@ class DefensiveDistillation(Defense):
 
     trains: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "pgd", "loss": "margin", "steps": 50},
+        {"name": "pgd", "loss": "margin", "steps": 100},
         {"name": "apgd", "loss": "targeted_dlr"},
+        {"name": "cw"},
     )
 
     added: ClassVar[tuple[str, ...]] = ("teacher",)

@@ -51,8 +51,8 @@ class MedianFilter(Defense):
     """
 
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "pgd", "loss": "margin", "steps": 50},
-        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 50}},
+        {"name": "pgd", "loss": "margin", "steps": 100},
+        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 100}},
         {"name": "bpda", "attack": {"name": "apgd", "loss": "ce"}},
     )
 

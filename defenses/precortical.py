@@ -79,7 +79,10 @@ class Precortical(Defense):
     """
 
     trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50},)
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"name": "pgd", "loss": "margin", "steps": 100},
+        {"name": "apgd", "loss": "dlr"},
+    )
 
     depth: Count = 3
     kernel: Count = 7

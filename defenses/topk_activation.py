@@ -102,8 +102,9 @@ class TopKActivation(Defense):
 
     trains: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "pgd", "loss": "margin", "steps": 50, "restarts": 2},
+        {"name": "pgd", "loss": "margin", "steps": 100, "restarts": 5},
         {"name": "apgd", "loss": "dlr"},
+        {"name": "square", "queries": 5000},
     )
 
     share: Share = 0.125

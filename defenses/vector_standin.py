@@ -80,8 +80,9 @@ class VectorStandIn(Defense):
 
     differentiable: ClassVar[bool] = False
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 50}},
+        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 100}},
         {"name": "bpda", "attack": {"name": "apgd", "loss": "ce"}},
+        {"name": "square", "queries": 5000},
     )
 
     threshold: Share = 0.5
