@@ -108,7 +108,7 @@ class RawISP(Defense):
         split: of the photographs.
         patch: side of the training patches.
         width, unet: channels of F, and of the first level of G (a multiple of 4).
-        recipe: of the training. The default takes 2,800 steps on the 45,000 training images of CIFAR-10; with fewer
+        recipe: of the training. The default takes 3,000 steps on the 47,500 images of CIFAR-10 that train; with fewer
             images give more epochs. `full` is for a GPU.
     """
 

@@ -65,7 +65,9 @@ def test_distillation_saturates_cross_entropy_and_nothing_else(
     *linf, l2 = entry.adaptive
     for spec in linf:
         assert robust(model, spec, test_set) <= 0.05
-    assert robust(model, l2, test_set, n=8, eps=4, norm="l2") == 0  # smallest perturbations exist for all images
+    assert isinstance(l2, dict)
+    short = {**l2, "steps": 150, "searches": 4}
+    assert robust(model, short, test_set, n=4, eps=4, norm="l2") == 0
     # the weights come back from what was stored, at another temperature too
     cooler = defense("defensive_distillation", temperature=20, recipe=vars(RECIPE)).structure(cnn16)
     cooler.load_state_dict(model.state_dict())
