@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,16 @@ from siegebench import ops
 from siegebench.classifier import Classifier
 from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.train import Recipe, train
-from siegebench.types import Defense
+from siegebench.train import Recipe, renew, train
+from siegebench.types import Count, Defense, Positive, Share
 
 Norm = Literal["linf", "l2"]
+Start = Literal["uniform", "near"]
 Gain = Callable[[Tensor], Tensor]  # logits [n, K] to what delta increases, a sum over the images
+Inner = Callable[[Classifier, Tensor, Tensor], Gain]
+Outer = Callable[[Classifier, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+RECIPE = Recipe()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class Ball:
     eps: float
     step: float
     steps: int
-    start: Literal["uniform", "near"] = "uniform"
+    start: Start = "uniform"
 
     def maximise(self, model: Classifier, x: Tensor, gain: Gain, draws: Draws, fraction: float = 1.0) -> Tensor:
         """x + delta_K [n, C, H, W], within a fraction of eps; the model's mode does not change."""
@@ -86,6 +91,7 @@ class MinMax:
         recipe: how theta is trained.
         inner: (model, x, y) to what x' increases.
         outer: (model, x, y, x', logits of x') to the loss that theta decreases.
+        renewed: training starts from new weights, not from those of the model.
         batch_norm: mode of the model while x' is computed.
         eps_warmup: fraction of the epochs over which eps grows linearly.
         keep_best: keep the weights of the epoch with the best accuracy under the inner attack on the clean budget.
@@ -96,8 +102,9 @@ class MinMax:
 
     ball: Ball
     recipe: Recipe
-    inner: Callable[[Classifier, Tensor, Tensor], Gain]
-    outer: Callable[[Classifier, Tensor, Tensor, Tensor, Tensor], Tensor]
+    inner: Inner
+    outer: Outer
+    renewed: bool = True
     batch_norm: Literal["eval", "train"] = "eval"
     eps_warmup: float = 0.0
     keep_best: bool = False
@@ -113,26 +120,58 @@ class AdversarialTraining(Defense):
     """
 
     trains: ClassVar[bool] = True
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},)
 
     def wrap(self, model: Classifier) -> Classifier:
         return model.fresh(0)  # the structure; `fit` trains the weights
 
     @abstractmethod
     def problem(self, model: Classifier, data: Granted, seed: int) -> MinMax:
-        """What is minimised and maximised. It leaves the model with the weights from which training starts."""
+        """What is minimised and maximised; the model has the weights that `wrap` gave it."""
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         seed = derive_seed(draws.seed, "pgd_at")  # one name for all
         solve(self.problem(defended, data, seed), defended, data, seed)
 
 
-def renew(model: Classifier, seed: int) -> None:
-    """Give the model new weights."""
-    model.load_state_dict(model.fresh(derive_seed(seed, "weights")).state_dict())
+@dataclass(frozen=True, kw_only=True)
+class BallTraining(AdversarialTraining):
+    """An adversarial training with the parameters of a `Ball`; a variant adds its own, and says what differs.
+
+    Attributes:
+        norm, eps: the ball.
+        step, steps: length and number K of the steps of the search.
+        recipe: how the network is trained; the preset `paper`, if there is one, is the authors'.
+        eps_warmup: fraction of the epochs over which eps (and the step with it) grows linearly. Without it, small
+            networks may stay at chance when eps is large.
+        keep_best: deploy the weights of the epoch with the best accuracy under PGD on the clean budget, against robust
+            overfitting (Rice, Wong, Kolter, ICML 2020). Otherwise deploy the last weights.
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: Positive = 8 / 255
+    step: Positive = 2 / 255
+    steps: Count = 10
+    recipe: Recipe = RECIPE
+    eps_warmup: Share = 0.0
+    keep_best: bool = False
+
+    def min_max(self, inner: Inner, outer: Outer, start: Start) -> MinMax:
+        """The problem with these losses, in this ball."""
+        return MinMax(
+            ball=Ball(norm=self.norm, eps=self.eps, step=self.step, steps=self.steps, start=start),
+            recipe=self.recipe,
+            inner=inner,
+            outer=outer,
+            eps_warmup=self.eps_warmup,
+            keep_best=self.keep_best,
+        )
 
 
 def solve(this: MinMax, model: Classifier, data: Granted, seed: int) -> None:
     """Train the model in place."""
+    if this.renewed:
+        renew(model, seed)
     images, x_clean = data.train, torch.empty(0)
     held_out = (data.clean, data.val) if this.keep_best else ()
     best, kept = -1, {}

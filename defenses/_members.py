@@ -13,7 +13,7 @@ from siegebench.classifier import Classifier, Ensemble
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import NotApplicable
-from siegebench.train import Recipe, train
+from siegebench.train import Recipe, renew, train
 
 Vote = Literal["probabilities", "logits"]
 
@@ -96,5 +96,5 @@ def train_members(model: Ensemble, data: ImageSet, recipe: Recipe, seed: int) ->
     """Train every member from new weights of its own, independently of the others."""
     for i, member in enumerate(networks(model)):
         own = derive_seed(seed, "member", i)
-        member.load_state_dict(member.fresh(derive_seed(own, "weights")).state_dict())
+        renew(member, own)
         train(member, data, recipe, own)

@@ -4,37 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from siegebench.classifier import Classifier, Wrapped
 from siegebench.draws import Draws
 
+Transform = Callable[[Tensor, Draws], Tensor]
 
-class Preprocessed(Wrapped):
-    """A classifier f preceded by a transform T whose own gradient is useless.
 
-    `forward` is the deployed computation f(T(x)); its gradient is zero. `backward_model` has the same values, and its
-    backward pass uses the approximate gradient that T defines (BPDA of Athalye et al., ICML 2018).
+class Transformed(Wrapped):
+    """A classifier f behind a transform T of its input: f(T(x)).
+
+    `forward` has T's own gradient if `smooth`, else a gradient of zero. `backward_model` has the same values. Its
+    backward pass treats T as the identity (BPDA of Athalye et al., ICML 2018), or with `approximate` uses the gradient
+    that T itself defines in place of a useless one.
 
     Args:
         inner: f.
-        transform: T, exact values with an approximate gradient.
+        transform: T, from images [n, C, H, W] and draws to images of the same shape. If it is a module, its weights are
+            part of the state of the classifier.
+        smooth: whether T's own gradient is that of its values, and useful.
+        approximate: whether T's own gradient is an approximation made for the backward model.
     """
 
-    def __init__(self, inner: Classifier, transform: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, inner: Classifier, transform: Transform, *, smooth: bool = False, approximate: bool = False
+    ) -> None:
         super().__init__(inner)
-        self.transform = transform
+        self.transform, self.smooth, self.approximate = transform, smooth, approximate
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        draws = Draws.fresh(len(x), x.device) if draws is None else draws
         # `0 * x` keeps the graph: attacks of other libraries get a zero gradient instead of an error
-        logits: Tensor = self.inner(self.transform(x.detach()) + 0 * x, draws)
+        seen = self.transform(x, draws) if self.smooth else self._values(x, draws) + 0 * x
+        logits: Tensor = self.inner(seen, draws)
         return logits
 
     def backward_model(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        return self.inner.backward_model(self.transform(x), draws)
+        draws = Draws.fresh(len(x), x.device) if draws is None else draws
+        # x - x is exactly zero
+        seen = self.transform(x, draws) if self.approximate else self._values(x, draws) + (x - x.detach())
+        return self.inner.backward_model(seen, draws)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.inner.features(self.transform(x.detach()))
+        draws = Draws.fresh(len(x), x.device)
+        return self.inner.features(self.transform(x, draws) if self.smooth else self._values(x, draws))
+
+    def _values(self, x: Tensor, draws: Draws) -> Tensor:
+        with torch.no_grad():
+            return self.transform(x, draws)
 
 
 class Scaled(Wrapped):

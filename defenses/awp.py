@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,9 +43,6 @@ class AWP(AdversarialTraining):
         gamma: length of v relative to the weights of a layer; the authors use 0.005 to 0.01.
         warmup: fraction of the epochs at the beginning without perturbation; the authors use 10 of 200 with TRADES.
     """
-
-    trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},)
 
     defense: AdversarialTraining
     gamma: Positive = 0.005

@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from siegebench.classifier import Classifier
+from siegebench.draws import Draws
 from siegebench.types import Count, Defense
 
-from ._wrapped import Preprocessed
+from ._wrapped import Transformed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +33,16 @@ class BitDepth(Defense):
 
     differentiable: ClassVar[bool] = False
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 50}},
+        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 100}},
         {"name": "bpda", "attack": {"name": "apgd", "loss": "ce"}},
     )
 
     bits: Annotated[Count, Field(le=8)] = 4
 
-    def transform(self, x: Tensor) -> Tensor:
-        """Images rounded to 2^bits levels, with the gradient of the identity."""
+    def transform(self, x: Tensor, draws: Draws) -> Tensor:
+        """Images [n, C, H, W] rounded to 2^bits levels; `draws` is not used."""
         top = 2**self.bits - 1
-        rounded = (x.detach() * top).round() / top
-        return rounded + (x - x.detach())  # x - x is exactly zero
+        return (x * top).round() / top
 
     def wrap(self, model: Classifier) -> Classifier:
-        return Preprocessed(model, self.transform)
+        return Transformed(model, self.transform)

@@ -13,7 +13,7 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws, derive_seed
-from siegebench.train import Recipe, train
+from siegebench.train import Recipe, renew, train
 from siegebench.types import Count, Defense, ModelSource
 
 from ._members import Concatenated, networks
@@ -47,7 +47,10 @@ class ContextualFusion(Defense):
     """
 
     trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50},)
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"name": "pgd", "loss": "margin", "steps": 100},
+        {"name": "apgd", "loss": "dlr"},
+    )
 
     background: ModelSource
     background_classes: Count | None = None
@@ -69,7 +72,7 @@ class ContextualFusion(Defense):
         seed, images = derive_seed(draws.seed, "contextual_fusion"), data.train
         _, background = networks(defended)
         if not self.background.pretrained():
-            background.load_state_dict(background.fresh(derive_seed(seed, "weights")).state_dict())
+            renew(background, seed)
             train(background, images, getattr(self.background, "recipe", Recipe()), derive_seed(seed, "background"))
         defended.members.requires_grad_(False)
 

@@ -94,7 +94,10 @@ class DAC(Defense):
     """
 
     trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50},)
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
+        # not stopped at the first wrong prediction: the margin of z / T also grows as T falls
+        {"name": "pgd", "loss": "margin", "steps": 100, "early_stop": False},
+    )
 
     k: Count = 50
     images: Count = 5000

@@ -50,8 +50,9 @@ class DefensiveDistillation(Defense):
 
     trains: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "pgd", "loss": "margin", "steps": 50},
+        {"name": "pgd", "loss": "margin", "steps": 100},
         {"name": "apgd", "loss": "targeted_dlr"},
+        {"name": "cw", "steps": 1000, "lr": 0.01},  # the authors' lr; with less, black and white pixels hardly move
     )
 
     added: ClassVar[tuple[str, ...]] = ("teacher",)

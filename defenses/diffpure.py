@@ -19,8 +19,8 @@ from siegebench.errors import ModelError
 from siegebench.train import Recipe, train
 from siegebench.types import Count, Defense
 
-from ._transformed import Transformed
 from ._unet import UNet, fresh
+from ._wrapped import Transformed
 
 RECIPE = Recipe(epochs=10, batch=64, augment="none")
 TIMES = 1000  # noise levels of the diffusion
@@ -102,8 +102,7 @@ class DiffPure(Defense):
     The noise hides the perturbation, and the diffusion model puts back an image of the distribution it was trained on.
     Everything is differentiable; each step is checkpointed, so that the exact gradient through all steps fits into
     memory. Attacks with approximate gradients overstate the robustness; the declared attacks use the exact gradient,
-    averaged over the noise, in 20 steps of 10 passes. Published evaluations take 200 steps of 20 passes: before a claim
-    of robustness, run `{name: eot, looks: 20, attack: {name: pgd, loss: margin, steps: 200}}` too. An image counts as
+    averaged over the noise, in 200 steps of 20 passes, as published evaluations do. An image counts as
     robust by the majority of fresh passes; an attacker who may submit an image repeatedly needs only one.
 
     Random: the noise at t and in each step, anew in each pass; the initial weights, the order of the images, their
@@ -128,10 +127,10 @@ class DiffPure(Defense):
     randomized: ClassVar[bool] = True
     local: ClassVar[tuple[str, ...]] = ("file",)
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "eot", "looks": 10, "attack": {"name": "pgd", "loss": "margin", "steps": 20}},
+        {"name": "eot", "looks": 20, "attack": {"name": "pgd", "loss": "margin", "steps": 200}},
         {
             "name": "bpda",
-            "attack": {"name": "eot", "looks": 10, "attack": {"name": "pgd", "loss": "margin", "steps": 20}},
+            "attack": {"name": "eot", "looks": 20, "attack": {"name": "pgd", "loss": "margin", "steps": 200}},
         },
     )
 

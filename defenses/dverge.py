@@ -104,8 +104,9 @@ class DVERGE(Defense):
 
     trains: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "pgd", "loss": "margin", "steps": 50},
-        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 50}},  # gradient of the mean logits
+        {"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},
+        # with the gradient of the mean logits
+        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5}},
     )
 
     members: Count = 3

@@ -12,7 +12,7 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws, derive_seed
-from siegebench.train import Recipe, train
+from siegebench.train import Recipe, renew, train
 from siegebench.types import Defense, Share
 
 RECIPE = Recipe()
@@ -55,7 +55,7 @@ class EncouragingLoss(Defense):
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         seed = derive_seed(draws.seed, "encouraging_loss")
-        defended.load_state_dict(defended.fresh(derive_seed(seed, "weights")).state_dict())
+        renew(defended, seed)
         train(defended, data.train, self.recipe, seed, loss=lambda z, y, x, index: encouraging(z, y, self.limit).mean())
 
 

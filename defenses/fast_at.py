@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +14,7 @@ from siegebench.draws import Draws
 from siegebench.train import Recipe
 from siegebench.types import Positive, Share
 
-from ._adversarial import AdversarialTraining, Ball, MinMax, against, renew, right
+from ._adversarial import AdversarialTraining, Ball, MinMax, against, right
 
 RECIPE = Recipe()
 
@@ -48,9 +48,6 @@ class FastAT(AdversarialTraining):
         eps_warmup: fraction of the epochs over which eps grows linearly.
     """
 
-    trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},)
-
     eps: Positive = 8 / 255
     alpha: Positive = 1.25
     recipe: Recipe = RECIPE
@@ -59,7 +56,6 @@ class FastAT(AdversarialTraining):
     eps_warmup: Share = 0.0
 
     def problem(self, model: Classifier, data: Granted, seed: int) -> MinMax:
-        renew(model, seed)
         ball = Ball(norm="linf", eps=self.eps, step=self.alpha * self.eps, steps=1)
         pgd = Ball(norm="linf", eps=self.eps, step=self.eps / 4, steps=5)
         few = data.train.select(Draws(seed, data.train.ids).order("checked")[: self.recipe.batch])

@@ -11,10 +11,8 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws, derive_seed
-from siegebench.train import Recipe, train
+from siegebench.train import Recipe, renew, train
 from siegebench.types import Count, Defense, Positive
-
-from ._adversarial import renew
 
 RECIPE = Recipe(epochs=5)
 

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from siegebench.classifier import Classifier
+from siegebench.draws import Draws
 from siegebench.types import Count, Defense
 
-from ._wrapped import Preprocessed
+from ._wrapped import Transformed
 
 # Annex K of the standard: quantisation steps of luma and chroma at quality 50
 LUMA = (
@@ -190,15 +191,15 @@ class JPEG(Defense):
 
     differentiable: ClassVar[bool] = False
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 50}},
+        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 100}},
         {"name": "bpda", "attack": {"name": "apgd", "loss": "ce"}},
     )
 
     quality: Annotated[Count, Field(le=100)] = 75
 
-    def transform(self, x: Tensor) -> Tensor:
-        """Images after encoding and decoding, with the approximate gradient of `jpeg`."""
+    def transform(self, x: Tensor, draws: Draws) -> Tensor:
+        """Images after encoding and decoding, with the approximate gradient of `jpeg`; `draws` is not used."""
         return (jpeg(x * 255, self.quality) / 255).to(x.dtype)
 
     def wrap(self, model: Classifier) -> Classifier:
-        return Preprocessed(model, self.transform)
+        return Transformed(model, self.transform, approximate=True)

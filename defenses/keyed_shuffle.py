@@ -14,7 +14,7 @@ from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.types import Defense
 
-from ._transformed import Transformed
+from ._wrapped import Transformed
 
 
 def permutation(key: int, pixels: int, device: torch.device | str = "cpu") -> Tensor:
@@ -84,7 +84,10 @@ class KeyedShuffle(Defense):
         holds: which key the network has: the right one, a wrong one (`key` + 1), or none.
     """
 
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50},)
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"name": "pgd", "loss": "margin", "steps": 100},
+        {"name": "apgd", "loss": "dlr"},
+    )
 
     key: Annotated[int, Field(ge=0, strict=True)] = 1
     holds: Literal["right", "wrong", "none"] = "right"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +12,13 @@ from torch import Tensor
 
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
-from siegebench.train import Recipe
-from siegebench.types import Positive, Share
+from siegebench.types import Positive
 
-from ._adversarial import AdversarialTraining, Ball, Gain, MinMax, renew
-
-RECIPE = Recipe()
+from ._adversarial import BallTraining, Gain, MinMax
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodFlattening(AdversarialTraining):
+class LikelihoodFlattening(BallTraining):
     """A stand-in: min_theta E CE(z(x), y) + weight |E(x') - E(x)| with the energy E(x) = -logsumexp_k z_k(x).
 
     After Lin et al., "Likelihood Landscapes: A Unifying Principle Behind Many Adversarial Defenses", ECCV 2020
@@ -38,27 +35,13 @@ class LikelihoodFlattening(AdversarialTraining):
 
     Attributes:
         weight: of the term.
-        norm, eps: the ball.
-        step, steps: length and number K of the steps of the search.
-        recipe: how the network is trained.
-        eps_warmup, keep_best: as in `pgd_at`: growth of eps, and the choice of the epoch on the clean budget.
     """
 
-    trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},)
-
     weight: Positive = 1.0
-    norm: Literal["linf", "l2"] = "linf"
-    eps: Positive = 8 / 255
     step: Positive = 4 / 255
     steps: Annotated[int, Field(ge=0, strict=True)] = 3
-    recipe: Recipe = RECIPE
-    eps_warmup: Share = 0.0
-    keep_best: bool = False
 
     def problem(self, model: Classifier, data: Granted, seed: int) -> MinMax:
-        renew(model, seed)
-
         def inner(model: Classifier, x: Tensor, y: Tensor) -> Gain:
             with torch.no_grad():
                 clean = model(x).logsumexp(dim=1)
@@ -69,11 +52,4 @@ class LikelihoodFlattening(AdversarialTraining):
             flat = (z_adv.logsumexp(dim=1) - z.logsumexp(dim=1)).abs().mean()
             return F.cross_entropy(z, y, label_smoothing=self.recipe.smoothing) + self.weight * flat
 
-        return MinMax(
-            ball=Ball(norm=self.norm, eps=self.eps, step=self.step, steps=self.steps),
-            inner=inner,
-            outer=outer,
-            recipe=self.recipe,
-            eps_warmup=self.eps_warmup,
-            keep_best=self.keep_best,
-        )
+        return self.min_max(inner, outer, start="uniform")

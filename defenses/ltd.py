@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +11,13 @@ from torch import Tensor
 
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
-from siegebench.train import Recipe
-from siegebench.types import Count, Positive, Share
+from siegebench.types import Positive
 
-from ._adversarial import AdversarialTraining, Ball, MinMax, away_from, divergence, renew
-
-RECIPE = Recipe()
+from ._adversarial import BallTraining, MinMax, away_from, divergence
 
 
 @dataclass(frozen=True, kw_only=True)
-class LTD(AdversarialTraining):
+class LTD(BallTraining):
     """TRADES with the labels q = softmax(z_t(x) / T) of a naturally trained teacher, at a low temperature T.
 
     Chen, Lee, "LTD: Low Temperature Distillation for Gradient Masking-free Adversarial Training", arXiv 2111.02331.
@@ -44,31 +40,17 @@ class LTD(AdversarialTraining):
     Attributes:
         temperature: T of the teacher; 1 is no temperature.
         beta: weight of the divergence.
-        norm, eps: the ball.
-        step, steps: length and number K of the steps of the search.
-        recipe: how the student is trained.
-        eps_warmup, keep_best: as in `pgd_at`: growth of eps, and the choice of the epoch on the clean budget.
     """
-
-    trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},)
 
     temperature: Positive = 5.0
     beta: Positive = 6.0
-    norm: Literal["linf", "l2"] = "linf"
-    eps: Positive = 8 / 255
-    step: Positive = 2 / 255
-    steps: Count = 10
-    recipe: Recipe = RECIPE
-    eps_warmup: Share = 0.0
-    keep_best: bool = False
 
     def wrap(self, model: Classifier) -> Classifier:
         return model  # its weights are the teacher's; `fit` replaces them by those of the student
 
     def problem(self, model: Classifier, data: Granted, seed: int) -> MinMax:
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        renew(model.requires_grad_(True), seed)
+        model.requires_grad_(True)
 
         def outer(model: Classifier, x: Tensor, y: Tensor, x_adv: Tensor, z_adv: Tensor) -> Tensor:
             with torch.no_grad():
@@ -76,11 +58,4 @@ class LTD(AdversarialTraining):
             z = model(x)
             return F.cross_entropy(z, q) + self.beta * divergence(z, z_adv).mean()
 
-        return MinMax(
-            ball=Ball(norm=self.norm, eps=self.eps, step=self.step, steps=self.steps, start="near"),
-            inner=lambda model, x, y: away_from(model, x),
-            outer=outer,
-            recipe=self.recipe,
-            eps_warmup=self.eps_warmup,
-            keep_best=self.keep_best,
-        )
+        return self.min_max(lambda model, x, y: away_from(model, x), outer, start="near")

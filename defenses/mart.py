@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
-from siegebench.train import Recipe
-from siegebench.types import Count, Positive, Share
+from siegebench.types import Positive
 
-from ._adversarial import AdversarialTraining, Ball, MinMax, against, divergence, renew
-
-RECIPE = Recipe()
+from ._adversarial import BallTraining, MinMax, against, divergence
 
 
 @dataclass(frozen=True, kw_only=True)
-class MART(AdversarialTraining):
+class MART(BallTraining):
     """min_theta E BCE(q, y) + beta (1 - p_y) KL(p || q), with p = softmax(z(x)) and q = softmax(z(x')).
 
     Wang, Zou, Yi, Bailey, Ma, Gu, "Improving Adversarial Robustness Requires Revisiting Misclassified Examples", ICLR
@@ -41,27 +37,11 @@ class MART(AdversarialTraining):
 
     Attributes:
         beta: weight of the second term; the authors use 5 (ResNet-18) and 6 (WRN-34-10).
-        norm, eps: the ball.
-        step, steps: length and number K of the steps of the search.
-        recipe: how the network is trained; `paper` is the authors' for ResNet-18 on CIFAR-10.
-        eps_warmup, keep_best: as in `pgd_at`: growth of eps, and the choice of the epoch on the clean budget.
     """
 
-    trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},)
-
     beta: Positive = 5.0
-    norm: Literal["linf", "l2"] = "linf"
-    eps: Positive = 8 / 255
-    step: Positive = 2 / 255
-    steps: Count = 10
-    recipe: Recipe = RECIPE
-    eps_warmup: Share = 0.0
-    keep_best: bool = False
 
     def problem(self, model: Classifier, data: Granted, seed: int) -> MinMax:
-        renew(model, seed)
-
         def outer(model: Classifier, x: Tensor, y: Tensor, x_adv: Tensor, z_adv: Tensor) -> Tensor:
             z = model(x)
             p, q = F.softmax(z, dim=1), F.softmax(z_adv, dim=1)
@@ -70,11 +50,4 @@ class MART(AdversarialTraining):
             boosted = F.cross_entropy(z_adv, y, label_smoothing=self.recipe.smoothing) - (1.0001 - rival).log().mean()
             return boosted + self.beta * ((1 - p_y) * divergence(z, z_adv)).mean()
 
-        return MinMax(
-            ball=Ball(norm=self.norm, eps=self.eps, step=self.step, steps=self.steps, start="near"),
-            inner=lambda model, x, y: against(y),
-            outer=outer,
-            recipe=self.recipe,
-            eps_warmup=self.eps_warmup,
-            keep_best=self.keep_best,
-        )
+        return self.min_max(lambda model, x, y: against(y), outer, start="near")

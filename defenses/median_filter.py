@@ -13,7 +13,7 @@ from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.types import Count, Defense
 
-from ._transformed import Transformed
+from ._wrapped import Transformed
 
 
 def median_filter(x: Tensor, k: int) -> Tensor:
@@ -51,8 +51,8 @@ class MedianFilter(Defense):
     """
 
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "pgd", "loss": "margin", "steps": 50},
-        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 50}},
+        {"name": "pgd", "loss": "margin", "steps": 100},
+        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 100}},
         {"name": "bpda", "attack": {"name": "apgd", "loss": "ce"}},
     )
 

@@ -12,7 +12,7 @@ from siegebench.classifier import Classifier
 from siegebench.data import Granted
 from siegebench.draws import Draws, derive_seed
 from siegebench.threat import ThreatModel
-from siegebench.train import Recipe, train
+from siegebench.train import Recipe, renew, train
 from siegebench.types import Attack, Defense, Share
 
 from ._attacked import attacked, check_attack
@@ -64,7 +64,7 @@ class PatchAdversarialTraining(Defense):
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         seed, images = derive_seed(draws.seed, "patch_at"), data.train
-        defended.load_state_dict(defended.fresh(derive_seed(seed, "weights")).state_dict())
+        renew(defended, seed)
         threat = ThreatModel(norm="l0", eps=self.area)
 
         def patched(x: Tensor, y: Tensor, index: Tensor, epoch: int) -> Tensor:

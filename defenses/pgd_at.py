@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
-from siegebench.train import Recipe
-from siegebench.types import Count, Positive, Share
 
-from ._adversarial import AdversarialTraining, Ball, MinMax, against, renew
-
-RECIPE = Recipe()
+from ._adversarial import BallTraining, MinMax, against
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDAdversarialTraining(AdversarialTraining):
+class PGDAdversarialTraining(BallTraining):
     """min_theta E max_{||delta|| <= eps} CE(z_theta(x + delta), y), with K steps of PGD for the inner maximum.
 
     Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
@@ -39,40 +35,13 @@ class PGDAdversarialTraining(AdversarialTraining):
     use batch statistics. One cosine schedule instead of a piecewise constant one.
 
     Attributes:
-        norm, eps: the ball.
-        step, steps: a and K.
-        recipe: how the network is trained; `paper` is the authors' for CIFAR-10.
         batch_norm: mode of the network while delta is computed. `train` is the authors' choice.
-        eps_warmup: fraction of the epochs over which eps (and a with it) grows linearly. Without it, small networks may
-            stay at chance when eps is large.
-        keep_best: deploy the weights of the epoch with the best accuracy under PGD on the clean budget, against robust
-            overfitting (Rice, Wong, Kolter, ICML 2020). Otherwise deploy the last weights.
     """
 
-    trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},)
-
-    norm: Literal["linf", "l2"] = "linf"
-    eps: Positive = 8 / 255
-    step: Positive = 2 / 255
-    steps: Count = 10
-    recipe: Recipe = RECIPE
     batch_norm: Literal["eval", "train"] = "eval"
-    eps_warmup: Share = 0.0
-    keep_best: bool = False
 
     def problem(self, model: Classifier, data: Granted, seed: int) -> MinMax:
-        renew(model, seed)
-
         def outer(model: Classifier, x: Tensor, y: Tensor, x_adv: Tensor, z_adv: Tensor) -> Tensor:
             return F.cross_entropy(z_adv, y, label_smoothing=self.recipe.smoothing)
 
-        return MinMax(
-            ball=Ball(norm=self.norm, eps=self.eps, step=self.step, steps=self.steps),
-            inner=lambda model, x, y: against(y),
-            outer=outer,
-            recipe=self.recipe,
-            batch_norm=self.batch_norm,
-            eps_warmup=self.eps_warmup,
-            keep_best=self.keep_best,
-        )
+        return replace(self.min_max(lambda model, x, y: against(y), outer, start="uniform"), batch_norm=self.batch_norm)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from siegebench.classifier import Classifier, Wrapped
 from siegebench.data import Granted
 from siegebench.draws import Draws, derive_seed
-from siegebench.train import Recipe, train
+from siegebench.train import Recipe, renew, train
 from siegebench.types import Count, Defense, Share
 
 RECIPE = Recipe()
@@ -79,7 +79,10 @@ class Precortical(Defense):
     """
 
     trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50},)
+    adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"name": "pgd", "loss": "margin", "steps": 100},
+        {"name": "apgd", "loss": "dlr"},
+    )
 
     depth: Count = 3
     kernel: Count = 7
@@ -97,6 +100,6 @@ class Precortical(Defense):
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         assert isinstance(defended, Precorticated)
         seed = derive_seed(draws.seed, "precortical")
-        defended.inner.load_state_dict(defended.inner.fresh(derive_seed(seed, "weights")).state_dict())
+        renew(defended.inner, seed)
         defended.retina.start(Draws(seed, torch.zeros(1, dtype=torch.long)))
         train(defended, data.train, self.recipe, seed)

@@ -12,7 +12,7 @@ from siegebench.classifier import Classifier, Wrapped, copied
 from siegebench.data import Granted
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import NotApplicable
-from siegebench.train import Recipe, train
+from siegebench.train import Recipe, renew, train
 from siegebench.types import Defense, Share
 
 RECIPE = Recipe()
@@ -102,8 +102,9 @@ class TopKActivation(Defense):
 
     trains: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "pgd", "loss": "margin", "steps": 50, "restarts": 2},
+        {"name": "pgd", "loss": "margin", "steps": 100, "restarts": 5},
         {"name": "apgd", "loss": "dlr"},
+        {"name": "square", "queries": 5000},
     )
 
     share: Share = 0.125
@@ -119,5 +120,5 @@ class TopKActivation(Defense):
         if not self.retrain:
             return
         seed = derive_seed(draws.seed, "topk_activation")
-        defended.load_state_dict(defended.fresh(derive_seed(seed, "weights")).state_dict())
+        renew(defended, seed)
         train(defended, data.train, self.recipe, seed)

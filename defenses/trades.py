@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from siegebench.classifier import Classifier
 from siegebench.data import Granted
-from siegebench.train import Recipe
-from siegebench.types import Count, Positive, Share
+from siegebench.types import Positive
 
-from ._adversarial import AdversarialTraining, Ball, MinMax, away_from, divergence, renew
-
-RECIPE = Recipe()
+from ._adversarial import BallTraining, MinMax, away_from, divergence
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES(AdversarialTraining):
+class TRADES(BallTraining):
     """min_theta E CE(z(x), y) + beta KL(p(x) || p(x')), where x' in the ball around x maximises KL(p(x) || p(x')).
 
     Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, "Theoretically Principled Trade-off between Robustness and Accuracy", ICML
@@ -39,37 +35,14 @@ class TRADES(AdversarialTraining):
 
     Attributes:
         beta: weight of the divergence; the authors use 6 on CIFAR-10 and 1 on MNIST.
-        norm, eps: the ball.
-        step, steps: length and number K of the steps of the search.
-        recipe: how the network is trained; `paper` is the authors' for CIFAR-10.
-        eps_warmup, keep_best: as in `pgd_at`: growth of eps, and the choice of the epoch on the clean budget.
     """
 
-    trains: ClassVar[bool] = True
-    adaptive: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "pgd", "loss": "margin", "steps": 50, "restarts": 5},)
-
     beta: Positive = 6.0
-    norm: Literal["linf", "l2"] = "linf"
-    eps: Positive = 8 / 255
-    step: Positive = 2 / 255
-    steps: Count = 10
-    recipe: Recipe = RECIPE
-    eps_warmup: Share = 0.0
-    keep_best: bool = False
 
     def problem(self, model: Classifier, data: Granted, seed: int) -> MinMax:
-        renew(model, seed)
-
         def outer(model: Classifier, x: Tensor, y: Tensor, x_adv: Tensor, z_adv: Tensor) -> Tensor:
             z = model(x)
             natural = F.cross_entropy(z, y, label_smoothing=self.recipe.smoothing)
             return natural + self.beta * divergence(z, z_adv).mean()
 
-        return MinMax(
-            ball=Ball(norm=self.norm, eps=self.eps, step=self.step, steps=self.steps, start="near"),
-            inner=lambda model, x, y: away_from(model, x),
-            outer=outer,
-            recipe=self.recipe,
-            eps_warmup=self.eps_warmup,
-            keep_best=self.keep_best,
-        )
+        return self.min_max(lambda model, x, y: away_from(model, x), outer, start="near")

@@ -14,7 +14,7 @@ from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.types import Defense, Positive, Share
 
-from ._transformed import Transformed
+from ._wrapped import Transformed
 
 FINE = 4  # sub-pixels along a side when outlines are drawn
 
@@ -80,8 +80,9 @@ class VectorStandIn(Defense):
 
     differentiable: ClassVar[bool] = False
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 50}},
+        {"name": "bpda", "attack": {"name": "pgd", "loss": "margin", "steps": 100}},
         {"name": "bpda", "attack": {"name": "apgd", "loss": "ce"}},
+        {"name": "square", "queries": 5000},
     )
 
     threshold: Share = 0.5
@@ -95,4 +96,4 @@ class VectorStandIn(Defense):
         return outlined(ink, self.sigma, x.dtype)[:, None].expand_as(x)
 
     def wrap(self, model: Classifier) -> Classifier:
-        return Transformed(model, self.transform, smooth=False)
+        return Transformed(model, self.transform)

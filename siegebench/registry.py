@@ -321,17 +321,16 @@ def rebuild(kind: Any, description: Mapping[str, Any]) -> Any:
 
 @cache
 def _source(kind: str, name: str) -> list[ast.ClassDef]:
-    """The source of an entry's class, after its bases in the same file; imports nothing."""
+    """The source of an entry's class, after its bases in the same file and in files beside it; imports nothing."""
     found, _ = find(kind, name)
     module, _, attribute = found.card.entry.partition(":")
     try:
-        tree = ast.parse((found.path.parent / f"{module}.py").read_text(encoding="utf-8"))
+        classes = _classes(found.path.parent / f"{module}.py")
     except SyntaxError as error:
-        where = f"{found.path.parent / module}.py:{error.lineno}"
+        where = f"{error.filename}:{error.lineno}"
         raise ConfigError(f"{where}: entry {found.card.entry!r} cannot be read: SyntaxError: {error.msg}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{found.path}: entry: {module}.py cannot be read: {error}") from None
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
     def collect(cls: ast.ClassDef) -> list[ast.ClassDef]:
         bases = [classes[base.id] for base in cls.bases if isinstance(base, ast.Name) and base.id in classes]
@@ -340,14 +339,24 @@ def _source(kind: str, name: str) -> list[ast.ClassDef]:
     return collect(classes[attribute]) if attribute in classes else []
 
 
+def _classes(path: Path, importers: tuple[Path, ...] = ()) -> dict[str, ast.ClassDef]:
+    """The classes of a file, and of the files beside it that it imports as `from .file import ...`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    froms = [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1]
+    beside = [path.with_name(f"{module}.py") for module in froms]
+    imported = [_classes(p, (*importers, path)) for p in beside if p.is_file() and p not in (*importers, path)]
+    own = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    return {name: node for classes in (*imported, own) for name, node in classes.items()}
+
+
 def _assignments(kind: str, name: str) -> list[ast.AnnAssign | ast.Assign]:
-    """The assignments in the body of an entry's class, after those of bases in the same file."""
+    """The assignments in the body of an entry's class, after those of its bases."""
     return [node for cls in _source(kind, name) for node in cls.body if isinstance(node, (ast.AnnAssign, ast.Assign))]
 
 
-def docstring(kind: str, name: str) -> str:
-    """The docstring of an entry's class, or of a base in the same file, read from the source."""
-    return next((said for cls in reversed(_source(kind, name)) if (said := ast.get_docstring(cls))), "")
+def docstrings(kind: str, name: str) -> list[str]:
+    """The docstrings of an entry's class and of its bases, read from the source; its own first."""
+    return [said for cls in reversed(_source(kind, name)) if (said := ast.get_docstring(cls))]
 
 
 def parameters(kind: str, name: str) -> dict[str, dict[str, Any]]:

@@ -182,6 +182,11 @@ def _train(
     model.eval()
 
 
+def renew(model: Classifier, seed: int) -> None:
+    """Give a model new weights in place, those that `fresh` makes of the seed."""
+    model.load_state_dict(model.fresh(derive_seed(seed, "weights")).state_dict())
+
+
 @torch.no_grad()
 def predict(model: Classifier, data: ImageSet, batch: int = 128, draws: Draws | None = None) -> Tensor:
     """Logits [N, classes] on the CPU, in the order of the set."""

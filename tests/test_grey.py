@@ -59,12 +59,12 @@ def test_entry_works_on_one_channel(kind: str, name: str, monkeypatch: pytest.Mo
 def test_a_grey_jpeg_is_that_of_pillow() -> None:
     x = specimens.images(4)[:, :1]
     eight = (x * 255).round() / 255
-    defended = registry.build(Defense, "jpeg").transform(eight)  # type: ignore[attr-defined]
+    defended = registry.build(Defense, "jpeg").transform(eight, specimens.one_draw())  # type: ignore[attr-defined]
     assert defended.shape == x.shape
     # severity 2 has quality 65 for small images
     draws = specimens.one_draw()[torch.zeros(4, dtype=torch.long)]
     corrupted = registry.build(Corruption, "jpeg_compression")(eight, 2, draws)
-    ours = registry.build(Defense, {"name": "jpeg", "quality": 65}).transform(eight)  # type: ignore[attr-defined]
+    ours = registry.build(Defense, {"name": "jpeg", "quality": 65}).transform(eight, specimens.one_draw())  # type: ignore[attr-defined]
     assert torch.equal((ours * 255).round(), (corrupted * 255).round())
 
 

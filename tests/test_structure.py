@@ -321,12 +321,18 @@ def test_entries_with_a_paper_say_how_they_differ_from_it() -> None:
 def test_parameters_are_explained() -> None:
     silent = []
     for found in own_cards():
-        module, _, cls = found.card.entry.partition(":")
-        said = ast.get_docstring(classes(found.path.parent / f"{module}.py")[cls]) or ""
+        said = "\n".join(registry.docstrings(found.card.kind, found.name))
         for name in registry.parameters(found.card.kind, found.name):
             if not re.search(rf"\b{name}\b", said):
-                silent.append(f"{found.path.parent.name}/{module}.py: {cls} does not explain {name}")
+                silent.append(f"{found.path.parent.name}/{found.card.entry} does not explain {name}")
     none(silent)
+
+
+def test_parameters_of_a_base_in_a_file_beside_are_read_from_the_source() -> None:
+    assert {"beta", "keep_best"} <= set(registry.parameters("defense", "trades"))
+    assert registry.parameters("defense", "likelihood_flattening")["steps"]["default"] == "3"  # its own, not the base's
+    assert registry.declared("defense", "trades")["trains"] is True
+    assert [said.startswith("min_theta") for said in registry.docstrings("defense", "trades")] == [True, False, False]
 
 
 def test_files_are_short() -> None:

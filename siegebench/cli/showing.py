@@ -68,15 +68,15 @@ def _known(kind: str, name: str) -> bool:
 
 def described(kind: str, name: str) -> dict[str, Any]:
     """All that card and source say about an entry."""
-    said = registry.docstring(kind, name)
-    helped = explained(said)
+    said = registry.docstrings(kind, name)
+    helped = {parameter: text for docstring in reversed(said) for parameter, text in explained(docstring).items()}
     known = entry(kind, name)
     for parameter, found in known["parameters"].items():
         found["help"] = helped.get(parameter, "")
     declared = known["declares"]
     return {
         **known,
-        "docstring": said,
+        "docstring": next(iter(said), ""),
         "flags": {flag: declared.get(flag, usual) for flag, usual in FLAGS.get(kind, {}).items()},
         "adaptive": declared.get("adaptive", ()),
         "file": registry.find(kind, name)[0].path.name,

@@ -46,9 +46,11 @@ def has_no_text_of_the_skeleton_left(case: Case) -> None:
 
 
 def explains_its_parameters(case: Case) -> None:
+    assert case.spec is not None
     said = _docstring(case)
     require(said, f"the class {type(case.entry).__name__} has no docstring: say what it does and what is random")
-    silent = [name for name in parameters(case) if re.search(rf"\b{name}\b", said) is None]
+    shared = registry.docstrings(case.kind, case.spec["name"])
+    silent = [name for name in parameters(case) if re.search(rf"\b{name}\b", "\n".join([said, *shared])) is None]
     require(not silent, f"the docstring does not explain {', '.join(silent)}; add a line under Attributes for each")
 
 
@@ -66,7 +68,7 @@ def says_how_it_differs_from_its_paper(case: Case) -> None:
 
 
 def parameters(case: Case) -> dict[str, Any]:
-    """The parameters that the class, or a base in the same file, defines."""
+    """The parameters that the class, or a base in its file or beside it, defines."""
     assert case.spec is not None
     return registry.parameters(case.kind, case.spec["name"])
 

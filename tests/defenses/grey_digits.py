@@ -12,7 +12,7 @@ from siegebench.classifier import Classifier
 from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
-from siegebench.threat import ThreatModel
+from siegebench.threat import Norm, ThreatModel
 from siegebench.train import Recipe, predict
 from siegebench.types import Defense
 
@@ -41,11 +41,13 @@ def digits(split: str) -> ImageSet:
     return ImageSet(small, whole.labels, whole.ids, 10, f"digits {split}")
 
 
-def robust(model: Classifier, spec: object, data: ImageSet, n: int = 40, eps: float = EPS) -> float:
+def robust(
+    model: Classifier, spec: object, data: ImageSet, n: int = 40, eps: float = EPS, norm: Norm = "linf"
+) -> float:
     """Accuracy on n correctly classified images after an attack, by the majority of ten fresh passes."""
     x, y = data.pixels(), data.labels
     right = (predict(model, data, draws=Draws(3, data.ids)).argmax(1) == y).nonzero().squeeze(1)[:n]
-    draws, threat = Draws(0, data.ids[right]), ThreatModel(norm="linf", eps=eps)
+    draws, threat = Draws(0, data.ids[right]), ThreatModel(norm=norm, eps=eps)
     attack = registry.build("attack", spec)
     adv = attack(Oracle(model, threat, draws), x[right], y[right], threat, draws)  # type: ignore[operator]
     looks = [model(adv, draws.child("score").at(k)).argmax(1) == y[right] for k in range(10 if model.randomized else 1)]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from siegebench.defenses._adversarial import solve
 from torch import Tensor, nn
 
 from siegebench.classifier import Network
+from siegebench.errors import ConfigError
+from siegebench.train import Recipe, train
 
-from .two_features import EPS, ONE, SHORT, against_the_other_class, build, granted, model, two_features
+from .two_features import EPS, ONE, RECIPE, SHORT, against_the_other_class, build, granted, model, two_features
 
 STEP = {
     "epochs": 1, "batch": 64, "optimiser": "sgd", "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "augment": "none",
@@ -48,7 +52,7 @@ def test_a_step_leaves_the_conserved_fraction_of_each_tensor_as_it_was() -> None
 
 def test_the_revision_follows_slowly_and_is_part_of_the_loss() -> None:
     data, beta, gamma = two_features(64), 2.0, 3.0
-    entry = build("cure", revise=1.0, decay=0.9, beta=beta, gamma=gamma, recipe=STEP)
+    entry = build("cure", revise=1.0, decay=0.9, beta=beta, gamma=gamma, recipe={**STEP, "epochs": 40})
     now = model()
     before = {k: v.clone() for k, v in now.state_dict().items()}
     this = entry.problem(now, granted(data), 0)
@@ -72,7 +76,36 @@ def test_the_revision_follows_slowly_and_is_part_of_the_loss() -> None:
     assert torch.allclose(this.outer(now, x, y, x_adv, now(x_adv)), expected(revision), atol=1e-5)
 
 
+@pytest.mark.parametrize(("steps", "d"), [(1, 0.0), (100, 1 - 8 / 10.1), (800, 1 - 8 / 80.1), (78_000, 0.999)])
+def test_the_default_decay_averages_over_a_part_of_the_revisions_at_any_length(steps: int, d: float) -> None:
+    entry = build("cure")
+    revisions = entry.revise * (steps + 1) / 2
+    assert entry.averaging(revisions) == pytest.approx(d, abs=3e-5)
+    assert 1 / (1 - entry.averaging(revisions)) <= max(1, revisions)
+
+
+def test_a_decay_that_leaves_the_second_network_natural_is_refused() -> None:
+    entry = build("cure", decay=0.999, recipe=STEP)
+    with pytest.raises(ConfigError, match=r"decay 0\.999 averages over more revisions than this training expects"):
+        entry.apply(model(), granted(two_features(64)), ONE)
+    with pytest.raises(ConfigError, match="never revised"):
+        build("cure", revise=0)
+    assert entry.quick().decay is None
+
+
+def test_the_second_network_is_near_the_trained_one_in_the_end() -> None:
+    data, given = two_features(256), model()
+    before = {k: v.clone() for k, v in given.state_dict().items()}
+    this = build("cure", eps=EPS, step=EPS, steps=1, recipe=SHORT).problem(given, granted(data), 0)
+    revision = inspect.getclosurevars(this.outer).nonlocals["revision"]
+    solve(this, given, granted(data), 0)
+    after, w = given.state_dict(), "net.1.weight"
+    assert float((revision.state_dict()[w] - after[w]).norm()) < 0.5 * float((before[w] - after[w]).norm())
+
+
 def test_it_makes_a_natural_network_robust() -> None:
-    data = two_features()
+    data, natural = two_features(), model()
+    train(natural, data, Recipe(**RECIPE), 0)  # type: ignore[arg-type]
+    assert against_the_other_class(natural, data, EPS) < 0.2
     entry = build("cure", eps=EPS, step=EPS, steps=2, recipe=SHORT)
-    assert against_the_other_class(entry.apply(model(), granted(data), ONE), data, EPS) > 0.85
+    assert against_the_other_class(entry.apply(natural, granted(data), ONE), data, EPS) > 0.85

@@ -62,8 +62,12 @@ def test_distillation_saturates_cross_entropy_and_nothing_else(
     assert abs(accuracy(model, test_set) - accuracy(cnn16, test_set)) <= 0.03
     steps = {"name": "pgd", "steps": 20, "random_start": False}
     assert robust(model, {**steps, "loss": "ce"}, test_set) >= 0.6
-    for spec in entry.adaptive:
+    *linf, l2 = entry.adaptive
+    for spec in linf:
         assert robust(model, spec, test_set) <= 0.05
+    assert isinstance(l2, dict)
+    short = {**l2, "steps": 150, "searches": 4}
+    assert robust(model, short, test_set, n=4, eps=4, norm="l2") == 0
     # the weights come back from what was stored, at another temperature too
     cooler = defense("defensive_distillation", temperature=20, recipe=vars(RECIPE)).structure(cnn16)
     cooler.load_state_dict(model.state_dict())

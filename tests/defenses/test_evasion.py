@@ -79,7 +79,7 @@ def test_forward_gives_no_gradient_and_the_surrogate_gives_the_networks(
     assert torch.equal(z, z_surrogate)
     assert torch.equal(through_forward, torch.zeros_like(x))
     if name == "bit_depth":  # the identity on the way back: the network's own gradient at T(x)
-        leaf = entry.transform(x).detach().requires_grad_(True)  # type: ignore[attr-defined]
+        leaf = entry.transform(x, Draws.fresh(len(x))).detach().requires_grad_(True)  # type: ignore[attr-defined]
         (expected,) = torch.autograd.grad(loss(cnn16(leaf)).sum(), leaf)
         assert torch.equal(through_backward_model, expected)
     assert bool((ops.size(through_backward_model, "linf") > 0).all())

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, features
 
+from siegebench.draws import Draws
+
 from .grey_digits import defense
 
 
@@ -28,7 +30,7 @@ def test_jpeg_is_the_codec_of_pillow_bit_for_bit(size: tuple[int, int], quality:
     smooth = F.interpolate(torch.rand(3, 3, 4, 4, generator=g), size, mode="bicubic")
     noisy = (smooth + 0.05 * torch.randn(smooth.shape, generator=g)).clamp(0, 1)
     x = (torch.cat([noisy, torch.rand(1, 3, *size, generator=g).round()]) * 255).round() / 255
-    out = defense("jpeg", quality=quality).transform(x)  # type: ignore[attr-defined]
+    out = defense("jpeg", quality=quality).transform(x, Draws.fresh(len(x)))  # type: ignore[attr-defined]
     for image, found in zip(x, out, strict=True):
         grey = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         assert np.array_equal((found * 255).round().to(torch.uint8).permute(1, 2, 0).numpy(), pillow(grey, quality))
@@ -46,6 +48,6 @@ def test_jpeg_passes_gradients_back_through_every_stage() -> None:
     assert torch.allclose(slope, 10 * (stairs(u + 1e-6) - stairs(u - 1e-6)) / 2e-6 / 80, atol=1e-6)
     # brightness and colour of a plain image go through transform, subsampling and back
     plain = torch.full((1, 3, 16, 16), 0.4, dtype=torch.float64).requires_grad_(True)
-    (g,) = torch.autograd.grad(defense("jpeg", quality=100).transform(plain)[:, 0].mean(), plain)  # type: ignore[attr-defined]
+    (g,) = torch.autograd.grad(defense("jpeg", quality=100).transform(plain, Draws.fresh(1))[:, 0].mean(), plain)  # type: ignore[attr-defined]
     assert bool((g[:, 0] > 0).all())
     assert float(g[:, 0].sum()) > 5 * float(g[:, 1:].abs().sum())
