@@ -72,8 +72,6 @@ def test_the_new_network_learns_the_classes_from_the_variations(monkeypatch: pyt
     repaired = varying.apply(model, planted.granted("train", "clean"), planted.ONE)
     assert accuracy(repaired, data) > 0.9 > accuracy(model, data)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    taught = entry(recipe=recipe, alpha=1.0).apply(repaired, planted.granted("train", "clean"), planted.ONE)
-    assert accuracy(taught, data) > 0.9  # from the answers of the network alone
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
