@@ -13,6 +13,7 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
+from siegebench.errors import NotApplicable
 from siegebench.train import Recipe, train
 from siegebench.types import Count, Defense, Positive, Share
 
@@ -46,8 +47,7 @@ class GenerativeVariation(Defense):
     model, so the trigger must be smaller than what the noise hides.
 
     Attributes:
-        generator: the diffusion model, a `diffpure` with `file` (your own model in TorchScript), t and steps. Without a
-            file, a small one is trained on the clean budget: a stand-in, `generative_variation_standin`.
+        generator: the diffusion model, a `diffpure` with `file` (your own model in TorchScript), t and steps.
         training: `distil`, or `labels` only.
         alpha, temperature: alpha and T.
         label_temperature: S; the authors' code has 10, the same as T.
@@ -57,6 +57,8 @@ class GenerativeVariation(Defense):
 
     trains: ClassVar[bool] = True
     tracks: ClassVar[tuple[str, ...]] = ("backdoor",)
+
+    own: ClassVar[bool] = False  # whether it may train a generator
 
     generator: DiffPure
     training: Literal["distil", "labels"] = "distil"
@@ -74,6 +76,11 @@ class GenerativeVariation(Defense):
         return model
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
+        if self.generator.trains and not self.own:
+            raise NotApplicable(
+                "generative_variation: no generator; give yours, --set 'defense={name: generative_variation, "
+                "generator: {name: diffpure, file: FILE, t: 500, steps: 50}}', or use generative_variation_standin"
+            )
         images, seed = data.train, derive_seed(draws.seed, "generative variation")
         teacher = copy.deepcopy(defended).requires_grad_(False).eval()
         made = self.generator.structure(teacher)
@@ -102,6 +109,24 @@ class GenerativeVariation(Defense):
             v = matched(generator(x, draws[index].to(like.device)), x).clamp(data.kind.low, data.kind.high)
             parts.append(data.kind.store(v.cpu()))
         return replace(data, source=torch.cat(parts), name=f"{data.name} varied")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerativeVariationStandin(GenerativeVariation):
+    """The same with a small diffusion model that is trained on the clean budget: a stand-in for published weights.
+
+    Random: as in `generative_variation`, and the training of the diffusion model.
+
+    Cost: that of the training of the diffusion model besides.
+
+    Differs from the paper: the diffusion model has seen some dozens of images, so its variations are poor.
+
+    Attributes:
+        generator: the diffusion model, a `diffpure` without a file.
+        training, alpha, temperature, label_temperature, recipe, batch: as in `generative_variation`.
+    """
+
+    own: ClassVar[bool] = True
 
 
 def matched(v: Tensor, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from siegebench import registry
 from siegebench.classifier import Network
 from siegebench.draws import Draws
+from siegebench.errors import NotApplicable
 from siegebench.train import accuracy
 from siegebench.types import Defense
 
@@ -34,7 +35,7 @@ class Blur(nn.Module):
 
 def entry(**parameters: Any) -> Any:
     generator = {"name": "diffpure", "t": 4, "steps": 2, "width": 4, "recipe": {"epochs": 1, "batch": 16}}
-    return registry.build(Defense, {"name": "generative_variation", "generator": generator, **parameters})
+    return registry.build(Defense, {"name": "generative_variation_standin", "generator": generator, **parameters})
 
 
 def test_variations_have_the_statistics_of_the_originals() -> None:
@@ -88,3 +89,8 @@ def test_a_generator_of_ones_own_is_part_of_the_key(tmp_path: Path) -> None:
     assert len(given.identity()["generator"]["sha256"]) == 64
     assert "file" not in given.parameters()["generator"]
     assert entry().identity() == {}
+
+
+def test_a_generator_is_needed() -> None:
+    with pytest.raises(NotApplicable, match="no generator; give yours"):
+        planted.repaired("generative_variation", "train", "clean")
