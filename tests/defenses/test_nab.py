@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from siegebench import registry
 from siegebench.classifier import Classifier, Network
 from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import NotApplicable
+from siegebench.tracks.backdoor import rejection_metrics, triggered
 from siegebench.train import Recipe, accuracy, predict, train
 from siegebench.types import DatasetDetector, Poisoned
 from tests import victims
@@ -232,3 +234,25 @@ def test_isolation_trains_a_network_of_its_own() -> None:
     before = copy.deepcopy(model.state_dict())
     defense("nab", isolation=SHORT).isolate(model, poisoned.data, 0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_rows_count_rejections() -> None:
+    sets, attack = victims.tiny_digits(), victims.backdoor("badnets", side=8, margin=0)
+    data = sets[3].select(torch.arange(60))
+
+    def linear() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+
+    network = Network(linear(), num_classes=10, rebuild=linear).fresh(0)
+    model: Any = defense("nab", side=16, reject=True).wrap(network)
+    ws: Any = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, batch=lambda x: 16)
+    found = rejection_metrics(ws, model, attack, data, 0)
+    x, y, _ = triggered(attack, data, 0)
+    with torch.no_grad():
+        correct, refused = model(data.pixels()).argmax(dim=1) == data.labels, model.rejects(data.pixels())
+        right, out = model(x).argmax(dim=1) == y, model.rejects(x)
+    expected = {"c_rej": refused, "psr": correct & ~refused, "b_rej": out, "dsr": right | out}
+    assert list(found) == list(expected)
+    for name, images in expected.items():
+        assert found[name]["value"] == pytest.approx(float(images.double().mean()), abs=1e-6)
+    assert 0 < found["c_rej"]["value"] < 1
