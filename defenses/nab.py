@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,11 @@ from siegebench.classifier import Classifier, Wrapped
 from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.train import Recipe, predict, train
-from siegebench.types import Count, Defense, Positive, Share
+from siegebench.types import Count, DatasetDetector, Defense, Positive, Share
 
-ISOLATION = Recipe(epochs=20, batch=64, optimiser="sgd", lr=0.1, weight_decay=1e-4, augment="none")
+from ._isolation import ISOLATION, easiest, train_above
+from ._simclr import FEATURES, HEAD, features, fit_head, pretrain, symmetric
+
 VERIFIER = Recipe(epochs=100, batch=32)
 
 
@@ -24,11 +26,16 @@ VERIFIER = Recipe(epochs=100, batch=32)
 class NAB(Defense):
     """Train with a stamp that means "the given label is wrong", and stamp every input at test time (Liu et al. 2023).
 
-    1. Isolate a suspicious fraction D_s of the training set: train a network on the flooded loss |L - g| + g, which
-       keeps it from fitting any but the easiest images, and take the images with the smallest loss.
-    2. Train another network on the clean budget; its predictions are the pseudo labels of D_s.
-    3. Give D_s the pseudo labels. Where the pseudo label differs from the given one, stamp the image too.
+    1. Detect a suspicious fraction D_s of the training set (`detection`, or a `detector`):
+            flooding      train on |L - g| + g, which is not to fall below g; the images with the smallest loss
+            sign          the same with the loss mean_i sign(l_i - g) l_i
+            noisy_labels  learn features without labels, a last layer on them; the images with the largest loss
+    2. Give D_s pseudo labels (`labels`):
+            verified        the predictions of a network trained on the clean budget
+            nearest_centre  the class whose centre is nearest; features without labels, centres of the other images
+    3. Where the pseudo label differs from the given one, stamp the image too.
     4. Train a fresh network on this set. The defended model stamps every input.
+    5. With `reject`, the model also refuses inputs whose prediction the stamp changes: f(x) != f(D(x)).
 
     It suffices to isolate some of the poisoned images, if the last training learns the stamp; if none is isolated,
     nothing is repaired. On the 32x32 digits, 8 epochs with random crops are not enough when half of the poisoned images
@@ -36,43 +43,59 @@ class NAB(Defense):
 
     Random: the initial weights, the order and the augmentation of the three trainings.
 
-    Cost: about two trainings on the training set, and one on the clean budget.
+    Cost: about two trainings on the training set, and one on the clean budget. Features without labels take longer
+    than all of these.
 
     Attributes:
         share: |D_s| as a fraction of the training set; at least one image.
+        detection: how D_s is found.
+        detector: a detector of poisoned training images, in place of `detection`; the images with the largest scores.
+            It sees the suspicious network and what NAB sees.
         flood: g.
+        labels: where the pseudo labels come from. Only `verified` uses the clean budget.
+        features: how features are trained without labels; its `augment` says only whether images are mirrored.
+        reject: rows also report rejections.
         side: of the square stamp, in pixels of a 32-pixel image; it scales with the height of the image.
         isolation, verifier, recipe: how the networks of steps 1, 2 and 4 are trained. Set `recipe` to that of the
             model under attack: a defense does not know it.
 
     Differs from the paper: the stamp has the mean colour of the training set (zero in normalised pixels), and its 2x2
-    pixels scale with the image. All trainings use one cosine schedule. The option of rejecting inputs whose prediction
-    is changed by the stamp is left out. An attacker who knows the stamp could add it to the poisoned images.
+    pixels scale with the image. All trainings use one cosine schedule. The views from which features are learnt change
+    the balance of the colours instead of their hue. The authors' third detector, SPECTRE, is a `detector`. An attacker
+    who knows the stamp could add it to the poisoned images.
     """
 
     trains: ClassVar[bool] = True
     tracks: ClassVar[tuple[str, ...]] = ("backdoor",)
 
+    added: ClassVar[tuple[str, ...]] = ("detection", "detector", "labels", "features", "reject")
+
     share: Share = 0.05
+    detection: Literal["flooding", "sign", "noisy_labels"] = "flooding"
+    detector: DatasetDetector | None = None
     flood: Positive = 0.5
+    labels: Literal["verified", "nearest_centre"] = "verified"
+    features: Recipe = FEATURES
     side: Count = 2
     isolation: Recipe = ISOLATION
     verifier: Recipe = VERIFIER
     recipe: Recipe = field(default_factory=Recipe)
+    reject: bool = False
 
     def wrap(self, model: Classifier) -> Classifier:
-        return Stamped(model, self.side)
+        return Stamped(model, self.side, self.reject)
 
     def fit(self, defended: Classifier, data: Granted, draws: Draws) -> None:
         assert isinstance(defended, Stamped)
         train_set, model = data.train, defended.inner
         device = next(model.parameters()).device
 
-        suspicious = self.isolate(model, train_set, derive_seed(draws.seed, "nab isolation"))
-        seed = derive_seed(draws.seed, "nab verifier")
-        verifier = model.fresh(seed).to(device)
-        train(verifier, data.clean, self.verifier, seed)
-        pseudo = predict(verifier, train_set.select(suspicious)).argmax(dim=1)
+        if self.detector is None:
+            suspicious = self.isolate(model, train_set, derive_seed(draws.seed, "nab isolation"))
+        else:
+            scores = self.detector.score(model, data, draws)
+            suspicious = scores.argsort(descending=True, stable=True)[: self.count(train_set)]
+        pseudo = self.pseudo_labels(model, data, suspicious, draws)
 
         labels = train_set.labels.clone()
         labels[suspicious] = pseudo
@@ -91,16 +114,47 @@ class NAB(Defense):
 
         train(_Passthrough(defended.inner), replace(train_set, labels=labels), self.recipe, seed, loss=loss)
 
+    def count(self, data: ImageSet) -> int:
+        """|D_s|."""
+        return max(1, round(self.share * len(data)))
+
     def isolate(self, model: Classifier, data: ImageSet, seed: int) -> Tensor:
         """Indices of the suspicious images, int64. Override it to use another detection."""
-        flooded = model.fresh(seed).to(next(model.parameters()).device)
+        trained = model.fresh(seed).to(next(model.parameters()).device)
+        if self.detection == "noisy_labels":
+            pretrain(trained, data, self.features, seed)
+            fit_head(trained, data, HEAD, lambda z, y: symmetric(z, y).mean(), seed)
+            losses = symmetric(predict(trained, data), data.labels)
+            return losses.argsort(descending=True, stable=True)[: self.count(data)]
+        train_above(trained, data, self.detection, self.flood, self.isolation, seed)
+        return easiest(trained, data, self.share)
 
-        def loss(z: Tensor, y: Tensor, x: Tensor, index: Tensor) -> Tensor:
-            return (F.cross_entropy(z, y) - self.flood).abs() + self.flood
+    def pseudo_labels(self, model: Classifier, data: Granted, suspicious: Tensor, draws: Draws) -> Tensor:
+        """Labels [n] of the suspicious images."""
+        images = data.train
+        if self.labels == "verified":
+            seed = derive_seed(draws.seed, "nab verifier")
+            verifier = model.fresh(seed).to(next(model.parameters()).device)
+            train(verifier, data.clean, self.verifier, seed)
+            return predict(verifier, images.select(suspicious)).argmax(dim=1)
+        seed = derive_seed(draws.seed, "nab features")
+        learner = model.fresh(seed).to(next(model.parameters()).device)
+        pretrain(learner, images, self.features, seed)
+        return nearest_centres(features(learner, images), images.labels, suspicious, images.num_classes)
 
-        train(flooded, data, self.isolation, seed, loss=loss)
-        fit = F.cross_entropy(predict(flooded, data), data.labels, reduction="none")
-        return fit.argsort(stable=True)[: max(1, round(self.share * len(data)))]
+
+def nearest_centres(h: Tensor, labels: Tensor, suspicious: Tensor, num_classes: int) -> Tensor:
+    """For the suspicious rows of the features h [N, d], the class whose centre is nearest, [n].
+
+    The centres are the means of the other rows. Features count by their direction.
+    """
+    h = F.normalize(h, dim=1)
+    others = torch.ones(len(h), dtype=torch.bool)
+    others[suspicious] = False
+    member = F.one_hot(labels[others], num_classes).to(h)
+    centres = member.T @ h[others] / member.sum(dim=0).clamp(min=1)[:, None]
+    far = torch.cdist(h[suspicious], centres).masked_fill(member.sum(dim=0) == 0, float("inf"))
+    return far.argmin(dim=1)
 
 
 class Stamped(Wrapped):
@@ -108,9 +162,9 @@ class Stamped(Wrapped):
 
     grey: Tensor
 
-    def __init__(self, inner: Classifier, side: int) -> None:
+    def __init__(self, inner: Classifier, side: int, rejecting: bool = False) -> None:
         super().__init__(inner)
-        self.side = side
+        self.side, self.rejecting = side, rejecting
         like = next(inner.parameters())
         shape = (1, inner.kind.channels, 1, 1)
         self.register_buffer("grey", torch.full(shape, 0.5, dtype=like.dtype, device=like.device))
@@ -130,6 +184,11 @@ class Stamped(Wrapped):
 
     def features(self, x: Tensor) -> Tensor:
         return self.inner.features(self.stamp(x))
+
+    @torch.no_grad()
+    def rejects(self, x: Tensor) -> Tensor:
+        changed: Tensor = self.inner(x).argmax(dim=1) != self(x).argmax(dim=1)
+        return changed
 
 
 class _Passthrough(Wrapped):

@@ -44,6 +44,7 @@ class Classifier(nn.Module):
     card: ModelCard
     randomized: bool = False
     certifies: Norm | None = None
+    rejecting: bool = False
     kind: Kind = IMAGE
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
@@ -64,6 +65,14 @@ class Classifier(nn.Module):
             NotApplicable: when the model certifies nothing.
         """
         raise NotApplicable(f"{self.card.name} certifies no radius")
+
+    def rejects(self, x: Tensor) -> Tensor:
+        """Which images the model refuses to classify, bool [n]; only for models with `rejecting`. Logits exist for all.
+
+        Raises:
+            NotApplicable: when the model rejects nothing.
+        """
+        raise NotApplicable(f"{self.card.name} rejects no images")
 
     def features(self, x: Tensor) -> Tensor:
         """Input of the last linear layer, [n, d]."""

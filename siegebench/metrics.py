@@ -69,6 +69,10 @@ _ALL = (
     # backdoors
     Metric("ca", "rate", "high", "Clean", "Clean accuracy."),
     Metric("ra", "rate", "high", "RA", "Recovered accuracy: triggered images that get their true label."),
+    Metric("c_rej", "rate", "low", "C-REJ", "Clean images that the model rejects."),
+    Metric("psr", "rate", "high", "PSR", "Clean images that are correctly classified and not rejected."),
+    Metric("b_rej", "rate", "high", "B-REJ", "Triggered images that the model rejects."),
+    Metric("dsr", "rate", "high", "DSR", "Triggered images that are rejected or get their true label."),
     Metric("clean_rate", "rate", "", "Clean rate", "Images without the trigger that get the attacker's label."),
     Metric("lift", "score", "low", "Lift", "Attack success rate minus the clean rate.", low=-1.0, high=1.0),
     Metric("ca_clean_model", "rate", "", "Clean model", "Clean accuracy of the same network trained on clean data."),

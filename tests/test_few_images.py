@@ -43,9 +43,22 @@ def folder(path: Path, train: tuple[int, ...], test: tuple[int, ...]) -> Path:
 
 def boards(rate: float) -> list[dict[str, Any]]:
     """Every backdoor, every detector and every defense of the backdoor track."""
+    once: dict[str, Any] = {"epochs": 1, "augment": "none"}
     short: dict[str, Any] = {
         "fine_tuning": {"epochs": 1},
-        "nab": {name: {"epochs": 1, "augment": "none"} for name in ("isolation", "verifier", "recipe")},
+        "fine_pruning": {"tuning": once},
+        "anp": {"iterations": 2},
+        "ibau": {"rounds": 1, "fixed_point": 1},
+        "ft_sam": {"tuning": once},
+        "nad": {"teacher": once, "student": once},
+        "abl": {"isolation": once, "recipe": once, "unlearning": 1},
+        "elr": {"recipe": once},
+        "dbd": {"features": once, "head": once, "recipe": once},
+        "generative_variation_standin": {
+            "generator": {"name": "diffpure", "t": 4, "steps": 2, "width": 4, "recipe": once},
+            "recipe": once,
+        },
+        "nab": dict.fromkeys(("isolation", "verifier", "recipe"), once),
         "neural_cleanse": {"steps": 2},
         "strip": {"overlays": 2},
     }

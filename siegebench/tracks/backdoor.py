@@ -196,6 +196,24 @@ def backdoor_metrics(ws: Workspace, model: Classifier, backdoor: BackdoorAttack,
     }
 
 
+def rejection_metrics(ws: Workspace, model: Classifier, backdoor: BackdoorAttack, data: ImageSet, seed: int) -> Metrics:
+    """What a model that may reject does: rates of rejected, and of rejected or correct images."""
+
+    def rejected(x: Tensor) -> Tensor:
+        parts = in_batches(lambda at: model.rejects(x[at].to(ws.device, ws.dtype)).cpu(), len(x), ws.batch(x))
+        return torch.cat(parts)
+
+    x, y, _ = triggered(backdoor, data, seed)
+    refused, correct = rejected(data.pixels()), answers(ws, model, data.pixels(), seed, "clean") == data.labels
+    refused_bd, correct_bd = rejected(x), answers(ws, model, x, seed, "stamped") == y
+    return {
+        "c_rej": rate(int(refused.sum()), len(data)),
+        "psr": rate(int((correct & ~refused).sum()), len(data)),
+        "b_rej": rate(int(refused_bd.sum()), len(x)),
+        "dsr": rate(int((correct_bd | refused_bd).sum()), len(x)),
+    }
+
+
 def fidelity(asr_bd: float, asr: float, ca_bd: float, ca: float) -> float:
     """Signed fidelity in [-1, 1]: fraction of the ASR removed times fraction of the clean accuracy kept."""
     gone = min(1.0, max(-1.0, (asr_bd - asr) / asr_bd)) if asr_bd > 0 else 0.0
@@ -253,6 +271,8 @@ def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
         "rir": {"value": rir},
         "attack_success": {"value": float(succeeded(before, without))},
     }
+    if defended.rejecting:
+        metrics |= rejection_metrics(ws, defended, backdoor, data, cell.seed)
     return Result(
         cell=cell,
         metrics=metrics,

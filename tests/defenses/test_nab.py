@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from siegebench import registry
 from siegebench.classifier import Classifier, Network
 from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
+from siegebench.errors import NotApplicable
+from siegebench.tracks.backdoor import rejection_metrics, triggered
 from siegebench.train import Recipe, accuracy, predict, train
-from siegebench.types import Poisoned
+from siegebench.types import DatasetDetector, Poisoned
 from tests import victims
 
 NAB: Any = registry.entry_class("defense", "nab")
@@ -53,6 +56,60 @@ def test_the_defended_model_stamps_every_input() -> None:
     assert torch.equal(defended.stamp(by_hand), by_hand)  # twice is once
     large = torch.zeros(1, 3, 224, 224)
     assert int((defended.stamp(large)[0, 0] > 0).sum()) == 14 * 14
+
+
+def test_a_network_rejects_inputs_whose_prediction_the_stamp_changes() -> None:
+    model = victims.byobnet().eval()
+    x = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    defended = defense("nab", side=24, reject=True).wrap(model)
+    changed = model(x).argmax(dim=1) != model(defended.stamp(x)).argmax(dim=1)
+    assert torch.equal(defended.rejects(x), changed)
+    assert int(changed.sum()) > 0
+    assert defended.rejecting
+    assert not defense("nab").wrap(model).rejecting
+    with pytest.raises(NotApplicable, match="rejects no images"):
+        model.rejects(x)
+
+
+def test_pseudo_labels_are_those_of_the_nearest_centre() -> None:
+    module = __import__(NAB.__module__, fromlist=["NAB"])
+    h = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.05, 2.0], [3.0, 0.1]])
+    labels = torch.tensor([0, 0, 1, 1, 0, 1])  # the last two are poisoned; no image has label 2
+    found = module.nearest_centres(h, labels, torch.tensor([4, 5]), 3)
+    assert found.tolist() == [1, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowing(DatasetDetector):
+    """Knows which images are poisoned."""
+
+    poisoned: tuple[int, ...]
+
+    def score(self, model: Classifier, data: Granted, draws: Draws) -> Tensor:
+        out = torch.zeros(len(data.train))
+        out[list(self.poisoned)] = 1.0
+        return out
+
+
+def test_a_detector_may_name_the_suspicious_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, poisoned, sets = tiny_poisoned()
+    nab = NAB(detector=Knowing(poisoned=tuple(poisoned.index.tolist())), share=0.1, verifier=SHORT, recipe=SHORT)
+    found: list[Tensor] = []
+    original = NAB.pseudo_labels
+
+    def spy(self: Any, model: Any, data: Any, suspicious: Tensor, draws: Any) -> Tensor:
+        found.append(suspicious)
+        labels: Tensor = original(self, model, data, suspicious, draws)
+        return labels
+
+    monkeypatch.setattr(NAB, "pseudo_labels", spy)
+    nab.apply(victims.tiny_net(), victims.granted(poisoned, sets, "train", "clean"), victims.ONE)
+    assert torch.equal(found[0].sort().values, poisoned.index)
+
+
+def test_earlier_rows_keep_their_keys() -> None:
+    assert set(NAB().parameters()) == {"share", "flood", "side", "isolation", "verifier", "recipe"}
+    assert defense("nab", detection="sign", reject=True).parameters()["detection"] == "sign"
 
 
 def tiny_poisoned() -> tuple[Any, Poisoned, tuple[ImageSet, ImageSet, ImageSet, ImageSet]]:
@@ -177,3 +234,25 @@ def test_isolation_trains_a_network_of_its_own() -> None:
     before = copy.deepcopy(model.state_dict())
     defense("nab", isolation=SHORT).isolate(model, poisoned.data, 0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_rows_count_rejections() -> None:
+    sets, attack = victims.tiny_digits(), victims.backdoor("badnets", side=8, margin=0)
+    data = sets[3].select(torch.arange(60))
+
+    def linear() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+
+    network = Network(linear(), num_classes=10, rebuild=linear).fresh(0)
+    model: Any = defense("nab", side=16, reject=True).wrap(network)
+    ws: Any = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, batch=lambda x: 16)
+    found = rejection_metrics(ws, model, attack, data, 0)
+    x, y, _ = triggered(attack, data, 0)
+    with torch.no_grad():
+        correct, refused = model(data.pixels()).argmax(dim=1) == data.labels, model.rejects(data.pixels())
+        right, out = model(x).argmax(dim=1) == y, model.rejects(x)
+    expected = {"c_rej": refused, "psr": correct & ~refused, "b_rej": out, "dsr": right | out}
+    assert list(found) == list(expected)
+    for name, images in expected.items():
+        assert found[name]["value"] == pytest.approx(float(images.double().mean()), abs=1e-6)
+    assert 0 < found["c_rej"]["value"] < 1
