@@ -71,6 +71,10 @@ _ALL = (
     Metric("ra", "rate", "high", "RA", "Recovered accuracy: triggered images that get their true label."),
     Metric("clean_rate", "rate", "", "Clean rate", "Images without the trigger that get the attacker's label."),
     Metric("lift", "score", "low", "Lift", "Attack success rate minus the clean rate.", low=-1.0, high=1.0),
+    Metric(
+        "asr_others", "rate", "", "ASR, others", "Triggered images of classes that the label map leaves out, and that "
+        "get one of its targets.",
+    ),
     Metric("ca_clean_model", "rate", "", "Clean model", "Clean accuracy of the same network trained on clean data."),
     Metric("asr_clean_model", "rate", "", "ASR, clean model", "Success rate of the trigger on that clean network."),
     Metric("ca_undefended", "rate", "", "Clean before", "Clean accuracy before the defense."),
@@ -126,6 +130,7 @@ COUNTS: dict[str, str] = {
     "learning_forwards": "forward passes while the attack learnt",
     "learning_backwards": "backward passes while the attack learnt",
     "poisoned": "training images that were poisoned",
+    "covers": "training images that got the trigger and kept their label",
     "train": "training images",
 }
 SAMPLES: dict[str, str] = {

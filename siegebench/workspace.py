@@ -24,9 +24,10 @@ from siegebench.prepare import at_once, prepare
 from siegebench.rows import Rows
 from siegebench.store import Store
 from siegebench.train import Recipe, train
-from siegebench.types import BackdoorAttack, DataSource, Defense, Entry, ModelSource, Poisoned
+from siegebench.types import DataSource, Defense, Entry, Material, ModelSource, Poisoned, Poisoning
 
 E = TypeVar("E", bound=Entry)
+T = TypeVar("T")
 EVERY = slice(None)
 KEPT = 6  # victims in memory
 NOTES = 64  # small results in memory
@@ -160,18 +161,17 @@ class Workspace:
     def _ready(self, model: M) -> M:
         return model.to(self.device, self.dtype).eval()
 
+    def _timed(self, fit: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        try:
+            return fit()
+        finally:
+            self.training += time.perf_counter() - start
+
     def _fitted(self, description: dict[str, Any], model: M, fit: Callable[[], M]) -> M:
         """`model` with the weights of a description: loaded, or fitted and stored first."""
-
-        def timed() -> M:
-            start = time.perf_counter()
-            try:
-                return fit()
-            finally:
-                self.training += time.perf_counter() - start
-
-        made_by = sources.of_slots({slot: description.get(slot) for slot in ("model", "backdoor", "defense")})
-        return self._ready(artifacts.trained(self.store, description, model, timed, made_by))
+        made_by = _made_by(description)
+        return self._ready(artifacts.trained(self.store, description, model, lambda: self._timed(fit), made_by))
 
     def _source(self, described: dict[str, Any]) -> ModelSource:
         """The source of a network; networks that differ only in the training seed share it."""
@@ -212,8 +212,7 @@ class Workspace:
         """The model trained on the cell's poisoned set, and the poisoned set."""
 
         def make() -> tuple[Classifier, Poisoned]:
-            backdoor = self.entry(BackdoorAttack, cell.backdoor)
-            poisoned = backdoor.poison(self.splits(cell.data)[0], derive_seed(cell.seed, "poison"))
+            poisoned = self._poisoned(cell)
             what = {
                 "kind": "backdoored",
                 "model": cell.model,
@@ -225,6 +224,27 @@ class Workspace:
         key = ("backdoored", digest([cell.model, cell.backdoor, cell.seed]), data_key(cell.data))
         found: tuple[Classifier, Poisoned] = self._victim(key, make)
         return found
+
+    def _poisoned(self, cell: Cell) -> Poisoned:
+        """The cell's poisoned set. What the attacker makes with a network is stored as an artifact."""
+        poisoning, data = self.entry(Poisoning, cell.backdoor), self.splits(cell.data)[0]
+        seed, material = derive_seed(cell.seed, "poison"), None
+        if poisoning.learns:
+            built = self._source(cell.model).build_for(self.evaluated(cell.data))
+
+            def learn() -> Material:
+                surrogate = built.fresh(derive_seed(seed, "surrogate")).to(self.device)
+                return poisoning.learn(data, seed, surrogate)
+
+            what = {
+                "kind": "material",
+                "model": cell.model,
+                "backdoor": cell.backdoor,
+                "data": cell.data.get("train_digest"),
+                "seed": seed,
+            }
+            material = artifacts.made(self.store, what, lambda: self._timed(learn), _made_by(what))
+        return poisoning.poison(data, seed, material)
 
     def granted(self, kind: str, cell: Cell, poisoned: Poisoned | None = None) -> Granted:
         """The splits that the cell's defense or detector may use, by its card; never poison indices or triggers."""
@@ -313,6 +333,10 @@ def _kept(cache: OrderedDict[Hashable, Any], most: int, key: Hashable, make: Cal
             cache.popitem(last=False)
     cache.move_to_end(key)
     return cache[key]
+
+
+def _made_by(description: dict[str, Any]) -> dict[str, str]:
+    return sources.of_slots({slot: description.get(slot) for slot in ("model", "backdoor", "defense")})
 
 
 def _slice(data: dict[str, Any]) -> str:

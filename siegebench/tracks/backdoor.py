@@ -19,7 +19,7 @@ from siegebench.inventory import Inventory
 from siegebench.prepare import in_batches
 from siegebench.tracks.base import BoardSpec, Specs
 from siegebench.tracks.judging import fresh_passes
-from siegebench.types import BackdoorAttack
+from siegebench.types import BackdoorAttack, Material, Poisoned
 from siegebench.workspace import Workspace
 
 # limits of a successful attack; MAX_WITHOUT: success rate on a clean model as a fraction of the ASR
@@ -85,8 +85,13 @@ def answers(ws: Workspace, model: Classifier, x: Tensor, seed: int, purpose: str
     return torch.cat(in_batches(part, len(x), ws.batch(x)))
 
 
-def triggered(backdoor: BackdoorAttack, data: ImageSet, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def triggered(
+    backdoor: BackdoorAttack, data: ImageSet, seed: int, material: Material | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(stamped and quantised images, true labels, wanted labels), where the wanted label differs from the true one.
+
+    Args:
+        material: `Poisoned.material`, for attacks that learn.
 
     Raises:
         NotApplicable: when there is no such image.
@@ -98,26 +103,50 @@ def triggered(backdoor: BackdoorAttack, data: ImageSet, seed: int) -> tuple[Tens
             f"{type(backdoor).__name__}: none of the {len(data)} test images has a class that the trigger is meant to "
             "change; give test images of other classes than the target"
         )
+    return _stamped(backdoor, data, rows, wanted[rows], seed, material), data.labels[rows], wanted[rows]
+
+
+def _stamped(
+    backdoor: BackdoorAttack, data: ImageSet, rows: Tensor, wanted: Tensor, seed: int, material: Material | None
+) -> Tensor:
     draws = Draws(derive_seed(seed, "trigger"), data.ids[rows])
-    x = backdoor.stamp(data.pixels(rows), draws, data.kind)
-    return data.kind.load(data.kind.store(x), x.dtype), data.labels[rows], wanted[rows]
+    x = backdoor.stamp(data.pixels(rows), draws, data.kind, wanted=wanted, material=material)
+    return data.kind.load(data.kind.store(x), x.dtype)
 
 
-def backdoor_metrics(ws: Workspace, model: Classifier, backdoor: BackdoorAttack, data: ImageSet, seed: int) -> Metrics:
-    """CA over all images; ASR, RA and clean rate over images whose wanted label differs from the true one."""
-    x, y, wanted = triggered(backdoor, data, seed)
+def backdoor_metrics(
+    ws: Workspace,
+    model: Classifier,
+    backdoor: BackdoorAttack,
+    data: ImageSet,
+    seed: int,
+    material: Material | None = None,
+) -> Metrics:
+    """CA over all images; ASR, RA and clean rate over images whose wanted label differs from the true one.
+
+    With a label map that leaves out classes, also how often the trigger gives those one of its targets.
+    """
+    x, y, wanted = triggered(backdoor, data, seed, material)
     clean = answers(ws, model, data.pixels(), seed, "clean")
     stamped = answers(ws, model, x, seed, "stamped")
     target = backdoor.wanted(data.labels, data.num_classes)
     attacked = (target >= 0) & (target != data.labels)
     without = clean[attacked]
     n = len(y)
+    targets = target[target >= 0].unique()
+    others = ((target < 0) & ~torch.isin(data.labels, targets)).nonzero().squeeze(1)
+    beyond: Metrics = {}
+    if len(others):
+        away = _stamped(backdoor, data, others, targets[:1].expand(len(others)), seed, material)
+        hits = torch.isin(answers(ws, model, away, seed, "others"), targets)
+        beyond["asr_others"] = rate(int(hits.sum()), len(others))
     return {
         "ca": rate(int((clean == data.labels).sum()), len(data)),
         "asr": rate(int((stamped == wanted).sum()), n),
         "ra": rate(int((stamped == y).sum()), n),
         "clean_rate": rate(int((without == wanted).sum()), n),
         "lift": {"value": float((stamped == wanted).double().mean() - (without == wanted).double().mean())},
+        **beyond,
     }
 
 
@@ -139,15 +168,25 @@ def succeeded(undefended: Metrics, clean_model: Metrics) -> bool:
     return learnt and clean_model["ca"]["value"] - undefended["ca"]["value"] <= MAX_CLEAN_LOSS
 
 
+def poison_counts(poisoned: Poisoned) -> dict[str, float]:
+    """What a row says about a poisoned training set."""
+    covers = {"covers": len(poisoned.cover)} if len(poisoned.cover) else {}
+    return {"poisoned": len(poisoned.index), **covers, "train": len(poisoned.data)}
+
+
 def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
     """One row of the backdoor track: a defense against a backdoor attack."""
     data, backdoor = ws.evaluated(cell.data), ws.entry(BackdoorAttack, cell.backdoor)
     base, poisoned = ws.backdoored(cell)
     clean_model = ws.model(cell)  # same recipe and seed, clean data: to measure the attack's loss of clean accuracy
     defended = ws.defended(cell, base, poisoned)
-    before = backdoor_metrics(ws, base, backdoor, data, cell.seed)
-    metrics = before if defended is base else backdoor_metrics(ws, defended, backdoor, data, cell.seed)
-    without = backdoor_metrics(ws, clean_model, backdoor, data, cell.seed)
+
+    def measured(model: Classifier) -> Metrics:
+        return backdoor_metrics(ws, model, backdoor, data, cell.seed, poisoned.material)
+
+    before = measured(base)
+    metrics = before if defended is base else measured(defended)
+    without = measured(clean_model)
     asr_bd, ca_bd = before["asr"]["value"], before["ca"]["value"]
     asr, ca = metrics["asr"]["value"], metrics["ca"]["value"]
     rir = (max(0.0, metrics["ra"]["value"] - before["ra"]["value"]) - max(0.0, ca_bd - ca) + 1) / 2
@@ -166,6 +205,6 @@ def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
     return Result(
         cell=cell,
         metrics=metrics,
-        counts={"poisoned": len(poisoned.index), "train": len(poisoned.data)},
+        counts=poison_counts(poisoned),
         weights=fingerprint(defended),
     )

@@ -157,7 +157,7 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
         metrics = _dataset_level(poisoned, finite(detector.score(base, granted, draws), detector, len(poisoned.data)))
     elif isinstance(detector, InputDetector):
         found = fit(detector, base, granted, draws, data, cell, ws)
-        x, _, wanted = triggered(backdoor, data, cell.seed)
+        x, _, wanted = triggered(backdoor, data, cell.seed, poisoned.material)
         hit = answers(ws, base, x, cell.seed, "stamped") == wanted
         stamped = found.score(x, "stamped")
         metrics = {
@@ -170,7 +170,9 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
         raise ContractError(f"{detector!r} judges models, not inputs")
     if fingerprint(base) != weights:
         raise ContractError(f"{detector!r} changed the model it was given")
-    infected, without = (backdoor_metrics(ws, m, backdoor, data, cell.seed) for m in (base, ws.model(cell)))
+    infected, without = (
+        backdoor_metrics(ws, m, backdoor, data, cell.seed, poisoned.material) for m in (base, ws.model(cell))
+    )
     metrics["attack_success"] = {"value": float(succeeded(infected, without))}
     return Result(cell=cell, metrics=metrics, counts={"poisoned": len(poisoned.index)}, weights=weights)
 
@@ -199,8 +201,9 @@ def measure_model_detection(cell: Cell, ws: Workspace) -> Result:
         extra: dict[str, dict[str, float]] = {}
     else:
         backdoor = ws.entry(BackdoorAttack, cell.backdoor)
-        model, _ = ws.backdoored(cell)
-        found = backdoor_metrics(ws, model, backdoor, ws.evaluated(cell.data), cell.seed)
+        model, poisoned = ws.backdoored(cell)
+        data = ws.evaluated(cell.data)
+        found = backdoor_metrics(ws, model, backdoor, data, cell.seed, poisoned.material)
         extra = {"asr": found["asr"], "ca": found["ca"]}
         labels = torch.arange(cell.data["classes"])
         wanted = backdoor.wanted(labels, cell.data["classes"])
