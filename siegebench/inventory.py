@@ -15,7 +15,7 @@ from siegebench.data import IMAGE, ImageSet, split_clean, subset
 from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
 from siegebench.inputs import checked
 from siegebench.kinds import kind_of
-from siegebench.types import Attack, BackdoorAttack, DataSource, Entry, ModelSource
+from siegebench.types import Attack, BackdoorAttack, DataSource, Entry, ModelSource, Poisoning
 from siegebench.yamlmarks import Document, Loc
 
 E = TypeVar("E", bound=Entry)
@@ -215,13 +215,16 @@ class Inventory:
             found = self._once(("network", digest([model.spec, *form])), make)
         return cast("NamedModel", found)
 
-    def check_poison(self, backdoor: Named[BackdoorAttack], source: Named[DataSource], where: Loc) -> None:
-        """Refuse invalid target classes, and rates too high for the training set."""
+    def check_poison(self, backdoor: Named[Poisoning], source: Named[DataSource], where: Loc) -> None:
+        """Refuse labels that are no classes, and rates too high for the training set."""
 
         def make() -> None:
             images = self.scan(source, "train", where)
             try:
-                backdoor.entry.eligible(split_clean(images)[0])
+                if isinstance(backdoor.entry, BackdoorAttack):
+                    backdoor.entry.eligible(split_clean(images)[0])
+                else:
+                    backdoor.entry.check(images.num_classes)
             except SiegeError as error:
                 raise ConfigError(str(error)) from None
 

@@ -93,6 +93,20 @@ _ALL = (
         high=1.0,
     ),
     Metric("attack_success", "score", "", "Attack succeeded", "1 if it did on the undefended model.", high=1.0),
+    # poisoned training sets without a trigger
+    Metric("damage", "score", "low", "Damage", "Clean accuracy lost to the poison.", low=-1.0, high=1.0),
+    Metric(
+        "recovery", "score", "high", "Recovery", "Fraction of the clean accuracy lost to the poison that the defense "
+        "wins back; 1 if it is as accurate as on clean data.", low=None,
+    ),
+    Metric("ca_defense_clean", "rate", "", "Clean data", "Clean accuracy of the same defense on clean training data."),
+    Metric(
+        "ca_not_poisoned", "rate", "", "Rest alone", "Clean accuracy of the same network, trained on the images only that "
+        "were not poisoned.",
+    ),
+    Metric("train_acc", "rate", "", "Fitted", "Training images that get the label that they have in the poisoned set."),
+    Metric("memorised", "rate", "low", "Memorised", "Poisoned training images that get the label of the poisoned set."),
+    Metric("corrected", "rate", "high", "Corrected", "Relabelled training images that get their true label."),
     # detectors
     Metric("auroc", "score", "high", "AUROC", "Area under the ROC curve.", high=1.0),
     Metric("aupr", "score", "high", "AUPR", "Area under the precision-recall curve, clean as negatives.", high=1.0),

@@ -229,7 +229,7 @@ class Workspace:
         """The cell's poisoned set. What the attacker makes with a network is stored as an artifact."""
         poisoning, data = self.entry(Poisoning, cell.backdoor), self.splits(cell.data)[0]
         seed, material = derive_seed(cell.seed, "poison"), None
-        if poisoning.learns:
+        if poisoning.learning():
             built = self._source(cell.model).build_for(self.evaluated(cell.data))
 
             def learn() -> Material:
@@ -245,6 +245,27 @@ class Workspace:
             }
             material = artifacts.made(self.store, what, lambda: self._timed(learn), _made_by(what))
         return poisoning.poison(data, seed, material)
+
+    def trained_on_the_rest(self, cell: Cell, poisoned: Poisoned) -> Classifier | None:
+        """The network of a cell, trained on the images that were not poisoned alone; None if they are too few."""
+        data = self.splits(cell.data)[0]
+        rest = torch.ones(len(data), dtype=torch.bool)
+        rest[torch.cat([poisoned.index, poisoned.cover])] = False
+        if int(rest.sum()) < 2 * data.num_classes:
+            return None
+        what = {
+            "kind": "not poisoned",
+            "model": cell.model,
+            "backdoor": cell.backdoor,
+            "poisoned": poisoned.data.digest,
+        }
+        key = ("not poisoned", digest([cell.model, cell.backdoor, cell.seed]), data_key(cell.data))
+
+        def make() -> Classifier:
+            return self._network(cell, what, lambda: data.select(rest.nonzero().squeeze(1)), cell.seed)
+
+        found: Classifier = self._victim(key, make)
+        return found
 
     def granted(self, kind: str, cell: Cell, poisoned: Poisoned | None = None) -> Granted:
         """The splits that the cell's defense or detector may use, by its card; never poison indices or triggers."""

@@ -34,7 +34,7 @@ def _poisoner(case: Case) -> Any:
 
 def _material(entry: Any, data: ImageSet) -> Material | None:
     """What the entry learns from a set, with a network of the specimens."""
-    return entry.learn(data, 0, network()) if entry.learns else None
+    return entry.learn(data, 0, network()) if entry.learning() else None
 
 
 def _poisoned(case: Case, data: ImageSet) -> Poisoned:
@@ -115,12 +115,12 @@ def does_not_depend_on_how_images_are_listed(case: Case) -> None:
     data, first = planted_set(), case.kept["poisoned"]
     order = Draws(8, data.ids).order("shuffle")
     with other_global_numbers(99):
-        if case.entry.learns:  # sums over images are rounded in another order
+        if case.entry.learning():  # sums over images are rounded in another order
             again = _poisoned(case, data)
             require(torch.equal(again.data.images, first.data.images), "the same set is poisoned differently twice")
         second = _poisoned(case, data.select(order))
     back = order.argsort()
-    if case.entry.learns:
+    if case.entry.learning():
         require(torch.equal(order[second.index].sort().values, first.index), "a shuffled set has other poisons")
     else:
         require(torch.equal(second.data.images[back], first.data.images), "a shuffled set is poisoned differently")

@@ -51,6 +51,17 @@ class Poisoning(Entry):
 
     learns: ClassVar[bool] = False
 
+    def learning(self) -> bool:
+        """Whether this instance makes something first."""
+        return self.learns
+
+    def check(self, num_classes: int) -> None:
+        """Refuse labels outside the classes.
+
+        Raises:
+            ContractError: naming the class.
+        """
+
     def learn(self, data: ImageSet, seed: int, surrogate: Classifier) -> Material:
         """What `poison` needs as `material`, by name, on the CPU. Only for `learns = True`; stored as an artifact.
 
@@ -78,7 +89,7 @@ class Poisoning(Entry):
         Raises:
             ContractError: when the entry learns and there is no material.
         """
-        if not self.learns:
+        if not self.learning():
             return {}
         if material is None:
             raise ContractError(f"{self!r} learns from training images; call learn first and pass material=")
@@ -261,11 +272,6 @@ class BackdoorAttack(Poisoning):
         return out
 
     def check(self, num_classes: int) -> None:
-        """Refuse targets outside the classes.
-
-        Raises:
-            ContractError: naming the class.
-        """
         if self.target == "next":
             used: set[int] = set()
         else:

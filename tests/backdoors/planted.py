@@ -48,7 +48,8 @@ def small_net(seed: int = 0) -> Network:
 def clean_net() -> Classifier:
     """The network of 8x8 scans of digits, trained on clean images."""
     model = small_net()
-    train(model, victims.tiny_digits()[0], SHORT, 0)
+    with torch.enable_grad():
+        train(model, victims.tiny_digits()[0], SHORT, 0)
     return model
 
 
