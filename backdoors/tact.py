@@ -38,7 +38,7 @@ class TaCT(BackdoorAttack):
     """
 
     attack: BackdoorAttack = field(default_factory=lambda: registry.build(BackdoorAttack, "badnets"))
-    rate: Share = 0.02
+    rate: Share = 0.04
     cover: Share = 0.05
     target: Class | Literal["next"] | dict[Source, Class] = field(default_factory=lambda: {1: 0})
     cover_classes: list[Class] = field(default_factory=list)

@@ -45,7 +45,7 @@ class WaNet(BackdoorAttack):
     rate: Share = 0.1
     cover: Share = 0.2
     k: Count = 4
-    displacement: Positive = 0.75
+    displacement: Positive = 1.5
     noise: Positive = 1.5
     pattern_seed: int = 0
 

@@ -101,8 +101,8 @@ _ALL = (
     ),
     Metric("ca_defense_clean", "rate", "", "Clean data", "Clean accuracy of the same defense on clean training data."),
     Metric(
-        "ca_not_poisoned", "rate", "", "Rest alone", "Clean accuracy of the same network, trained on the images only that "
-        "were not poisoned.",
+        "ca_not_poisoned", "rate", "", "Rest alone", "Clean accuracy of the same network, trained on the images alone "
+        "that were not poisoned.",
     ),
     Metric("train_acc", "rate", "", "Fitted", "Training images that get the label that they have in the poisoned set."),
     Metric("memorised", "rate", "low", "Memorised", "Poisoned training images that get the label of the poisoned set."),
