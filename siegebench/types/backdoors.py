@@ -228,14 +228,15 @@ class BackdoorAttack(Poisoning):
         draws, source = Draws(seed, data.ids), data.stored
         roles: tuple[tuple[Role, Tensor], ...] = (("poison", index), ("cover", cover))
         for role, rows in roles:
+            if not len(rows):
+                continue
             changed = torch.empty(len(rows), *data.shape, dtype=data.kind.dtype)
             for part in torch.arange(len(rows)).split(max(1, STAMPED // math.prod(data.shape))):
                 at = rows[part]
                 x, aim = data.pixels(at), labels[at]
                 stamped = self.stamp(x, draws[at], data.kind, wanted=aim, material=material, role=role)
                 changed[part] = data.kind.store(stamped)
-            if len(rows):
-                source = source.replaced(rows, changed)  # the other images are shared with the source
+            source = source.replaced(rows, changed)  # the other images are shared with the source
         poisoned = replace(data, source=source, labels=labels, name=f"{data.name} poisoned")
         return Poisoned(poisoned, index, cover, material)
 
