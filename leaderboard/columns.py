@@ -93,6 +93,22 @@ BACKDOOR_MORE = (
     _more("attacks", "Attacks", "count", "Number of backdoor attacks in the mean.", ""),
     _more("seeds", "Seeds", "count", "Number of training seeds.", ""),
 )
+POISONING = (
+    read("ca", "Clean accuracy after training on the poisoned sets, mean over the poisons; interval by bootstrap."),
+    Column("worst_ca", "Worst", help="Clean accuracy under the most harmful poison."),
+    read("recovery", "Mean over the poisons; 1 if the defense is as accurate as on clean data."),
+    read("ca_defense_clean", "Clean accuracy of the defense on the clean training set."),
+    read("ca_undefended", "Clean accuracy of the undefended network on the poisoned sets, mean over the poisons."),
+    read("ca_clean_model"),
+)
+POISONING_MORE = (
+    read("ca_not_poisoned", main=False),
+    read("train_acc", main=False),
+    read("memorised", main=False),
+    read("corrected", main=False),
+    _more("attacks", "Poisons", "count", "Number of poisons in the mean.", ""),
+    _more("seeds", "Seeds", "count", "Number of training seeds.", ""),
+)
 DETECTION = (
     read("auroc", "Mean over the attacks; interval by bootstrap over them."),
     Column("auroc_min", "Lowest", "score", "Lowest AUROC over the attacks."),

@@ -6,20 +6,20 @@ from collections.abc import Iterable
 
 from siegebench.cells import Result
 
-from . import backdoor, corruption, detection, evasion, supervisors
+from . import backdoor, corruption, detection, evasion, poisoning, supervisors
 from .board import Board, unique
 
 
 def boards(results: Iterable[Result]) -> list[Board]:
     """One board for each set of comparable rows.
 
-    Tracks with attacked images: one board per data slice and threat. Backdoor and detection tracks: one board per data
-    slice and architecture. Rows that belong to no board (a track without entries) are left out.
+    Tracks with attacked images: one board per data slice and threat. Backdoor, poisoning and detection tracks: one
+    board per data slice and architecture. Rows that belong to no board (a track without entries) are left out.
     """
     rows = unique(results)
     return [
         *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
-        *corruption.boards(rows),
+        *corruption.boards(rows), *poisoning.boards(rows),
     ]  # fmt: skip
 
 

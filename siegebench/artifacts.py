@@ -36,6 +36,21 @@ def trained(
         fit: returns the trained model; called only if its weights are not stored, or were made by other source.
         made_by: hashes of the source of the entries that train, stored beside the weights.
     """
+    model.load_state_dict(made(store, description, lambda: fit().to("cpu", torch.float32).state_dict(), made_by))
+    return model
+
+
+def made(
+    store: Store,
+    description: dict[str, Any],
+    make: Callable[[], Mapping[str, Tensor]],
+    made_by: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of a description, by name, on the CPU; made and stored first if they are not.
+
+    Args:
+        make, made_by: as `fit` and `made_by` of `trained`.
+    """
     description = {"artifact": VERSION, **description}
     key = digest(description)
     path = store.artifact(key)
@@ -44,14 +59,13 @@ def trained(
         state = _stored(path)
         if state is None:
             store.sweep(path)
-            made = fit().to("cpu", torch.float32)
+            tensors = make()
             beside = {**description, **({"sources": dict(made_by)} if made_by else {})}
             text = json.dumps(beside, indent=1, ensure_ascii=False) + "\n"
             write_atomic(path.with_suffix(".json"), text.encode())
-            save_weights(path, made.state_dict())  # written last: if the weights exist, the artifact is complete
+            save_weights(path, tensors)  # written last: if the weights exist, the artifact is complete
             state = load_weights(path)
-    model.load_state_dict(state)
-    return model
+    return state
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -15,7 +15,7 @@ from siegebench.data import IMAGE, ImageSet, limited, split_clean, subset
 from siegebench.errors import ConfigError, DataError, ModelError, SiegeError
 from siegebench.inputs import checked
 from siegebench.kinds import kind_of
-from siegebench.types import Attack, BackdoorAttack, DataSource, Entry, ModelSource
+from siegebench.types import Attack, BackdoorAttack, DataSource, Entry, ModelSource, Poisoning
 from siegebench.yamlmarks import Document, Loc
 
 E = TypeVar("E", bound=Entry)
@@ -221,14 +221,17 @@ class Inventory:
         return cast("NamedModel", found)
 
     def check_poison(
-        self, backdoor: Named[BackdoorAttack], source: Named[DataSource], where: Loc, train: int | None = None
+        self, backdoor: Named[Poisoning], source: Named[DataSource], where: Loc, train: int | None = None
     ) -> None:
-        """Refuse invalid target classes, and rates too high for the training set."""
+        """Refuse labels that are no classes, and rates too high for the training set."""
 
         def make() -> None:
             images = limited(self.scan(source, "train", where), train)
             try:
-                backdoor.entry.eligible(split_clean(images)[0])
+                if isinstance(backdoor.entry, BackdoorAttack):
+                    backdoor.entry.eligible(split_clean(images)[0])
+                else:
+                    backdoor.entry.check(images.num_classes)
             except SiegeError as error:
                 raise ConfigError(str(error)) from None
 

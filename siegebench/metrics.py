@@ -75,6 +75,10 @@ _ALL = (
     Metric("dsr", "rate", "high", "DSR", "Triggered images that are rejected or get their true label."),
     Metric("clean_rate", "rate", "", "Clean rate", "Images without the trigger that get the attacker's label."),
     Metric("lift", "score", "low", "Lift", "Attack success rate minus the clean rate.", low=-1.0, high=1.0),
+    Metric(
+        "asr_others", "rate", "", "ASR, others", "Triggered images of classes that the label map leaves out, and that "
+        "get one of its targets.",
+    ),
     Metric("ca_clean_model", "rate", "", "Clean model", "Clean accuracy of the same network trained on clean data."),
     Metric("asr_clean_model", "rate", "", "ASR, clean model", "Success rate of the trigger on that clean network."),
     Metric("ca_undefended", "rate", "", "Clean before", "Clean accuracy before the defense."),
@@ -93,6 +97,20 @@ _ALL = (
         high=1.0,
     ),
     Metric("attack_success", "score", "", "Attack succeeded", "1 if it did on the undefended model.", high=1.0),
+    # poisoned training sets without a trigger
+    Metric("damage", "score", "low", "Damage", "Clean accuracy lost to the poison.", low=-1.0, high=1.0),
+    Metric(
+        "recovery", "score", "high", "Recovery", "Fraction of the clean accuracy lost to the poison that the defense "
+        "wins back; 1 if it is as accurate as on clean data.", low=None,
+    ),
+    Metric("ca_defense_clean", "rate", "", "Clean data", "Clean accuracy of the same defense on clean training data."),
+    Metric(
+        "ca_not_poisoned", "rate", "", "Rest alone", "Clean accuracy of the same network, trained on the images alone "
+        "that were not poisoned.",
+    ),
+    Metric("train_acc", "rate", "", "Fitted", "Training images that get the label that they have in the poisoned set."),
+    Metric("memorised", "rate", "low", "Memorised", "Poisoned training images that get the label of the poisoned set."),
+    Metric("corrected", "rate", "high", "Corrected", "Relabelled training images that get their true label."),
     # detectors
     Metric("auroc", "score", "high", "AUROC", "Area under the ROC curve.", high=1.0),
     Metric("aupr", "score", "high", "AUPR", "Area under the precision-recall curve, clean as negatives.", high=1.0),
@@ -136,6 +154,7 @@ COUNTS: dict[str, str] = {
     "learning_forwards": "forward passes while the attack learnt",
     "learning_backwards": "backward passes while the attack learnt",
     "poisoned": "training images that were poisoned",
+    "covers": "training images that got the trigger and kept their label",
     "train": "training images",
 }
 SAMPLES: dict[str, str] = {

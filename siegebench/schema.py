@@ -29,6 +29,7 @@ NEEDS = {  # required slots per track; a row of a track that is not known here i
     "transfer": ("threat",),
     "patch": ("threat",),
     "backdoor": ("backdoor",),
+    "poisoning": ("backdoor",),
     "input_detection": ("detector",),
     "model_detection": ("detector",),
     "corruption": ("corruption", "severities"),

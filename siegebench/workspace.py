@@ -25,22 +25,22 @@ from siegebench.rows import Rows
 from siegebench.store import Store
 from siegebench.train import Recipe, train
 from siegebench.types import (
-    BackdoorAttack,
     DataSource,
     Defense,
     Entry,
     InputDetector,
+    Material,
     ModelSource,
     Poisoned,
+    Poisoning,
     TrainedDetector,
 )
 from siegebench.types.detectors import Score
 
 E = TypeVar("E", bound=Entry)
+T = TypeVar("T")
 EVERY = slice(None)
-KEPT = 6  # victims in memory
-NOTES = 64  # small results in memory
-SLOTS_THAT_TRAIN = ("model", "backdoor", "defense", "detector")
+KEPT, NOTES = 6, 64  # victims and small results in memory
 
 
 @dataclass(frozen=True)
@@ -171,18 +171,17 @@ class Workspace:
     def _ready(self, model: M) -> M:
         return model.to(self.device, self.dtype).eval()
 
+    def _timed(self, fit: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        try:
+            return fit()
+        finally:
+            self.training += time.perf_counter() - start
+
     def _fitted(self, description: dict[str, Any], model: M, fit: Callable[[], M]) -> M:
         """`model` with the weights of a description: loaded, or fitted and stored first."""
-
-        def timed() -> M:
-            start = time.perf_counter()
-            try:
-                return fit()
-            finally:
-                self.training += time.perf_counter() - start
-
-        made_by = sources.of_slots({slot: description.get(slot) for slot in SLOTS_THAT_TRAIN})
-        return self._ready(artifacts.trained(self.store, description, model, timed, made_by))
+        made_by = _made_by(description)
+        return self._ready(artifacts.trained(self.store, description, model, lambda: self._timed(fit), made_by))
 
     def _source(self, described: dict[str, Any]) -> ModelSource:
         """The source of a network; networks that differ only in their training share it."""
@@ -224,18 +223,46 @@ class Workspace:
         def make() -> tuple[Classifier, Poisoned | None]:
             if cell.model.get("published"):
                 return self.model(cell), None
-            backdoor = self.entry(BackdoorAttack, cell.backdoor)
-            poisoned = backdoor.poison(self.splits(cell.data)[0], derive_seed(cell.seed, "poison"))
-            what = {
-                "kind": "backdoored",
-                "model": cell.model,
-                "backdoor": cell.backdoor,
-                "poisoned": poisoned.data.digest,
-            }
+            poisoned = self._poisoned(cell)
+            digest_of = poisoned.data.digest
+            what = {"kind": "backdoored", "model": cell.model, "backdoor": cell.backdoor, "poisoned": digest_of}
             return self._network(cell, what, lambda: poisoned.data, cell.seed), poisoned
 
         key = ("backdoored", digest([cell.model, cell.backdoor, cell.seed]), data_key(cell.data))
         found: tuple[Classifier, Poisoned | None] = self._victim(key, make)
+        return found
+
+    def _poisoned(self, cell: Cell) -> Poisoned:
+        """The cell's poisoned set. What the attacker makes with a network is stored as an artifact."""
+        poisoning, data = self.entry(Poisoning, cell.backdoor), self.splits(cell.data)[0]
+        seed, material = derive_seed(cell.seed, "poison"), None
+        if poisoning.learning():
+            built = self._source(cell.model).build_for(self.evaluated(cell.data))
+
+            def learn() -> Material:
+                surrogate = built.fresh(derive_seed(seed, "surrogate")).to(self.device)
+                return poisoning.learn(data, seed, surrogate)
+
+            made_on = {"data": cell.data.get("train_digest"), "seed": seed}
+            what = {"kind": "material", "model": cell.model, "backdoor": cell.backdoor, **made_on}
+            material = artifacts.made(self.store, what, lambda: self._timed(learn), _made_by(what))
+        return poisoning.poison(data, seed, material)
+
+    def trained_on_the_rest(self, cell: Cell, poisoned: Poisoned) -> Classifier | None:
+        """The network of a cell, trained on the images that were not poisoned alone; None if they are too few."""
+        data = self.splits(cell.data)[0]
+        rest = torch.ones(len(data), dtype=torch.bool)
+        rest[torch.cat([poisoned.index, poisoned.cover])] = False
+        if int(rest.sum()) < 2 * data.num_classes:
+            return None
+        digest_of = poisoned.data.digest
+        what = {"kind": "not poisoned", "model": cell.model, "backdoor": cell.backdoor, "poisoned": digest_of}
+        key = ("not poisoned", digest([cell.model, cell.backdoor, cell.seed]), data_key(cell.data))
+
+        def make() -> Classifier:
+            return self._network(cell, what, lambda: data.select(rest.nonzero().squeeze(1)), cell.seed)
+
+        found: Classifier = self._victim(key, make)
         return found
 
     def granted(self, kind: str, cell: Cell, poisoned: Poisoned | None = None) -> Granted:
@@ -281,14 +308,10 @@ class Workspace:
         if not defense.trains:
             return self._ready(defense.apply(base, granted, draws))
         what = {
-            "kind": "defended",
-            "base": fingerprint(base),
-            "model": cell.model,
-            "defense": cell.defense,
-            "data": cell.data["train_digest"],
-            "poisoned": None if poisoned is None else poisoned.data.digest,
+            "kind": "defended", "base": fingerprint(base), "model": cell.model, "defense": cell.defense,
+            "data": cell.data["train_digest"], "poisoned": None if poisoned is None else poisoned.data.digest,
             "seed": seed,
-        }
+        }  # fmt: skip
 
         def fit() -> Classifier:
             return defense.apply(copied(base).float(), granted, draws)
@@ -362,6 +385,10 @@ def _kept(cache: OrderedDict[Hashable, Any], most: int, key: Hashable, make: Cal
             cache.popitem(last=False)
     cache.move_to_end(key)
     return cache[key]
+
+
+def _made_by(description: dict[str, Any]) -> dict[str, str]:
+    return sources.of_slots({slot: description.get(slot) for slot in ("model", "backdoor", "defense", "detector")})
 
 
 def _slice(data: dict[str, Any]) -> str:

@@ -108,6 +108,11 @@ def every_track() -> list[dict[str, Any]]:
             "track": "backdoor", **longer, "backdoors": poison,
             "defenses": ["none", {"name": "fine_tuning", "epochs": 1}],
         },
+        {"track": "backdoor", "backdoors": [{"name": "badnets", "target": {"1": 0}, "rate": 0.02, "cover": 0.02}]},
+        {
+            "track": "poisoning", "poisons": ["label_flipping"],
+            "defenses": ["none", {"name": "fine_tuning", "epochs": 1}],
+        },
         {"track": "input_detection", **longer, "backdoors": poison, "detectors": ["strip", "activation_clustering"]},
         {
             "track": "input_detection", "detectors": ["strip"], "inputs": [

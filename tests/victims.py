@@ -15,7 +15,7 @@ from siegebench.classifier import Classifier, Network
 from siegebench.data import Granted, ImageSet, split_clean
 from siegebench.draws import Draws
 from siegebench.train import Recipe, train
-from siegebench.types import BackdoorAttack, Poisoned
+from siegebench.types import BackdoorAttack, Material, Poisoned
 
 RECIPE = Recipe(epochs=8, batch=64, augment="none")
 ONE = Draws(0, torch.zeros(1, dtype=torch.long))  # what model-level and training entries are given
@@ -84,11 +84,12 @@ def granted(poisoned: Poisoned | None, sets: tuple[ImageSet, ImageSet, ImageSet,
 
 
 @torch.no_grad()
-def success_rate(model: Classifier, attack: BackdoorAttack, test: ImageSet) -> float:
+def success_rate(model: Classifier, attack: BackdoorAttack, test: ImageSet, material: Material | None = None) -> float:
     """ASR: share of wanted labels, over the images that the attacker wants to be labelled otherwise."""
     wanted = attack.wanted(test.labels, test.num_classes)
     places = ((wanted >= 0) & (wanted != test.labels)).nonzero().squeeze(1)
-    z = model(attack.stamp(test.pixels(places), Draws(0, test.ids[places])))
+    draws = Draws(0, test.ids[places])
+    z = model(attack.stamp(test.pixels(places), draws, wanted=wanted[places], material=material))
     return float((z.argmax(dim=1) == wanted[places]).double().mean())
 
 

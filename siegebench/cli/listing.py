@@ -57,7 +57,7 @@ ATTACK_TRACKS = {
     "transfer": lambda needs, norms: needs in ("gradient", "none"),
     "patch": lambda needs, norms: "l0" in norms,
 }
-VALUES = {"access": ACCESSES, "norm": NORMS, "track": (*ATTACK_TRACKS, "backdoor", "corruption")}
+VALUES = {"access": ACCESSES, "norm": NORMS, "track": (*ATTACK_TRACKS, "backdoor", "poisoning", "corruption")}
 
 
 def refuse(kind: str, wanted: dict[str, str | None], possible: tuple[str, ...]) -> None:
@@ -89,7 +89,7 @@ def fits(kind: str, declared: dict[str, Any], name: str, value: str) -> bool:
     if name == "norm":
         return value in norms
     if kind == "defense":
-        return value in declared.get("tracks", DEFAULT_TRACKS)
+        return value == "poisoning" or value in declared.get("tracks", DEFAULT_TRACKS)
     return value in ATTACK_TRACKS and bool(ATTACK_TRACKS[value](needs, norms))
 
 

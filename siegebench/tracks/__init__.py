@@ -7,6 +7,7 @@ from siegebench.tracks.base import BoardSpec
 from siegebench.tracks.corruption import CorruptionBoard
 from siegebench.tracks.detection import InputDetectionBoard, ModelDetectionBoard
 from siegebench.tracks.evasion import PatchBoard, QueryBoard, TransferBoard, WhiteBoxBoard
+from siegebench.tracks.poisoning import PoisoningBoard
 
 TRACKS: dict[str, type[BoardSpec]] = {
     "white_box": WhiteBoxBoard,
@@ -14,6 +15,7 @@ TRACKS: dict[str, type[BoardSpec]] = {
     "transfer": TransferBoard,
     "patch": PatchBoard,
     "backdoor": BackdoorBoard,
+    "poisoning": PoisoningBoard,
     "input_detection": InputDetectionBoard,
     "model_detection": ModelDetectionBoard,
     "corruption": CorruptionBoard,

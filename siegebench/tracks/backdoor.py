@@ -19,7 +19,7 @@ from siegebench.inventory import Inventory, Named, NamedData
 from siegebench.prepare import in_batches
 from siegebench.tracks.base import BoardSpec, Spec, Specs, Strict, refuse_repeats
 from siegebench.tracks.judging import fresh_passes
-from siegebench.types import BackdoorAttack, ModelSource
+from siegebench.types import BackdoorAttack, Material, ModelSource, Poisoned
 from siegebench.workspace import Workspace
 
 # limits of a successful attack; MAX_WITHOUT: success rate on a clean model as a fraction of the ASR
@@ -64,12 +64,15 @@ class PoisonedBoard(BoardSpec):
                 raise inventory.document.error(model.where, message)
             if known is not None:
                 refuse_without_trigger(self, inventory, known)
+                if known.entry.learning():
+                    message = f"backdoor {known.name!r} makes its trigger with a network: that of others is not known"
+                    raise inventory.document.error(known.where, f"{message}; give it as a `picture`")
 
     def knowing(self, inventory: Inventory, named: Named[Any]) -> list[dict[str, Any]]:
         """The descriptions of the backdoor attacks that are designed against a defense or detector."""
         found = [inventory.resolve(BackdoorAttack, spec, named.where) for spec in named.entry.poisons]
         for backdoor in found if self.models else ():
-            inventory.check_poison(backdoor, self.source(inventory), self.where("data", "set"))
+            self.check_poison(inventory, backdoor)
         return [inventory.identified(backdoor) for backdoor in found]
 
     def elsewhere(self, inventory: Inventory) -> list[tuple[Named[ModelSource], Named[BackdoorAttack] | None]]:
@@ -95,10 +98,8 @@ class PoisonedBoard(BoardSpec):
 
     def check_poisons(self, inventory: Inventory) -> None:
         """Refuse backdoors that the training set does not allow, before anything is trained."""
-        source = self.source(inventory)
         for backdoor in self.named(inventory, "backdoors"):
-            limit = None if self.data is None else self.data.train
-            inventory.check_poison(backdoor, source, self.where("data", "set"), limit)
+            self.check_poison(inventory, backdoor)
 
 
 def refuse_without_trigger(board: BoardSpec, inventory: Inventory, backdoor: Named[Any]) -> None:
@@ -160,8 +161,13 @@ def answers(ws: Workspace, model: Classifier, x: Tensor, seed: int, purpose: str
     return torch.cat(in_batches(part, len(x), ws.batch(x)))
 
 
-def triggered(backdoor: BackdoorAttack, data: ImageSet, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def triggered(
+    backdoor: BackdoorAttack, data: ImageSet, seed: int, material: Material | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(stamped and quantised images, true labels, wanted labels), where the wanted label differs from the true one.
+
+    Args:
+        material: `Poisoned.material`, for attacks that learn.
 
     Raises:
         NotApplicable: when there is no such image.
@@ -173,37 +179,68 @@ def triggered(backdoor: BackdoorAttack, data: ImageSet, seed: int) -> tuple[Tens
             f"{type(backdoor).__name__}: none of the {len(data)} test images has a class that the trigger is meant to "
             "change; give test images of other classes than the target"
         )
+    return _stamped(backdoor, data, rows, wanted[rows], seed, material), data.labels[rows], wanted[rows]
+
+
+def _stamped(
+    backdoor: BackdoorAttack, data: ImageSet, rows: Tensor, wanted: Tensor, seed: int, material: Material | None
+) -> Tensor:
     draws = Draws(derive_seed(seed, "trigger"), data.ids[rows])
-    x = backdoor.stamp(data.pixels(rows), draws, data.kind)
-    return data.kind.load(data.kind.store(x), x.dtype), data.labels[rows], wanted[rows]
+    x = backdoor.stamp(data.pixels(rows), draws, data.kind, wanted=wanted, material=material)
+    return data.kind.load(data.kind.store(x), x.dtype)
 
 
-def backdoor_metrics(ws: Workspace, model: Classifier, backdoor: BackdoorAttack, data: ImageSet, seed: int) -> Metrics:
-    """CA over all images; ASR, RA and clean rate over images whose wanted label differs from the true one."""
-    x, y, wanted = triggered(backdoor, data, seed)
+def backdoor_metrics(
+    ws: Workspace,
+    model: Classifier,
+    backdoor: BackdoorAttack,
+    data: ImageSet,
+    seed: int,
+    material: Material | None = None,
+) -> Metrics:
+    """CA over all images; ASR, RA and clean rate over images whose wanted label differs from the true one.
+
+    With a label map that leaves out classes, also how often the trigger gives those one of its targets.
+    """
+    x, y, wanted = triggered(backdoor, data, seed, material)
     clean = answers(ws, model, data.pixels(), seed, "clean")
     stamped = answers(ws, model, x, seed, "stamped")
     target = backdoor.wanted(data.labels, data.num_classes)
     attacked = (target >= 0) & (target != data.labels)
     without = clean[attacked]
     n = len(y)
+    targets = target[target >= 0].unique()
+    others = ((target < 0) & ~torch.isin(data.labels, targets)).nonzero().squeeze(1)
+    beyond: Metrics = {}
+    if len(others):
+        away = _stamped(backdoor, data, others, targets[:1].expand(len(others)), seed, material)
+        hits = torch.isin(answers(ws, model, away, seed, "others"), targets)
+        beyond["asr_others"] = rate(int(hits.sum()), len(others))
     return {
         "ca": rate(int((clean == data.labels).sum()), len(data)),
         "asr": rate(int((stamped == wanted).sum()), n),
         "ra": rate(int((stamped == y).sum()), n),
         "clean_rate": rate(int((without == wanted).sum()), n),
         "lift": {"value": float((stamped == wanted).double().mean() - (without == wanted).double().mean())},
+        **beyond,
     }
 
 
-def rejection_metrics(ws: Workspace, model: Classifier, backdoor: BackdoorAttack, data: ImageSet, seed: int) -> Metrics:
+def rejection_metrics(
+    ws: Workspace,
+    model: Classifier,
+    backdoor: BackdoorAttack,
+    data: ImageSet,
+    seed: int,
+    material: Material | None = None,
+) -> Metrics:
     """What a model that may reject does: rates of rejected, and of rejected or correct images."""
 
     def rejected(x: Tensor) -> Tensor:
         parts = in_batches(lambda at: model.rejects(x[at].to(ws.device, ws.dtype)).cpu(), len(x), ws.batch(x))
         return torch.cat(parts)
 
-    x, y, _ = triggered(backdoor, data, seed)
+    x, y, _ = triggered(backdoor, data, seed, material)
     refused, correct = rejected(data.pixels()), answers(ws, model, data.pixels(), seed, "clean") == data.labels
     refused_bd, correct_bd = rejected(x), answers(ws, model, x, seed, "stamped") == y
     return {
@@ -239,11 +276,21 @@ def succeeded(undefended: Metrics, clean_model: Metrics | None) -> bool:
     return learnt and clean_model["ca"]["value"] - undefended["ca"]["value"] <= MAX_CLEAN_LOSS
 
 
-def of_twin(cell: Cell, ws: Workspace, backdoor: BackdoorAttack, data: ImageSet) -> Metrics | None:
+def of_twin(
+    cell: Cell, ws: Workspace, backdoor: BackdoorAttack, data: ImageSet, material: Material | None = None
+) -> Metrics | None:
     """The metrics of the same recipe and seed on clean data; None for a published network, which has no such twin."""
     if cell.model.get("published"):
         return None
-    return backdoor_metrics(ws, ws.model(cell), backdoor, data, cell.seed)
+    return backdoor_metrics(ws, ws.model(cell), backdoor, data, cell.seed, material)
+
+
+def poison_counts(poisoned: Poisoned | None) -> dict[str, float]:
+    """What a row says about a poisoned training set."""
+    if poisoned is None:  # that of a published network
+        return {}
+    covers = {"covers": len(poisoned.cover)} if len(poisoned.cover) else {}
+    return {"poisoned": len(poisoned.index), **covers, "train": len(poisoned.data)}
 
 
 def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
@@ -251,9 +298,15 @@ def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
     data, backdoor = ws.evaluated(cell.data), ws.entry(BackdoorAttack, cell.backdoor)
     base, poisoned = ws.backdoored(cell)
     defended = ws.defended(cell, base, poisoned)
-    before = backdoor_metrics(ws, base, backdoor, data, cell.seed)
-    metrics = before if defended is base else backdoor_metrics(ws, defended, backdoor, data, cell.seed)
-    without = of_twin(cell, ws, backdoor, data)  # for the loss of clean accuracy through the attack
+
+    material = None if poisoned is None else poisoned.material
+
+    def measured(model: Classifier) -> Metrics:
+        return backdoor_metrics(ws, model, backdoor, data, cell.seed, material)
+
+    before = measured(base)
+    metrics = before if defended is base else measured(defended)
+    without = of_twin(cell, ws, backdoor, data, material)  # for the loss of clean accuracy through the attack
     asr_bd, ca_bd = before["asr"]["value"], before["ca"]["value"]
     asr, ca = metrics["asr"]["value"], metrics["ca"]["value"]
     rir = (max(0.0, metrics["ra"]["value"] - before["ra"]["value"]) - max(0.0, ca_bd - ca) + 1) / 2
@@ -272,10 +325,10 @@ def measure_backdoor(cell: Cell, ws: Workspace) -> Result:
         "attack_success": {"value": float(succeeded(before, without))},
     }
     if defended.rejecting:
-        metrics |= rejection_metrics(ws, defended, backdoor, data, cell.seed)
+        metrics |= rejection_metrics(ws, defended, backdoor, data, cell.seed, material)
     return Result(
         cell=cell,
         metrics=metrics,
-        counts={} if poisoned is None else {"poisoned": len(poisoned.index), "train": len(poisoned.data)},
+        counts=poison_counts(poisoned),
         weights=fingerprint(defended),
     )

@@ -14,7 +14,7 @@ from siegebench.inventory import Inventory, Named, NamedData, NamedModel
 from siegebench.kinds import KINDS
 from siegebench.metrics import SEVERITIES
 from siegebench.threat import Access, Norm, Rule, ThreatModel, parse_number, parse_target
-from siegebench.types import Attack, DataSource, Defense, ModelSource, Probe
+from siegebench.types import Attack, DataSource, Defense, ModelSource, Poisoning, Probe
 from siegebench.yamlmarks import Loc
 
 if TYPE_CHECKING:
@@ -145,6 +145,11 @@ class BoardSpec(Strict):
     def measure(cell: Cell, ws: Workspace) -> Result:
         """The row of a cell of this track."""
         raise NotImplementedError
+
+    def check_poison(self, inventory: Inventory, poison: Named[Poisoning]) -> None:
+        """Refuse a poison that the training set does not allow, before anything is trained."""
+        limit = None if self.data is None else self.data.train
+        inventory.check_poison(poison, self.source(inventory), self.where("data", "set"), limit)
 
     # ------------------------------------------------------------------------------------------ shared by the tracks
 

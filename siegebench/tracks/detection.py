@@ -18,7 +18,15 @@ from siegebench.errors import ContractError, NotApplicable
 from siegebench.inventory import Inventory, Named
 from siegebench.metrics import ALARM_MARKS
 from siegebench.stats import auroc
-from siegebench.tracks.backdoor import PoisonedBoard, answers, backdoor_metrics, of_twin, succeeded, triggered
+from siegebench.tracks.backdoor import (
+    PoisonedBoard,
+    answers,
+    backdoor_metrics,
+    of_twin,
+    poison_counts,
+    succeeded,
+    triggered,
+)
 from siegebench.tracks.base import BoardSpec, Budget, Specs, refuse_repeats
 from siegebench.tracks.detecting import finite, fit, measure_changed, positive_metrics
 from siegebench.tracks.detection_inputs import Inputs
@@ -168,6 +176,7 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
         return measure_changed(cell, ws)
     data, backdoor = ws.evaluated(cell.data), ws.entry(BackdoorAttack, cell.backdoor)
     base, poisoned = ws.backdoored(cell)
+    material = None if poisoned is None else poisoned.material
     detector = ws.entry(Detector, cell.detector)
     weights = fingerprint(base)
     if isinstance(detector, DatasetDetector) and poisoned is not None:
@@ -176,7 +185,7 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
         metrics = _dataset_level(poisoned, finite(scores, detector, len(poisoned.data)))
     elif isinstance(detector, InputDetector):
         found = fit(cell, ws, base, data, poisoned)
-        x, _, wanted = triggered(backdoor, data, cell.seed)
+        x, _, wanted = triggered(backdoor, data, cell.seed, material)
         hit = answers(ws, base, x, cell.seed, "stamped") == wanted
         stamped = found.score(x, "stamped")
         metrics = {
@@ -189,10 +198,9 @@ def measure_input_detection(cell: Cell, ws: Workspace) -> Result:
         raise ContractError(f"{detector!r} judges models, not inputs")
     if fingerprint(base) != weights:
         raise ContractError(f"{detector!r} changed the model it was given")
-    infected = backdoor_metrics(ws, base, backdoor, data, cell.seed)
-    metrics["attack_success"] = {"value": float(succeeded(infected, of_twin(cell, ws, backdoor, data)))}
-    counts: dict[str, float] = {} if poisoned is None else {"poisoned": len(poisoned.index)}
-    return Result(cell=cell, metrics=metrics, counts=counts, weights=weights)
+    infected = backdoor_metrics(ws, base, backdoor, data, cell.seed, material)
+    metrics["attack_success"] = {"value": float(succeeded(infected, of_twin(cell, ws, backdoor, data, material)))}
+    return Result(cell=cell, metrics=metrics, counts=poison_counts(poisoned), weights=weights)
 
 
 def _dataset_level(poisoned: Poisoned, scores: Tensor) -> dict[str, dict[str, float]]:
@@ -221,8 +229,9 @@ def measure_model_detection(cell: Cell, ws: Workspace) -> Result:
         extra = {"ca": rate(right, len(data))}
     else:
         backdoor = ws.entry(BackdoorAttack, cell.backdoor)
-        model, _ = ws.backdoored(cell)
-        found = backdoor_metrics(ws, model, backdoor, data, cell.seed)
+        model, poisoned = ws.backdoored(cell)
+        material = None if poisoned is None else poisoned.material
+        found = backdoor_metrics(ws, model, backdoor, data, cell.seed, material)
         extra = {"asr": found["asr"], "ca": found["ca"]}
         labels = torch.arange(cell.data["classes"])
         wanted = backdoor.wanted(labels, cell.data["classes"])

@@ -38,8 +38,8 @@ class Defense(Entry):
     tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer", "patch", "corruption")
 
     def ranked_in(self, track: str) -> bool:
-        """Whether it may be ranked on the boards of a track."""
-        return track in self.tracks
+        """Whether it may be ranked on the boards of a track; any defense may be used against poisoned training data."""
+        return track in self.tracks or track == "poisoning"
 
     @abstractmethod
     def wrap(self, model: Classifier) -> Classifier:

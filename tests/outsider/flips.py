@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
-from siegebench.types import Poisoned, Poisoning, Share
+from siegebench.types import Material, Poisoned, Poisoning, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +15,7 @@ class Flips(Poisoning):
 
     rate: Share = 0.1
 
-    def poison(self, data: ImageSet, seed: int, surrogate: Classifier | None = None) -> Poisoned:
+    def poison(self, data: ImageSet, seed: int, material: Material | None = None) -> Poisoned:
         index = Draws(seed, data.ids).order("flips")[: round(self.rate * len(data))].sort().values
         labels = data.labels.clone()
         labels[index] = (labels[index] + 1) % data.num_classes
