@@ -31,14 +31,15 @@ class ScaleUp(InputDetector):
 
     Attributes:
         scales: S.
-        clean_data: whether scores are relative to clean images; without it no data are used.
+        clean_data: whether scores are relative to clean images (the paper's variant with limited data); without it no
+            data are used.
 
     Differs from the paper: no threshold is set (theirs without clean data: SPC >= 0.5). The image itself is not
     counted among the scaled ones. The lower bound of s_c and the rule for rare labels are ours.
     """
 
     scales: tuple[Positive, ...] = (3.0, 5.0, 7.0, 9.0, 11.0)
-    clean_data: bool = True
+    clean_data: bool = False
 
     def fit(self, model: Classifier, data: Granted, draws: Draws) -> Scorer:
         mean, std = torch.zeros(model.num_classes), torch.ones(model.num_classes)

@@ -1,4 +1,4 @@
-"""Spectral signatures and SCAn on Gaussian features: planted clusters are found, closed forms hold."""
+"""Spectral signatures, SCAn and SPECTRE on Gaussian features: planted clusters are found, closed forms hold."""
 
 from __future__ import annotations
 
@@ -113,12 +113,27 @@ def test_spectral_signatures_are_the_projection_on_the_first_eigenvector() -> No
     torch.testing.assert_close(score[train.labels == 5], (h @ first).square())
 
 
-@pytest.mark.parametrize("name", ["scan", "spectral_signatures"])
+@pytest.mark.parametrize("name", ["scan", "spectral_signatures", "spectre"])
 def test_scores_do_not_depend_on_the_order(name: str) -> None:
     model, train, clean, _ = gaussians(3, 0.2)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     one, two = (scores(name, model, t, clean if name == "scan" else None) for t in (train, train.select(order)))
     torch.testing.assert_close(two, one[order])
+
+
+def test_spectre_finds_a_cluster_in_a_direction_of_small_variance() -> None:
+    """The first singular vector does not show it; whitening by the clean part does."""
+    model, train, _, odd = gaussians(0, 0.1, shift=0.0)
+    h = model.h.detach()
+    h[:, 0] *= 20
+    h[:2000][odd, 1] += 6
+    own, found = train.labels == 3, {}
+    for name, parameters in {"spectre": {"rate": 0.01}, "spectral_signatures": {}}.items():
+        score = scores(name, model, train, **parameters)
+        found[name] = auroc(score[odd], score[own & ~odd])
+        assert name != "spectre" or auroc(score[odd], score[~odd]) > 0.95  # the class stands out, too
+    assert found["spectre"] > 0.95
+    assert found["spectral_signatures"] < 0.7
 
 
 def test_scan_says_what_it_needs() -> None:

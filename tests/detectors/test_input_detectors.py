@@ -65,7 +65,7 @@ def test_scale_up_compares_with_clean_images_of_the_same_label() -> None:
     spc = own(clean.pixels(), Draws(0, torch.arange(60)))
     z = torch.stack([(plain[i] - spc[clean.labels == c].mean()) for i, c in enumerate(label.tolist())])
     std = torch.stack([spc[clean.labels == c].std(correction=0).clamp(min=0.1) for c in label.tolist()])
-    torch.testing.assert_close(scored("scale_up", model, x), (z / std))
+    torch.testing.assert_close(scored("scale_up", model, x, clean_data=True), (z / std))
 
 
 # ------------------------------------------------------------------------------------------------------------- IBD-PSC
