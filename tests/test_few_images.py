@@ -48,7 +48,7 @@ def boards(rate: float) -> list[dict[str, Any]]:
         "nab": {name: {"epochs": 1, "augment": "none"} for name in ("isolation", "verifier", "recipe")},
         "neural_cleanse": {"steps": 2},
         "strip": {"overlays": 2},
-        "badexpert": {"steps": 2},
+        "badexpert": {"steps": 2, "auxiliary_steps": 2},
         "frequency": {"recipe": {"epochs": 1, "augment": "none"}},
         "sentinet": {"overlays": 2, "images": 4},
     }

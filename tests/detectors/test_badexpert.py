@@ -34,7 +34,7 @@ def test_the_score_is_the_logarithm_of_the_published_one() -> None:
 def test_the_expert_forgets_the_task_and_keeps_the_trigger() -> None:
     model, clean, val = triggered.network(), triggered.pictures(80), triggered.pictures(40, seed=1)
     assert accuracy(model, val) == 1
-    entry = detector("badexpert", rates=[1e-6, 0.1, 10.0], batch=80)
+    entry = detector("badexpert", rates=[1e-6, 0.1, 10.0], batch=80, steps=60)
     expert = entry.expert(model, clean, val, 0)
     assert accuracy(expert, val) < 0.2
     assert bool((expert(triggered.stamped(val.pixels())).argmax(dim=1) == 0).all())
@@ -44,7 +44,9 @@ def test_the_expert_forgets_the_task_and_keeps_the_trigger() -> None:
 
 def test_triggered_inputs_score_above_clean_ones() -> None:
     model, clean, val = triggered.network(), triggered.pictures(80), triggered.pictures(40, seed=1)
-    scorer = detector("badexpert", rates=[0.1], batch=80).fit(model, only(clean=clean, val=val), victims.ONE)
+    scorer = detector("badexpert", rates=[0.1], batch=80, steps=60, auxiliary_steps=20).fit(
+        model, only(clean=clean, val=val), victims.ONE
+    )
     x, draws = triggered.pictures(40, seed=2).pixels(), Draws(0, torch.arange(40))
     other = torch.arange(40) % triggered.CLASSES != 0
     assert auroc(scorer(triggered.stamped(x)[other], draws[other]), scorer(x, draws)) > 0.95
