@@ -1,4 +1,4 @@
-"""What detectors share: training images, FGSM images of them, Gaussians of features, a regression."""
+"""What detectors share: training images, FGSM images of them, Gaussians of features, a regression, logits."""
 
 from __future__ import annotations
 
@@ -64,3 +64,9 @@ def regression(*, positive: Tensor, negative: Tensor) -> Tensor:
     centred = (values - values.mean(dim=0)) / scale
     fitted = LogisticRegression(max_iter=1000).fit(centred.numpy(), truth.numpy())
     return torch.from_numpy(fitted.coef_[0]) / scale
+
+
+def logits(model: Classifier, x: Tensor, draws: Draws, step: int = 0) -> Tensor:
+    """Logits of a batch; a randomised model takes other noise from the draws in each step."""
+    z: Tensor = model(x, draws.at(step) if model.randomized else None)
+    return z

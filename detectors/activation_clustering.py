@@ -10,10 +10,12 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from siegebench.classifier import Classifier
-from siegebench.data import Granted, ImageSet
+from siegebench.data import Granted
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import NotApplicable
 from siegebench.types import Count, DatasetDetector, Share
+
+from ._training_set import features, members
 
 SMALLEST = 3  # images of a class that can be clustered
 
@@ -48,7 +50,7 @@ class ActivationClustering(DatasetDetector):
 
     def score(self, model: Classifier, data: Granted, draws: Draws) -> Tensor:
         train = data.train
-        h = _features(model, train)
+        h = features(model, train)
         out = torch.full((len(train),), -1.0)
         largest = int(train.labels.bincount().max())
         if largest < SMALLEST:
@@ -57,14 +59,13 @@ class ActivationClustering(DatasetDetector):
                 "a class to find two clusters: give more images"
             )
         for c in train.labels.unique().tolist():
-            members = (train.labels == c).nonzero().squeeze(1)
-            members = members[train.ids[members].argsort()]  # k-means must not depend on the order of the set
-            if len(members) < SMALLEST:
+            index = members(train, c)
+            if len(index) < SMALLEST:
                 continue
             seed = derive_seed(draws.seed, "activation clustering", c) % 2**32
-            small, s = self._split(h[members], seed)
+            small, s = self._split(h[index], seed)
             fraction = float(small.double().mean())
-            out[members[small]] = s if fraction < self.max_share else s - 1
+            out[index[small]] = s if fraction < self.max_share else s - 1
         return out
 
     def _split(self, h: Tensor, seed: int) -> tuple[Tensor, float]:
@@ -77,10 +78,3 @@ class ActivationClustering(DatasetDetector):
         cluster = torch.from_numpy(KMeans(2, n_init=10, random_state=seed).fit_predict(low))
         small = cluster == int(cluster.sum() * 2 < len(cluster))
         return small, float(silhouette_score(low, cluster.numpy()))
-
-
-@torch.no_grad()
-def _features(model: Classifier, data: ImageSet, batch: int = 500) -> Tensor:
-    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
-    index = torch.arange(len(data)).split(batch)
-    return torch.cat([model.features(data.pixels(i, dtype).to(device)).double().cpu() for i in index])

@@ -29,12 +29,12 @@ class STRIP(InputDetector):
         overlays: N.
         alpha: weight of the overlay in clamp(x + alpha x_i).
 
-    Differs from the paper: no threshold is set; alpha is explicit. The plain sum (alpha = 1) saturates bright images
-    and hides a faint trigger: on Blended digits the AUROC is 0.61 at alpha 1 and 0.90 at 0.5 (measured).
+    Differs from the paper: no threshold is set, and the overlay has half its weight. The plain sum of the paper
+    (alpha = 1, preset `plain`) saturates bright images and hides a faint trigger: docs/replications/strip.md.
     """
 
     overlays: Count = 100
-    alpha: Positive = 1.0
+    alpha: Positive = 0.5
 
     def fit(self, model: Classifier, data: Granted, draws: Draws) -> Scorer:
         clean = data.clean.images.to(next(model.parameters()).device)

@@ -61,6 +61,9 @@ def boards(rate: float) -> list[dict[str, Any]]:
         "nab": dict.fromkeys(("isolation", "verifier", "recipe"), once),
         "neural_cleanse": {"steps": 2},
         "strip": {"overlays": 2},
+        "badexpert": {"steps": 2, "auxiliary_steps": 2},
+        "frequency": {"recipe": {"epochs": 1, "augment": "none"}},
+        "sentinet": {"overlays": 2, "images": 4},
     }
     own = [r for r in registry.cards().values() if r.package.startswith("siegebench.")]
 

@@ -35,7 +35,7 @@ def test_every_cell_of_the_quickstart_has_a_title_of_its_own() -> None:
     assert (
         "white_box: byobnet_tiny / logit_scaling / pgd(loss=margin, steps=50) / linf 3/255 (seed 0)" in found.values()
     )
-    assert "input_detection: byobnet_tiny / sig / strip(alpha=0.5) (seed 0)" in found.values()
+    assert "input_detection: byobnet_tiny / sig / strip(alpha=1) (seed 0)" in found.values()
 
 
 def test_what_differs_outside_of_the_entries_is_named_too() -> None:
