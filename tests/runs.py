@@ -108,7 +108,10 @@ def every_track() -> list[dict[str, Any]]:
             "track": "backdoor", **longer, "backdoors": poison,
             "defenses": ["none", {"name": "fine_tuning", "epochs": 1}],
         },
-        {"track": "backdoor", "backdoors": [{"name": "badnets", "target": {"1": 0}, "rate": 0.02, "cover": 0.02}]},
+        {
+            "track": "backdoor", **longer,
+            "backdoors": [{"name": "badnets", "target": {"1": 0}, "side": 10, "rate": 0.05, "cover": 0.02}],
+        },
         {
             "track": "poisoning", "poisons": ["label_flipping"],
             "defenses": ["none", {"name": "fine_tuning", "epochs": 1}],

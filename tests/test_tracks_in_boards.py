@@ -12,8 +12,12 @@ from siegebench.metrics import COUNTS, METRICS, SAMPLES, find
 from siegebench.store import Store
 from siegebench.tracks import TRACKS
 
-# what so small a run need not have: it asks 120 queries, and only a detector that finds the backdoor names a target
-NOT_HERE = {"robust_acc@1000", "robust_acc@10000", "target_hit", "named_target", "named_targets"}
+# what so small a run need not have: it asks 120 queries; only a detector that finds the backdoor names a target; the
+# last need images of another data set, or a defense that rejects
+NOT_HERE = {
+    "robust_acc@1000", "robust_acc@10000", "target_hit", "named_target", "named_targets", "oscr", "c_rej", "psr",
+    "b_rej", "dsr",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
