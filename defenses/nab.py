@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +62,12 @@ class NAB(Defense):
     Differs from the paper: the stamp has the mean colour of the training set (zero in normalised pixels), and its 2x2
     pixels scale with the image. All trainings use one cosine schedule. The views from which features are learnt change
     the balance of the colours instead of their hue. The authors' third detector, SPECTRE, is a `detector`. An attacker
-    who knows the stamp could add it to the poisoned images.
+    who knows the stamp adds it to the poisoned images: stamped_badnets.
     """
 
     trains: ClassVar[bool] = True
     tracks: ClassVar[tuple[str, ...]] = ("backdoor",)
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "stamped_badnets"},)
 
     added: ClassVar[tuple[str, ...]] = ("detection", "detector", "labels", "features", "reject")
 

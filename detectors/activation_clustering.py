@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from sklearn.cluster import KMeans
@@ -44,6 +45,8 @@ class ActivationClustering(DatasetDetector):
     Differs from the paper: principal instead of independent components. The silhouette serves as a continuous score,
     and nothing is retrained to confirm a flag.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "adaptive_blend"}, {"name": "adaptive_patch"})
 
     dims: Count = 10
     max_share: Share = 0.35

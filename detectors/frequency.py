@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class Frequency(InputDetector):
     Raises:
         NotApplicable: for other data than images, and with fewer than two clean images.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "batt"},)  # a trigger without high frequencies
 
     corruptions: tuple[Corruption, ...] = ALL
     recipe: Recipe = field(

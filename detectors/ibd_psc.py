@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class IBDPSC(InputDetector):
     Raises:
         NotApplicable: for networks without batch norms.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "badnets", "rate": 0.02},)  # learnt less firmly
 
     w: Positive = 1.5
     xi: Share = 0.6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class ScaleUp(InputDetector):
     Differs from the paper: no threshold is set (theirs without clean data: SPC >= 0.5). The image itself is not
     counted among the scaled ones. The lower bound of s_c and the rule for rare labels are ours.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "badnets", "rate": 0.02},)  # learnt less firmly
 
     scales: tuple[Positive, ...] = (3.0, 5.0, 7.0, 9.0, 11.0)
     clean_data: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from sklearn.cluster import KMeans
@@ -47,6 +48,8 @@ class SCAn(DatasetDetector):
     Raises:
         NotApplicable: with fewer than three classes that can be split, or too few clean images.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "adaptive_blend"}, {"name": "adaptive_patch"})
 
     dims: Count = 64
     iterations: Count = 100

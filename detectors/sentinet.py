@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,8 @@ class SentiNet(InputDetector):
     Raises:
         NotApplicable: for networks without maps of 4x4.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "blended"},)  # a trigger without a place
 
     overlays: Count = 100
     region: Share = 0.15

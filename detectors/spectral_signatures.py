@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class SpectralSignatures(DatasetDetector):
     Differs from the paper: it removes 1.5 times the true number of poisoned images from the class, and so knows the
     rate; here nothing is removed and thresholds come from the evaluation.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "adaptive_blend"}, {"name": "adaptive_patch"})
 
     compare: Literal["raw", "ranks"] = "raw"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,8 @@ class SPECTRE(DatasetDetector):
     Differs from the paper: its rate is the true one; here it is assumed. Step 1 is simpler than its filter. The
     comparison between classes in the last factor is ours; there the class is chosen by the same mean.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "adaptive_blend"}, {"name": "adaptive_patch"})
 
     rate: Share = 0.05
     alpha: Positive = 4.0

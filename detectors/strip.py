@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class STRIP(InputDetector):
     Differs from the paper: no threshold is set, and the overlay has half its weight. The plain sum of the paper
     (alpha = 1, preset `plain`) saturates bright images and hides a faint trigger: docs/replications/strip.md.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "tact"},)  # overlays hide which class the image has
 
     overlays: Count = 100
     alpha: Positive = 0.5

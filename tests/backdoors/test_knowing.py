@@ -1,0 +1,48 @@
+"""Backdoor attacks that are designed against one defense or detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from siegebench import registry
+from siegebench.config import load_suite
+from siegebench.kinds import KINDS
+from siegebench.plan import plan
+from siegebench.types import BackdoorAttack
+from tests import runs, victims
+
+
+@pytest.mark.parametrize("kind", ["defense", "detector"])
+def test_every_entry_names_backdoors_that_exist(kind: str) -> None:
+    named = {
+        name: [registry.build(BackdoorAttack, spec) for spec in registry.entry_class(kind, name).poisons]
+        for name in registry.names(kind)
+    }
+    assert any(named.values())
+    assert KINDS[kind].name == kind
+
+
+def test_boards_run_them_against_their_entry_only(tmp_path: Path) -> None:
+    backdoor = {"track": "backdoor", "backdoors": ["badnets"], "defenses": ["none", "nab"]}
+    detection = {"track": "input_detection", "backdoors": ["badnets"], "detectors": ["strip", "scan", "badexpert"]}
+    cells = plan(load_suite(str(runs.suite(tmp_path / "s.yaml", backdoor, detection, models=["byobnet_tiny"])))).cells
+    knowing = {((c.defense or c.detector or {})["name"], (c.backdoor or {})["name"]) for c in cells if c.adaptive}
+    assert knowing == {
+        ("nab", "stamped_badnets"), ("strip", "tact"), ("scan", "adaptive_blend"), ("scan", "adaptive_patch"),
+    }  # fmt: skip
+    assert sum(not c.adaptive for c in cells) == 2 + 3
+
+
+def test_stamped_badnets_carries_the_stamp_in_training_only() -> None:
+    attack = registry.build(BackdoorAttack, "stamped_badnets")
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    draws = victims.ONE[torch.zeros(4, dtype=torch.long)]
+    tested, planted = attack.trigger(x, draws), attack.planted(x, torch.zeros(4, dtype=torch.long), draws)
+    assert torch.equal(tested[:, :, :2, :2], x[:, :, :2, :2])
+    assert planted[:, :, :2, :2].std(dim=(0, 2, 3)).max() == 0  # one colour
+    torch.testing.assert_close(planted[0, :, 0, 0], x.mean(dim=(0, 2, 3)), atol=1 / 255, rtol=0)
+    planted[:, :, :2, :2] = x[:, :, :2, :2]
+    assert torch.equal(planted, tested)
