@@ -21,6 +21,8 @@ df_tnd = pytest.importorskip("siegebench.detectors.df_tnd")
 class Neurons(nn.Module):
     """Neuron j is the brightness of column j; the last layer connects neuron j with class j."""
 
+    strengths: Tensor
+
     def __init__(self, strengths: list[float]) -> None:
         super().__init__()
         self.last = nn.Linear(len(strengths), len(strengths), bias=False)

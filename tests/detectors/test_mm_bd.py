@@ -28,7 +28,7 @@ class Steep(Regions):
     def __init__(self, slopes: list[float]) -> None:
         super().__init__(EVEN)
         with torch.no_grad():
-            self.weight *= torch.tensor(slopes)[:, None] / 40
+            self.weight.mul_(torch.tensor(slopes)[:, None] / 40)
 
 
 def judged(slopes: list[float], **parameters: Any) -> Verdict:

@@ -28,6 +28,8 @@ class Mapped(nn.Module):
     The last row is the trigger: it is dark in every image, and a small change there is enough.
     """
 
+    move: Tensor
+
     def __init__(self, table: dict[int, int], strength: float = 200.0) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.tensor([0.0, -0.5, -1, -2, -4]))  # some targets are harder than others
