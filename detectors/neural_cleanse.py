@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -16,6 +15,8 @@ from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import NotApplicable
 from siegebench.types import Count, ModelDetector, Positive, Share, Verdict
+
+from ._inversion import Inversion, Rules, logits_of, on_grey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,61 +84,19 @@ class NeuralCleanse(ModelDetector):
         targets = torch.arange(model.num_classes)
         parts = [self._invert(victim, clean, part, seed) for part in targets.split(self.together)]
         r, m, p = (torch.cat(column) for column in zip(*parts, strict=True))
-        return r, (1 - m) * 0.5 + m * p
+        return r, on_grey(m, p)
 
     def _invert(self, model: Classifier, clean: ImageSet, targets: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """(r_t [k], the masks of this size [k, 1, H, W], their patterns [k, C, H, W]) for k targets."""
         parameter = next(model.parameters())
         device, dtype = parameter.device, parameter.dtype
         images, one = clean.images.to(device), Draws(seed, torch.zeros(1, dtype=torch.long, device=device))
-        channels, height, width = images.shape[1:]
-
-        start = Draws(seed, targets.to(device)).uniform((1 + channels, height, width), purpose="start").to(dtype)
-        w = torch.atanh((2 * start - 1) * 0.999)  # channel 0 is the mask, the others the pattern
-        m1, m2 = torch.zeros_like(w), torch.zeros_like(w)
-        weight = torch.full((len(targets),), self.weight, device=device, dtype=dtype)
-        ups, downs, since = (torch.zeros(len(targets), dtype=torch.long, device=device) for _ in range(3))
-        rose, fell = (torch.zeros(len(targets), dtype=torch.bool, device=device) for _ in range(2))
-        best = torch.full((len(targets),), float(height * width), device=device, dtype=dtype)
-        masks = torch.ones(len(targets), 1, height, width, device=device, dtype=dtype)
-        patterns = torch.full((len(targets), channels, height, width), 0.5, device=device, dtype=dtype)
-        active, goal = torch.arange(len(targets), device=device), targets.to(device)
-
+        rules = Rules(self.lr, self.weight, self.factor, self.factor**1.5, self.patience, self.success)
+        state = Inversion.random(images.shape[1:], targets, seed, rules, parameter)
         for step in range(1, self.steps + 1):
             x = images[one.integers(len(images), (self.batch,), step, "batch")[0]].to(dtype) / 255
-            w.requires_grad_(True)
-            m, p = ((w.tanh() + 1) / 2).split([1, channels], dim=1)
-            stamped = (1 - m[:, None]) * x + m[:, None] * p[:, None]  # [k, batch, C, H, W]
-            z = self._logits(model, stamped.flatten(0, 1), seed, step).view(len(goal), self.batch, -1)
-            y = goal[:, None].expand(-1, self.batch)
-            size = m.flatten(1).sum(dim=1)
-            loss = F.cross_entropy(z.transpose(1, 2), y, reduction="none").mean(dim=1) + weight * size
-            (g,) = torch.autograd.grad(loss.sum(), w)
-
-            with torch.no_grad():
-                reached = (z.argmax(dim=2) == y).double().mean(dim=1) >= self.success
-                smaller = reached & (size < best[active])
-                since = torch.where(reached & (size < 0.99 * best[active]), 0, since + 1)
-                at = active[smaller]
-                best[at], masks[at], patterns[at] = size[smaller], m[smaller], p[smaller]
-
-                ups, downs = torch.where(reached, ups + 1, 0), torch.where(reached, 0, downs + 1)
-                rise, fall = ups >= self.patience, downs >= self.patience
-                weight = torch.where(rise, weight * self.factor, torch.where(fall, weight / self.factor**1.5, weight))
-                ups, downs = ups.masked_fill(rise, 0), downs.masked_fill(fall, 0)
-                rose, fell = rose | rise, fell | fall
-
-                m1, m2 = 0.5 * m1 + 0.5 * g, 0.9 * m2 + 0.1 * g * g
-                w = w - self.lr * (m1 / (1 - 0.5**step)) / ((m2 / (1 - 0.9**step)).sqrt() + 1e-8)
-
-                go = ~(rose & fell & (since >= self.stall))
-                if not bool(go.all()):
-                    w, m1, m2, weight, active, goal = w[go], m1[go], m2[go], weight[go], active[go], goal[go]
-                    ups, downs, since, rose, fell = ups[go], downs[go], since[go], rose[go], fell[go]
-                if not len(active):
-                    break
-        return best.double().cpu(), masks.cpu(), patterns.cpu()
-
-    def _logits(self, model: Classifier, x: Tensor, seed: int, step: int) -> Tensor:
-        draws = Draws(seed, torch.arange(len(x), device=x.device)).at(step) if model.randomized else None
-        return model.backward_model(x, draws)
+            state.step(logits_of(model, seed, step), x)
+            state.keep(~(state.rose & state.fell & (state.since >= self.stall)))
+            if not len(state.active):
+                break
+        return state.best.double().cpu(), state.masks.cpu(), state.patterns.cpu()
