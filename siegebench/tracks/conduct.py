@@ -19,7 +19,7 @@ from siegebench.cells import Cell, Flag, digest
 from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.inputs import Restored
+from siegebench.inputs import Restored, Unclipped
 from siegebench.workspace import Workspace
 
 TRIED = 16  # clean images
@@ -44,7 +44,7 @@ def conduct_flags(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet)
 def examined(victim: Classifier, x: Tensor, draws: Draws) -> list[Flag]:
     """Flags of a classifier, from its answers to some images x [n, ...]; its state is put back."""
     bare = victim
-    while isinstance(bare, Restored):  # as it is, without the wrapper that puts its state back
+    while isinstance(bare, (Restored, Unclipped)):  # as it is, without the wrappers of an evaluation
         bare = bare.inner
 
     def answer(rows: Tensor, model: Classifier = victim) -> Tensor:
