@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,7 +27,8 @@ class Picture(BackdoorAttack):
     Random: only the choice of the poisoned images.
 
     Attributes:
-        picture: a PNG or NPY file: 8-bit, or floating-point in [-1, 1]; [H, W], [H, W, C] or [C, H, W].
+        picture: a PNG or NPY file, a path or below `weights/` in the folder named by SIEGEBENCH_DATA: 8-bit, or
+            floating-point in [-1, 1]; [H, W], [H, W, C] or [C, H, W].
         mask: a PNG or NPY file with the mask, in the same layouts. Without one, `paste` covers the pixels of the
             picture that are not black.
         mode: how the picture is applied.
@@ -53,10 +55,16 @@ class Picture(BackdoorAttack):
 
 
 def _path(file: str) -> Path:
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise DataError(f"{file}: there is no such file; expected a PNG or NPY file with the picture of a trigger")
-    return path
+    places = [Path(file).expanduser()]
+    if folder := os.environ.get("SIEGEBENCH_DATA"):
+        places.append(Path(folder).expanduser() / "weights" / file)
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise DataError(
+            f"{file}: there is no such file, here or below weights/ in the folder named by SIEGEBENCH_DATA; expected a "
+            "PNG or NPY file with the picture of a trigger"
+        )
+    return found
 
 
 def _read(file: str) -> Tensor:
