@@ -17,7 +17,7 @@ from typing import Any
 
 from siegebench import registry
 from siegebench.errors import ConfigError
-from siegebench.types import Attack, BackdoorAttack, Defense, Detector, Entry, ModelDetector
+from siegebench.types import Attack, BackdoorAttack, Defense, Entry, ModelDetector, Poisoning
 from siegebench.yamlmarks import Document, Loc
 
 KEYS = ("attack", "defense", "backdoor", "detector")
@@ -91,9 +91,9 @@ def _fits(entry: Entry, board: Any) -> bool:
         return bool(norms & set(entry.handles())) and (access is None or entry.access() in access)
     if isinstance(entry, BackdoorAttack):
         return "backdoors" in board
-    if isinstance(entry, Detector):
-        return isinstance(entry, ModelDetector) == (track == "model_detection")
-    return False  # a poisoning without a trigger: no track measures it
+    if isinstance(entry, Poisoning):
+        return "poisons" in board
+    return isinstance(entry, ModelDetector) == (track == "model_detection")
 
 
 def _without_repeats(document: Document, loc: Loc) -> None:

@@ -28,6 +28,8 @@ SMALL: dict[str, dict[str, Any] | None] = {
     "conditional_generator": {"images": 10, "epochs": 1, "batch": 5, "width": 2, "blocks": 2},
     "no_box": {"per_class": 2, "epochs": 1, "decoders": 2, "width": 2, "steps": 2, "ila_steps": 2},
     "saved": None,
+    "picture": None,
+    "generative_variation": None,
     "nrf": {"steps": 2, "noise_steps": 2},
     "separate_and_trace": {"epochs": 1, "width": 2, "attack": "fgsm"},
     "vmi": {"steps": 2},
@@ -109,6 +111,7 @@ def test_grey_images_go_through_every_track(tmp_path: Path) -> None:
     assert [(r.cell.title, r.error) for r in outcome.results if r.status == "error"] == []
     done = [r for r in outcome.results if r.status == "ok"]
     assert {r.cell.track for r in done} == {
-        "white_box", "query", "transfer", "patch", "backdoor", "input_detection", "model_detection", "corruption",
+        "white_box", "query", "transfer", "patch", "backdoor", "poisoning", "input_detection", "model_detection",
+        "corruption",
     }  # fmt: skip
     assert all(r.cell.data["source"]["channels"] == 1 and "kind" not in r.cell.data for r in done)

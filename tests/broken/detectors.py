@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 
 from siegebench.types import (
     InputDetector,
     ModelDetector,
     Scorer,
+    TrainedDetector,
     Verdict,
 )
 
@@ -65,6 +67,27 @@ class RoundsItsGradientAway(Confidence):
         return Scorer(score, lambda x, d: model(x).round().sum(dim=1))
 
 
+class Learns(TrainedDetector):
+    """An honest detector that trains a network."""
+
+    def network(self, data):
+        return nn.utils.skip_init(nn.Linear, 1, 1)  # draws no random numbers
+
+    def train(self, network, data, draws):
+        network.bias.data.fill_(2.0)
+
+    def scorer(self, network, model, data, draws):
+        return lambda x, d: x.mean(dim=(1, 2, 3)) * network.bias.detach()
+
+
+class LearnsAside(Learns):
+    def train(self, network, data, draws):
+        network.learnt = 2.0  # no parameter and no buffer
+
+    def scorer(self, network, model, data, draws):
+        return lambda x, d: x.mean(dim=(1, 2, 3)) * getattr(network, "learnt", 1.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judges(ModelDetector):
     verdict: Verdict = field(default_factory=lambda: Verdict(0.5, False))
@@ -75,6 +98,7 @@ class Judges(ModelDetector):
 
 HONEST = [
     ("detector", Confidence()),
+    ("detector", Learns()),
     ("detector", Judges()),
 ]
 
@@ -84,6 +108,7 @@ BROKEN = [
     ("detector", OneScore(), "gives finite scores from the data its card declares", "expected (12,)"),
     ("detector", PeeksAtTraining(), "gives finite scores from the data its card declares", "reads 'train'"),
     ("detector", ScoresByChance(), "scores the same for the same draws", "torch"),
+    ("detector", LearnsAside(), "keeps what it learns in its network", "other scores"),
     ("detector", TrainsTheModel(), "leaves the judged model as found", "modes"),
     ("detector", RanksTheBatch(), "scores an input alone as in a batch", "alone scores"),
     ("detector", OffersNoGradient(), "lets gradients through if it offers them", "without a gradient"),

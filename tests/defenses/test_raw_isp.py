@@ -94,7 +94,8 @@ def test_two_networks_share_one_artifact(tmp_path: Path, train_set: ImageSet, mo
     ws, data = Workspace(Settings(root=str(tmp_path), device="cpu")), train_set.select(torch.arange(64))
     monkeypatch.setattr(ws, "granted", lambda *_: granted("train", train=data))
     entry = registry.describe("defense", {"name": "raw_isp", **SMALL})
-    cell = Cell(track="white_box", data={"train_digest": "d"}, model={"name": "a"}, defense=entry)
+    ws.held["d"] = data
+    cell = Cell(track="white_box", data={"train_digest": "d", "digest": "d"}, model={"name": "a"}, defense=entry)
     first, second = kit.cnn_model(0), kit.cnn_model(1)
     made = [ws.defended(cell, first), ws.defended(replace(cell, model={"name": "b"}), second)]
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
