@@ -20,6 +20,7 @@ from siegebench.types import Count, ModelDetector, Positive, Share, Verdict
 from ._inversion import Inversion, Rules, logits_of, on_grey
 
 ANY = -1  # the source of an arm whose trigger is to work on the images of every class
+TINY = 1e-3  # smallest size of a mask that is divided by
 
 
 @dataclass(eq=False)
@@ -137,7 +138,7 @@ class KArm(ModelDetector):
             best = self.search(model, arms, seed)
             pixels = best.state.masks[0].numel()
             bound = self.bound if best.source == ANY else self.bound_pair
-            score = math.log(bound * pixels / best.size)
+            score = math.log(bound * pixels / max(best.size, TINY))  # 0 where no trigger is needed
             if best.source != ANY and score > 0:
                 score = min(score, self._one_way(model, data.clean, best, seed))
         pictures = {
@@ -222,7 +223,7 @@ class KArm(ModelDetector):
         back = self._arm(model, clean, arm.target, arm.source, seed)
         for _ in range(arm.rounds):
             self.pull(model, back, seed)
-        return math.log(back.size / arm.size / self.ratio)
+        return math.log(max(back.size, TINY) / max(arm.size, TINY) / self.ratio)
 
 
 def _rank(arm: Arm) -> tuple[bool, float]:

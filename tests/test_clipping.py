@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import siegebench as sb
 from siegebench.classifier import Classifier, Network
-from siegebench.inputs import Unclipped, clips, restored
+from siegebench.clipping import Unclipped, clips
+from siegebench.inputs import restored
 
 CLIPS: dict[str, Callable[[Tensor], Tensor]] = {
     "clamp": lambda x: x.clamp(0, 1),

@@ -44,6 +44,7 @@ LAYERS = (
     ("schema", "sources"),
     ("store", "reuse", "pickles", "weights", "contents", "fitting", "rows", "data", "environment"),
     ("classifier", "state"),
+    ("clipping",),
     ("inputs",),
     ("prepare", "checkpoints"),
     ("layers",),

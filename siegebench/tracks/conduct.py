@@ -17,9 +17,10 @@ from torch import Tensor
 from siegebench import state
 from siegebench.cells import Cell, Flag, digest
 from siegebench.classifier import Classifier
+from siegebench.clipping import Unclipped
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.inputs import Restored, Unclipped
+from siegebench.inputs import Restored
 from siegebench.workspace import Workspace
 
 TRIED = 16  # clean images
