@@ -69,7 +69,8 @@ def _poisoning(row: Result) -> str:
 
 def _board(members: list[Result], model: str) -> Board:
     knowing = group([r for r in members if r.cell.adaptive], lambda r: canonical(r.cell.defense))
-    members = [r for r in members if not r.cell.adaptive] or members
+    plain = [r for r in members if not r.cell.adaptive]
+    members, knowing = (plain, knowing) if plain else (members, {})
     names = display([kind_of(r.cell.backdoor) for r in members])
     attack_of = {r.cell.key: names[canonical(kind_of(r.cell.backdoor))] for r in members}
     failed = {_poisoning(r): r for r in members if metric(r, "attack_success") == 0.0}

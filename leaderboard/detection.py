@@ -132,7 +132,8 @@ def _line(
 
 def _input_board(members: list[Result], kind: str, model: str) -> Board:
     knowing = group([r for r in members if r.cell.adaptive and r.cell.backdoor], lambda r: canonical(r.cell.detector))
-    members = [r for r in members if not (r.cell.adaptive and r.cell.backdoor)] or members
+    plain = [r for r in members if not (r.cell.adaptive and r.cell.backdoor)]
+    members, knowing = (plain, knowing) if plain else (members, {})
     cell = members[0].cell
     attacks = display(subject(r) for r in members)
 
