@@ -15,9 +15,8 @@ INSIDE = 1e-6  # distance from 0 and 1 of the points whose gradients a model giv
 class Unclipped(Wrapped):
     """Gradients at pixels of 0 and 1 are those just inside, for a model that clips the images it is given.
 
-    The gradient of torch.clamp is zero at the two limits themselves (since torch 2.15; earlier versions let it pass).
-    Clipping changes no answer, but an attack could never move a black or white pixel: AutoAttack left 38 % instead of
-    9 % of the digits of a small network with such a line.
+    In torch 2.15, the gradient of torch.clamp is zero at the two limits themselves. Such a clip changes no answer, but
+    gradient steps could never move a black or white pixel.
     """
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:

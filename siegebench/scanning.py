@@ -16,7 +16,7 @@ from siegebench.cells import Result
 from siegebench.config import Suite, parse_suite
 from siegebench.errors import ConfigError
 from siegebench.store import PICTURES, Store
-from siegebench.types import Detector, ModelDetector
+from siegebench.types import Detector, ModelDetector, ModelSource
 from siegebench.workspace import Settings
 from siegebench.yamlmarks import Document
 
@@ -87,9 +87,15 @@ def suite_of(
     bare = registry.normal(model)
     if "checkpoint" in bare:
         raise ConfigError("--model has a checkpoint of its own; give the file as the argument only")
+    untrained = {**bare, "checkpoint": None}  # some entries have published weights by default
+    if clean and registry.build(ModelSource, untrained).pretrained():
+        raise ConfigError(
+            f"--model {bare['name']} has published weights, so no clean network can be trained beside yours; name the "
+            "architecture alone, or set --clean 0"
+        )
     board = {
         "track": "model_detection",
-        "models": [bare] if clean else [],
+        "models": [untrained] if clean else [],
         "clean": max(clean, 1),
         "published": [{"model": {**bare, "checkpoint": checkpoint}}],
         "detectors": list(detectors),

@@ -97,6 +97,16 @@ def test_scan_refuses_a_second_checkpoint(weights: Path) -> None:
         suite_of(str(weights), {**VGG, "checkpoint": "x"}, "digits", count=9, detectors=[CLEANSE], clean=0, seed=0)
 
 
+def test_clean_networks_are_trained_also_where_the_entry_has_published_weights(weights: Path) -> None:
+    options: dict[str, Any] = {"count": 9, "detectors": [CLEANSE], "seed": 0}
+    suite = suite_of(str(weights), "cifar_resnet20", "digits", clean=2, **options)
+    (twin,) = suite.boards[0].models or ()
+    assert not registry.build(ModelSource, twin).pretrained()
+    with pytest.raises(ConfigError, match="no clean network can be trained"):
+        suite_of(str(weights), "timm/resnet18.a1_in1k", "digits", clean=2, **options)
+    suite_of(str(weights), "timm/resnet18.a1_in1k", "digits", clean=0, **options)
+
+
 # ------------------------------------------------------------------------------------------------ triggers as pictures
 
 
