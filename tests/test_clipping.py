@@ -56,24 +56,22 @@ def test_gradients_at_black_and_white_pixels_are_those_just_inside(name: str) ->
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "wrapped"),
     [
-        lambda x: x,
-        lambda x: x.clamp(-1, 2),
-        lambda x: x + 0 * x.clamp(0, 1),
-        lambda x: x.round(),  # no gradient at all
-        lambda x: x.detach(),
-        lambda x: (x * 3).clamp(0, 1),  # white is clipped further inside too
+        (lambda x: x, False),
+        (lambda x: x.clamp(-1, 2), False),
+        (lambda x: x + 0 * x.clamp(0, 1), False),
+        (lambda x: x.round(), False),  # no gradient at all
+        (lambda x: x.detach(), False),
+        (lambda x: (x * 3).clamp(0, 1), True),  # white is clipped further inside too, black is not
     ],
 )
-def test_other_models_are_left_as_they_are(change: Callable[[Tensor], Tensor]) -> None:
-    x = black_and_white()
+def test_only_models_that_clip_at_the_limits_are_wrapped(change: Callable[[Tensor], Tensor], wrapped: bool) -> None:
     model = network(change)
-    mended = restored(model, x)
+    mended = restored(model, black_and_white())
+    assert isinstance(mended, Unclipped) is wrapped
     probe = torch.rand(2, 3, 6, 6)
     torch.testing.assert_close(mended(probe), model(probe))
-    if not isinstance(mended, Unclipped):
-        assert mended is model
 
 
 def test_a_clip_hides_nothing_from_an_attack() -> None:

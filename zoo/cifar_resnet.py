@@ -5,22 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from siegebench.checkpoints import load_into, source_of
 from siegebench.classifier import ModelCard, Network
 from siegebench.data import Size
 from siegebench.train import Recipe
-from siegebench.types import ModelSource
 from siegebench.weights import load_weights, save_weights, weights_hash
 
-from ._files import CLASSES, check_part, checkpoint_identity, find_weights
+from ._checkpoint import Channels, Checkpointed
 
 RECIPE = Recipe(epochs=20, lr=5e-3, augment="crop_flip")
-Channels = tuple[float, ...]
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
@@ -74,43 +71,24 @@ def _stage(inside: int, outside: int, stride: int, blocks: int) -> nn.Sequential
 
 
 @dataclass(frozen=True, kw_only=True)
-class CifarResNet(ModelSource):
+class CifarResNet(Checkpointed):
     """Residual network for 32x32 images (He, Zhang, Ren, Sun, CVPR 2016, section 4.2), normalised as on ImageNet.
 
     Attributes:
         depth: 6n + 2 layers.
-        checkpoint: weights to load: a path, or a file below `weights/` in the folder named by SIEGEBENCH_DATA. Eight
-            hex digits after a dash at the end of the name (`resnet20-12fca82f.th`) must be the first of the file's
-            sha256. With `checkpoint: null` the network is trained with the recipe. A normalisation that lies beside
-            the weights is used instead of that of ImageNet.
-        ema: take the exponential moving average of the weights from the checkpoint.
-        part: take the weights at this path in the checkpoint, such as `model_ema` or `state_dict.student`.
         recipe: for training.
 
     Differs from the paper: normalised per channel with the ImageNet statistics, as the published weights expect,
     instead of subtracting the mean image. Weight decay and schedule are those of the recipe.
     """
 
-    local: ClassVar[tuple[str, ...]] = ("checkpoint", "ema", "part")
-
     depth: Literal[20, 32, 44, 56, 110] = 20
-    checkpoint: str | None = None
-    ema: bool = False
-    part: str | None = None
     recipe: Recipe = RECIPE
-
-    def __post_init__(self) -> None:
-        check_part(self.checkpoint, self.ema, self.part)
 
     def build(self, *, num_classes: int, size: Size) -> Network:
         make = partial(ResNet, self.depth, num_classes)
         net = make()
-        mean, std, source, digest = IMAGENET_MEAN, IMAGENET_STD, "", ""
-        if self.checkpoint is not None:
-            path = find_weights(self.checkpoint)
-            fitted = load_into(net, path, ema=self.ema, part=self.part, classes=CLASSES)
-            mean, std = fitted.mean or mean, fitted.std or std
-            source, digest = source_of(path, fitted), weights_hash(net.state_dict())
+        mean, std, source, digest = self.loaded(net, IMAGENET_MEAN, IMAGENET_STD)
         card = ModelCard(
             name=f"cifar_resnet{self.depth}",
             architecture=f"ResNet-{self.depth} (16-32-64, option A)",
@@ -119,12 +97,6 @@ class CifarResNet(ModelSource):
             preprocessing={"mean": mean, "std": std},
         )
         return Network(net, num_classes=num_classes, mean=mean, std=std, card=card, rebuild=make).eval()
-
-    def pretrained(self) -> bool:
-        return self.checkpoint is not None
-
-    def identity(self) -> dict[str, Any]:
-        return {} if self.checkpoint is None else checkpoint_identity(self.checkpoint, self.ema, self.part)
 
 
 def convert(source: str | Path, target: str | Path) -> str:

@@ -11,22 +11,19 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from siegebench.checkpoints import load_into, source_of
 from siegebench.classifier import ModelCard, Network
 from siegebench.data import Size
 from siegebench.errors import ModelError, did_you_mean
 from siegebench.train import Recipe
-from siegebench.types import ModelSource
-from siegebench.weights import weights_hash
 
-from ._files import CLASSES, check_part, checkpoint_identity, find_weights, sha256
+from ._checkpoint import Channels, Checkpointed
+from ._files import sha256
 
 RECIPE = Recipe()
-Channels = tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PythonFile(ModelSource):
+class PythonFile(Checkpointed):
     """A network that a Python file of yours builds. The file is run: give only files that you trust.
 
     Random: the initial weights of a network that is trained; the harness seeds them.
@@ -35,28 +32,18 @@ class PythonFile(ModelSource):
         file: a Python file.
         make: name of the class or function in it that returns the network, a torch.nn.Module.
         args: arguments for it.
-        checkpoint: weights to load: a path, or a file below `weights/` in the folder named by SIEGEBENCH_DATA. Without
-            one, the network is trained with the recipe.
-        ema: take the exponential moving average of the weights from the checkpoint.
-        part: take the weights at this path in the checkpoint, such as `model_ema` or `state_dict.student`.
         mean, std: normalisation of images in [0, 1] before the network; default: none.
         recipe: for training.
     """
 
-    local: ClassVar[tuple[str, ...]] = ("file", "checkpoint", "ema", "part")
+    local: ClassVar[tuple[str, ...]] = ("file", *Checkpointed.local)
 
     file: str
     make: str
     args: dict[str, Any] = field(default_factory=dict)
-    checkpoint: str | None = None
-    ema: bool = False
-    part: str | None = None
     mean: Channels | None = None
     std: Channels | None = None
     recipe: Recipe = RECIPE
-
-    def __post_init__(self) -> None:
-        check_part(self.checkpoint, self.ema, self.part)
 
     def build(self, *, num_classes: int, size: Size, channels: int = 3) -> Network:
         make = self._maker()
@@ -64,15 +51,10 @@ class PythonFile(ModelSource):
         if not isinstance(net, nn.Module):
             raise ModelError(f"{self.file}: {self.make} returned {type(net).__name__}, expected a torch.nn.Module")
         mean, std = self.mean or (0.0,) * channels, self.std or (1.0,) * channels
-        source, digest = Path(self.file).name, ""
-        if self.checkpoint is not None:
-            path = find_weights(self.checkpoint)
-            given = (mean, std) if self.mean or self.std else None
-            fitted = load_into(net, path, ema=self.ema, part=self.part, normalised=given, classes=CLASSES)
-            mean, std = fitted.mean or mean, fitted.std or std
-            source, digest = source_of(path, fitted), weights_hash(net.state_dict())
+        given = self.mean is not None or self.std is not None
+        mean, std, source, digest = self.loaded(net, mean, std, given=given)
         card = ModelCard(
-            name=self.make, architecture=self.make, source=source, weights=digest,
+            name=self.make, architecture=self.make, source=source or Path(self.file).name, weights=digest,
             preprocessing={"mean": mean, "std": std},
         )  # fmt: skip
         return Network(net, num_classes=num_classes, mean=mean, std=std, card=card, rebuild=make).eval()
@@ -100,12 +82,6 @@ class PythonFile(ModelSource):
             raise ModelError(f"{self.file}: defines no {self.make}. {did_you_mean(self.make, names)}")
         return partial(found, **self.args)
 
-    def pretrained(self) -> bool:
-        return self.checkpoint is not None
-
     def identity(self) -> dict[str, Any]:
         path = Path(self.file).expanduser()
-        code = {"code": sha256(path)} if path.is_file() else {}
-        return (
-            code if self.checkpoint is None else {**code, **checkpoint_identity(self.checkpoint, self.ema, self.part)}
-        )
+        return {**({"code": sha256(path)} if path.is_file() else {}), **super().identity()}

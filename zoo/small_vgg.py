@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
-from siegebench.checkpoints import load_into, source_of
 from siegebench.classifier import ModelCard, Network
 from siegebench.data import Size
 from siegebench.errors import ModelError
 from siegebench.train import Recipe
-from siegebench.types import ModelSource
-from siegebench.weights import weights_hash
 
-from ._files import CLASSES, check_part, checkpoint_identity, find_weights
+from ._checkpoint import Checkpointed
 
 RECIPE = Recipe(epochs=10, lr=2e-3, augment="crop")
 WIDTHS, DROPOUT = (32, 64, 128), (0.3, 0.4, 0.4)
@@ -42,52 +39,29 @@ class SmallVGG(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallVGGModel(ModelSource):
+class SmallVGGModel(Checkpointed):
     """The network of the backdoored checkpoints that belong to Zeng et al., "Adversarial unlearning of backdoors via
     implicit hypergradient", ICLR 2022. It has 0.3 M weights and takes images in [0, 1] as they are.
 
     Random: the initial weights of a network that is trained; the harness seeds them.
 
     Attributes:
-        checkpoint: weights to load: a path, or a file below `weights/` in the folder named by SIEGEBENCH_DATA. Without
-            one, the network is trained with the recipe.
-        ema: take the exponential moving average of the weights from the checkpoint.
-        part: take the weights at this path in the checkpoint, such as `model_ema` or `state_dict.student`.
         recipe: for training.
 
     Differs from the paper: the size of the last layer follows the size of the images, which must be 8 pixels or more.
     """
 
-    local: ClassVar[tuple[str, ...]] = ("checkpoint", "ema", "part")
-
-    checkpoint: str | None = None
-    ema: bool = False
-    part: str | None = None
     recipe: Recipe = RECIPE
-
-    def __post_init__(self) -> None:
-        check_part(self.checkpoint, self.ema, self.part)
 
     def build(self, *, num_classes: int, size: Size, channels: int = 3) -> Network:
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < 8:
             raise ModelError(f"small_vgg: images of {width}x{height} pixels; it needs 8 or more in both directions")
         make = partial(SmallVGG, num_classes, channels, height, width)
-        net, source, digest = make(), "", ""
-        mean, std = (0.0,) * channels, (1.0,) * channels
-        if self.checkpoint is not None:
-            path = find_weights(self.checkpoint)
-            fitted = load_into(net, path, ema=self.ema, part=self.part, classes=CLASSES)
-            mean, std = fitted.mean or mean, fitted.std or std
-            source, digest = source_of(path, fitted), weights_hash(net.state_dict())
+        net = make()
+        mean, std, source, digest = self.loaded(net, (0.0,) * channels, (1.0,) * channels)
         card = ModelCard(
             name="small_vgg", architecture="small VGG (32-64-128, ELU)", source=source, weights=digest,
             preprocessing={"mean": mean, "std": std},
         )  # fmt: skip
         return Network(net, num_classes=num_classes, mean=mean, std=std, card=card, rebuild=make).eval()
-
-    def pretrained(self) -> bool:
-        return self.checkpoint is not None
-
-    def identity(self) -> dict[str, Any]:
-        return {} if self.checkpoint is None else checkpoint_identity(self.checkpoint, self.ema, self.part)
