@@ -64,6 +64,12 @@ def boards(rate: float) -> list[dict[str, Any]]:
         "badexpert": {"steps": 2, "auxiliary_steps": 2},
         "frequency": {"recipe": {"epochs": 1, "augment": "none"}},
         "sentinet": {"overlays": 2, "images": 4},
+        "beyond": {"recipe": once, "views": 4, "nearest": 2},
+        "smoothinv": {"steps": 2, "noises": 2, "tested": 2},
+        "umd": {"steps": 2, "starts": 1},
+        "df_tnd": {"steps": 2},
+        "mm_bd": {"steps": 2},
+        "k_arm": {"steps": 2, "rounds": 1},
     }
     own = [r for r in registry.cards().values() if r.package.startswith("siegebench.")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from siegebench import api, registry
+from siegebench import api, cli, registry
 from siegebench.cells import Result
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError
@@ -19,23 +21,29 @@ from siegebench.scanning import model_detectors, suite_of
 from siegebench.types import BackdoorAttack, ModelSource
 from siegebench.workspace import Settings
 from tests import runs, victims
+from tests.outsider.tiny import net
 
-VGG = {"name": "small_vgg", "recipe": {"epochs": 1, "batch": 128}}
 CLEANSE = {"name": "neural_cleanse", "steps": 5, "batch": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _outsider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    with runs.known(tmp_path_factory.mktemp("site"), patch):
+        yield
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a small VGG for digits, with random weights."""
+    """A checkpoint of a tiny network for digits, with random weights."""
     torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / "net.pth"
-    built = registry.build(ModelSource, "small_vgg").build(num_classes=10, size=32)
-    torch.save({"net": built.net.state_dict(), "acc": 1.0}, file)
+    file = tmp_path_factory.mktemp("weights") / "net.safetensors"
+    save_file(net(10, api.load_data("digits", count=1).size).state_dict(), file)
     return file
 
 
 def published(weights: Path, **known: Any) -> dict[str, Any]:
-    return {"model": {"name": "small_vgg", "checkpoint": str(weights)}, **known}
+    return {"model": {"name": runs.MODEL, "checkpoint": str(weights)}, **known}
 
 
 def computed(folder: Path, *boards: dict[str, Any]) -> list[Result]:
@@ -68,18 +76,26 @@ def test_a_network_without_weights_is_not_published(tmp_path: Path) -> None:
         load_suite(str(runs.suite(tmp_path / "s.yaml", board)))
 
 
-def test_scan_judges_one_network_beside_clean_ones(tmp_path: Path, weights: Path) -> None:
-    words = ["scan", weights, "--model", json.dumps(VGG), "--data", "digits", "--detector", json.dumps(CLEANSE)]
-    words += ["--clean", "1", "--count", "50", "--slots", "1", "--threads", "1", "--store", tmp_path / "store"]
-    told = runs.run(*words, folder=tmp_path)
-    assert told.returncode == 0, told.stderr
-    first, _, heads, line = told.stdout.splitlines()
-    assert first.startswith("net.pth: clean accuracy ")
+def test_scan_judges_one_network_beside_clean_ones(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["scan", str(weights), "--model", runs.MODEL, "--data", "digits", "--detector", json.dumps(CLEANSE)]
+    words += ["--clean", "1", "--count", "50", "--slots", "1", "--threads", "1", "--store", str(tmp_path / "store")]
+
+    def said(*more: str) -> str:
+        monkeypatch.setattr("sys.argv", ["siegebench", *words, *more])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        told = capsys.readouterr()
+        assert not end.value.code, told.err
+        return told.out
+
+    first, _, heads, line = said().splitlines()
+    assert first.startswith("net.safetensors: clean accuracy ")
     assert heads.split()[:4] == ["detector", "verdict", "class", "score"]
     assert line.split()[0] == "neural_cleanse"
     assert " of 1" in line
-    again = runs.run(*words, "--json", folder=tmp_path)
-    (finding,) = json.loads(again.stdout)["findings"]
+    (finding,) = json.loads(said("--json"))["findings"]
     assert finding["clean"] == 1
     assert finding["status"] == "ok"
     assert finding["backdoored"] is (line.split()[1] == "backdoored")
@@ -94,7 +110,15 @@ def test_scan_asks_every_detector_of_models() -> None:
 
 def test_scan_refuses_a_second_checkpoint(weights: Path) -> None:
     with pytest.raises(ConfigError, match="checkpoint of its own"):
-        suite_of(str(weights), {**VGG, "checkpoint": "x"}, "digits", count=9, detectors=[CLEANSE], clean=0, seed=0)
+        suite_of(
+            str(weights),
+            {"name": "small_vgg", "checkpoint": "x"},
+            "digits",
+            count=9,
+            detectors=[CLEANSE],
+            clean=0,
+            seed=0,
+        )
 
 
 def test_clean_networks_are_trained_also_where_the_entry_has_published_weights(weights: Path) -> None:

@@ -106,7 +106,7 @@ def aimed(
         (APGD(steps=50), 1.05),
         (APGD(steps=50, loss="targeted_dlr"), 1.3),
         (AutoAttack(steps=20, queries=20), 1.05),
-        (Square(queries=2000), 3.0),
+        (Square(queries=600), 3.0),
     ],
     ids=["pgd", "pgd dlr", "apgd", "apgd dlr", "autoattack", "square"],
 )

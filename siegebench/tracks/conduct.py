@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 
@@ -89,12 +90,13 @@ def _optimises(once: Callable[[], Tensor]) -> bool:
         nonlocal seen
         seen = seen or (event == "call" and frame.f_code in called)
 
-    before = sys.getprofile()
-    sys.setprofile(look)
-    try:
-        once()
-    finally:
-        sys.setprofile(before)
+    def watched() -> None:
+        sys.setprofile(look)
+        with torch.no_grad():
+            once()
+
+    with ThreadPoolExecutor(1) as thread:  # of its own, because this thread may have a profiler already
+        thread.submit(watched).result()
     return seen
 
 

@@ -57,7 +57,7 @@ class Entry(ABC):
 # fields that determine the run time of an entry, and their maximum in contract tests
 QUICK = {
     "steps": 6, "iterations": 6, "queries": 50, "searches": 2, "restarts": 2, "targets": 3, "epochs": 1, "overlays": 8,
-    "views": 6, "nearest": 3, "auxiliary_steps": 6,
+    "views": 6, "nearest": 3, "auxiliary_steps": 6, "images": 20,
 }  # fmt: skip
 
 
