@@ -24,7 +24,7 @@ FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
 ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption")
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "TrainedDetector",
-    "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "Corruption",
+    "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "SceneSource", "Corruption",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 
