@@ -157,10 +157,15 @@ def shade(mesh: Mesh, light: Light, eye: Floats, points: Floats, face: NDArray[n
     return diffuse * (1 - fresnel)[:, None], fresnel[:, None] * mirrored + highlight
 
 
+def near_ground(mesh: Mesh, camera: Camera) -> tuple[Floats, NDArray[np.bool_]]:
+    """(points of the ground in the pixels [H, W, 3], which are so near that the mesh may darken them [H, W])."""
+    points, there = camera.on_ground()
+    return points, there & (np.linalg.norm(points - mesh.centre, axis=-1) < 3 * mesh.radius)
+
+
 def ground_light(mesh: Mesh, light: Light, camera: Camera) -> Floats:
     """How much of its light each pixel of the ground still gets beside the mesh, [H, W, 3]; 1 above the horizon."""
-    points, there = camera.on_ground()
-    near = there & (np.linalg.norm(points - mesh.centre, axis=-1) < 3 * mesh.radius)
+    points, near = near_ground(mesh, camera)
     out = np.ones((*near.shape, 3))
     up = np.tile(np.array([0.0, 0.0, 1.0]), (int(near.sum()), 1))
     got, _, _ = falling(mesh, light, points[near], up)

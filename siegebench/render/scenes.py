@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from siegebench.draws import Draws, derive_seed
@@ -20,7 +19,7 @@ from siegebench.render import light as lighting
 from siegebench.render.compose import linear
 from siegebench.render.light import Light
 from siegebench.render.maps import Maps
-from siegebench.render.meshes import Floats, Mesh
+from siegebench.render.meshes import Floats, Ints, Mesh
 from siegebench.render.raster import Camera, looking, rasterise
 from siegebench.render.vehicles import OTHERS, VEHICLES, make
 
@@ -179,16 +178,33 @@ def render(
     albedo = np.array([m.albedo for m in mesh.materials])[mesh.part[face]]
     fixed = mirrored + np.where(painted[:, None], 0.0, albedo * diffuse)
 
-    cell = y // ss * width + x // ss
-    share = _pooled(cell, np.ones((len(cell), 1)), height, width, ss)
     ground = behind * lighting.ground_light(mesh, light, pose.camera(mesh.centre, height, width))
-    a = _pooled(cell, fixed, height, width, ss) + (1 - share) * ground
+    share = _pooled((y, x), np.ones((len(y), 1)), height, width, ss)
+    a = _pooled((y, x), fixed, height, width, ss) + (1 - share) * ground
     uv = triplanar(points[painted], mesh.normals[face[painted]])
+    inside = (y[painted], x[painted])
+    return gathered(a, inside, diffuse[painted], uv, inside, (y, x), camera, pose, ss=ss, label=label, id=id)
+
+
+def gathered(
+    a: Floats, at: tuple[Ints, Ints], m: Floats, uv: Floats, paint: tuple[Ints, Ints], hit: tuple[Ints, Ints],
+    camera: Camera, pose: Pose, *, ss: int, label: int, id: int,
+) -> Maps:  # fmt: skip
+    """The maps of one scene from arrays.
+
+    Args:
+        a: [H, W, 3].
+        at: (y, x) of the samples that the texture lights, [P] each.
+        m, uv: of these samples, [P, 3] and [P, 2].
+        paint, hit: (y, x) of the samples whose middle shows paint, and of those whose middle shows the mesh.
+        camera: of the samples.
+    """
+    (height, width), (y, x) = a.shape[:2], hit
+    coverage = [_pooled(some, np.ones((len(some[0]), 1)), height, width, ss)[..., 0] for some in (paint, hit)]
     return Maps(
-        a=_float(a).permute(2, 0, 1)[None], m=_float(diffuse[painted])[None], uv=_float(uv)[None],
-        place=torch.from_numpy(y[painted] * (width * ss) + x[painted])[None],
-        paint=_float(_pooled(cell[painted], np.ones((int(painted.sum()), 1)), height, width, ss)[..., 0])[None],
-        vehicle=_float(share[..., 0])[None],
+        a=_float(a).permute(2, 0, 1)[None], m=_float(m)[None], uv=_float(uv)[None],
+        place=torch.from_numpy(at[0] * (width * ss) + at[1])[None],
+        paint=_float(coverage[0])[None], vehicle=_float(coverage[1])[None],
         box=torch.tensor([[x.min() / ss, y.min() / ss, (x.max() + 1) / ss, (y.max() + 1) / ss]], dtype=torch.float32),
         middle=torch.tensor([[*camera.centre, pose.distance / camera.focal]], dtype=torch.float32),
         labels=torch.tensor([label]), ids=torch.tensor([id]), ss=ss,
@@ -204,8 +220,9 @@ def triplanar(points: Floats, normals: Floats) -> Floats:
     return np.stack([points[rows, first], -points[rows, second]], axis=1)
 
 
-def _pooled(cell: NDArray[np.int64], value: Floats, height: int, width: int, ss: int) -> Floats:
-    """Sums of samples [n, c] by pixel, divided by the samples of a pixel: [H, W, c]."""
+def _pooled(at: tuple[Ints, Ints], value: Floats, height: int, width: int, ss: int) -> Floats:
+    """Sums of samples [n, c] at (y, x) by pixel, divided by the number of samples in a pixel: [H, W, c]."""
+    cell = at[0] // ss * width + at[1] // ss
     sums = [np.bincount(cell, weights=value[:, c], minlength=height * width) for c in range(value.shape[1])]
     return np.stack(sums, axis=-1).reshape(height, width, -1) / ss**2
 
