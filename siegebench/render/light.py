@@ -96,7 +96,7 @@ def sun_map(mesh: Mesh, azimuth: float, elevation: float) -> ShadowMap:
     return shadow_map(mesh, Light(azimuth, elevation, (0, 0, 0), (0, 0, 0), (0, 0, 0)).direction, SUN_MAP)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=192)  # half a megabyte each
 def sky_maps(mesh: Mesh) -> tuple[ShadowMap, ...]:
     """The shadow maps of the directions of the sky."""
     return tuple(shadow_map(mesh, d, SKY_MAP) for d in sky_directions())

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from siegebench.draws import Draws, derive_seed
@@ -19,10 +21,11 @@ from siegebench.render import light as lighting
 from siegebench.render.compose import linear
 from siegebench.render.light import Light
 from siegebench.render.maps import Maps
-from siegebench.render.meshes import Floats, Ints, Mesh
+from siegebench.render.meshes import Floats, Mesh
 from siegebench.render.raster import Camera, looking, rasterise
 from siegebench.render.vehicles import OTHERS, VEHICLES, make
 
+Samples = tuple[NDArray[Any], ...]  # (y, x) of samples, [n] each
 SPLITS = ("train", "test")
 SECTOR = 7.5  # degrees of azimuth; even sectors are views of the training set
 
@@ -187,7 +190,7 @@ def render(
 
 
 def gathered(
-    a: Floats, at: tuple[Ints, Ints], m: Floats, uv: Floats, paint: tuple[Ints, Ints], hit: tuple[Ints, Ints],
+    a: Floats, at: Samples, m: Floats, uv: Floats, paint: Samples, hit: Samples,
     camera: Camera, pose: Pose, *, ss: int, label: int, id: int,
 ) -> Maps:  # fmt: skip
     """The maps of one scene from arrays.
@@ -220,7 +223,7 @@ def triplanar(points: Floats, normals: Floats) -> Floats:
     return np.stack([points[rows, first], -points[rows, second]], axis=1)
 
 
-def _pooled(at: tuple[Ints, Ints], value: Floats, height: int, width: int, ss: int) -> Floats:
+def _pooled(at: Samples, value: Floats, height: int, width: int, ss: int) -> Floats:
     """Sums of samples [n, c] at (y, x) by pixel, divided by the number of samples in a pixel: [H, W, c]."""
     cell = at[0] // ss * width + at[1] // ss
     sums = [np.bincount(cell, weights=value[:, c], minlength=height * width) for c in range(value.shape[1])]
