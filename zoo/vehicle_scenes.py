@@ -8,9 +8,9 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,15 @@ from torch import Tensor
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import DataError
+from siegebench.render import mitsuba_maps
 from siegebench.render.compose import compose
 from siegebench.render.maps import Maps
+from siegebench.render.meshes import Mesh, read
 from siegebench.render.scenes import SPLITS, Scene, draw, procedural, render
 from siegebench.render.vehicles import VEHICLES
-from siegebench.types import Class, Count, DataSource, SceneSource, Share
+from siegebench.types import Class, Count, DataSource, Positive, SceneSource, Share
 
-from ._files import cache_folder
+from ._files import DATA_VARIABLE, cache_folder, data_folder, sha256
 from ._images import stacked, write
 
 VERSION = 1  # of the rendering: raise it when images change
@@ -58,9 +60,16 @@ class VehicleScenes(SceneSource):
         avoid: labels of photographs that are not used, such as those that show vehicles.
         meshes: number of meshes of each kind in a split.
         patterned: share of the images whose paint is a random pattern instead of one colour.
+        files: your own vehicles (.obj, .glb) instead of procedural ones, one after the other; in both splits. They look
+            along x (.obj, z up) or z (.glb, y up). Needs the extra `render`.
+        parts: names of the parts of `files` that are paint; all when empty.
+        length: metres to which `files` are scaled; None keeps their units.
+        renderer: `raster`, or `mitsuba` for path-traced light: some seconds for an image. Needs the extra `render`.
+        paths: of each pixel, for mitsuba.
         seed: of all random numbers.
     """
 
+    local: ClassVar[tuple[str, ...]] = ("files",)
     added: ClassVar[tuple[str, ...]] = ()
 
     train: Count
@@ -72,7 +81,19 @@ class VehicleScenes(SceneSource):
     avoid: tuple[Class, ...] = ()
     meshes: Count = 24
     patterned: Share = 0.0
+    files: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    length: Positive | None = None
+    renderer: Literal["raster", "mitsuba"] = "raster"
+    paths: Count = 128
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.files and self.task == "kind":
+            raise ValueError("task: `kind` is for procedural vehicles; with `files`, give `task: vehicle`")
+
+    def identity(self) -> dict[str, Any]:
+        return {"sha256": [sha256(mesh_file(name)) for name in self.files]} if self.files else {}
 
     def load(self, split: str) -> ImageSet:
         count = self._count(split)
@@ -140,7 +161,18 @@ class VehicleScenes(SceneSource):
                 behind = procedural(derive_seed(self.seed, split, scene.id), self.size, self.size)
             else:
                 behind = photos[int(scene.background * len(photos))]
-            yield render(scene.mesh, scene.pose, scene.sun, behind, ss=ss, label=self._label(scene), id=scene.id)
+            about = (self._mesh(scene), scene.pose, scene.sun, behind)
+            if self.renderer == "raster":
+                yield render(*about, ss=ss, label=self._label(scene), id=scene.id)
+            else:
+                spp = max(1, self.paths // ss**2)
+                yield mitsuba_maps.render(*about, ss=ss, label=self._label(scene), id=scene.id, spp=spp)
+
+    def _mesh(self, scene: Scene) -> Mesh:
+        if not self.files or scene.kind not in VEHICLES:
+            return scene.mesh
+        file = self.files[scene.id // 2 % len(self.files)]
+        return _read(str(mesh_file(file)), self.parts, self.length)
 
     def _photographs(self, split: str) -> Tensor | None:
         """The backgrounds of a split, uint8 [n, 3, size, size]; None if they are drawn."""
@@ -173,8 +205,26 @@ class VehicleScenes(SceneSource):
         """A hash of all that determines the images of a scene."""
         about = {k: v for k, v in self.parameters().items() if k not in ("train", "test", "backgrounds", "task")}
         photos = self._usable
-        about |= {"version": VERSION, "photographs": None if photos is None else photos.digest}
+        about |= {"version": VERSION, "photographs": None if photos is None else photos.digest, **self.identity()}
+        if self.renderer == "mitsuba":
+            about["mitsuba"] = mitsuba_maps.version()
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def mesh_file(name: str) -> Path:
+    """A mesh: a path, or a file in the folder named by the environment variable.
+
+    Raises:
+        DataError: when there is none.
+    """
+    folder, path = data_folder(), Path(name).expanduser()
+    for found in (path, *(() if folder is None else (folder / name,))):
+        if found.is_file():
+            return found
+    raise DataError(f"mesh {name}: there is no such file, neither here nor in {folder or f'a folder {DATA_VARIABLE}'}")
+
+
+_read = lru_cache(maxsize=16)(lambda file, parts, length: read(file, paint=parts, length=length))
 
 
 def squared(photos: Tensor, size: int) -> Tensor:

@@ -7,7 +7,7 @@ Visibility and coordinates are those of the rasteriser, so that composing works 
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -36,6 +36,18 @@ FAR = 500.0  # metres, half the side of the ground
 PATIENCE = 120  # seconds for trying a variant
 
 
+def version() -> str:
+    """Of the installed mitsuba.
+
+    Raises:
+        MissingExtra: when it is not installed.
+    """
+    try:
+        return importlib.metadata.version("mitsuba")
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingExtra("mitsuba", "render", "path tracing") from None
+
+
 @lru_cache(maxsize=1)
 def variant() -> str:
     """The fastest variant of mitsuba that works here.
@@ -46,8 +58,7 @@ def variant() -> str:
     Raises:
         MissingExtra: when mitsuba is not installed.
     """
-    if importlib.util.find_spec("mitsuba") is None:
-        raise MissingExtra("mitsuba", "render", "path tracing")
+    version()
     for name in VARIANTS[:-1]:
         if (name.startswith("cuda") and not torch.cuda.is_available()) or not _works(name):
             continue

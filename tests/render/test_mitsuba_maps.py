@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ SCENE = draw("train", [10])[0]
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
     mitsuba_maps.variant.cache_clear()
     with pytest.raises(MissingExtra, match=r"pip install 'siegebench\[render\]'"):
         mitsuba_maps.render(SCENE.mesh, SCENE.pose, SCENE.sun, procedural(0, 16, 16))
@@ -29,7 +33,7 @@ def test_a_variant_that_ends_its_process_is_not_used(monkeypatch: pytest.MonkeyP
         """As Dr.Jit aborts."""
         return subprocess.CompletedProcess(command, -6)
 
-    monkeypatch.setattr(mitsuba_maps.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(mitsuba_maps, "version", lambda: "3.9.1")
     monkeypatch.setattr(mitsuba_maps.subprocess, "run", run)
     mitsuba_maps.variant.cache_clear()
     assert mitsuba_maps.variant() == "scalar_rgb"

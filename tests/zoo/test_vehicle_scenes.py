@@ -11,8 +11,9 @@ import torch
 
 from siegebench import registry
 from siegebench.data import ImageSet
-from siegebench.errors import DataError
+from siegebench.errors import ConfigError, DataError
 from siegebench.render.compose import compose
+from siegebench.render.vehicles import make
 from siegebench.types import DataSource, SceneSource
 
 zoo: Any = pytest.importorskip("siegebench.zoo.vehicle_scenes")
@@ -123,3 +124,31 @@ def test_a_set_is_an_image_set() -> None:
     data = source().load("test")
     assert isinstance(data, ImageSet)
     assert data.classes == ("other", "vehicle")
+
+
+def test_other_renderers_and_files_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def traced(mesh: Any, pose: Any, sun: Any, background: Any, *, spp: int, **about: Any) -> Any:
+        assert spp == 25
+        return zoo.render(mesh, pose, sun, background, **about)
+
+    monkeypatch.setattr(zoo.mitsuba_maps, "render", traced)
+    monkeypatch.setattr(zoo.mitsuba_maps, "version", lambda: "1")
+    one = source(renderer="mitsuba", paths=100)
+    assert one._key != source()._key
+    assert len(one.scenes("test", [0, 1], ss=2)) == 2
+
+
+def test_your_own_vehicles_are_in_both_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.obj").write_text("v 0 0 0\n")
+    monkeypatch.setenv("SIEGEBENCH_DATA", str(tmp_path))
+    monkeypatch.setattr(zoo, "_read", lambda file, parts, length: make("hut", 5))
+    one = source(files=("mine.obj",), parts=("body",))
+    assert one.identity()["sha256"]
+    assert "files" not in one.parameters()
+    for split in ("train", "test"):
+        plan = one._plan(split, range(4))
+        assert [one._mesh(s) is make("hut", 5) for s in plan] == [True, False, True, False]
+    with pytest.raises(DataError, match=r"mesh other.obj: there is no such file"):
+        source(files=("other.obj",)).load("test")
+    with pytest.raises(ConfigError, match="give `task: vehicle`"):
+        source(files=("mine.obj",), task="kind")
