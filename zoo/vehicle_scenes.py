@@ -161,7 +161,8 @@ class VehicleScenes(SceneSource):
                 behind = procedural(derive_seed(self.seed, split, scene.id), self.size, self.size)
             else:
                 behind = photos[int(scene.background * len(photos))]
-            about = (self._mesh(scene), scene.pose, scene.sun, behind)
+            mesh = self._mesh(scene)
+            about = (mesh, scene.pose.fitting(mesh), scene.sun, behind)
             if self.renderer == "raster":
                 yield render(*about, ss=ss, label=self._label(scene), id=scene.id)
             else:

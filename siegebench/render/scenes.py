@@ -7,7 +7,7 @@ azimuth alternate), other backgrounds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,10 @@ class Pose:
     fov: float = 40.0
     across: float = 0.0
     down: float = 0.0
+
+    def fitting(self, mesh: Mesh) -> Pose:
+        """The same direction, from far enough away for the mesh to fit into a picture around it."""
+        return replace(self, distance=max(self.distance, float(mesh.radius / np.sin(np.radians(self.fov) / 2))))
 
     def camera(self, target: Floats, height: int, width: int) -> Camera:
         """The camera of a picture of this size that looks at a target."""

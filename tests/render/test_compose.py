@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -149,6 +151,15 @@ def test_the_splits_share_no_vehicle_and_no_direction() -> None:
     assert {int(s.pose.azimuth // 7.5) % 2 for s in train} == {0}
     assert {int(s.pose.azimuth // 7.5) % 2 for s in test} == {1}
     assert len({s.vehicle for s in test if s.kind == "sedan"}) > 15
+
+
+def test_long_meshes_are_seen_from_farther_away() -> None:
+    for scene in draw("test", range(0, 60, 2)):
+        near = replace(scene.pose, distance=1.0, across=0.0, down=0.0).fitting(scene.mesh)
+        maps = render(scene.mesh, near, scene.sun, torch.zeros(3, 24, 24))
+        assert maps.box.min() > 0
+        assert maps.box.max() < 24
+        assert scene.pose.fitting(scene.mesh).distance >= scene.pose.distance
 
 
 def test_scenes_depend_on_their_id_alone() -> None:
