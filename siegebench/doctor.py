@@ -14,7 +14,10 @@ from typing import Any
 from siegebench import __version__, registry
 from siegebench.errors import ConfigError, DataError, quoted, shortened
 
-EXTRAS = {"torchattacks": "torchattacks", "art": "adversarial-robustness-toolbox", "wandb": "wandb", "ray": "ray"}
+EXTRAS = {
+    "torchattacks": "torchattacks", "art": "adversarial-robustness-toolbox", "wandb": "wandb", "ray": "ray",
+    "render": "mitsuba",
+}  # fmt: skip
 
 
 def _version(package: str) -> str:

@@ -24,7 +24,7 @@ FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
 ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption")
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "TrainedDetector",
-    "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "Corruption",
+    "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "SceneSource", "Corruption",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 
@@ -39,6 +39,7 @@ LAYERS = (
     ("__init__", "errors", "kinds", "worker", "progress", "files", "pictures", "stats"),
     ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled"),
     ("ops", "cells", "card"),
+    ("render",),
     ("registry",),
     ("titles",),
     ("schema", "sources"),
@@ -194,7 +195,10 @@ def test_importing_the_package_loads_only_itself() -> None:
 
 # ------------------------------------------------------------------------------------------------------- light commands
 
-HEAVY = ("torch", "torchvision", "timm", "wandb", "art", "torchattacks", "ray", "sklearn", "pyarrow", "huggingface_hub")
+HEAVY = (
+    "torch", "torchvision", "timm", "wandb", "art", "torchattacks", "ray", "sklearn", "pyarrow", "huggingface_hub",
+    "trimesh", "mitsuba",
+)  # fmt: skip
 PROBE = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout

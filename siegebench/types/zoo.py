@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from inspect import signature
 from typing import final
 
 from siegebench.classifier import Classifier
 from siegebench.data import IMAGE, ImageSet, Size
 from siegebench.errors import DataError, ModelError
+from siegebench.render.maps import Maps
 from siegebench.types.base import Entry
 
 
@@ -51,6 +53,28 @@ class DataSource(Entry):
         """
         *first, last = self.known_splits() or ("none",)
         return DataError(f"{owner} has the splits {', '.join(first)}{' and ' if first else ''}{last}, not {split!r}")
+
+
+class SceneSource(DataSource):
+    """A source of images that are rendered scenes; each can be had with another texture on the paint.
+
+    The ids of a split are those of its scenes: image i of `load` shows scene i with a paint of the source.
+    """
+
+    @abstractmethod
+    def scenes(self, split: str, ids: Sequence[int], ss: int = 2) -> Maps:
+        """The maps of some scenes, in the order of the ids, for siegebench.render.compose.
+
+        Args:
+            ss: samples along each side of a pixel; 2 for the steps of an attack, 4 for scores.
+
+        Raises:
+            DataError: for an unknown split, and for ids that it does not have.
+        """
+
+    @abstractmethod
+    def vehicles(self) -> tuple[int, ...]:
+        """The labels of vehicles. A texture hides a vehicle if the answer is none of them."""
 
 
 class ModelSource(Entry):
