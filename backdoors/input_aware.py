@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -80,18 +81,19 @@ class InputAware(BackdoorAttack):
 
     Cost: a training of the network with twice the work of a usual step, and one of the mask.
 
-    Differs from the paper: the poisoned and cover images of a batch are drawn as `share`, and not as the rate. The
-    auto-encoders are small and have no batch norm. With `control`, the poisoned set is what the attacker could have
-    published; defenses that train on it get weaker triggers than the victim has learnt. The code of others was not
-    used.
+    Differs from the paper: larger shares of a batch get a trigger (`share`), masks are larger (`sparsity`), and the
+    auto-encoders are smaller and have no batch norm; the preset `paper` has the authors' shares and weights. The
+    learning rate of g falls as that of f does. With `control`, the poisoned set is one that the attacker could have
+    published: a network that a defense trains on it learns the triggers less well than the victim has. The code of
+    others was not used.
 
     Attributes:
         rate, cover: fractions of the training set that get their own trigger, or that of another image.
         control: whether the attacker trains the victim.
         share: fraction of a batch that gets its own trigger, and fraction that gets another image's, while f and g are
             trained; 0.1 in the paper.
-        density: fraction of the pixels that a mask may cover at no cost.
-        diversity, sparsity: weights of the losses.
+        density: value of a pixel of the mask above which it costs.
+        diversity, sparsity: weights of the losses; the authors' sparsity is 100.
         width: channels of the first layer of g and m.
         lr: of Adam for g and m.
         mask_epochs: passes over the data for m.
@@ -107,7 +109,7 @@ class InputAware(BackdoorAttack):
     share: Share = 0.25
     density: Positive = 0.032
     diversity: Number = 1.0
-    sparsity: Number = 100.0
+    sparsity: Number = 25.0
     width: Count = 16
     lr: Positive = 0.01
     mask_epochs: Count = 8
@@ -156,6 +158,8 @@ class InputAware(BackdoorAttack):
         alike: list[Tensor] = []  # D(g) of the batch
 
         def batch(x: Tensor, y: Tensor, index: Tensor, epoch: int) -> Tensor:
+            falling = (1 + math.cos(math.pi * epoch / self.recipe.epochs)) / 2  # as that of f
+            optimiser.param_groups[0]["lr"] = self.lr * falling
             own, crossed, rest = self._parts(x)
             other = x.roll(1, 0)[len(own) : len(own) + len(crossed)]
             p, p_j = nets["pattern"](own), nets["pattern"](other)
