@@ -44,6 +44,7 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("detector", "detectors", "Detectors", "siegebench.types:Detector"),
         EntryKind("corruption", "corruptions", "Corruptions", "siegebench.types:Corruption"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
+        EntryKind("object_detector", "zoo", "Object detectors", "siegebench.types:ObjectDetectorSource"),
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),
     )
 }

@@ -1,4 +1,4 @@
-"""Sources of data sets and models."""
+"""Sources of data sets, models and object detectors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import final
 
 from siegebench.classifier import Classifier
 from siegebench.data import IMAGE, ImageSet, Size
-from siegebench.errors import DataError, ModelError
+from siegebench.errors import DataError, ModelError, NotApplicable
+from siegebench.object_detector import ObjectDetector
 from siegebench.render.maps import Maps
 from siegebench.types.base import Entry
 
@@ -126,3 +127,45 @@ class ModelSource(Entry):
     def pretrained(self) -> bool:
         """Whether `build` returns trained weights; otherwise the harness trains with `recipe`."""
         return False
+
+
+class ObjectDetectorSource(Entry):
+    """A source of object detectors that look for vehicles: with published weights, or trained on rendered scenes."""
+
+    @abstractmethod
+    def build(self, *, size: Size) -> ObjectDetector:
+        """The detector for images of this size, with published weights if it has any.
+
+        Args:
+            size: the side of square images, else (height, width).
+
+        Raises:
+            ModelError: when weights are missing, corrupt, not finite or of another shape.
+        """
+
+    @final
+    def build_for(self, images: ImageSet) -> ObjectDetector:
+        """The detector for the images of a data set.
+
+        Raises:
+            ModelError: as `build` does; when they are not RGB images.
+        """
+        if images.kind.name != IMAGE.name or images.shape[0] != IMAGE.channels:
+            name = getattr(self, "_name", type(self).__name__)
+            raise ModelError(f"{name} takes RGB images; {images.name} has {images.kind.name} of shape {images.shape}")
+        return self.build(size=images.size)
+
+    def pretrained(self) -> bool:
+        """Whether `build` returns trained weights; otherwise the harness trains with `fit`."""
+        return False
+
+    def fit(self, detector: ObjectDetector, scenes: SceneSource, seed: int) -> None:
+        """Train a detector that `build` returned, in place, on the split `train` of rendered scenes.
+
+        Args:
+            seed: of all random numbers.
+
+        Raises:
+            NotApplicable: when the source only has published weights.
+        """
+        raise NotApplicable(f"{getattr(self, '_name', type(self).__name__)} cannot be trained here")
