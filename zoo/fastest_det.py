@@ -169,7 +169,7 @@ class FastestDet(CocoDetector):
         if self.side % 32:
             raise ValueError(f"side: expected a multiple of 32, found {self.side}")
 
-    def build(self, *, size: Size) -> FastestDetector:
+    def detector(self, *, size: Size) -> FastestDetector:
         net, path = FastestDetNet(), self.weights()
         fitted = load_into(net, path, normalised=((0.0,) * 3, (1.0,) * 3))
         card = ModelCard(

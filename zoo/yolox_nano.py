@@ -69,7 +69,7 @@ class YoloXNano(CocoDetector):
         param = self.weights()
         return {"sha256": [sha256(param), sha256(param.with_suffix(".bin"))]}
 
-    def build(self, *, size: Size) -> YoloXDetector:
+    def detector(self, *, size: Size) -> YoloXDetector:
         path = self.weights()
         net = NcnnNet(path, path.with_suffix(".bin"))
         self._check(net)

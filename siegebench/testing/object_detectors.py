@@ -16,7 +16,7 @@ SIDE = 64
 
 def builds_an_object_detector(case: Case) -> None:
     try:
-        model = case.entry.build(size=SIDE)
+        model = case.entry.build(num_classes=2, size=SIDE)
     except ModelError as error:
         if not case.entry.pretrained():
             raise

@@ -129,11 +129,14 @@ class ModelSource(Entry):
         return False
 
 
-class ObjectDetectorSource(Entry):
-    """A source of object detectors that look for vehicles: with published weights, or trained on rendered scenes."""
+class ObjectDetectorSource(ModelSource):
+    """A source of object detectors that find vehicles: with published weights, or trained on rendered scenes.
+
+    It stands wherever a model is expected, for data with the classes other and vehicle.
+    """
 
     @abstractmethod
-    def build(self, *, size: Size) -> ObjectDetector:
+    def detector(self, *, size: Size) -> ObjectDetector:
         """The detector for images of this size, with published weights if it has any.
 
         Args:
@@ -144,28 +147,42 @@ class ObjectDetectorSource(Entry):
         """
 
     @final
-    def build_for(self, images: ImageSet) -> ObjectDetector:
-        """The detector for the images of a data set.
+    def build(self, *, num_classes: int, size: Size) -> ObjectDetector:
+        """The detector, for data with two classes.
 
         Raises:
-            ModelError: as `build` does; when they are not RGB images.
+            ModelError: as `detector` does; for other numbers of classes.
         """
-        if images.kind.name != IMAGE.name or images.shape[0] != IMAGE.channels:
-            name = getattr(self, "_name", type(self).__name__)
-            raise ModelError(f"{name} takes RGB images; {images.name} has {images.kind.name} of shape {images.shape}")
-        return self.build(size=images.size)
+        if num_classes != ObjectDetector.num_classes:
+            raise ModelError(
+                f"{self._title} answers with the classes other and vehicle, the data has {num_classes} classes; "
+                "vehicle_scenes has two with `task: vehicle`"
+            )
+        return self.detector(size=size)
 
-    def pretrained(self) -> bool:
-        """Whether `build` returns trained weights; otherwise the harness trains with `fit`."""
-        return False
+    @final
+    def fit(self, detector: Classifier, source: DataSource, images: ImageSet, seed: int) -> None:
+        """Train a detector in place, on the scenes that some images of a source show.
 
-    def fit(self, detector: ObjectDetector, scenes: SceneSource, seed: int) -> None:
-        """Train a detector that `build` returned, in place, on the split `train` of rendered scenes.
+        Raises:
+            NotApplicable: when they are no rendered scenes, or the source only has published weights.
+        """
+        if not isinstance(source, SceneSource) or not isinstance(detector, ObjectDetector):
+            raise NotApplicable(
+                f"{self._title} is trained on boxes, and {images.name} has none; use vehicle_scenes, or a detector "
+                "with published weights"
+            )
+        self.learn(detector, source, images.ids.tolist(), seed)
+
+    def learn(self, detector: ObjectDetector, scenes: SceneSource, ids: Sequence[int], seed: int) -> None:
+        """Train a detector that `detector` returned, in place; called if there are no published weights.
 
         Args:
+            ids: of the scenes of the split `train` on which it may be trained.
             seed: of all random numbers.
-
-        Raises:
-            NotApplicable: when the source only has published weights.
         """
-        raise NotApplicable(f"{getattr(self, '_name', type(self).__name__)} cannot be trained here")
+        raise NotApplicable(f"{self._title} cannot be trained here")
+
+    @property
+    def _title(self) -> str:
+        return str(getattr(self, "_name", type(self).__name__))

@@ -25,7 +25,7 @@ VEHICLES = (
 
 
 def detector(name: str, size: int | tuple[int, int] = 160, **given: object) -> ObjectDetector:
-    return registry.build(ObjectDetectorSource, {"name": name, **given}).build(size=size)
+    return registry.build(ObjectDetectorSource, {"name": name, **given}).detector(size=size)
 
 
 def picture(file: str) -> Tensor:
