@@ -48,7 +48,7 @@ class TinyDetectorModel(ObjectDetector):
 
     def raw(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(logit of objectness [n, K], boxes [n, K, 4]) of all cells."""
-        fine = self.body(x)
+        fine = self.body((x - 0.5) / 0.25)
         wide = F.interpolate(self.context(fine), fine.shape[2:], mode="nearest")
         out = self.head(fine + wide)
         sides = F.softplus(out[:, 1:]).flatten(2).transpose(1, 2) * STRIDE  # to the left, top, right, bottom
