@@ -37,7 +37,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_boxes_are_those_of_torchvision_without_suppression(untrained: str) -> None:
     labels = list(range(1, 60))
     model = source(checkpoint=untrained, vehicles=labels).detector(size=96)
-    x = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0), requires_grad=True)
     found = model.find(x)
     with torch.no_grad():
         theirs = model.net(list(x))
