@@ -300,7 +300,9 @@ def what(row: Result) -> str:
         return f"{label(cell.backdoor) if cell.backdoor else 'clean'} model, seed {cell.seed}"
     if cell.inputs is not None:
         return cell.labels["inputs"]
-    return label(cell.attack or cell.measure or cell.backdoor or cell.corruption or {"name": "clean"})
+    return label(
+        cell.attack or cell.measure or cell.backdoor or cell.corruption or cell.camouflage or {"name": "clean"}
+    )
 
 
 def marks(rows: Iterable[Result]) -> list[Mark]:

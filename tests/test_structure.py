@@ -21,10 +21,10 @@ from tests import rows
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = "siegebench"
 FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
-ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption")
+ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption", "camouflage")
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "TrainedDetector",
-    "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "SceneSource", "Corruption",
+    "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "SceneSource", "Corruption", "Camouflage",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 
@@ -50,7 +50,7 @@ LAYERS = (
     ("prepare", "checkpoints"),
     ("layers",),
     ("oracle",),
-    ("search",),
+    ("search", "sighting"),
     ("types",),
     ("guarded",),
     ("train", "catalogue", "skeleton", "doctor"),
