@@ -151,13 +151,6 @@ class Inputs(Part):
         return self
 
 
-class Stage(Part):
-    """Training scenes of a texture, and samples along each side of a pixel for its scores."""
-
-    scenes: Annotated[int, Field(ge=1)]
-    ss: Annotated[int, Field(ge=1, le=8)]
-
-
 class CellPart(Part):
     """What was measured."""
 
@@ -172,7 +165,7 @@ class CellPart(Part):
     corruption: Entry | None = None
     severities: Annotated[list[Annotated[int, Field(ge=1, le=SEVERITIES[-1])]], Field(min_length=1)] | None = None
     camouflage: Entry | None = None
-    stage: Stage | None = None
+    stage: dict[Literal["scenes", "ss"], Annotated[int, Field(ge=1)]] | None = None
     inputs: Inputs | None = None
     threat: Threat | None = None
     surrogates: list[Entry] | None = None
