@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from siegebench.cells import PROTOCOL, Result, canonical
+from siegebench.cells import PROTOCOL, Cell, Result, canonical
 
 from . import export, plots
 from .board import SHORT, Board, Column, Line, interval, metric, shown, unique, what, why
 
+PICTURES, PICTURE_BYTES, PAGE_BYTES = 12, 2**18, 2**23  # of a row, of one picture, of all pictures of a page
 SHOWN_ENV = ("siegebench", "torch", "python", "device", "commit")  # other fields may identify a person or a machine
 
 
@@ -41,14 +42,19 @@ def _templates() -> Environment:
     )
 
 
-def render(boards: Sequence[Board], results: Iterable[Result]) -> str:
+Pictures = Callable[[Cell, int], Sequence[tuple[str, bytes]]]
+
+
+def render(boards: Sequence[Board], results: Iterable[Result], pictures: Pictures | None = None) -> str:
     """Render the page. The result does not depend on the order of the rows.
 
     Args:
         boards: from `rank.boards`.
         results: the rows of the boards; all are listed at the bottom of the page.
+        pictures: returns the PNG files beside a row, at most so many of them, each with its name.
     """
     rows = {row.cell.key: row for row in unique(results)}
+    shown_beside = {} if pictures is None else _pictures(rows, pictures)
     main = {key: board.row_metric for board in boards for line in board.lines for key in line.keys}
     environment = _templates()
     script = environment.get_template("page.js").render()
@@ -58,10 +64,28 @@ def render(boards: Sequence[Board], results: Iterable[Result]) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tiles=_tiles(boards, rows),
         boards=[_board(board, rows) for board in boards],
+        pictures=shown_beside,
         others=[_row(rows[key], "") for key in sorted(rows.keys() - main.keys())],
         data=_embedded(export.as_dict(boards)),
         protocol=PROTOCOL,
     )
+
+
+def _pictures(rows: Mapping[str, Result], pictures: Pictures) -> dict[str, list[dict[str, str]]]:
+    """The pictures of rows by their keys, as data URIs; large files are left out, and all once the page is full."""
+    found, left = {}, PAGE_BYTES
+    for key in sorted(rows):
+        files = [(name, file) for name, file in pictures(rows[key].cell, PICTURES) if _is_small_png(file)]
+        left -= sum(len(file) for _, file in files)
+        if left < 0:
+            break
+        if files:
+            found[key] = [{"name": name, "data": base64.b64encode(file).decode()} for name, file in files]
+    return found
+
+
+def _is_small_png(file: bytes) -> bool:
+    return len(file) <= PICTURE_BYTES and file.startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def _embedded(value: Any) -> Markup:

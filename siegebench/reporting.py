@@ -14,8 +14,11 @@ from siegebench.store import Store
 FORMATS = ("html", "md", "csv", "json")
 
 
-def report(rows: Iterable[Result] | str | Path, format: str = "md") -> str:
+def report(rows: Iterable[Result] | str | Path, format: str = "md", *, store: str | Path | None = None) -> str:
     """Ranked boards as `html`, `md`, `csv` or `json` text, from results or from the folder of a store.
+
+    Args:
+        store: where the results lie, so that a page shows the pictures beside them; `rows` if that is a folder.
 
     Raises:
         ConfigError: unknown format; no rows in the folder; a file that is not a valid row.
@@ -23,12 +26,12 @@ def report(rows: Iterable[Result] | str | Path, format: str = "md") -> str:
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}. {did_you_mean(format, FORMATS)}")
     if isinstance(rows, (str, Path)):
-        folder = rows
-        rows = list(Store(folder).rows())
+        store = rows
+        rows = list(Store(store).rows())
         if not rows:
-            raise ConfigError(f"{folder}: no rows here; run a suite first: siegebench run quickstart --store {folder}")
+            raise ConfigError(f"{store}: no rows here; run a suite first: siegebench run quickstart --store {store}")
     rows = marked(rows)
     boards = rank.boards(rows)
     if format == "html":
-        return page.render(boards, rows)
+        return page.render(boards, rows, None if store is None else Store(store).pictures)
     return {"md": export.as_markdown, "csv": export.as_csv, "json": export.as_json}[format](boards)

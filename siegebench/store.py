@@ -140,6 +140,12 @@ class Store:
         except (OSError, SafetensorError):
             return None
 
+    def pictures(self, cell: Cell, most: int) -> list[tuple[str, bytes]]:
+        """(name, PNG) of the first pictures that are stored beside a row, at most `most` of them."""
+        files = self.path(cell).with_suffix(PICTURES).glob("*.png")
+        ordered = sorted(files, key=lambda file: (len(file.stem), file.stem))  # 2 before 10
+        return [(file.stem, file.read_bytes()) for file in ordered[:most]]
+
     def _retire(self, path: Path) -> None:
         """Move a row and the files beside it to the history, under the time when it was made."""
         when = "".join(c for c in str(_read(path).timing.get("ended", "")) if c.isdigit())[:14] or "undated"

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from siegebench import artifacts, registry, sources
-from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, digest, images_key, untrained
 from siegebench.classifier import Classifier, Ensemble, M, copied
 from siegebench.data import Granted, ImageSet, limited, split_clean, subset
@@ -205,9 +204,9 @@ class Workspace:
 
     def model(self, cell: Cell) -> Classifier:
         """The undefended, clean model of a cell."""
-        key = digest(cell.model)
-        if key in self.given:
-            return self._ready(self.given[key])
+        key, known = digest(cell.model), digest(untrained(cell.model))  # a training seed is that of a defense
+        if known in self.given:
+            return self._ready(self.given[known])
         what = {"kind": "clean", "model": cell.model}
         seed = int(cell.model.get("train_seed", 0))
 
@@ -218,14 +217,18 @@ class Workspace:
         return found
 
     def backdoored(self, cell: Cell) -> tuple[Classifier, Poisoned | None]:
-        """The model trained on the cell's poisoned set, and the poisoned set; None for that of a published network."""
+        """The model trained on the poisoned set, or by the attacker; and that set, None for a published network."""
 
         def make() -> tuple[Classifier, Poisoned | None]:
             if cell.model.get("published"):
                 return self.model(cell), None
-            poisoned = self._poisoned(cell)
-            digest_of = poisoned.data.digest
-            what = {"kind": "backdoored", "model": cell.model, "backdoor": cell.backdoor, "poisoned": digest_of}
+            poisoned, of = self._poisoned(cell), {"model": cell.model, "backdoor": cell.backdoor}
+            handed = self.entry(Poisoning, cell.backdoor).network(poisoned.material)
+            if handed is not None:
+                built = self._source(cell.model).build_for(self.evaluated(cell.data))
+                built.load_state_dict(handed)
+                return self._ready(built), poisoned
+            what = {"kind": "backdoored", "poisoned": poisoned.data.digest, **of}
             return self._network(cell, what, lambda: poisoned.data, cell.seed), poisoned
 
         key = ("backdoored", digest([cell.model, cell.backdoor, cell.seed]), data_key(cell.data))
@@ -240,23 +243,21 @@ class Workspace:
             built = self._source(cell.model).build_for(self.evaluated(cell.data))
 
             def learn() -> Material:
-                surrogate = built.fresh(derive_seed(seed, "surrogate")).to(self.device)
-                return poisoning.learn(data, seed, surrogate)
+                return poisoning.learn(data, seed, built.fresh(derive_seed(seed, "surrogate")).to(self.device))
 
-            made_on = {"data": cell.data.get("train_digest"), "seed": seed}
-            what = {"kind": "material", "model": cell.model, "backdoor": cell.backdoor, **made_on}
+            what: dict[str, Any] = {"kind": "material", "model": cell.model, "backdoor": cell.backdoor}
+            what |= {"data": cell.data.get("train_digest"), "seed": seed}
             material = artifacts.made(self.store, what, lambda: self._timed(learn), _made_by(what))
         return poisoning.poison(data, seed, material)
 
     def trained_on_the_rest(self, cell: Cell, poisoned: Poisoned) -> Classifier | None:
         """The network of a cell, trained on the images that were not poisoned alone; None if they are too few."""
-        data = self.splits(cell.data)[0]
+        data, of = self.splits(cell.data)[0], poisoned.data.digest
         rest = torch.ones(len(data), dtype=torch.bool)
         rest[torch.cat([poisoned.index, poisoned.cover])] = False
         if int(rest.sum()) < 2 * data.num_classes:
             return None
-        digest_of = poisoned.data.digest
-        what = {"kind": "not poisoned", "model": cell.model, "backdoor": cell.backdoor, "poisoned": digest_of}
+        what = {"kind": "not poisoned", "model": cell.model, "backdoor": cell.backdoor, "poisoned": of}
         key = ("not poisoned", digest([cell.model, cell.backdoor, cell.seed]), data_key(cell.data))
 
         def make() -> Classifier:
@@ -292,9 +293,8 @@ class Workspace:
         if cell.defense is None:
             return base
         made = self._defended(cell, base, poisoned)
-        data = self.evaluated(cell.data)
         try:
-            check_answers(made, self.pixels(data, slice(0, PROBES)))
+            check_answers(made, self.pixels(self.evaluated(cell.data), slice(0, PROBES)))
         except ModelError as error:
             raise ContractError(f"defense {cell.defense['name']!r}: {error}") from error
         return made
@@ -308,7 +308,7 @@ class Workspace:
         if not defense.trains:
             return self._ready(defense.apply(base, granted, draws))
         what = {
-            "kind": "defended", "base": fingerprint(base), "model": cell.model, "defense": cell.defense,
+            "kind": "defended", "base": artifacts.fingerprint(base), "model": cell.model, "defense": cell.defense,
             "data": cell.data["train_digest"], "poisoned": None if poisoned is None else poisoned.data.digest,
             "seed": seed,
         }  # fmt: skip

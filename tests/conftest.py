@@ -31,14 +31,16 @@ def cnn() -> Classifier:
 
 @pytest.fixture(scope="session")
 def real_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of a tiny run of every track, made once; only for reading."""
+    """The store of a tiny run of every track, made once for all processes of pytest-xdist; only for reading."""
     from siegebench import api
     from siegebench.workspace import Settings
 
-    folder = tmp_path_factory.mktemp("real")
+    own = tmp_path_factory.mktemp("real")
+    parallel = "PYTEST_XDIST_WORKER" in os.environ  # then each process has a folder of its own below a common one
+    store = (tmp_path_factory.getbasetemp().parent if parallel else own) / "store"
     patch = pytest.MonkeyPatch()
-    with runs.known(folder / "site", patch):
-        suite = runs.suite(folder / "every.yaml", *runs.every_track(), data={"set": "digits", "count": 20})
-        outcome = api.run(str(suite), Settings(root=str(folder / "store"), threads=1, device="cpu"))
+    with runs.known(own / "site", patch):
+        suite = runs.suite(own / "every.yaml", *runs.every_track(), data={"set": "digits", "count": 20})
+        outcome = api.run(str(suite), Settings(root=str(store), threads=1, device="cpu"))
     assert not outcome.failed, [r.error for r in outcome.results if r.error]
-    return folder / "store"
+    return store

@@ -17,6 +17,7 @@ from siegebench import api, cli, registry
 from siegebench.cells import Result
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError
+from siegebench.reporting import report
 from siegebench.scanning import model_detectors, suite_of
 from siegebench.types import BackdoorAttack, ModelSource
 from siegebench.workspace import Settings
@@ -68,6 +69,9 @@ def test_published_networks_stand_on_every_board_of_backdoors(tmp_path: Path, we
     assert set(judged) == {0.0, 1.0}
     assert all(r.value("ca") is not None for r in judged.values())
     assert all("poisoned" not in r.counts for r in rows)
+    page = report(rows, "html", store=tmp_path / "store")
+    assert page.count('alt="picture 9 of this row"') == 2  # the inverted triggers of both networks, by class
+    assert 'alt="picture 9' not in report(rows, "html")
 
 
 def test_a_network_without_weights_is_not_published(tmp_path: Path) -> None:

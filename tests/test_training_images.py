@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from siegebench.leaderboard import rank
 from siegebench.leaderboard.board import slice_of
 
 from siegebench import api, registry, schema
@@ -17,6 +19,7 @@ from siegebench.plan import plan
 from siegebench.workspace import Settings, Workspace
 from tests import rows as make
 from tests import runs
+from tests.outsider.tiny import net
 from tests.rows import attacked
 
 
@@ -71,6 +74,27 @@ def test_limits_that_cannot_be_are_refused_with_their_place(
 ) -> None:
     with pytest.raises(kind, match=told):
         plan(load_suite(suite(tmp_path, train=train)))
+
+
+@pytest.mark.parametrize(("trained", "undefended"), [(True, 2), (False, 1)])
+def test_networks_and_defenses_are_trained_with_each_training_seed(
+    trained: bool, undefended: int, tmp_path: Path
+) -> None:
+    model: dict[str, Any] = {"name": runs.MODEL, "recipe": {"epochs": 1}}
+    if not trained:
+        model = {"name": runs.MODEL, "checkpoint": str(tmp_path / "w.safetensors")}
+        save_file(net(10, api.load_data("digits", count=1).size).state_dict(), model["checkpoint"])
+    hardened = {"name": "pgd_at", "steps": 1, "recipe": {"epochs": 1}}
+    board = runs.board(measures=[], search="none", defenses=["none", hardened], train_seeds=[0, 4])
+    data = {"set": "digits", "count": 20, "train": 40}
+    file = str(runs.suite(tmp_path / "s.yaml", board, models=[model], data=data))
+    rows = api.run(file, Settings(root=str(tmp_path / "store"), device="cpu", threads=1)).results
+    assert [r.error for r in rows] == [None] * len(rows)
+    of = {name: [r for r in rows if (r.cell.defense or {})["name"] == name] for name in ("none", "pgd_at")}
+    assert len(of["none"]) == undefended
+    assert len({r.weights for r in of["pgd_at"]}) == 2
+    (found,) = rank.boards(rows)
+    assert len({line.title for line in found.lines}) == len(found.lines) == undefended + 2
 
 
 def test_rows_with_and_without_a_limit_are_not_on_one_board() -> None:

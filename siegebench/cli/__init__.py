@@ -163,7 +163,7 @@ def run(
 
     target = page or store / f"{wanted.suite}.html"
     if only is None or page is not None:  # the page of the whole suite is not replaced by that of one cell
-        write_atomic(target, render(outcome.results, "html").encode())
+        write_atomic(target, render(outcome.results, "html", store=store).encode())
     if wandb is not None:
         from siegebench.leaderboard import wandb_mirror
 

@@ -89,6 +89,16 @@ def labels_poisons_by_its_rule(case: Case) -> None:
         require(torch.equal(data.labels[index], wanted), "declares clean_label, and changed a label")
 
 
+def hands_over_the_whole_network(case: Case) -> None:
+    handed = _poisoner(case).network(case.kept["poisoned"].material)
+    if handed is None:
+        return  # the user trains the network
+    model = network()
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in handed.items()}
+    require(found == expected, "network() must return the state_dict of the surrogate that learn received")
+
+
 def leaves_the_source_data_unchanged(case: Case) -> None:
     data = planted_set()
     _poisoned(case, data)
@@ -147,6 +157,7 @@ def refuses_targets_outside_the_classes(case: Case) -> None:
 CLAUSES = (
     poisons_exactly_its_share,
     labels_poisons_by_its_rule,
+    hands_over_the_whole_network,
     leaves_the_source_data_unchanged,
     stamps_any_size_in_range,
     does_not_depend_on_how_images_are_listed,

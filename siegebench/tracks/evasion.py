@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from siegebench.errors import ConfigError
 from siegebench.inventory import Inventory, Named, NamedData, NamedModel
 from siegebench.threat import Access, ThreatModel
 from siegebench.tracks.attacking import measure_attack
-from siegebench.tracks.base import BoardSpec, Budget, Spec, Specs, ThreatSpec, refuse_repeats
+from siegebench.tracks.base import BoardSpec, Budget, Seeds, Spec, Specs, ThreatSpec, refuse_repeats
 from siegebench.types import Attack, Defense, Measure
 from siegebench.workspace import Workspace
 
@@ -21,11 +22,16 @@ SURROGATE_SEED = 1  # surrogates are trained with a seed of their own, even with
 
 
 class AttackBoard(BoardSpec):
-    """Base class of the boards that attack images."""
+    """Base class of the boards that attack images.
+
+    Attributes:
+        train_seeds: networks and defenses that train are made once with each of these; each is a line of its own.
+    """
 
     attacks: Specs
     defenses: Specs = Field(default=["none"])
     threats: Annotated[list[ThreatSpec], Field(min_length=1)]
+    train_seeds: Seeds = Field(default=[0])
     slots: ClassVar[dict[str, str]] = {"models": "model", "defenses": "defense", "attacks": "attack"}
     takes_model: ClassVar[bool] = True
 
@@ -43,6 +49,7 @@ class AttackBoard(BoardSpec):
 
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
+        refuse_repeats(inventory, self.train_seeds, self.where("train_seeds"))
         access, where, blame = self.granted(), self.where("threats"), inventory.document.error
         balls: list[tuple[Any, ...]] = []
         for j, threat in enumerate(self.threats):
@@ -113,10 +120,12 @@ class AttackBoard(BoardSpec):
             trains = trained or defense.entry.trains
             extra = [a for a in knowing if a.description not in [o.description for o in own]]
             for threat in (spec.model(self.granted(), self.limit()) for spec in self.threats):
-                for seed in self.seeds or ():
+                # what is not trained is the same for every training seed
+                made_with = self.train_seeds if model.trained or defense.entry.trains else [0]
+                for training, seed in product(made_with, self.seeds or ()):
                     common: dict[str, Any] = {
                         "track": self.track,
-                        "model": _member(model, 0),
+                        "model": model.seeded(training) if training else _member(model, 0),
                         "defense": defended,
                         "threat": threat.describe(),
                         "surrogates": shown,

@@ -82,6 +82,14 @@ class Poisoning(Entry):
             material: what `learn` returned, for entries that learn.
         """
 
+    def network(self, material: Material | None) -> Material | None:
+        """The weights of the victim, for an attacker who trains it: those of the surrogate that `learn` has trained.
+
+        None if the user trains the victim on the poisoned set. Defenses that train on the poisoned set get it in both
+        cases.
+        """
+        return None
+
     @final
     def given(self, material: Material | None) -> dict[str, Any]:
         """The material as a keyword argument of the hooks; empty for an entry that does not learn.

@@ -59,6 +59,19 @@ class Mislabels(Corner):
         return replace(out, data=replace(out.data, labels=labels))
 
 
+class HandsOverAPart(Corner):
+    learns = True
+
+    def learn(self, data, seed, surrogate):
+        return {"last": list(surrogate.parameters())[-1].detach()}
+
+    def trigger(self, x, draws, material):
+        return super().trigger(x, draws)
+
+    def network(self, material):
+        return material
+
+
 class ChangesTheSource(Corner):
     def wanted(self, y, num_classes):
         y[:3] = 0
@@ -99,6 +112,7 @@ BROKEN = [
     ("backdoor", PoisonsTwice(), "poisons exactly its share", "poisoned 8 images"),
     ("backdoor", TouchesOthers(), "poisons exactly its share", "not poisoned"),
     ("backdoor", Mislabels(), "labels poisons by its rule", "another label"),
+    ("backdoor", HandsOverAPart(), "hands over the whole network", "state_dict"),
     ("backdoor", ChangesTheSource(), "leaves the source data unchanged", "labels"),
     ("backdoor", OnlyWorksOnSixteen(), "stamps any size in range", "8x8"),
     ("backdoor", StampsByPlace(), "does not depend on how images are listed", "differently"),

@@ -318,3 +318,17 @@ def test_it_is_drawn_in_both_schemes(
     low, high = pixels.getextrema()
     assert high - low > 180  # text on a ground
     assert (pixels.getpixel((3, 3)) < 60) == (scheme == "dark")
+
+
+def test_pictures_are_shown_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, boards, results = built()
+    png = b"\x89PNG\r\n\x1a\n" + bytes(20)
+    beside = {r.cell.key: [("7", png), ("8", b"<svg>"), ("9", png + bytes(page.PICTURE_BYTES))] for r in results}
+
+    def text() -> str:
+        return page.render(boards, results, lambda cell, most: beside[cell.key][:most])
+
+    sources = [a["src"] for t, a in Page(text()).tags if t == "img"]
+    assert sources == ["data:image/png;base64," + base64.b64encode(png).decode()] * len(results)
+    monkeypatch.setattr(page, "PAGE_BYTES", 3 * len(png))
+    assert len([t for t, _ in Page(text()).tags if t == "img"]) == 3
