@@ -15,12 +15,14 @@ class EntryKind:
         folder: where its files lie, imported as `siegebench.FOLDER`.
         title: of its section in the catalogue.
         base: `module:Class` of the class that its entries derive from.
+        also: another kind, in whose place its entries can stand; that kind comes later in KINDS.
     """
 
     name: str
     folder: str
     title: str
     base: str
+    also: str = ""
 
     @property
     def plural(self) -> str:
@@ -44,6 +46,7 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("detector", "detectors", "Detectors", "siegebench.types:Detector"),
         EntryKind("corruption", "corruptions", "Corruptions", "siegebench.types:Corruption"),
         EntryKind("camouflage", "camouflage", "Camouflage", "siegebench.types:Camouflage"),
+        EntryKind("object_detector", "zoo", "Object detectors", "siegebench.types:ObjectDetectorSource", also="model"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),
     )

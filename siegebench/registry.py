@@ -71,30 +71,34 @@ def names(kind: str) -> list[str]:
 def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
     """The card of `name`, `name.preset` or `family/Anything`, and the parameters that the name implies.
 
+    An entry is also found as the kind in whose place it can stand (`EntryKind.also`).
+
     Raises:
         ConfigError: for an unknown name, with the nearest one.
     """
-    known = cards()
     if not isinstance(name, str):
         raise ConfigError(f"a {kind} is named by text, found {shortened(name)}")
-    if (kind, name) in known:
-        found = known[kind, name]
+    kinds = (kind, *(other.name for other in KINDS.values() if other.also == kind))
+    for one in kinds:
+        if (found := _find(one, name)) is not None:
+            return found
+    known = [other for one in kinds for other in names(one)]
+    raise ConfigError(f"unknown {kind} {shortened(name)}. {did_you_mean(name, known)} See `siegebench list {kind}s`.")
+
+
+def _find(kind: str, name: str) -> tuple[Registered, dict[str, Any]] | None:
+    known, (base, _, preset), (family, _, target) = cards(), name.rpartition("."), name.partition("/")
+    if found := known.get((kind, name)):
         return found, dict(found.card.params)
-    base, _, preset = name.rpartition(".")
-    if base and (kind, base) in known:
-        found = known[kind, base]
+    if base and (found := known.get((kind, base))):
         if preset not in found.card.presets:
             raise ConfigError(
                 f"{kind} {base!r} has no preset {shortened(preset)}. {did_you_mean(preset, found.card.presets)}"
             )
         return found, {**found.card.params, **found.card.presets[preset]}
-    family, _, target = name.partition("/")
-    if target and (kind, family) in known and known[kind, family].card.family:
-        found = known[kind, family]
+    if target and (found := known.get((kind, family))) and found.card.family:
         return found, {**found.card.params, "target": target}
-    raise ConfigError(
-        f"unknown {kind} {shortened(name)}. {did_you_mean(name, names(kind))} See `siegebench list {kind}s`."
-    )
+    return None
 
 
 def _in_families(kind: str, name: str) -> str:

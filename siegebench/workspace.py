@@ -30,6 +30,7 @@ from siegebench.types import (
     InputDetector,
     Material,
     ModelSource,
+    ObjectDetectorSource,
     Poisoned,
     Poisoning,
     TrainedDetector,
@@ -197,7 +198,10 @@ class Workspace:
 
         def fit() -> Classifier:
             fresh = (built if source.pretrained() else built.fresh(derive_seed(seed, "weights"))).to(self.device)
-            train(fresh, images(), recipe, derive_seed(seed, "train"))
+            if isinstance(source, ObjectDetectorSource) and what["kind"] == "clean":
+                source.fit(fresh, self.dataset(cell.data), images(), derive_seed(seed, "train"))
+            else:
+                train(fresh, images(), recipe, derive_seed(seed, "train"))
             return fresh
 
         return self._fitted({**what, "data": cell.data.get("train_digest"), "seed": seed}, built, fit)
@@ -277,12 +281,9 @@ class Workspace:
             return poisoned.data if poisoned is not None else self.splits(cell.data)[0]
 
         return Granted(
-            found.name,
-            found.card.sees,
-            train=train_set,
-            clean=lambda: self.splits(cell.data)[1],
-            val=lambda: self.splits(cell.data)[2],
-        )
+            found.name, found.card.sees, train=train_set,
+            clean=lambda: self.splits(cell.data)[1], val=lambda: self.splits(cell.data)[2],
+        )  # fmt: skip
 
     def defended(self, cell: Cell, base: Classifier, poisoned: Poisoned | None = None) -> Classifier:
         """The cell's defense applied to a model; trained weights are stored as an artifact.
@@ -337,12 +338,9 @@ class Workspace:
         if not isinstance(detector, TrainedDetector):
             return detector.fit(base, granted, draws)
         what = {
-            "kind": "detector",
-            "detector": cell.detector,
-            "data": cell.data["train_digest"],
-            "poisoned": None if poisoned is None else poisoned.data.digest,
-            "seed": cell.seed,
-        }
+            "kind": "detector", "detector": cell.detector, "data": cell.data["train_digest"],
+            "poisoned": None if poisoned is None else poisoned.data.digest, "seed": cell.seed,
+        }  # fmt: skip
         network = self._fitted(what, detector.network(granted), lambda: detector.trained(granted, draws, self.device))
         return detector.scorer(network, base, granted, draws)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
+from siegebench.zoo.fastest_det import FastestDetNet
 from torch import Tensor, nn
 
 Channels = tuple[float, ...]
@@ -123,113 +123,6 @@ def spiking_as_relu() -> nn.Module:
     )
 
 
-# ------------------------------------------------------------------------------------------------- FastestDet
-
-
-def _conv(inside: int, outside: int, kernel: int = 1, stride: int = 1, *, deep: bool = False) -> list[nn.Module]:
-    groups = inside if deep else 1
-    return [
-        nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outside),
-    ]
-
-
-class _Shuffle(nn.Module):
-    """Block of ShuffleNetV2."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.stride, middle = stride, outside // 2
-        given = inside if stride == 2 else inside // 2
-        self.branch_main = nn.Sequential(
-            *_conv(given, middle), nn.ReLU(), *_conv(middle, middle, 3, stride, deep=True),
-            *_conv(middle, outside - given), nn.ReLU(),
-        )  # fmt: skip
-        if stride == 2:
-            self.branch_proj = nn.Sequential(*_conv(inside, inside, 3, 2, deep=True), *_conv(inside, inside), nn.ReLU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stride == 2:
-            return torch.cat((self.branch_proj(x), self.branch_main(x)), 1)
-        return torch.cat((x[:, ::2], self.branch_main(x[:, 1::2])), 1)
-
-
-class _Named(nn.Module):
-    """A Sequential under a name of its own."""
-
-    def __init__(self, name: str, *layers: nn.Module) -> None:
-        super().__init__()
-        self.add_module(name, nn.Sequential(*layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = next(self.children())(x)
-        return out
-
-
-class _Backbone(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first_conv = nn.Sequential(*_conv(3, 24, 3, 2), nn.ReLU())
-        widths = (24, 48, 96, 192)
-        for i, repeats in enumerate((4, 8, 4)):
-            inside, outside = widths[i], widths[i + 1]
-            rest = [_Shuffle(outside, outside, 1) for _ in range(repeats - 1)]
-            setattr(self, f"stage{i + 2}", nn.Sequential(_Shuffle(inside, outside, 2), *rest))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.max_pool2d(self.first_conv(x), 3, 2, 1)
-        found = []
-        for stage in (2, 3, 4):
-            x = self.get_submodule(f"stage{stage}")(x)
-            found.append(x)
-        return found
-
-
-class _SPP(nn.Module):
-    def __init__(self, inside: int, width: int) -> None:
-        super().__init__()
-        self.Conv1x1 = _Named("conv1x1", *_conv(inside, width), nn.ReLU())
-        for n in (1, 2, 3):
-            deep = [layer for _ in range(n) for layer in (*_conv(width, width, 5, deep=True), nn.ReLU())]
-            setattr(self, f"S{n}", nn.Sequential(*deep))
-        self.output = nn.Sequential(*_conv(3 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.Conv1x1(x)
-        spread = [self.get_submodule(f"S{n}")(x) for n in (1, 2, 3)]
-        return F.relu(x + self.output(torch.cat(spread, 1)))
-
-
-class _Head(nn.Module):
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.conv1x1 = _Named("conv1x1", *_conv(width, width), nn.ReLU())
-        for name, outside in (("obj", 1), ("reg", 4), ("cls", classes)):
-            layers = _Named("conv5x5", *_conv(width, width, 5, deep=True), nn.ReLU(), *_conv(width, outside))
-            setattr(self, f"{name}_layers", layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1x1(x)
-        objects, boxes, classes = (self.get_submodule(f"{name}_layers")(x) for name in ("obj", "reg", "cls"))
-        return torch.cat((objects.sigmoid(), boxes, classes.softmax(1)), 1)
-
-
-class FastestDet(nn.Module):
-    """FastestDet for COCO: BGR images [n, 3, 352, 352] in [0, 1] to [n, 85, 22, 22] (objectness, box, classes)."""
-
-    def __init__(self, classes: int = 80) -> None:
-        super().__init__()
-        self.backbone = _Backbone()
-        self.SPP = _SPP(48 + 96 + 192, 96)
-        self.detect_head = _Head(96, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        large, middle, small = self.backbone(x)
-        pooled, grown = F.avg_pool2d(large, 3, 2, 1), F.interpolate(small, scale_factor=2.0)
-        out: Tensor = self.detect_head(self.SPP(torch.cat((pooled, middle, grown), 1)))
-        return out
-
-
 # --------------------------------------------------------------------------------------------------- the files
 
 
@@ -272,5 +165,5 @@ NETWORKS = {
     "alpha-beta-CROWN/cifar_marabou_medium.pth": Published(marabou_medium, correct=70.8, count=500),
     "alpha-beta-CROWN/MadryCNN_no_maxpool_tiny.pt": Published(madry_cnn, "mnist1000", 97.2, count=500),
     "sinabs/mnist_params.pt": Published(spiking_as_relu, "mnist1000", 98.0, count=500),
-    "FastestDet/weight_AP05_0.253207_280-epoch.pth": Published(FastestDet, ""),
+    "FastestDet/weight_AP05_0.253207_280-epoch.pth": Published(FastestDetNet, ""),
 }

@@ -70,7 +70,7 @@ def test_a_detector_is_filled_too() -> None:
     with torch.no_grad():
         out = net(torch.zeros(1, 3, 352, 352))
     assert out.shape == (1, 85, 22, 22)
-    assert torch.allclose(out[:, 5:].sum(1), torch.ones(1, 22, 22))
+    assert out[:, 0].amax() < 0  # objectness of a black image
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
 ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption", "camouflage")
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "TrainedDetector",
-    "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "SceneSource", "Corruption", "Camouflage",
+    "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "SceneSource", "ObjectDetectorSource",
+    "Corruption", "Camouflage",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 
@@ -45,7 +46,7 @@ LAYERS = (
     ("schema", "sources"),
     ("store", "reuse", "pickles", "weights", "contents", "fitting", "rows", "data", "environment"),
     ("classifier", "state"),
-    ("clipping",),
+    ("clipping", "object_detector"),
     ("inputs",),
     ("prepare", "checkpoints"),
     ("layers",),

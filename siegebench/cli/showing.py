@@ -42,7 +42,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show an entry with its parameters, a suite with its boards, or a stored row and how to make it again."""
-    entries = [described(kind, name) for kind in KINDS if _known(kind, name)]
+    entries = [described(kind, name) for kind in KINDS if _known(kind, name, alone=True)]
     suites = [suite(path) for path in _suites(name)] if not entries else []
     rows = _rows(name, store) if not (entries or suites) else []
     if as_json:
@@ -58,12 +58,12 @@ def show(
 # -------------------------------------------------------------------------------------------------------------- entries
 
 
-def _known(kind: str, name: str) -> bool:
+def _known(kind: str, name: str, *, alone: bool = False) -> bool:
+    """Whether an entry can stand where one of a kind is expected; `alone`: and is of this kind."""
     try:
-        registry.find(kind, name)
+        return registry.find(kind, name)[0].card.kind == kind or not alone
     except ConfigError:
         return False
-    return True
 
 
 def described(kind: str, name: str) -> dict[str, Any]:

@@ -128,10 +128,9 @@ def check_attacks(name: str | Mapping[str, Any], samples: int = 8, inner: int = 
 
 def _known(kind: str, name: str) -> bool:
     try:
-        registry.find(kind, name)
+        return registry.find(kind, name)[0].card.kind == kind
     except ConfigError:
         return False
-    return True
 
 
 def _check_registered(kind: str, spec: dict[str, Any]) -> list[Check]:

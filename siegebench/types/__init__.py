@@ -19,11 +19,11 @@ from siegebench.types.detectors import (
     TrainedDetector,
     Verdict,
 )
-from siegebench.types.zoo import DataSource, ModelSource, SceneSource
+from siegebench.types.zoo import DataSource, ModelSource, ObjectDetectorSource, SceneSource
 
 __all__ = [
     "Attack", "BackdoorAttack", "Camouflage", "Class", "Corruption", "Count", "DataSource", "DatasetDetector",
     "Defense", "Detector", "Entry", "InputDetector", "Lesson", "Material", "Measure", "MinimalAttack", "ModelDetector",
-    "ModelSource", "Number", "Poisoned", "Poisoning", "Positive", "Probe", "Role", "SceneSource", "Scorer", "Share",
-    "Source", "TrainedDetector", "Verdict", "WrappingAttack",
+    "ModelSource", "Number", "ObjectDetectorSource", "Poisoned", "Poisoning", "Positive", "Probe", "Role",
+    "SceneSource", "Scorer", "Share", "Source", "TrainedDetector", "Verdict", "WrappingAttack",
 ]  # fmt: skip

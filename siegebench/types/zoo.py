@@ -1,4 +1,4 @@
-"""Sources of data sets and models."""
+"""Sources of data sets, models and object detectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from siegebench.classifier import Classifier
 from siegebench.data import IMAGE, ImageSet, Size
-from siegebench.errors import DataError, ModelError
+from siegebench.errors import DataError, ModelError, NotApplicable
+from siegebench.object_detector import ObjectDetector
 from siegebench.render.maps import Maps
 from siegebench.types.base import Entry
 
@@ -136,3 +137,62 @@ class ModelSource(Entry):
     def pretrained(self) -> bool:
         """Whether `build` returns trained weights; otherwise the harness trains with `recipe`."""
         return False
+
+
+class ObjectDetectorSource(ModelSource):
+    """A source of object detectors that find vehicles: with published weights, or trained on rendered scenes.
+
+    It stands wherever a model is expected, for data with the classes other and vehicle.
+    """
+
+    @abstractmethod
+    def detector(self, *, size: Size) -> ObjectDetector:
+        """The detector for images of this size, with published weights if it has any.
+
+        Args:
+            size: the side of square images, else (height, width).
+
+        Raises:
+            ModelError: when weights are missing, corrupt, not finite or of another shape.
+        """
+
+    @final
+    def build(self, *, num_classes: int, size: Size) -> ObjectDetector:
+        """The detector, for data with two classes.
+
+        Raises:
+            ModelError: as `detector` does; for other numbers of classes.
+        """
+        if num_classes != ObjectDetector.num_classes:
+            raise ModelError(
+                f"{self._title} answers with the classes other and vehicle, the data has {num_classes} classes; "
+                "vehicle_scenes has two with `task: vehicle`"
+            )
+        return self.detector(size=size)
+
+    @final
+    def fit(self, detector: Classifier, source: DataSource, images: ImageSet, seed: int) -> None:
+        """Train a detector in place, on the scenes that some images of a source show.
+
+        Raises:
+            NotApplicable: when they are no rendered scenes, or the source only has published weights.
+        """
+        if not isinstance(source, SceneSource) or not isinstance(detector, ObjectDetector):
+            raise NotApplicable(
+                f"{self._title} is trained on boxes, and {images.name} has none; use vehicle_scenes, or a detector "
+                "with published weights"
+            )
+        self.learn(detector, source, images.ids.tolist(), seed)
+
+    def learn(self, detector: ObjectDetector, scenes: SceneSource, ids: Sequence[int], seed: int) -> None:
+        """Train a detector that `detector` returned, in place; called if there are no published weights.
+
+        Args:
+            ids: of the scenes of the split `train` on which it may be trained.
+            seed: of all random numbers.
+        """
+        raise NotApplicable(f"{self._title} cannot be trained here")
+
+    @property
+    def _title(self) -> str:
+        return str(getattr(self, "_name", type(self).__name__))

@@ -1,0 +1,170 @@
+"""Published object detectors find what their authors' find; files that do not fit are refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from siegebench.zoo._ncnn import NcnnNet
+from torch import Tensor
+
+from siegebench import registry
+from siegebench.errors import ConfigError, ModelError
+from siegebench.object_detector import Found, ObjectDetector, kept, matched
+from siegebench.types import DataSource, ObjectDetectorSource
+from tests.kit import data_folder
+
+# one photograph of each of these in imagenet-sample160: ambulance, beach wagon, cab, convertible, ...
+VEHICLES = (
+    407, 436, 468, 511, 555, 569, 609, 627, 654, 656, 661, 675, 717, 734, 751, 757, 779, 817, 864, 867, 874,
+)  # fmt: skip
+
+
+def detector(name: str, size: int | tuple[int, int] = 160, **given: object) -> ObjectDetector:
+    return registry.build(ObjectDetectorSource, {"name": name, **given}).detector(size=size)
+
+
+def picture(file: str) -> Tensor:
+    with Image.open(data_folder() / "weights" / file) as image:
+        return torch.tensor(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+
+
+@torch.no_grad()
+def found_in(name: str, file: str) -> Found:
+    return kept(detector(name).find(picture(file)))
+
+
+@pytest.mark.parametrize("name", ["fastest_det", "yolox_nano"])
+def test_the_bus_is_found(name: str) -> None:
+    found = found_in(name, "FastestDet/images/1.jpg")
+    assert found.scores[0, 0].item() == pytest.approx(0.96, abs=0.005)
+    assert matched(found, torch.tensor([[45.0, 81.0, 592.0, 419.0]]), overlap=0.9).item() == found.scores[0, 0]
+
+
+def test_parked_cars_are_found() -> None:
+    found = found_in("yolox_nano", "yolox-nano/parking.jpg")
+    assert found.scores[0, :3].tolist() == pytest.approx([0.86, 0.81, 0.777], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "seen"),
+    [("fastest_det", (), 19), pytest.param("yolox_nano", (6,), 17, marks=pytest.mark.slow)],
+)
+def test_vehicles_are_found_in_photographs_and_hidden_by_small_changes(
+    name: str, extra: tuple[int, ...], seen: int
+) -> None:
+    data_folder()
+    photos = registry.build(DataSource, {"name": "parquet", "prefix": "imagenet", "num_classes": 1000}).scan(
+        "sample160"
+    )
+    x = photos.select(torch.isin(photos.labels, torch.tensor(VEHICLES)).nonzero().squeeze(1)).in_memory().pixels()
+    model = detector(name, vehicles=[2, 5, *extra, 7])
+    with torch.no_grad():
+        scores = model.find(x).best
+    assert int((scores >= 0.3).sum()) == seen
+    few = x[scores >= 0.6][:1]
+    changed = few.clone()
+    for _ in range(4):
+        changed.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(model(changed)[:, 1].sum(), changed)
+        changed = (few + (changed.detach() - 2 / 255 * gradient.sign() - few).clamp(-8 / 255, 8 / 255)).clamp(0, 1)
+    with torch.no_grad():
+        assert model.find(changed).best.item() < scores[scores >= 0.6][0].item() - 0.3
+
+
+def test_fewer_classes_find_less() -> None:
+    bus = picture("FastestDet/images/1.jpg")
+    with torch.no_grad():
+        assert detector("fastest_det", vehicles=[2]).find(bus).best < 0.6
+        assert detector("fastest_det", vehicles=[5]).find(bus).best > 0.9
+
+
+def test_choices_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ConfigError, match="vehicles: expected classes of COCO, 0 to 79"):
+        detector("fastest_det", vehicles=[80])
+    with pytest.raises(ConfigError, match="side: expected a multiple of 32, found 300"):
+        detector("fastest_det", side=300)
+
+
+def test_missing_weights_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SIEGEBENCH_DATA", raising=False)
+    with pytest.raises(ModelError, match=r"or give `checkpoint: PATH`$"):
+        detector("fastest_det")
+
+
+# ------------------------------------------------------------------------------------------------- the format of ncnn
+
+TINY = """7767517
+9 10
+Input in 0 1 x
+YoloV5Focus focus 1 1 x f
+Split split 1 2 f f0 f1
+Convolution conv 1 1 f0 c 0=2 1=1 5=1 6=24 9=4
+ConvolutionDepthWise deep 1 1 f1 d 0=12 1=3 3=1 4=1 5=0 6=108 7=12
+Swish swish 1 1 d s
+Concat both 2 1 c s t
+Interp up 1 1 t u 0=1 1=2 2=2
+Pooling pool 1 1 u out 0=0 1=2 2=2 3=0
+"""
+
+
+def written(folder: Path, param: str = TINY, cut: int = 0) -> tuple[Path, dict[str, Tensor]]:
+    """A tiny network in this format, float16 and float32, and its weights."""
+    numbers = np.random.default_rng(0)
+    conv, bias, deep = (numbers.normal(size=n).astype("f4") for n in (24, 2, 108))
+    half = conv.astype("<f2")
+    parts = [b"\x47\x6b\x30\x01", half.tobytes(), bias.tobytes(), bytes(4), deep.tobytes()]
+    path = folder / "tiny.param"
+    path.write_text(param)
+    content = b"".join(parts)
+    path.with_suffix(".bin").write_bytes(content[: len(content) - cut] if cut >= 0 else content + bytes(-cut))
+    weights = {"conv": torch.tensor(half.astype("f4")).view(2, 12, 1, 1), "bias": torch.tensor(bias)}
+    return path, {**weights, "deep": torch.tensor(deep).view(12, 1, 3, 3)}
+
+
+def test_layers_of_ncnn_compute_what_they_say(tmp_path: Path) -> None:
+    path, w = written(tmp_path)
+    x = torch.rand(2, 3, 6, 8)
+    f = torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], dim=1)
+    one = torch.nn.functional.conv2d(f, w["conv"], w["bias"]).sigmoid()
+    two = torch.nn.functional.silu(torch.nn.functional.conv2d(f, w["deep"], padding=1, groups=12))
+    net = NcnnNet(path, path.with_suffix(".bin"))
+    torch.testing.assert_close(net(x), torch.cat([one, two], dim=1))  # enlarging and pooling cancel
+
+
+@pytest.mark.parametrize(
+    ("change", "cut", "message"),
+    [
+        (("7767517", "7767518"), 0, "begins with 7767517"),
+        (("9 10", "8 10"), 0, "9 layers, its second line says 8"),
+        (("Swish", "Mish"), 0, "layer swish: Mish is not known"),
+        (("9=4", "9=2"), 0, "layer conv: activation 2 is not known"),
+        (("0=0 1=2", "0=1 1=2"), 0, "layer pool: Pooling with 0=1 is not known"),
+        (("6=24", "6=25"), 0, "layer conv has 25 weights, expected 24"),
+        (("Swish swish 1 1", "Swish swish one 1"), 0, "damaged"),
+        (("", ""), 4, "the layers have more"),
+        (("", ""), -4, "is it of another network"),
+    ],
+)
+def test_damaged_files_of_ncnn_are_refused(tmp_path: Path, change: tuple[str, str], cut: int, message: str) -> None:
+    path, _ = written(tmp_path, TINY.replace(*change) if change[0] else TINY, cut)
+    with pytest.raises(ModelError, match=message):
+        NcnnNet(path, path.with_suffix(".bin"))
+
+
+def test_another_network_is_no_yolox(tmp_path: Path) -> None:
+    path, _ = written(tmp_path)
+    with pytest.raises(ModelError, match="YOLOX for COCO returns"):
+        detector("yolox_nano", checkpoint=str(path))
+
+
+def test_the_key_has_both_files(tmp_path: Path) -> None:
+    path, _ = written(tmp_path)
+    entry = registry.build(ObjectDetectorSource, {"name": "yolox_nano", "checkpoint": str(path)})
+    first = entry.identity()
+    shutil.copy(path, path.with_suffix(".bin"))
+    assert entry.identity() != first
