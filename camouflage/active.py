@@ -47,7 +47,7 @@ class ACTIVE(Camouflage):
 
     texels: Count = 16
     period: Positive = 4.0
-    steps: Count = 200
+    steps: Count = 100
     scenes: Count = 8
     lr: Positive = 0.2
     alpha: Number = 1.0

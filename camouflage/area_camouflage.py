@@ -45,7 +45,7 @@ class AreaCamouflage(Camouflage):
     tiles: Count = 4
     period: Positive = 4.0
     optimise: bool = True
-    steps: Count = 200
+    steps: Count = 100
     scenes: Count = 8
     lr: Positive = 0.2
     beta: Number = 0.0

@@ -38,7 +38,7 @@ class DTA(Camouflage):
 
     texels: Count = 16
     period: Positive = 4.0
-    steps: Count = 200
+    steps: Count = 100
     scenes: Count = 8
     lr: Positive = 0.2
     shift: Share = 0.02

@@ -46,6 +46,7 @@ NOTE = (
 )
 AREAS = (0, 12, 25, 50, 100)  # per cent of the paint, of the curve over the covered area
 AREA = "area_camouflage"
+LEAST = 0.5  # grey vehicles that a ranked victim sees, and other things that it answers as such
 SIDES = ("front", "left", "rear", "right")
 
 
@@ -186,6 +187,7 @@ def _line(
         seen = strongest.seen
         numbers, texts = _numbers(found, strongest), {"worst_texture": strongest.name}
         texts |= _worst_view(strongest)
+        reasons += _blind(numbers)
         marked += _beaten(found["texture"], found["control"])
     line = Line(
         names=names, numbers=numbers, texts=texts, reasons=tuple(reasons), flags=in_order(marked), control=control,
@@ -194,10 +196,23 @@ def _line(
     return line, seen
 
 
+def _blind(numbers: Mapping[str, Number]) -> list[str]:
+    """Why a victim tells nothing about textures: it sees few vehicles without one, or vehicles everywhere."""
+    out = []
+    for name, told in (
+        ("vehicle_acc_grey", "sees fewer than half of the grey vehicles"),
+        ("other_acc", "answers most other things as vehicles"),
+    ):
+        value = numbers[name].value if name in numbers else None
+        if value is not None and value < LEAST:
+            out.append(told)
+    return out
+
+
 def _numbers(found: Mapping[str, Sequence[_Texture]], strongest: _Texture) -> dict[str, Number]:
     first = strongest.rows[0]
     numbers = {"vehicle_acc": strongest.number}
-    for name in ("vehicle_acc_grey", "missed", "vehicle_conf", "other_acc", "clean_acc", "worst_view_acc"):
+    for name in ("vehicle_acc_grey", "missed", "vehicle_conf", "ap50", "other_acc", "clean_acc", "worst_view_acc"):
         if name in first.metrics:
             numbers[name] = stored(first, name)
     for kind, each in found.items():

@@ -168,6 +168,7 @@ CAMOUFLAGE = (
     Column("worst_texture", "Strongest", "text", "The texture under which the fewest vehicles are seen.", ""),
     read("missed"),
     read("vehicle_conf"),
+    read("ap50"),
     Column("transfer_acc", "Transfer", help="Views seen under the strongest texture that was made on another network."),
     read("other_acc"),
     read("clean_acc", "Accuracy on the images as the data set paints them."),

@@ -145,6 +145,7 @@ _ALL = (
     Metric("vehicle_acc_grey", "rate", "high", "Seen, grey", "The same with grey paint."),
     Metric("vehicle_conf", "score", "high", "Confidence", "Mean score for vehicle on views of vehicles.", high=1.0),
     Metric("missed", "rate", "low", "Missed", "Views missed under the texture, of those seen with grey paint."),
+    Metric("ap50", "score", "high", "AP50", "Average precision of a detector at an overlap of 0.5.", high=1.0),
     Metric("other_acc", "rate", "high", "Others", "Scenes without a vehicle, under the texture, answered as none."),
     Metric("worst_view_acc", "rate", "high", "Worst view", "The side, height and distance from which fewest are seen."),
     Metric("covered", "rate", "", "Covered", "The share of the paint that carries a pattern; the rest is grey."),

@@ -16,13 +16,14 @@ from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.inventory import Inventory, Named, NamedModel
+from siegebench.object_detector import Found, average_precision
 from siegebench.prepare import in_batches
 from siegebench.render.maps import Maps
-from siegebench.sighting import of_logits, seen
+from siegebench.sighting import seen
 from siegebench.tracks.base import BoardSpec, Budget, Spec, Specs
 from siegebench.tracks.conduct import conduct_flags
 from siegebench.tracks.conventions import convention_flags
-from siegebench.tracks.judging import clean_outcome, fresh_passes, majority
+from siegebench.tracks.judging import PASSES, clean_outcome, majority
 from siegebench.tracks.staging import TRAINING, scenes_of, texture_of
 from siegebench.types import Camouflage, Defense, SceneSource
 from siegebench.types.camouflages import GREY, Texture
@@ -112,17 +113,21 @@ def measure_texture(cell: Cell, ws: Workspace) -> Result:
     ids, split = data.ids.tolist(), str(cell.data["split"])
     maps, vehicles = source.scenes(split, ids, ss), source.vehicles()
     clean = clean_outcome(ws, cell, victim, data)
-    hit, score = _scored(ws, cell, victim, maps, texture, vehicles)
-    grey, _ = ws.remember(
-        ("grey", digest([cell.model, cell.defense, cell.stage]), cell.data["digest"], cell.seed),
-        lambda: _scored(ws, cell, victim, maps, unpainted(), vehicles),
-    )
     mine = torch.isin(data.labels, torch.tensor(vehicles))
+    truth = maps.box * mine[:, None]
+    hit, score, found = _scored(ws, cell, victim, maps, texture, vehicles, truth)
+    grey, _, _ = ws.remember(
+        ("grey", digest([cell.model, cell.defense, cell.stage]), cell.data["digest"], cell.seed),
+        lambda: _scored(ws, cell, victim, maps, unpainted(), vehicles, truth),
+    )
     views = source.views(split, ids)
     flags += [*convention_flags(ws, cell, victim, data, clean), *conduct_flags(ws, cell, victim, data)]
     return Result(
         cell=cell,
-        metrics={"clean_acc": rate(int(clean.sum()), len(data)), **_metrics(hit, score, grey, mine, views, texture)},
+        metrics={
+            "clean_acc": rate(int(clean.sum()), len(data)), **_metrics(hit, score, grey, mine, views, texture),
+            **({} if found is None else {"ap50": {"value": average_precision(found, truth)}}),
+        },
         samples={
             "n": len(data), "clean": pack(clean), "vehicle": pack(mine), "seen": pack(hit), "seen_grey": pack(grey),
             **{name: value for axis, k in BINS.items() for name, value in _places(axis, views, k).items()},
@@ -141,19 +146,22 @@ def unpainted() -> Texture:
 
 
 def _scored(
-    ws: Workspace, cell: Cell, victim: Classifier, maps: Maps, texture: Texture, vehicles: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """(whether each scene is answered as a vehicle, bool [N]; the mean score for it, [N])"""
+    ws: Workspace, cell: Cell, victim: Classifier, maps: Maps, texture: Texture, vehicles: tuple[int, ...],
+    truth: Tensor,
+) -> tuple[Tensor, Tensor, Found | None]:  # fmt: skip
+    """(whether a vehicle is seen in each scene, bool [N]; the mean score for it, [N]; detections of a detector)"""
     streams = Draws(derive_seed(cell.seed, "camouflaged"), maps.ids)
 
-    def part(at: slice) -> tuple[Tensor, Tensor]:
+    def part(at: slice) -> tuple[Tensor, Tensor, Found | None]:
         x = texture.on(maps[at].to(ws.device)).to(ws.dtype)
-        z = fresh_passes(victim, x, streams[at].to(ws.device), "camouflaged")
-        score = torch.stack([of_logits(one, vehicles).score.amax(dim=1) for one in z]).mean(dim=0)
-        return majority(seen(z, vehicles)).cpu(), score.double().cpu()
+        fresh = streams[at].to(ws.device).child("score")
+        passes = [fresh.at(i) for i in range(PASSES)] if victim.randomized else [None]
+        hits, score, found = seen(victim, x, vehicles, truth[at].to(ws.device), passes)
+        return majority(hits).cpu(), score.double().cpu(), found and found.cpu()
 
-    parts = in_batches(part, len(maps), ws.batch(maps.a))
-    return torch.cat([hit for hit, _ in parts]), torch.cat([score for _, score in parts])
+    hits, scores, founds = zip(*in_batches(part, len(maps), ws.batch(maps.a)), strict=True)
+    detections = [f for f in founds if f is not None]
+    return torch.cat(hits), torch.cat(scores), Found.join(detections) if detections else None
 
 
 def _metrics(

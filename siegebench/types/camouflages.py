@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -16,7 +15,7 @@ from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
 from siegebench.render.compose import Projection, compose
 from siegebench.render.maps import Maps
-from siegebench.sighting import Sighting, of_logits
+from siegebench.sighting import Sighting, sighting
 from siegebench.threat import TOLERANCE, Access
 from siegebench.types.base import Entry
 
@@ -77,7 +76,8 @@ class Stage:
             strict: count only candidates of an object detector that overlap the vehicle. A classifier has one
                 candidate and ignores both.
         """
-        return of_logits(self.oracle(x), self.vehicles)
+        where = self.maps.box if boxes is None else boxes
+        return sighting(self.oracle.model, lambda: self.oracle(x), self.vehicles, where, strict=strict)
 
     def sighted(self, x: Tensor, boxes: Tensor | None = None, *, strict: bool = True) -> Tensor:
         """The scores of `sighting`, in [0, 1], [n, K]."""
@@ -119,9 +119,6 @@ class Camouflage(Entry):
         if not found.period > 0 or not 0 <= found.covered <= 1:
             raise ContractError(f"{self!r} returned period {found.period:g} and covered {found.covered:g}")
         return Texture(pixels.detach().clamp(0, 1), float(found.period), found.projection, float(found.covered))
-
-
-Loss = Callable[[Stage, Tensor, int], Tensor]  # (some scenes, the texture, the step) to a scalar
 
 
 def described(texture: Texture) -> dict[str, Any]:
