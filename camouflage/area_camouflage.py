@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from siegebench.draws import Draws
 from siegebench.render.compose import compose
 from siegebench.types import Camouflage, Count, Number, Positive, Share
-from siegebench.types.camouflages import GREY, Stage, Texture
+from siegebench.types.camouflages import Stage, Texture
 
 from ._optimise import attack_loss, optimised, smooth_loss
+from ._tiles import places, tiled
 
 
 @dataclass(frozen=True, kw_only=True)
 class AreaCamouflage(Camouflage):
     """Optimise one element whose copies cover a share of the paint; the rest is grey. Our reading of Niederhut (arXiv
     2306.07768), of which only the abstract was read: success grows mainly with the area, and the largest attack repeats
-    an element. Report it as a curve over `covered`, with random elements at the same share as controls.
+    an element. Report it as a curve over `covered`, with `random_elements` at the same share as controls.
 
     A period of the texture has `tiles` x `tiles` places. The first `covered` of them, in a random order that does not
     depend on `covered`, carry the element, so that a larger area contains a smaller one. All copies share their texels.
@@ -33,7 +33,6 @@ class AreaCamouflage(Camouflage):
         texels: along each side of the element.
         tiles: places along each side of a period.
         period: metres after which the places repeat.
-        optimise: False keeps the random element, as a control.
         steps, scenes, lr: of Adam; scenes of one step.
         beta: weight of the total variation of the element.
         shift: largest random shift of the projection, in periods.
@@ -44,7 +43,6 @@ class AreaCamouflage(Camouflage):
     texels: Count = 8
     tiles: Count = 4
     period: Positive = 4.0
-    optimise: bool = True
     steps: Count = 100
     scenes: Count = 8
     lr: Positive = 0.2
@@ -53,25 +51,13 @@ class AreaCamouflage(Camouflage):
     scale: Share = 0.05
 
     def paint(self, stage: Stage, draws: Draws) -> Texture:
-        order = draws.uniform((self.tiles**2,), purpose="places")[0].argsort()
-        count = round(self.covered * self.tiles**2)
-        there = torch.zeros(self.tiles**2, dtype=torch.bool)
-        there[order[:count]] = True
-        mask = there.view(self.tiles, self.tiles).repeat_interleave(self.texels, 0).repeat_interleave(self.texels, 1)
-        mask = mask.to(stage.maps.a.device)
+        there = places(draws, self.tiles, self.covered)
 
         def loss(some: Stage, element: Tensor, step: int) -> Tensor:
             u = 2 * draws.uniform((len(some), 3), step=step, purpose="projection")[0].to(element) - 1
             shift, scale = self.shift * u[:, :2], 1 + self.scale * u[:, 2]
-            x = compose(some.maps, self._tiled(element, mask), self.period, shift, scale)
+            x = compose(some.maps, tiled(element, there), self.period, shift, scale)
             return attack_loss(some.sighting(x).hidden) + self.beta * smooth_loss(element)
 
-        element = optimised(
-            stage, draws, loss, texels=self.texels, steps=self.steps if self.optimise else 0, scenes=self.scenes,
-            lr=self.lr,
-        )  # fmt: skip
-        return Texture(self._tiled(element, mask), self.period, covered=count / self.tiles**2)
-
-    def _tiled(self, element: Tensor, mask: Tensor) -> Tensor:
-        """The texture [3, h, w] of one period."""
-        return torch.where(mask, element.repeat(1, self.tiles, self.tiles), element.new_tensor(GREY))
+        element = optimised(stage, draws, loss, texels=self.texels, steps=self.steps, scenes=self.scenes, lr=self.lr)
+        return Texture(tiled(element, there), self.period, covered=float(there.float().mean()))

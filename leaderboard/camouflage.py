@@ -46,6 +46,7 @@ NOTE = (
 )
 AREAS = (0, 12, 25, 50, 100)  # per cent of the paint, of the curve over the covered area
 AREA = "area_camouflage"
+BINNED = ("vehicle_acc_", "vehicle_conf_")  # figures of views of one azimuth, pitch or distance
 LEAST = 0.5  # grey vehicles that a ranked victim sees, and other things that it answers as such
 SIDES = ("front", "left", "rear", "right")
 
@@ -136,11 +137,19 @@ def _each(members: Sequence[Result], textures: Mapping[str, str]) -> list[Column
     attacks = {textures[canonical(r.cell.camouflage)] for r in usual if not is_reference(r)}
     controls = {textures[canonical(r.cell.camouflage)] for r in usual if is_reference(r)}
     moved = {_moved(r, textures) for r in members if r.cell.surrogates is not None}
+    bins = {name for r in usual for name in r.metrics if name.startswith(BINNED) and "@" in name}
     return [
+        *(columns.read(name, main=False) for name in sorted(bins, key=_bin)),
         *columns.under("texture", sorted(attacks), "rate", f"{text}.", heading="Under each texture"),
         *columns.under("control", sorted(controls), "rate", f"{text}, made without a network.", heading="Controls"),
         *columns.under("transfer", sorted(moved), "rate", f"{text}, made on another network.", heading="Transfer"),
     ]
+
+
+def _bin(name: str) -> tuple[str, int]:
+    """`vehicle_acc_azimuth@30` in the order of its lower edge."""
+    family, _, edge = name.partition("@")
+    return family, int(edge)
 
 
 def _moved(row: Result, textures: Mapping[str, str]) -> str:
@@ -217,12 +226,12 @@ def _numbers(found: Mapping[str, Sequence[_Texture]], strongest: _Texture) -> di
             numbers[name] = stored(first, name)
     for kind, each in found.items():
         numbers |= {f"{kind}:{t.name}": t.number for t in each}
-    controls = [t for t in found["control"] if label(t.rows[0].cell.camouflage) == "random_texture"]
+    controls = [t for t in found["control"] if label(t.rows[0].cell.camouflage).startswith("random_")]
     for name, some in (("random_acc", controls), ("transfer_acc", found["transfer"])):
         if some:
             numbers[name] = min((t.number for t in some), key=lambda number: (number.value, number.keys))
     for name, number in first.metrics.items():
-        if name.startswith(("vehicle_acc_", "vehicle_conf_")) and "@" in name and number:
+        if name.startswith(BINNED) and "@" in name and number:
             numbers[name] = stored(first, name)
     for texture in found["texture"]:
         row = texture.rows[0]
@@ -241,7 +250,7 @@ def _worst_view(texture: _Texture) -> dict[str, str]:
     azimuth, pitch, distance = (np.asarray(p) for p in places)
     views: dict[tuple[str, ...], list[bool]] = {}
     for i in np.flatnonzero(vehicle):
-        side = SIDES[(int(azimuth[i]) * 30 + 45) % 360 // 90]
+        side = SIDES[(int(azimuth[i]) * 45 + 45) % 360 // 90]
         height, far = f"pitch {int(pitch[i]) // 2 * 20}+", f"{int(distance[i]) // 2 * 4}+ m"
         views.setdefault((side, height, far), []).append(bool(seen[i]))
     usable = {view: float(np.mean(hits)) for view, hits in views.items() if len(hits) >= 5}

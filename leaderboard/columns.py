@@ -176,10 +176,6 @@ CAMOUFLAGE = (
         "worst_view_acc", "The side, height and distance from which fewest are seen; of 5 scenes or more.", main=False
     ),
     Column("worst_view", "Worst view is", "text", "That view.", "", main=False),
-    *(read(f"vehicle_acc_azimuth@{k}", main=False) for k in range(0, 360, 30)),
-    *(read(f"vehicle_conf_azimuth@{k}", main=False, title=f"conf {k} deg") for k in range(0, 360, 30)),
-    *(read(f"vehicle_acc_pitch@{k}", main=False) for k in range(0, 90, 10)),
-    *(read(f"vehicle_acc_distance@{k}", main=False) for k in range(0, 40, 2)),
     *(_more(f"area@{a}", f"{a} %", "rate", f"Views seen with {a} % of the paint covered.") for a in (12, 25, 50, 100)),
 )
 

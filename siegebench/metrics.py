@@ -149,10 +149,10 @@ _ALL = (
     Metric("other_acc", "rate", "high", "Others", "Scenes without a vehicle, under the texture, answered as none."),
     Metric("worst_view_acc", "rate", "high", "Worst view", "The side, height and distance from which fewest are seen."),
     Metric("covered", "rate", "", "Covered", "The share of the paint that carries a pattern; the rest is grey."),
-    Metric("vehicle_acc_azimuth@", "rate", "high", "{} deg", "Views seen, azimuth from {} degrees on, 30 wide."),
+    Metric("vehicle_acc_azimuth@", "rate", "high", "{} deg", "Views seen, azimuth from {} degrees on, 45 wide."),
     Metric("vehicle_acc_pitch@", "rate", "high", "pitch {}", "Views seen, pitch from {} degrees on, 10 wide."),
     Metric("vehicle_acc_distance@", "rate", "high", "{} m", "Views seen from {} metres on, 2 wide."),
-    Metric("vehicle_conf_azimuth@", "score", "high", "{} deg", "Mean score, azimuth from {} degrees on.", high=1.0),
+    Metric("vehicle_conf_azimuth@", "score", "high", "conf {} deg", "Mean score, azimuth from {} on.", high=1.0),
 )  # fmt: skip
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
@@ -180,7 +180,7 @@ SAMPLES: dict[str, str] = {
     "vehicle": "the scene shows a vehicle",
     "seen": "the answer under the texture is a vehicle",
     "seen_grey": "the answer with grey paint is a vehicle",
-    "azimuth@": "this bit of the azimuth of the camera, in steps of 30 degrees",
+    "azimuth@": "this bit of the azimuth of the camera, in steps of 45 degrees",
     "pitch@": "this bit of the pitch of the camera, in steps of 10 degrees",
     "distance@": "this bit of the distance of the camera, in steps of 2 metres",
     "label@": "this bit of the number of the image's class, the lowest is 0",

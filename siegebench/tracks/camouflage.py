@@ -34,8 +34,9 @@ CONTROLS: list[Spec] = [
     "flat", "flat.white", "flat.black", "flat.red", "flat.blue", "random_texture", "random_texture.second",
     "random_texture.third", "random_texture.fine", "background_colours",
 ]  # fmt: skip
-BINS = {"azimuth": 30.0, "pitch": 10.0, "distance": 2.0}  # widths: degrees, degrees, metres
-VIEW = {"azimuth": 90.0, "pitch": 20.0, "distance": 4.0}  # of a view of which the worst is looked for
+BINS = {"azimuth": 45.0, "pitch": 10.0, "distance": 2.0}  # widths: degrees, degrees, metres
+SIDE = 90.0  # degrees of azimuth: front, left, rear and right
+VIEW = {"azimuth": SIDE, "pitch": 20.0, "distance": 4.0}  # of a view of which the worst is looked for
 FEWEST = 5  # scenes of a view
 SHOWN = 6  # scenes in the pictures of a row
 
@@ -206,7 +207,8 @@ def _bins(axis: str, views: Tensor, width: float) -> Tensor:
 
 def _views(views: Tensor, mine: Tensor) -> Iterator[Tensor]:
     """Scenes with vehicles that are seen alike: a side of the vehicle, a height and a distance of the camera."""
-    where = torch.stack([_bins(axis, views, width) for axis, width in VIEW.items()], dim=1)
+    turned = torch.stack([(views[:, 0] + SIDE / 2) % 360, views[:, 1], views[:, 2]], dim=1)  # 0 is ahead
+    where = torch.stack([_bins(axis, turned, width) for axis, width in VIEW.items()], dim=1)
     for view in where[mine].unique(dim=0):
         yield mine & (where == view).all(dim=1)
 
