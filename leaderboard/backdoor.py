@@ -44,7 +44,7 @@ ABOUT = (
     "the attack stronger. Results are averaged over seeds and poisoning rates within each attack, then over attacks "
     "with equal weight. Ties: lower worst success rate, then higher RIR."
 )
-MEANS = ("ca", "asr", "ra", "rir", "der")
+MEANS = ("ca", "asr", "ra", "rir", "der", "c_rej", "psr", "b_rej", "dsr")
 
 
 def boards(rows: Sequence[Result]) -> list[Board]:

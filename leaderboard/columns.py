@@ -90,6 +90,7 @@ BACKDOOR_MORE = (
     read("ra", main=False),
     read("rir", main=False),
     read("der", main=False),
+    *(read(name, main=False) for name in ("c_rej", "psr", "b_rej", "dsr")),  # of defenses that reject
     _more("attacks", "Attacks", "count", "Number of backdoor attacks in the mean.", ""),
     _more("seeds", "Seeds", "count", "Number of training seeds.", ""),
 )

@@ -189,9 +189,13 @@ def test_harness_keeps_its_order() -> None:
 
 
 def test_importing_the_package_loads_only_itself() -> None:
-    code = "import sys, siegebench; print([m for m in sys.modules if m.startswith('siegebench.')])"
+    heavy = ("sklearn", "scipy", "timm", "torchvision", "art", "torchattacks", "wandb", "ray", "mitsuba")
+    code = (
+        "import sys, siegebench; print([m for m in sys.modules if m.startswith('siegebench.')])\n"
+        f"import siegebench.api; print([m for m in {heavy} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "[]"]
 
 
 # ------------------------------------------------------------------------------------------------------- light commands

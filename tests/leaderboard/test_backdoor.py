@@ -92,3 +92,20 @@ def test_attacks_that_know_the_defense_stand_in_a_column_of_their_own() -> None:
     assert "is known here" in marks["none"][0]
     shown = {key for x in board.lines for key in x.keys}
     assert shown == {r.cell.key for r in (*usual, *known, failed)}
+
+
+def test_what_a_defense_rejects_is_averaged_over_the_attacks_that_measured_it() -> None:
+    def rejecting(row: Result, b_rej: float) -> Result:
+        told = {"c_rej": 0.1, "psr": 0.8, "b_rej": b_rej, "dsr": b_rej}
+        return replace(row, metrics={**row.metrics, **{name: make.rate(v * 500, 500) for name, v in told.items()}})
+
+    attacks = ("badnets", "wanet")
+    results = [
+        *(repaired("none", attack, ca=0.9, asr=1.0) for attack in attacks),
+        *(rejecting(repaired("nab", a, ca=0.9, asr=0.1), v) for a, v in zip(attacks, (0.5, 1.0), strict=True)),
+    ]
+    board = only(results)
+    assert line(board, "nab").value("b_rej") == pytest.approx(0.75)
+    assert line(board, "none").value("b_rej") is None
+    assert {"c_rej", "psr", "b_rej", "dsr"} <= {c.id for c in board.columns}
+    assert "dsr" not in {c.id for c in only(results[:2]).columns}, "a column that nothing fills"
