@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from siegebench import artifacts, sources
@@ -72,6 +71,8 @@ def stage_of(cell: Cell, ws: Workspace, seen: Classifier, camouflage: Camouflage
 
 def dominant(maps: Maps) -> Tensor:
     """The dominant colours of what is behind the vehicles, sRGB [K, 3], the most frequent first (K-means)."""
+    from sklearn.cluster import KMeans  # takes a second to import
+
     behind = encoded(maps.a).permute(0, 2, 3, 1)[maps.vehicle == 0].cpu().double()
     pixels = behind[:: max(1, len(behind) // PIXELS)].numpy()
     count = min(COLOURS, len(np.unique(pixels.round(3), axis=0)))
