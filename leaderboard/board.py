@@ -235,9 +235,8 @@ def share(k: float, n: int, keys: tuple[str, ...] = ()) -> Number:
 
 def slice_of(row: Result) -> tuple[str, ...]:
     """The evaluated data of a row. Rows with the same slice are comparable. A limit of the training images is part."""
-    data = row.cell.data
-    limit = ["train"] if "train" in data else []
-    return tuple(str(data.get(k, "")) for k in ("name", "split", "count", "digest", *limit))
+    limit = ["train"] if "train" in row.cell.data else []
+    return tuple(str(row.cell.data.get(k, "")) for k in ("name", "split", "count", "digest", *limit))
 
 
 def slice_facts(row: Result) -> dict[str, str]:
@@ -300,7 +299,8 @@ def what(row: Result) -> str:
         return f"{label(cell.backdoor) if cell.backdoor else 'clean'} model, seed {cell.seed}"
     if cell.inputs is not None:
         return cell.labels["inputs"]
-    return label(cell.attack or cell.measure or cell.backdoor or cell.corruption or {"name": "clean"})
+    without = cell.backdoor or cell.corruption or cell.camouflage or {"name": "clean"}
+    return label(cell.attack or cell.measure or without)
 
 
 def marks(rows: Iterable[Result]) -> list[Mark]:

@@ -162,6 +162,23 @@ CORRUPTION = (
     *(read(f"acc@{s}", f"Accuracy at severity {s}, mean over the corruptions.", main=False) for s in SEVERITIES),
     _more("seeds", "Seeds", "count", "Number of corruption seeds.", ""),
 )
+CAMOUFLAGE = (
+    read("vehicle_acc", "Views of vehicles seen as a vehicle under the strongest texture; Wilson 95 % interval."),
+    read("vehicle_acc_grey"),
+    Column("random_acc", "Seen, random", help="The same under the random texture that hides most."),
+    Column("worst_texture", "Strongest", "text", "The texture under which the fewest vehicles are seen.", ""),
+    read("missed"),
+    read("vehicle_conf"),
+    read("ap50"),
+    Column("transfer_acc", "Transfer", help="Views seen under the strongest texture that was made on another network."),
+    read("other_acc"),
+    read("clean_acc", "Accuracy on the images as the data set paints them."),
+    read(
+        "worst_view_acc", "The side, height and distance from which fewest are seen; of 5 scenes or more.", main=False
+    ),
+    Column("worst_view", "Worst view is", "text", "That view.", "", main=False),
+    *(_more(f"area@{a}", f"{a} %", "rate", f"Views seen with {a} % of the paint covered.") for a in (12, 25, 50, 100)),
+)
 
 
 def under(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from siegebench.cells import Result
 
-from . import backdoor, corruption, detection, evasion, poisoning, supervisors
+from . import backdoor, camouflage, corruption, detection, evasion, poisoning, supervisors
 from .board import Board, unique
 
 
@@ -19,7 +19,7 @@ def boards(results: Iterable[Result]) -> list[Board]:
     rows = unique(results)
     return [
         *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
-        *corruption.boards(rows), *poisoning.boards(rows),
+        *corruption.boards(rows), *poisoning.boards(rows), *camouflage.boards(rows),
     ]  # fmt: skip
 
 

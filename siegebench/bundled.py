@@ -17,11 +17,11 @@ def suite_path(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.is_dir():
-        raise ConfigError(f"{name}: is a folder; expected a YAML file or the name of a bundled suite")
     bundled = {p.stem: p for p in bundled_suites()}
     if name in bundled:
-        return bundled[name]
+        return bundled[name]  # also where a folder has its name
+    if path.is_dir():
+        raise ConfigError(f"{name}: is a folder; expected a YAML file or the name of a bundled suite")
     raise ConfigError(f"{name}: no such file or bundled suite. {did_you_mean(path.stem, bundled)}")
 
 

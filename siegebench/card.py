@@ -21,7 +21,7 @@ Trait = Literal[
     "adaptive",  # attack: adapts to the victim by itself; run on every defended entry of a white-box board
     "required",  # attack: a white-box entry is ranked only if it was run
     "detector_aware",  # attack: evades the detector too; detectors of adversarial images are ranked only under one
-    "reference",  # defense: the baseline for other defenses; detector: without a network, what others have to beat
+    "reference",  # defense: the baseline for other defenses; detector, camouflage: without a network, what others beat
     "identity",  # defense: answers as the undefended model, by construction
     "silent",  # measure: reports flags only; its metrics are not shown on boards
 ]

@@ -21,7 +21,7 @@ PROTOCOL = 1  # version of the evaluation; raised whenever the same cell could g
 BITS = 32  # of the numbers of classes and groups
 
 Status = Literal["ok", "error", "not_applicable"]
-SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption")
+SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage")
 
 
 def canonical(value: Any) -> str:
@@ -49,8 +49,10 @@ class Cell:
             training images is limited.
         threat: norm, eps, access, queries, and the target if there is one; None on backdoor tracks.
         surrogates: the models that the attack sees in place of the victim, none for a no-box attack; only on the
-            transfer track.
+            transfer and camouflage tracks.
         severities: severities of the corruption; only with a corruption.
+        stage: number of training `scenes` on which a texture is made, and samples `ss` along each side of a pixel for
+            its scores; only with a camouflage.
         inputs: other images that a detector is to find, `{kind, data}` of another data set or `{kind, source, split,
             count}` of a source that makes them; only on the input_detection track.
         adaptive: whether the attack is one of the adaptive attacks that the defense declares.
@@ -67,6 +69,8 @@ class Cell:
     detector: dict[str, Any] | None = None
     corruption: dict[str, Any] | None = None
     severities: list[int] | None = None
+    camouflage: dict[str, Any] | None = None
+    stage: dict[str, int] | None = None
     inputs: dict[str, Any] | None = None
     threat: dict[str, Any] | None = None
     surrogates: list[dict[str, Any]] | None = None
@@ -125,7 +129,7 @@ class Cell:
     @property
     def file(self) -> str:
         """Path of the row below the store."""
-        last = self.attack or self.measure or self.detector or self.corruption or {"name": "clean"}
+        last = self.attack or self.measure or self.detector or self.corruption or self.camouflage or {"name": "clean"}
         return f"{self.folder}/{_safe(label(last))}-{self.key[:16]}.json"
 
 

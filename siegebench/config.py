@@ -28,7 +28,8 @@ RENAMED = {"checks": "measures"}  # keys of earlier versions, still read, and th
 class Suite(Strict):
     """A named list of boards. `data`, `models` and `seeds` at the top are defaults for boards without their own.
 
-    `attack`, `defense`, `backdoor` and `detector` are what `$attack`, ... on its boards stand for, see `placeholders`.
+    `attack`, `defense`, `backdoor`, `detector` and `camouflage` are what `$attack`, ... on its boards stand for, see
+    `placeholders`.
     """
 
     suite: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -40,6 +41,7 @@ class Suite(Strict):
     defense: Spec | None = None
     backdoor: Spec | None = None
     detector: Spec | None = None
+    camouflage: Spec | None = None
     boards: Annotated[list[Board], Field(min_length=1)]
 
     _inventory: Inventory = PrivateAttr()

@@ -45,6 +45,7 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("backdoor", "backdoors", "Backdoor attacks", "siegebench.types:Poisoning"),
         EntryKind("detector", "detectors", "Detectors", "siegebench.types:Detector"),
         EntryKind("corruption", "corruptions", "Corruptions", "siegebench.types:Corruption"),
+        EntryKind("camouflage", "camouflage", "Camouflage", "siegebench.types:Camouflage"),
         EntryKind("object_detector", "zoo", "Object detectors", "siegebench.types:ObjectDetectorSource", also="model"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),

@@ -140,6 +140,19 @@ _ALL = (
     # corruptions
     Metric("acc", "rate", "high", "Accuracy", "Accuracy on the corrupted images, mean over the severities."),
     Metric("acc@", "rate", "high", "Severity {}", "Accuracy at severity {}."),
+    # textures on the paint of vehicles
+    Metric("vehicle_acc", "rate", "high", "Seen", "Views of vehicles answered as a vehicle under the texture."),
+    Metric("vehicle_acc_grey", "rate", "high", "Seen, grey", "The same with grey paint."),
+    Metric("vehicle_conf", "score", "high", "Confidence", "Mean score for vehicle on views of vehicles.", high=1.0),
+    Metric("missed", "rate", "low", "Missed", "Views missed under the texture, of those seen with grey paint."),
+    Metric("ap50", "score", "high", "AP50", "Average precision of a detector at an overlap of 0.5.", high=1.0),
+    Metric("other_acc", "rate", "high", "Others", "Scenes without a vehicle, under the texture, answered as none."),
+    Metric("worst_view_acc", "rate", "high", "Worst view", "The side, height and distance from which fewest are seen."),
+    Metric("covered", "rate", "", "Covered", "The share of the paint that carries a pattern; the rest is grey."),
+    Metric("vehicle_acc_azimuth@", "rate", "high", "{} deg", "Views seen, azimuth from {} degrees on, 45 wide."),
+    Metric("vehicle_acc_pitch@", "rate", "high", "pitch {}", "Views seen, pitch from {} degrees on, 10 wide."),
+    Metric("vehicle_acc_distance@", "rate", "high", "{} m", "Views seen from {} metres on, 2 wide."),
+    Metric("vehicle_conf_azimuth@", "score", "high", "conf {} deg", "Mean score, azimuth from {} on.", high=1.0),
 )  # fmt: skip
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
@@ -164,6 +177,12 @@ SAMPLES: dict[str, str] = {
     "target": "the attacked image became the target class",
     "safe@": "the attacked image is correctly classified or detected, at this percentage of false alarms",
     "right@": "the image is correctly classified at this severity",
+    "vehicle": "the scene shows a vehicle",
+    "seen": "the answer under the texture is a vehicle",
+    "seen_grey": "the answer with grey paint is a vehicle",
+    "azimuth@": "this bit of the azimuth of the camera, in steps of 45 degrees",
+    "pitch@": "this bit of the pitch of the camera, in steps of 10 degrees",
+    "distance@": "this bit of the distance of the camera, in steps of 2 metres",
     "label@": "this bit of the number of the image's class, the lowest is 0",
     "group@": "this bit of the number of the image's group, the lowest is 0",
 }

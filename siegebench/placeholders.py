@@ -17,10 +17,10 @@ from typing import Any
 
 from siegebench import registry
 from siegebench.errors import ConfigError
-from siegebench.types import Attack, BackdoorAttack, Defense, Entry, ModelDetector, Poisoning
+from siegebench.types import Attack, BackdoorAttack, Camouflage, Defense, Entry, ModelDetector, Poisoning
 from siegebench.yamlmarks import Document, Loc
 
-KEYS = ("attack", "defense", "backdoor", "detector")
+KEYS = ("attack", "defense", "backdoor", "detector", "camouflage")
 
 
 def fill(document: Document) -> None:
@@ -93,6 +93,8 @@ def _fits(entry: Entry, board: Any) -> bool:
         return "backdoors" in board
     if isinstance(entry, Poisoning):
         return "poisons" in board
+    if isinstance(entry, Camouflage):
+        return track == "camouflage"
     return isinstance(entry, ModelDetector) == (track == "model_detection")
 
 

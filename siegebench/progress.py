@@ -67,7 +67,7 @@ class Estimate:
 
 def _likeness(cell: Cell) -> tuple[str, str, str]:
     """What a cell has in common with others, from most to least."""
-    entry = cell.attack or cell.measure or cell.detector or cell.corruption or {}
+    entry = cell.attack or cell.measure or cell.detector or cell.corruption or cell.camouflage or {}
     exact = f"{cell.track} {entry}"
     return f"{exact} {cell.model.get('name')} {cell.defense} {cell.backdoor}", exact, f"{NAMED}{_work(cell)}"
 
@@ -75,7 +75,14 @@ def _likeness(cell: Cell) -> tuple[str, str, str]:
 def _work(cell: Cell) -> str:
     labels = cell.labels
     return "/".join(
-        [cell.track, *(labels[k] for k in ("attack", "measure", "detector", "corruption", "inputs") if k in labels)]
+        [
+            cell.track,
+            *(
+                labels[k]
+                for k in ("attack", "measure", "detector", "corruption", "camouflage", "inputs")
+                if k in labels
+            ),
+        ]
     )
 
 

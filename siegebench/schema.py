@@ -33,6 +33,7 @@ NEEDS = {  # required slots per track; a row of a track that is not known here i
     "input_detection": ("detector",),
     "model_detection": ("detector",),
     "corruption": ("corruption", "severities"),
+    "camouflage": ("camouflage", "stage"),
 }
 ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
 
@@ -163,6 +164,8 @@ class CellPart(Part):
     detector: Entry | None = None
     corruption: Entry | None = None
     severities: Annotated[list[Annotated[int, Field(ge=1, le=SEVERITIES[-1])]], Field(min_length=1)] | None = None
+    camouflage: Entry | None = None
+    stage: dict[Literal["scenes", "ss"], Annotated[int, Field(ge=1)]] | None = None
     inputs: Inputs | None = None
     threat: Threat | None = None
     surrogates: list[Entry] | None = None

@@ -190,6 +190,40 @@ class ${cls}(InputDetector):
         return score
 '''
 
+CAMOUFLAGE = '''"""${title}: TODO say in one line what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from siegebench.draws import Draws
+from siegebench.types import Camouflage, Positive
+from siegebench.types.camouflages import Stage, Texture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ${cls}(Camouflage):
+    """One flat colour: the corner of the RGB cube under which the mean score for vehicle is lowest.
+
+    Nothing is random. A texture that is made without the victim declares `needs = "none"`.
+
+    Differs from the paper: TODO say in what, or delete this line if there is no paper.
+
+    Attributes:
+        period: metres after which the texture repeats.
+    """
+
+    period: Positive = 1.0
+
+    def paint(self, stage: Stage, draws: Draws) -> Texture:
+        corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
+        textures = [Texture(corner.view(3, 1, 1), self.period) for corner in corners]
+        scores = [float(stage.sighted(texture.on(stage.maps)).mean()) for texture in textures]
+        return textures[scores.index(min(scores))]
+'''
+
 CARD = """name: ${name}
 kind: ${kind}
 entry: ${name}:${cls}
@@ -202,11 +236,12 @@ SEES = "sees: []  # the splits it uses: train, clean, val\n"
 LEFT = ("TODO ", "Before the pull request, then delete these lines")  # texts of a skeleton that its author replaces
 
 LONGEST = 40  # letters of a name: it is used in file names, table cells and lines of code
-CODE = {"attack": ATTACK, "defense": DEFENSE, "backdoor": BACKDOOR, "detector": DETECTOR}
+CODE = {"attack": ATTACK, "defense": DEFENSE, "backdoor": BACKDOOR, "detector": DETECTOR, "camouflage": CAMOUFLAGE}
 HINTS = {
     "attack": "",
     "defense": ", and the data that it uses",
     "backdoor": "",
+    "camouflage": "",
     "detector": ", and the data that it uses",
 }
 
@@ -215,7 +250,7 @@ def write(kind: str, name: str, folder: Path | None = None) -> list[Path]:
     """Write NAME.py and NAME.yaml; returns the two paths.
 
     Args:
-        kind: attack, defense, backdoor or detector.
+        kind: attack, defense, backdoor, detector or camouflage.
         name: snake_case; the name of the files and of the entry.
         folder: target folder; by default the folder of that kind.
 

@@ -113,7 +113,7 @@ class Workspace:
 
     # ------------------------------------------------------------------------------------------------------------ data
 
-    def _images(self, data: dict[str, Any]) -> DataSource:
+    def dataset(self, data: dict[str, Any]) -> DataSource:
         spec = self.settings.specs.get(images_key(data))
         if spec is None:
             return self.entry(DataSource, data["source"])
@@ -138,7 +138,7 @@ class Workspace:
             return self.held[data["digest"]]
         key = _slice(data)
         if key not in self._sets:
-            part = subset(self._images(data).scan(data["split"]), data["count"])
+            part = subset(self.dataset(data).scan(data["split"]), data["count"])
             if part.digest != data["digest"]:
                 raise DataError(f"{data['name']}: the images differ from those the cell was planned with")
             self._sets[key] = part
@@ -152,7 +152,7 @@ class Workspace:
         """
         key = digest([data["source"], data.get("train_digest"), data.get("train")])
         if key not in self._splits:
-            whole = limited(self._images(data).scan("train"), data.get("train")).in_memory()
+            whole = limited(self.dataset(data).scan("train"), data.get("train")).in_memory()
             if "train_digest" in data and whole.digest != data["train_digest"]:
                 raise DataError(f"{data['name']}: the training images differ from those the cell was planned with")
             self._splits[key] = split_clean(whole)
@@ -199,7 +199,7 @@ class Workspace:
         def fit() -> Classifier:
             fresh = (built if source.pretrained() else built.fresh(derive_seed(seed, "weights"))).to(self.device)
             if isinstance(source, ObjectDetectorSource) and what["kind"] == "clean":
-                source.fit(fresh, self._images(cell.data), images(), derive_seed(seed, "train"))
+                source.fit(fresh, self.dataset(cell.data), images(), derive_seed(seed, "train"))
             else:
                 train(fresh, images(), recipe, derive_seed(seed, "train"))
             return fresh

@@ -22,6 +22,7 @@ from siegebench.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "outsider/tiny"
+SCENES = {"name": "vehicle_scenes", "train": 24, "test": 30, "size": 24, "meshes": 2}
 SEARCH = {"name": "adaptive_search", "passes": 20, "images": 2, "trial": 4}  # too short to find anything
 
 
@@ -125,6 +126,12 @@ def every_track() -> list[dict[str, Any]]:
         },
         {"track": "model_detection", "backdoors": poison, "detectors": [{"name": "neural_cleanse", "steps": 3}]},
         {"track": "corruption", "corruptions": ["gaussian_noise", "contrast"], "severities": [1, 2, 3, 4, 5]},
+        {
+            "track": "camouflage", "data": {"set": SCENES, "count": 20}, "scenes": 6, "ss": 1,
+            "camouflages": [{"name": "active", "steps": 3}, *({"name": "area_camouflage", "covered": c, "steps": 1}
+                                                             for c in (0.125, 0.25, 0.5, 1.0))],
+            "controls": ["flat", "random_texture"], "transfer": [other],
+        },
     ]  # fmt: skip
 
 

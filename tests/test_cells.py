@@ -68,6 +68,8 @@ CHANGES: dict[str, Any] = {
     "backdoor": {"name": "badnets", "version": 1},
     "detector": {"name": "strip", "version": 1},
     "corruption": {"name": "fog", "version": 1},
+    "camouflage": {"name": "flat", "version": 1},
+    "stage": {"scenes": 64, "ss": 4},
     "severities": [1, 2, 3],
     "inputs": {"kind": "ood", "data": CELL["data"]},
     "threat": {**CELL["threat"], "eps": 8.000001 / 255},

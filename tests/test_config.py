@@ -13,6 +13,7 @@ import torch
 from siegebench.zoo.cifar_resnet import ResNet
 
 from siegebench import cli, registry
+from siegebench.bundled import suite_path
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError, SiegeError
 from siegebench.plan import plan
@@ -85,6 +86,12 @@ def test_the_column_is_that_of_the_fault(refused: Callable[..., str], tmp_path: 
 
 
 # ---------------------------------------------------------------------------------------------------- files and words
+
+
+def test_a_folder_does_not_hide_a_suite_that_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "quickstart").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert suite_path("quickstart").name == "quickstart.yaml"
 
 
 def test_files_that_are_none(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from siegebench.types import Defense
 PAGES = sorted((Path(__file__).resolve().parent.parent / "docs" / "replications").glob("*.md"))
 COMMAND = re.compile(r"siegebench run ([^#`\n]+?)(?: *# *([^\n]+?))? *(?=`|\n|$)")
 BOARD = re.compile(r"(\w+), (all|\d+) images(?:, (\w+) ([\d./]+))?: ([^:]+)")
+KNOWN = ("attack", "defense", "measure", "backdoor", "detector", "camouflage")
 UNDECLARED = {"randomized_features.md", "rnd.md"}  # commands without a board
 
 
@@ -99,7 +100,7 @@ def problem(text: str, page: str) -> str:
             return f"siegebench run {arguments}: {declared}: found {'; '.join(apart)}"
     listed = {name.strip() for _, declared in found for name in declared.partition(":")[2].split(",")}
     own = Path(page).stem
-    known = any((kind, own) in registry.cards() for kind in ("attack", "defense", "measure", "backdoor", "detector"))
+    known = any((kind, own) in registry.cards() for kind in KNOWN)
     if found and known and page not in UNDECLARED and own not in {name.partition(".")[0] for name in listed}:
         return f"no command names the method {own}"
     return ""

@@ -26,7 +26,7 @@ from siegebench.types import Entry
 from tests import kit, runs
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = ("attack", "defense", "backdoor", "detector")
+KINDS = ("attack", "defense", "backdoor", "detector", "camouflage")
 
 
 def load(path: Path, name: str) -> type[Entry]:

@@ -21,11 +21,11 @@ from tests import rows
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = "siegebench"
 FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
-ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption")
+ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption", "camouflage")
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "TrainedDetector",
     "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "SceneSource", "ObjectDetectorSource",
-    "Corruption",
+    "Corruption", "Camouflage",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 
@@ -47,7 +47,7 @@ LAYERS = (
     ("store", "reuse", "pickles", "weights", "contents", "fitting", "rows", "data", "environment"),
     ("classifier", "state"),
     ("clipping", "object_detector"),
-    ("inputs",),
+    ("inputs", "sighting"),
     ("prepare", "checkpoints"),
     ("layers",),
     ("oracle",),

@@ -16,7 +16,7 @@ from siegebench.tracks import TRACKS
 # last need images of another data set, or a defense that rejects
 NOT_HERE = {
     "robust_acc@1000", "robust_acc@10000", "target_hit", "named_target", "named_targets", "oscr", "c_rej", "psr",
-    "b_rej", "dsr",
+    "b_rej", "dsr", "ap50", "worst_view_acc",
 }  # fmt: skip
 
 

@@ -106,11 +106,7 @@ class VehicleScenes(SceneSource):
         )  # fmt: skip
 
     def scenes(self, split: str, ids: Sequence[int], ss: int = 2) -> Maps:
-        count = self._count(split)
-        wanted = [int(i) for i in ids]
-        if not wanted or min(wanted) < 0 or max(wanted) >= count:
-            strange = next((i for i in wanted if not 0 <= i < count), "none")
-            raise DataError(f"vehicle_scenes {split}: scene {strange} requested; it has the scenes 0 to {count - 1}")
+        wanted = self._wanted(split, ids)
         where = (self._key, self.task, split, ss, tuple(wanted))
         if where not in _maps:
             _maps[where] = Maps.join(list(self._rendered(self._plan(split, wanted), split, ss)))
@@ -118,6 +114,11 @@ class VehicleScenes(SceneSource):
         while len(_maps) > KEPT:
             _maps.popitem(last=False)
         return _maps[where]
+
+    def views(self, split: str, ids: Sequence[int]) -> Tensor:
+        scenes = self._plan(split, self._wanted(split, ids))
+        poses = [scene.pose.fitting(self._mesh(scene)) for scene in scenes]
+        return torch.tensor([[pose.azimuth % 360, pose.pitch, pose.distance] for pose in poses])
 
     def vehicles(self) -> tuple[int, ...]:
         return tuple(i for i, name in enumerate(CLASSES[self.task]) if name != "other")
@@ -136,6 +137,13 @@ class VehicleScenes(SceneSource):
         if split not in SPLITS:
             raise self.no_split("vehicle_scenes", split)
         return self.train if split == "train" else self.test
+
+    def _wanted(self, split: str, ids: Sequence[int]) -> list[int]:
+        count, wanted = self._count(split), [int(i) for i in ids]
+        if not wanted or min(wanted) < 0 or max(wanted) >= count:
+            strange = next((i for i in wanted if not 0 <= i < count), "none")
+            raise DataError(f"vehicle_scenes {split}: scene {strange} requested; it has the scenes 0 to {count - 1}")
+        return wanted
 
     def _plan(self, split: str, ids: Sequence[int]) -> list[Scene]:
         return draw(split, ids, seed=self.seed, vehicles=self.meshes)

@@ -49,7 +49,14 @@ def list_(
 
 
 FILTERS = {"attack": ("access", "norm", "track"), "measure": ("norm",), "defense": ("track",)}
-DEFAULT_TRACKS = ("white_box", "query", "transfer", "patch", "corruption")  # of a defense that does not declare any
+DEFAULT_TRACKS = (
+    "white_box",
+    "query",
+    "transfer",
+    "patch",
+    "corruption",
+    "camouflage",
+)  # of a defense that does not declare any
 # the tracks of an attack follow from its access and norms
 ATTACK_TRACKS = {
     "white_box": lambda needs, norms: needs == "gradient",
@@ -57,7 +64,11 @@ ATTACK_TRACKS = {
     "transfer": lambda needs, norms: needs in ("gradient", "none"),
     "patch": lambda needs, norms: "l0" in norms,
 }
-VALUES = {"access": ACCESSES, "norm": NORMS, "track": (*ATTACK_TRACKS, "backdoor", "poisoning", "corruption")}
+VALUES = {
+    "access": ACCESSES,
+    "norm": NORMS,
+    "track": (*ATTACK_TRACKS, "backdoor", "poisoning", "corruption", "camouflage"),
+}
 
 
 def refuse(kind: str, wanted: dict[str, str | None], possible: tuple[str, ...]) -> None:

@@ -214,7 +214,7 @@ def _row_lines(row: Result, store: Path) -> Iterable[str]:
 
     yield f"{titles([row.cell])[row.cell.key]}: {row.status}"
     yield f"  key {row.cell.key}"
-    for slot in ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption"):
+    for slot in ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage"):
         description = getattr(row.cell, slot)
         if description is not None:
             yield f"  {slot}: {_listed(description)}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from siegebench.errors import ConfigError
@@ -41,20 +42,13 @@ def texels(texture: Tensor, at: Tensor) -> Tensor:
     Returns:
         [n, P, 3].
     """
-    count, channels, height, width = texture.shape
-    table = texture.permute(0, 2, 3, 1).reshape(-1, channels)
-    place = (at - at.floor()) * at.new_tensor([width, height]) - 0.5  # centres of texels are at 0.5
-    corner = place.floor()
-    x, y = (place - corner).unbind(-1)
-    left, top = corner.long().unbind(-1)
-    start = torch.arange(count, device=at.device)[:, None] * (height * width)
-    out = torch.zeros((), dtype=table.dtype, device=at.device)
-    for dy, down in ((0, 1 - y), (1, y)):
-        row = start + (top + dy) % height * width
-        for dx, across in ((0, 1 - x), (1, x)):
-            found = table.index_select(0, (row + (left + dx) % width).flatten())
-            out = out + found.view(*at.shape[:2], channels) * (down * across)[..., None]
-    return out
+    count, _, height, width = texture.shape
+    padded = F.pad(texture, (1, 1, 1, 1), mode="circular")
+    at = (at - at.floor()) * at.new_tensor([width, height]) + 1
+    grid = at * (2 / at.new_tensor([width + 2, height + 2])) - 1
+    grid = grid[:, :, None] if count > 1 else grid.view(1, -1, 1, 2)
+    found = F.grid_sample(padded, grid, align_corners=False)
+    return found.squeeze(3).transpose(1, 2).reshape(len(at), -1, texture.shape[1])
 
 
 def radiance(

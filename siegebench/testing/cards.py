@@ -12,7 +12,14 @@ from siegebench.cells import canonical
 from siegebench.skeleton import LEFT
 from siegebench.testing.specimens import Case, require
 
-METHODS = ("attack", "defense", "backdoor", "detector", "corruption")  # kinds whose entries implement a paper
+METHODS = (
+    "attack",
+    "defense",
+    "backdoor",
+    "detector",
+    "corruption",
+    "camouflage",
+)  # kinds whose entries implement a paper
 
 
 def _card(case: Case) -> Registered:

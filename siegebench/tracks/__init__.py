@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from siegebench.tracks.backdoor import BackdoorBoard
 from siegebench.tracks.base import BoardSpec
+from siegebench.tracks.camouflage import CamouflageBoard
 from siegebench.tracks.corruption import CorruptionBoard
 from siegebench.tracks.detection import InputDetectionBoard, ModelDetectionBoard
 from siegebench.tracks.evasion import PatchBoard, QueryBoard, TransferBoard, WhiteBoxBoard
@@ -19,4 +20,5 @@ TRACKS: dict[str, type[BoardSpec]] = {
     "input_detection": InputDetectionBoard,
     "model_detection": ModelDetectionBoard,
     "corruption": CorruptionBoard,
+    "camouflage": CamouflageBoard,
 }

@@ -7,6 +7,7 @@ their parameters. Authors write `run`, `wrap` and `fit`, `trigger`, `score`; the
 from siegebench.types.attacks import Attack, Lesson, Measure, MinimalAttack, Probe, WrappingAttack
 from siegebench.types.backdoors import BackdoorAttack, Material, Poisoned, Poisoning, Role, Source
 from siegebench.types.base import Class, Count, Entry, Number, Positive, Share
+from siegebench.types.camouflages import Camouflage
 from siegebench.types.corruptions import Corruption
 from siegebench.types.defenses import Defense
 from siegebench.types.detectors import (
@@ -21,8 +22,8 @@ from siegebench.types.detectors import (
 from siegebench.types.zoo import DataSource, ModelSource, ObjectDetectorSource, SceneSource
 
 __all__ = [
-    "Attack", "BackdoorAttack", "Class", "Corruption", "Count", "DataSource", "DatasetDetector", "Defense",
-    "Detector", "Entry", "InputDetector", "Lesson", "Material", "Measure", "MinimalAttack", "ModelDetector",
+    "Attack", "BackdoorAttack", "Camouflage", "Class", "Corruption", "Count", "DataSource", "DatasetDetector",
+    "Defense", "Detector", "Entry", "InputDetector", "Lesson", "Material", "Measure", "MinimalAttack", "ModelDetector",
     "ModelSource", "Number", "ObjectDetectorSource", "Poisoned", "Poisoning", "Positive", "Probe", "Role",
     "SceneSource", "Scorer", "Share", "Source", "TrainedDetector", "Verdict", "WrappingAttack",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from inspect import signature
 from typing import final
 
+from torch import Tensor
+
 from siegebench.classifier import Classifier
 from siegebench.data import IMAGE, ImageSet, Size
 from siegebench.errors import DataError, ModelError, NotApplicable
@@ -71,6 +73,14 @@ class SceneSource(DataSource):
 
         Raises:
             DataError: for an unknown split, and for ids that it does not have.
+        """
+
+    @abstractmethod
+    def views(self, split: str, ids: Sequence[int]) -> Tensor:
+        """Where the camera of some scenes is, float32 [n, 3]: azimuth in [0, 360) and pitch in degrees, metres away.
+
+        Raises:
+            DataError: as `scenes` does.
         """
 
     @abstractmethod
