@@ -69,7 +69,8 @@ def sighting(
     with noting(model) as notes:
         z = call()
     found = joined(notes, len(z))
-    logit = found.scores.clamp(TINY, 1 - TINY).logit()
+    s = found.scores
+    logit = (s + TINY).log() - (1 - s + TINY).log()  # not clamped, which would end the gradient of sure answers
     if strict:
         right = iou(found.boxes.detach(), boxes[:, None].to(found.boxes))[..., 0] >= OVERLAP
         logit = logit.masked_fill(~right, NOTHING)

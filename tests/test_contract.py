@@ -21,7 +21,17 @@ from siegebench.testing import CLAUSES, Check, check_entry, check_instance
 from siegebench.testing.specimens import images, planted_set, victim
 from siegebench.threat import ThreatModel
 from siegebench.types import BackdoorAttack
-from tests.broken import attacks, backdoors, camouflages, corruptions, defenses, detectors, measures, sources
+from tests.broken import (
+    attacks,
+    backdoors,
+    camouflages,
+    corruptions,
+    defenses,
+    detectors,
+    measures,
+    object_detectors,
+    sources,
+)
 from tests.broken.attacks import FGSM, Descends
 
 REGISTERED = [(kind, name) for kind, name in registry.cards() if "/" not in name]
@@ -99,7 +109,7 @@ def test_model_without_its_checkpoint(name: str) -> None:
     assert not faults(checks)
 
 
-KINDS = (attacks, measures, defenses, backdoors, detectors, corruptions, camouflages, sources)
+KINDS = (attacks, measures, defenses, backdoors, detectors, corruptions, camouflages, object_detectors, sources)
 
 
 HONEST = [case for kind in KINDS for case in kind.HONEST]

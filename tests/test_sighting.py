@@ -70,3 +70,11 @@ def test_passes_are_booked(make: type) -> None:
     assert on.oracle.ledger.forwards.tolist() == [1, 1]
     assert on.oracle.ledger.backwards.tolist() == [1, 1]
     assert on[torch.tensor([1])].maps.ids.tolist() == [1]
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_a_sure_detector_still_has_a_gradient(level: float) -> None:
+    on = stage(TwoBoxes())
+    x = torch.full((2, 3, 12, 12), level, requires_grad=True)
+    (g,) = torch.autograd.grad(on.sighting(x).logit[:, 0].sum(), x)
+    assert float(g.min()) > 0
