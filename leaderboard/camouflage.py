@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ from .board import (
     slug,
     stored,
 )
-from .figures import Curves, Dots, Figure
+from .figures import Curves, Dots, Figure, Polar
 from .stats import Vector, mcnemar
 
 ABOUT = (
@@ -46,6 +47,7 @@ NOTE = (
 )
 AREAS = (0, 12, 25, 50, 100)  # per cent of the paint, of the curve over the covered area
 AREA = "area_camouflage"
+AROUND, GREY = "vehicle_conf_azimuth@", "grey_"  # names of figures: from one side, and of a grey vehicle
 BINNED = ("vehicle_acc_", "vehicle_conf_")  # figures of views of one azimuth, pitch or distance
 LEAST = 0.5  # grey vehicles that a ranked victim sees, and other things that it answers as such
 SIDES = ("front", "left", "rear", "right")
@@ -114,7 +116,7 @@ def _board(members: list[Result], twins: flags.Twins) -> Board:
     return Board(
         id=slug("camouflage", data, key=[slice_of(members[0]), cell.stage]),
         track="camouflage",
-        title=f"Camouflage of vehicles on {data}",
+        title=f"Camouflage: {data}",
         about=ABOUT,
         facts={
             **slice_facts(members[0]),
@@ -157,12 +159,23 @@ def _moved(row: Result, textures: Mapping[str, str]) -> str:
 
 
 def _figure(lines: Sequence[Line]) -> Figure:
-    """The curve over the covered area where it was measured, else a dot for each texture."""
+    """The curve over the covered area where it was measured, else the confidence from all sides.
+
+    A dot for each texture, where vehicles were not seen from three sides.
+    """
     known = [a for a in AREAS if any(line.value(f"area@{a}") is not None for line in lines)]
     if len(known) > 2:
         return Curves(
             tuple((f"area@{a}", a) for a in known if a), start=("vehicle_acc_grey", "grey"),
             title="per cent of the paint covered", log=False,
+        )  # fmt: skip
+    edges = sorted({int(name.partition("@")[2]) for line in lines for name in line.numbers if name.startswith(AROUND)})
+    if len(edges) > 2:
+        width = min(b - a for a, b in itertools.pairwise(edges))
+        return Polar(
+            tuple((f"{AROUND}{k}", k + width / 2) for k in edges), before=GREY,
+            title="Mean confidence for vehicle over the side from which it is seen, under the strongest texture",
+            other="grey paint", sides=SIDES,
         )  # fmt: skip
     return Dots("texture", "vehicle_acc", "views of vehicles seen")
 
@@ -233,6 +246,10 @@ def _numbers(found: Mapping[str, Sequence[_Texture]], strongest: _Texture) -> di
     for name, number in first.metrics.items():
         if name.startswith(BINNED) and "@" in name and number:
             numbers[name] = stored(first, name)
+    unpainted = [t.rows[0] for t in found["control"] if t.rows[0].value("covered") == 0.0]
+    for name in unpainted[0].metrics if unpainted else ():
+        if name.startswith(AROUND):
+            numbers[GREY + name] = stored(unpainted[0], name)
     for texture in found["texture"]:
         row = texture.rows[0]
         if label(row.cell.camouflage) == AREA and "covered" in row.metrics:

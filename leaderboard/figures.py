@@ -63,4 +63,23 @@ class Dots:
     chance: float | None = None
 
 
-Figure = Scatter | Curves | Bars | Dots
+@dataclass(frozen=True)
+class Polar:
+    """Two closed curves per line: a score in [0, 1] over all directions, and the one that it is compared with.
+
+    Attributes:
+        columns: names such as `vehicle_conf_azimuth@45`, each with the middle of its directions in degrees.
+        before: what stands before a column's name for the score that it is compared with.
+        title: what the score is, and of what.
+        other: what it is compared with.
+        sides: titles of 0, 90, 180 and 270 degrees, from the top to the left.
+    """
+
+    columns: tuple[tuple[str, float], ...]
+    before: str
+    title: str
+    other: str
+    sides: tuple[str, str, str, str]
+
+
+Figure = Scatter | Curves | Bars | Dots | Polar

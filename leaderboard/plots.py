@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .board import Board, Column, Line, shown
-from .figures import Bars, Curves, Dots, Scatter
+from .figures import Bars, Curves, Dots, Polar, Scatter
 
 WIDTH, HEIGHT = 680, 380
 LEFT, RIGHT, TOP, BOTTOM = 48, 18, 16, 44
@@ -56,6 +56,8 @@ def figure(board: Board, link: Callable[[Line], str]) -> dict[str, Any] | None:
             return curves(drawn, board, lines, link)
         case Dots() as drawn:
             return dots(drawn, board, lines, link)
+        case Polar() as drawn:
+            return polar(drawn, lines, link)
         case Bars() as drawn:
             return bars(drawn, lines, link)
 
@@ -213,6 +215,67 @@ def _spread(items: list[dict[str, Any]], gap: float, bottom: float) -> None:
     last = bottom + gap
     for item in reversed(ordered):
         last = item["text_y"] = round(min(item["text_y"], last - gap), 1)
+
+
+# ------------------------------------------------------------------------------------------------------ all directions
+
+RADIUS = (HEIGHT - TOP - BOTTOM) / 2 - 14  # of the score 1
+CENTRE = (WIDTH / 2, TOP + RADIUS + 16)
+
+
+def _towards(degrees: float, score: float) -> tuple[float, float]:
+    """The place of a score; 0 degrees is up, and 90 on the left."""
+    angle = math.radians(degrees)
+    x, y = CENTRE[0] - RADIUS * score * math.sin(angle), CENTRE[1] - RADIUS * score * math.cos(angle)
+    return round(x, 1), round(y, 1)
+
+
+def polar(drawn: Polar, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
+    """A score over all directions, one closed curve per entry, and a dashed one for what it is compared with."""
+
+    def closed(line: Line, before: str) -> list[tuple[float, float]]:
+        found = [(k, v) for column, k in drawn.columns if (v := line.value(before + column)) is not None]
+        return [_towards(k, v) for k, v in found]
+
+    names = _names(lines)
+    out: list[dict[str, Any]] = []
+    for line in [line for line in lines if not line.control][:SERIES]:
+        at = closed(line, "")
+        if len(at) < 3:
+            continue
+        told = ", ".join(f"{v:.2f} at {k:g}" for c, k in drawn.columns if (v := line.value(c)) is not None)
+        out.append(
+            {
+                "series": len(out),
+                "places": at,
+                "path": " ".join(f"{a},{b}" for a, b in at),
+                "other": " ".join(f"{a},{b}" for a, b in closed(line, drawn.before)),
+                "name": _short(names[id(line)]),
+                "title": f"{line.title}: {told} degrees",
+                "href": link(line),
+                "ranked": line.rank is not None,
+            }
+        )
+    if not out:
+        return None
+    anchors = ("middle", "end", "middle", "start")
+    ends = [(*_towards(90 * i, 1.0), text, anchors[i]) for i, text in enumerate(drawn.sides)]
+    shift = ((0, -7), (-8, 4), (0, 17), (8, 4))
+    return {
+        "kind": "polar",
+        "label": f"{drawn.title}, one curve per entry; dashed: {drawn.other}",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "centre": CENTRE,
+        "rings": [{"r": round(RADIUS * k / 4, 1), "text": f"{k / 4:g}"} for k in range(1, 5)],
+        "sides": [
+            {"x": x, "y": y, "text_x": x + dx, "text_y": y + dy, "text": text, "anchor": anchor}
+            for (x, y, text, anchor), (dx, dy) in zip(ends, shift, strict=True)
+        ],
+        "lines": out,
+        "legend": [{"name": line["name"], "series": line["series"]} for line in out],
+        "more": max(0, sum(not line.control for line in lines) - len(out)),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- rows

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from siegebench.leaderboard import rank
+import pytest
+from siegebench.leaderboard import page, plots, rank
 
 from siegebench.cells import Cell, Result, bits, pack, rate
 from tests import rows as make
@@ -81,3 +83,26 @@ def test_the_curve_over_the_covered_area() -> None:
     (line,) = board.lines
     assert [line.value(f"area@{k}") for k in (12, 25, 50, 100)] == [0.8, None, 0.6, 0.3]
     assert board.figure.start == ("vehicle_acc_grey", "grey")  # type: ignore[union-attr]
+
+
+def test_the_confidence_from_all_sides_beside_that_of_grey_paint() -> None:
+    def around(texture: str, front: float, left: float, **parameters: Any) -> Result:
+        found = row(texture, 50, **parameters)
+        scores = {0: front, 90: left, 180: 0.0, 270: 0.0}
+        told = {f"vehicle_conf_azimuth@{k}": {"value": v} for k, v in scores.items()}
+        return make.checked(replace(found, metrics={**found.metrics, **told}))
+
+    rows = [around("active", 0.5, 1.0), around("flat", 1.0, 1.0, covered=0.0)]
+    (board,) = rank.boards(rows)
+    figure = plots.figure(board, lambda line: "#")
+    assert figure is not None
+    assert figure["kind"] == "polar"
+    (line,) = figure["lines"]
+    x, y = figure["centre"]
+    (ahead, up), (left, down), rear, right = line["places"]  # each in the middle of its quarter: 45, 135 ... degrees
+    reach = plots.RADIUS * 0.5**0.5
+    assert (x - ahead, y - up) == pytest.approx((reach / 2, reach / 2), abs=0.1)
+    assert (x - left, down - y) == pytest.approx((reach, reach), abs=0.1)
+    assert rear == right == pytest.approx((x, y), abs=0.1)
+    assert line["other"].split()[0] == f"{round(x - reach, 1)},{round(y - reach, 1)}"
+    assert "polygon" in page.render([board], rows)
