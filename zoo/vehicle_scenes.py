@@ -32,7 +32,7 @@ from siegebench.types import Class, Count, DataSource, Positive, SceneSource, Sh
 from ._files import DATA_VARIABLE, cache_folder, data_folder, sha256
 from ._images import stacked, write
 
-VERSION = 1  # of the rendering: raise it when images change
+VERSION = 2  # of the rendering: raise it when images change
 AT_ONCE = 16  # scenes
 PERIOD = 2.0  # metres, of a random pattern
 KEPT = 6  # sets of maps in memory
