@@ -8,7 +8,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -32,7 +32,6 @@ from siegebench.types import Class, Count, DataSource, Positive, SceneSource, Sh
 from ._files import DATA_VARIABLE, cache_folder, data_folder, sha256
 from ._images import stacked, write
 
-VERSION = 2  # of the rendering: raise it when images change
 AT_ONCE = 16  # scenes
 PERIOD = 2.0  # metres, of a random pattern
 KEPT = 6  # sets of maps in memory
@@ -214,10 +213,17 @@ class VehicleScenes(SceneSource):
         """A hash of all that determines the images of a scene."""
         about = {k: v for k, v in self.parameters().items() if k not in ("train", "test", "backgrounds", "task")}
         photos = self._usable
-        about |= {"version": VERSION, "photographs": None if photos is None else photos.digest, **self.identity()}
+        about |= {"code": _code(), "photographs": None if photos is None else photos.digest, **self.identity()}
         if self.renderer == "mitsuba":
             about["mitsuba"] = mitsuba_maps.version()
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@cache
+def _code() -> str:
+    """A hash of the code that renders: the cache holds nothing that other code has made."""
+    files = [Path(__file__), *sorted(Path(mitsuba_maps.__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def mesh_file(name: str) -> Path:

@@ -152,3 +152,13 @@ def test_your_own_vehicles_are_in_both_splits(tmp_path: Path, monkeypatch: pytes
         source(files=("other.obj",)).load("test")
     with pytest.raises(ConfigError, match="give `task: vehicle`"):
         source(files=("mine.obj",), task="kind")
+
+
+def test_other_code_takes_nothing_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key() -> str:
+        return str(registry.build("dataset", {"name": "vehicle_scenes", "train": 4, "test": 2})._key)  # type: ignore[attr-defined]
+
+    before = key()
+    assert key() == before
+    monkeypatch.setattr("siegebench.zoo.vehicle_scenes._code", lambda: "other")
+    assert key() != before
