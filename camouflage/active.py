@@ -21,8 +21,8 @@ class ACTIVE(Camouflage):
     Triplanar mapping puts the texture on the surface along the dominant axis of its normal, so that one texture fits
     every vehicle. With g(n) = -log(1 - n): L_atk = g(max_b s(b)) over the candidates that overlap the vehicle (stealth
     loss), L_sm is a log-scaled total variation, and L_cm = mean g(distance to the nearest dominant colour of the
-    backgrounds). Each step shifts and scales the projection, and scales, moves, brightens and sharpens the picture
-    (random output augmentation).
+    backgrounds). Each step shifts and scales the projection, and changes the scale, place, brightness and contrast of
+    the picture (random output augmentation).
 
     Random: the first texture, the order of the scenes, and the augmentations of each step.
 

@@ -93,9 +93,14 @@ class ObjectDetector(Classifier):
         raise NotApplicable(f"{self.card.name} cannot be retrained from scratch")
 
 
+def logit(scores: Tensor) -> Tensor:
+    """log(s / (1 - s)), finite for 0 and 1; not clamped, which would end the gradient of sure answers."""
+    return (scores + TINY).log() - (1 - scores + TINY).log()
+
+
 def logits(scores: Tensor) -> Tensor:
     """The logits [n, 2] of other and vehicle for the scores [n] of vehicles; finite for 0 and 1."""
-    z = (scores + TINY).log() - (1 - scores + TINY).log()
+    z = logit(scores)
     return torch.stack([-z / 2, z / 2], dim=1)
 
 

@@ -17,10 +17,9 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
-from siegebench.object_detector import OVERLAP, Found, ObjectDetector, iou, kept, matched, noting
+from siegebench.object_detector import OVERLAP, Found, ObjectDetector, iou, kept, logit, matched, noting
 
 NOTHING = -30.0  # logit of a candidate that does not count
-TINY = 1e-6  # keeps the logit of the scores 0 and 1 finite
 SURE = 0.5  # score from which a box is a detection
 
 
@@ -69,12 +68,11 @@ def sighting(
     with noting(model) as notes:
         z = call()
     found = joined(notes, len(z))
-    s = found.scores
-    logit = (s + TINY).log() - (1 - s + TINY).log()  # not clamped, which would end the gradient of sure answers
+    z_found = logit(found.scores)
     if strict:
         right = iou(found.boxes.detach(), boxes[:, None].to(found.boxes))[..., 0] >= OVERLAP
-        logit = logit.masked_fill(~right, NOTHING)
-    return Sighting(logit + 0 * z[:, :1])  # so that a gradient is booked as one of the model
+        z_found = z_found.masked_fill(~right, NOTHING)
+    return Sighting(z_found + 0 * z[:, :1])  # so that a gradient is booked as one of the model
 
 
 def joined(notes: Sequence[Found], n: int) -> Found:

@@ -69,7 +69,6 @@ class VehicleScenes(SceneSource):
     """
 
     local: ClassVar[tuple[str, ...]] = ("files",)
-    added: ClassVar[tuple[str, ...]] = ()
 
     train: Count
     test: Count
