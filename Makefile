@@ -7,7 +7,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.siegebench-installed
 
-.PHONY: setup leaderboard shell test slow check types format docs clean
+.PHONY: setup leaderboard shell test slow check types format docs site clean
 
 setup: $(STAMP)
 
@@ -44,5 +44,9 @@ format: setup
 docs: setup
 	$(BIN)/python -m siegebench.catalogue
 
+site: docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "the documentation is in site/index.html"
+
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
