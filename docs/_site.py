@@ -19,8 +19,8 @@ REFERENCE = {
     "types": ("Base classes of entries", ["types"]),
     "tools": (
         "What entries work with",
-        ["classifier.Network", "classifier.Classifier", "classifier.Wrapped", "oracle.Oracle", "threat.ThreatModel", "draws.Draws",
-         "data.ImageSet", "data.Granted", "train", "ops", "errors"],
+        ["classifier.Network", "classifier.Classifier", "classifier.Wrapped", "oracle.Oracle", "threat.ThreatModel",
+         "draws.Draws", "data.ImageSet", "data.Granted", "train", "ops", "errors"],
     ),
 }  # fmt: skip
 

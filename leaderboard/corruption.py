@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from siegebench import registry
+from siegebench import registry, signatures
 from siegebench.cells import Result, canonical
 
 from . import columns, flags
@@ -51,7 +51,7 @@ def _light(row: Result) -> bool:
     """Whether the corruption belongs to the group `light`; an unregistered corruption does not."""
     name = str((row.cell.corruption or {}).get("name"))
     known = ("corruption", name) in registry.cards()
-    return known and registry.declared("corruption", name).get("group") == "light"
+    return known and signatures.declared("corruption", name).get("group") == "light"
 
 
 def _finished(row: Result) -> bool:

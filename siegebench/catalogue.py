@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from siegebench import registry
+from siegebench import registry, signatures
 from siegebench.kinds import KINDS
 
 
 def _facts(kind: str, name: str) -> str:
     """The most important properties, in a few words."""
     card = registry.find(kind, name)[0].card
-    said = registry.declared(kind, name)
+    said = signatures.declared(kind, name)
     facts = []
     if kind == "attack":
         facts.append(str(said.get("needs", "gradient")) + " access")
@@ -52,7 +52,7 @@ def render() -> str:
             card = registry.find(kind, name)[0].card
             shown = ", ".join(
                 f"`{key}={value['default']}`" if value["default"] is not None else f"`{key}`"
-                for key, value in registry.parameters(kind, name).items()
+                for key, value in signatures.parameters(kind, name).items()
             )
             cells = (f"`{name}`", card.summary, _facts(kind, name), shown, card.paper)
             lines.append("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |")

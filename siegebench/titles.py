@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from siegebench import registry
+from siegebench import signatures
 from siegebench.cells import SLOTS, Cell, canonical, digest, label, untrained
 from siegebench.errors import ConfigError
 from siegebench.threat import parse_number
@@ -73,7 +73,7 @@ def _defaults(kind: str, name: Any) -> dict[str, Any]:
     """The default parameters of an entry as far as its source says them; none for an unknown entry."""
     out: dict[str, Any] = {}
     try:
-        for key, found in registry.parameters(kind, str(name)).items():
+        for key, found in signatures.parameters(kind, str(name)).items():
             try:
                 out[key] = ast.literal_eval(found["default"])
             except (ValueError, TypeError, SyntaxError):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from siegebench import registry, sources
+from siegebench import registry, signatures, sources
 from siegebench.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ def forget() -> None:
     """Make the registry look for cards again."""
     registry.cards.cache_clear()
     registry.entry_class.cache_clear()
-    registry._source.cache_clear()
+    signatures._source.cache_clear()
     sources.forget()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from siegebench import api, registry
+from siegebench import api, registry, signatures
 from siegebench.config import load_suite
 from siegebench.data import GREY
 from siegebench.errors import MissingExtra, ModelError
@@ -48,7 +48,7 @@ def test_entry_works_on_one_channel(kind: str, name: str, monkeypatch: pytest.Mo
     from siegebench.testing import _complete
 
     monkeypatch.setattr(specimens, "CHANNELS", 1)
-    small = {key: value for key, value in (SMALL.get(name) or {}).items() if key in registry.parameters(kind, name)}
+    small = {key: value for key, value in (SMALL.get(name) or {}).items() if key in signatures.parameters(kind, name)}
     try:
         spec = _complete(kind, {"name": name, **small})
         entry = registry.build(kind, spec)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from siegebench import registry
+from siegebench import registry, signatures
 from siegebench.config import Suite, load_suite
 from siegebench.errors import ConfigError
 from tests import runs
@@ -47,7 +47,7 @@ def test_try_evaluates_an_entry_where_it_belongs(key: str, name: str, expected: 
 def test_try_evaluates_every_entry_of_these_kinds() -> None:
     for key in ("attack", "defense", "backdoor", "detector"):
         for name in registry.names(key):
-            if "/" in name or None in [p["default"] for p in registry.parameters(key, name).values()]:
+            if "/" in name or None in [p["default"] for p in signatures.parameters(key, name).values()]:
                 continue  # of another package, or with a parameter to choose
             if registry.find(key, name)[0].card.family:
                 continue

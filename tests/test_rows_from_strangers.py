@@ -15,7 +15,7 @@ import pytest
 import yaml
 from siegebench.leaderboard import rank, tables, wandb_mirror
 
-from siegebench import card, cli, registry, schema
+from siegebench import card, cli, registry, schema, signatures
 from siegebench.cells import Result
 from siegebench.cli import listing
 from siegebench.config import load_suite
@@ -253,12 +253,12 @@ def try_cards(folder: Path, seeds: range) -> Counter[str]:
         known = {**registry.cards(), (found.card.kind, found.name): found}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(registry, "cards", lambda known=known: known)
-            registry._source.cache_clear()
+            signatures._source.cache_clear()
             try:
                 listing.entry(found.card.kind, found.name)
             except ConfigError as error:
                 one_line(error)
-        registry._source.cache_clear()
+        signatures._source.cache_clear()
     return seen
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from siegebench import kinds, registry
+from siegebench import kinds, registry, signatures
 from siegebench.store import Store
 from tests import rows
 
@@ -42,6 +42,7 @@ LAYERS = (
     ("ops", "cells", "card"),
     ("render",),
     ("registry",),
+    ("signatures",),
     ("titles",),
     ("schema", "sources"),
     ("store", "reuse", "pickles", "weights", "contents", "fitting", "rows", "data", "environment"),
@@ -331,18 +332,27 @@ def test_entries_with_a_paper_say_how_they_differ_from_it() -> None:
 def test_parameters_are_explained() -> None:
     silent = []
     for found in own_cards():
-        said = "\n".join(registry.docstrings(found.card.kind, found.name))
-        for name in registry.parameters(found.card.kind, found.name):
+        said = "\n".join(signatures.docstrings(found.card.kind, found.name))
+        for name in signatures.parameters(found.card.kind, found.name):
             if not re.search(rf"\b{name}\b", said):
                 silent.append(f"{found.path.parent.name}/{found.card.entry} does not explain {name}")
     none(silent)
 
 
+def test_parameters_of_the_base_class_of_a_kind_are_read_from_the_source() -> None:
+    badnets = signatures.parameters("backdoor", "badnets")
+    assert (badnets["rate"]["default"], badnets["side"]["default"]) == ("0.1", "3")
+    assert signatures.parameters("backdoor", "sig")["rate"]["default"] == "0.05"  # its own, not the base's
+    assert signatures.parameters("attack", "eot")["attack"]["default"] is None
+
+
 def test_parameters_of_a_base_in_a_file_beside_are_read_from_the_source() -> None:
-    assert {"beta", "keep_best"} <= set(registry.parameters("defense", "trades"))
-    assert registry.parameters("defense", "likelihood_flattening")["steps"]["default"] == "3"  # its own, not the base's
-    assert registry.declared("defense", "trades")["trains"] is True
-    assert [said.startswith("min_theta") for said in registry.docstrings("defense", "trades")] == [True, False, False]
+    assert {"beta", "keep_best"} <= set(signatures.parameters("defense", "trades"))
+    assert (
+        signatures.parameters("defense", "likelihood_flattening")["steps"]["default"] == "3"
+    )  # its own, not the base's
+    assert signatures.declared("defense", "trades")["trains"] is True
+    assert [said.startswith("min_theta") for said in signatures.docstrings("defense", "trades")] == [True, False, False]
 
 
 def test_files_are_short() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import siegebench as sb
-from siegebench import api, cli, direct, kinds, registry
+from siegebench import api, cli, direct, kinds, signatures
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ("make setup", "make leaderboard", "make test", "make check", "source ")  # install, or run everything
@@ -25,6 +25,9 @@ SMALLER = {
     "siegebench run try": [
         "data.count=10", "boards.0.attacks.2.steps=3", "boards.0.attacks.2.queries=20", "boards.0.measures=[]",
         "boards.1.queries=20", "models=[{name: byobnet_tiny, recipe: {epochs: 2, lr: 0.005, batch: 64}}]",
+    ],
+    "siegebench run try --set backdoor": [
+        "models=[{name: byobnet_tiny, recipe: {epochs: 4, lr: 0.005, batch: 64}}]", "boards.7.defenses=[none, clp]",
     ],
     "siegebench run corruption_digits": [
         "data.count=10", "models=[{name: byobnet_tiny, recipe: {epochs: 1}}]", "boards.0.defenses=[none]",
@@ -36,10 +39,10 @@ SMALLER = {
 WALK = """
 import contextlib, importlib, io, json, runpy, sys, traceback
 from pathlib import Path
-from siegebench import catalogue, cli, registry
+from siegebench import catalogue, cli, registry, signatures
 
 def forget():
-    for cached in (registry.cards, registry.entry_class, registry._source):
+    for cached in (registry.cards, registry.entry_class, signatures._source):
         cached.cache_clear()
     for name in [name for name in sys.modules if name.endswith(".my_defense")]:
         del sys.modules[name]
@@ -103,7 +106,7 @@ def steps(page: str) -> Iterator[Step]:
 
 
 def _smaller(command: str) -> list[str]:
-    changes = next((changes for start, changes in SMALLER.items() if command.startswith(start)), None)
+    changes = SMALLER.get(max((start for start in SMALLER if command.startswith(start)), key=len, default=""))
     if changes is None:
         return []
     return ["--executor", "serial", *(word for change in changes for word in ("--set", change))]
@@ -181,6 +184,17 @@ def test_a_defense_is_added_checked_attacked_and_reported(checkout: Path) -> Non
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_backdoor_is_added_checked_and_measured(checkout: Path) -> None:
+    said = {}
+    for kind, text, code, out, err in walk(checkout, list(steps("docs/add_a_backdoor.md"))):
+        assert code == 0, (text, out, err)
+        said[" ".join(text[:3]) if kind == "command" else text[0]] = out
+    assert "FAIL" not in said["siegebench check my_backdoor"]
+    ranked = said["siegebench run try"]
+    assert re.search(r"^ *\d(-\d)? +clp ", ranked, re.MULTILINE)
+    assert "my_backdoor" not in ranked, "below the table stand backdoors that did not work"
+
+
 def test_make_shell_has_the_commands(tmp_path: Path) -> None:
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     command = tmp_path / "venv" / "bin" / "siegebench"
@@ -216,7 +230,7 @@ def _works(command: object) -> bool:
 
 
 def _grey_folders() -> bool:
-    return "channels" in registry.parameters("dataset", "image_folder")
+    return "channels" in signatures.parameters("dataset", "image_folder")
 
 
 # what a version must have for an example of the page

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from siegebench import registry
+from siegebench import registry, signatures
 from siegebench.cli import complete
 from siegebench.cli.complete import LISTED
 from siegebench.cli.options import Json
@@ -126,8 +126,8 @@ def entry(kind: str, name: str) -> dict[str, Any]:
         "summary": card.summary,
         "paper": card.paper,
         "version": card.version,
-        "parameters": registry.parameters(kind, name),
-        "declares": registry.declared(kind, name),
+        "parameters": signatures.parameters(kind, name),
+        "declares": signatures.declared(kind, name),
         "presets": card.presets,
         "sees": list(card.sees),
         "takes": list(card.takes),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from siegebench import registry
+from siegebench import registry, signatures
 from siegebench.bundled import bundled_suites
 from siegebench.cells import canonical
 from siegebench.cli import complete
@@ -68,7 +68,7 @@ def _known(kind: str, name: str, *, alone: bool = False) -> bool:
 
 def described(kind: str, name: str) -> dict[str, Any]:
     """All that card and source say about an entry."""
-    said = registry.docstrings(kind, name)
+    said = signatures.docstrings(kind, name)
     helped = {parameter: text for docstring in reversed(said) for parameter, text in explained(docstring).items()}
     known = entry(kind, name)
     for parameter, found in known["parameters"].items():

@@ -6,7 +6,7 @@ import inspect
 import re
 from typing import Any
 
-from siegebench import registry
+from siegebench import registry, signatures
 from siegebench.card import Registered
 from siegebench.cells import canonical
 from siegebench.skeleton import LEFT
@@ -56,7 +56,7 @@ def explains_its_parameters(case: Case) -> None:
     assert case.spec is not None
     said = _docstring(case)
     require(said, f"the class {type(case.entry).__name__} has no docstring: say what it does and what is random")
-    shared = registry.docstrings(case.kind, case.spec["name"])
+    shared = signatures.docstrings(case.kind, case.spec["name"])
     silent = [name for name in parameters(case) if re.search(rf"\b{name}\b", "\n".join([said, *shared])) is None]
     require(not silent, f"the docstring does not explain {', '.join(silent)}; add a line under Attributes for each")
 
@@ -77,7 +77,7 @@ def says_how_it_differs_from_its_paper(case: Case) -> None:
 def parameters(case: Case) -> dict[str, Any]:
     """The parameters that the class, or a base in its file or beside it, defines."""
     assert case.spec is not None
-    return registry.parameters(case.kind, case.spec["name"])
+    return signatures.parameters(case.kind, case.spec["name"])
 
 
 def _docstring(case: Case) -> str:
