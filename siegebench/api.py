@@ -99,7 +99,7 @@ def run(
     Args:
         suite: a Suite, a YAML file, or the name of a bundled suite.
         settings: where the store is and how to compute.
-        how: `serial`, `local`, or an Executor.
+        how: `serial`, `local`, `ray`, or an Executor, such as `siegebench.executors.RayExecutor(address="auto")`.
         again: compute all cells again; trained weights are used again. Rows that are replaced move to the history.
         report: called with each cell and its status when it starts (`started`) and when it ends.
 

@@ -15,8 +15,9 @@ import glob
 import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from siegebench import pictures, schema
 from siegebench.cells import Cell, Result
-from siegebench.errors import ConfigError
+from siegebench.errors import ConfigError, shortened
 from siegebench.files import write_atomic
 
 IMAGES, PICTURES = ".images.safetensors", ".images"  # endings of what lies beside a row
@@ -145,6 +146,33 @@ class Store:
         files = self.path(cell).with_suffix(PICTURES).glob("*.png")
         ordered = sorted(files, key=lambda file: (len(file.stem), file.stem))  # 2 before 10
         return [(file.stem, file.read_bytes()) for file in ordered[:most]]
+
+    def files(self, cell: Cell) -> dict[str, bytes]:
+        """The files of a row by the ending of their names, to be received by another store."""
+        path = self.path(cell)
+        beside = [path, *(path.with_suffix(end) for end in (".npz", IMAGES)), *path.with_suffix(PICTURES).glob("*.png")]
+        start = len(str(path.with_suffix("")))
+        return {str(file)[start:]: file.read_bytes() for file in beside if file.is_file()}
+
+    def receive(self, cell: Cell, files: Mapping[str, bytes]) -> None:
+        """Write the files of a row that another store has sent, the row last. The caller must hold the cell's lock.
+
+        Raises:
+            ConfigError: when the row is not valid or of another cell, or a file is not one of those beside a row.
+        """
+        path = self.path(cell)
+        row = files.get(".json", b"")
+        if Result.from_dict(schema.parse(row)).cell.key != cell.key:
+            raise ConfigError(f"{path}: a worker sent the row of another cell")
+        known = {".json", ".npz", IMAGES}
+        for end in files:
+            if end not in known and not re.fullmatch(rf"{re.escape(PICTURES)}/[\w-]+\.png", end):
+                raise ConfigError(f"{path}: a worker sent a file *{shortened(end)}, which rows do not have")
+        self.sweep(path)
+        if self.finished(cell) and path.read_bytes() != row:
+            self._retire(path)
+        for end, content in sorted(files.items(), key=lambda item: item[0] == ".json"):
+            write_atomic(Path(f"{path.with_suffix('')}{end}"), content)
 
     def _retire(self, path: Path) -> None:
         """Move a row and the files beside it to the history, under the time when it was made."""

@@ -326,7 +326,7 @@ def test_a_full_disk_is_one_line(finished: Path, call: Call, tmp_path: Path, mon
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, os.strerror(28), "results/rows")
 
-    monkeypatch.setattr("siegebench.executors.run_cell", full)
+    monkeypatch.setattr("siegebench.executors.serial.run_cell", full)
     code, out, err = call("run", finished / "s.yaml", "--executor", "serial")
     assert (code, out) == (1, "")
     assert err == "results/rows: No space left on device; finished rows are kept\n"
@@ -339,7 +339,7 @@ def test_ctrl_c_is_130(finished: Path, call: Call, monkeypatch: pytest.MonkeyPat
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("siegebench.executors.run_cell", stop)
+    monkeypatch.setattr("siegebench.executors.serial.run_cell", stop)
     try:
         code, out, err = call("run", finished / "s.yaml", "--executor", "serial")
     finally:

@@ -215,7 +215,7 @@ def test_a_row_that_no_reader_would_take_becomes_an_error(
 
 
 def test_a_worker_that_dies_loses_only_its_cell(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors, "MAX_CRASHES", 1)  # starting a worker takes seconds
+    monkeypatch.setattr(executors.slots, "MAX_CRASHES", 1)  # starting a worker takes seconds
     log = tmp_path / "log"
     attacks = [
         "fgsm",
@@ -236,7 +236,7 @@ def test_a_worker_that_dies_loses_only_its_cell(store: Path, tmp_path: Path, mon
 
 
 def test_an_unknown_executor_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown executor 'loacl'; serial or local"):
+    with pytest.raises(ConfigError, match=r"unknown executor 'loacl'. Did you mean local"):
         executor("loacl")
 
 

@@ -93,6 +93,8 @@ def steps(page: str) -> Iterator[Step]:
             yield "file", (named.group(1), text[named.end() :] if language == "python" else text)
             if language == "python" and named.group(1)[0].isdigit():
                 yield "script", named.group(1)
+        elif language in ("console", "bash"):
+            continue  # needs several machines
         elif language == "python":
             yield "python", text
         elif language == "yaml":
@@ -193,6 +195,12 @@ def test_a_backdoor_is_added_checked_and_measured(checkout: Path) -> None:
     ranked = said["siegebench run try"]
     assert re.search(r"^ *\d(-\d)? +clp ", ranked, re.MULTILINE)
     assert "my_backdoor" not in ranked, "below the table stand backdoors that did not work"
+
+
+def test_the_commands_of_many_machines_run(tmp_path: Path) -> None:
+    for _, text, code, out, err in walk(ROOT, list(steps("docs/many_machines.md")), tmp_path):
+        assert code == 0, (text, out, err)
+        assert out.strip()
 
 
 def test_make_shell_has_the_commands(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ class How(StrEnum):
 
     serial = "serial"
     local = "local"
+    ray = "ray"
 
 
 def _say(text: str) -> None:
@@ -82,10 +83,19 @@ def run(
         typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. boards.0.seeds=[0,1]."),
     ] = None,
     store: StorePath = DEFAULT_STORE,
-    executor: Annotated[How, typer.Option(help="serial: this process; local: one process per slot.")] = How.local,
+    executor: Annotated[
+        How, typer.Option(help="serial: this process; local: one process per slot; ray: a Ray cluster.")
+    ] = How.local,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Processes of the local executor; default: one per core.")
+        int | None, typer.Option(min=1, help="Cells at once; default: one per core, or what the cluster has room for.")
     ] = None,
+    limit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Stop a cell that takes longer, and write it as an error.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, such as auto; without it Ray starts on this machine.")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="Share of a GPU for each worker of the ray executor.")] = 0.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch per process; default: cores divided by slots.")
     ] = None,
@@ -133,6 +143,7 @@ def run(
         progress.say("checking the suite, its data and its models")
         wanted = load_suite(suite, set_ or [])
         from siegebench.api import run as run_suite
+        from siegebench.executors import executor as engine_of
         from siegebench.plan import plan
         from siegebench.store import Store
         from siegebench.titles import titles
@@ -143,6 +154,7 @@ def run(
             keep_stale=keep_stale,
         )  # fmt: skip
         Workspace(settings)  # raises for an unknown device or dtype before anything else
+        engine = engine_of(executor.value, slots, limit, address, gpus)
         planned = plan(wanted)
         dryrun.limit(planned, only)
         at_once = 1 if executor is How.serial else slots or os.cpu_count() or 1
@@ -150,9 +162,7 @@ def run(
         if not dry_run:
             _say_stale(planned.cells, store, keep_stale)
             progress.begin(planned.cells, at_once, shown, Store(store))
-            outcome = run_suite(
-                wanted, settings, how=executor.value, slots=slots, again=again, planned=planned, report=progress.step
-            )
+            outcome = run_suite(wanted, settings, how=engine, again=again, planned=planned, report=progress.step)
     if dry_run:
         dryrun.show(planned, [board.track for board in wanted.boards], shown, settings, at_once, again, as_json)
         return
@@ -285,7 +295,6 @@ def report(
         wandb_mirror.mirror(list(Store(store).rows()), project=wandb_project, mode=wandb, directory=store)
 
 
-@app.command()
 @app.command()
 def doctor(
     store: StorePath = DEFAULT_STORE,

@@ -79,7 +79,7 @@ def dies(threads: int, started: object) -> None:
 
 def test_workers_that_never_start_store_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "start", dies)
-    monkeypatch.setattr(executors, "MAX_CRASHES", 0)
+    monkeypatch.setattr(executors.slots, "MAX_CRASHES", 0)
     with pytest.raises(ConfigError, match="no worker process has started, 1 ended before; nothing was computed"):
         executors.LocalExecutor(1).run([cell()], Settings(root=str(tmp_path)), lambda *_: None)
     assert not list(tmp_path.rglob("*.json"))
@@ -112,7 +112,7 @@ def test_errors_that_say_it_themselves_stay_as_they_are() -> None:
 
 def test_a_dead_worker_is_told_with_what_to_do(tmp_path: Path) -> None:
     settings = Settings(root=str(tmp_path))
-    assert executors._write_crash(cell(), settings, 3) == "crashed"
+    assert executors.slots._crashed(cell(), settings, 3) == "crashed"
     (row,) = Store(tmp_path).rows()
     assert row.error is not None
     assert "died 3 times" in row.error["message"]

@@ -1,0 +1,164 @@
+"""Cells on workers that may die, one worker per slot: which cell runs where, retries, and time limits.
+
+What a worker is, a process or a Ray actor, is said by an object with the methods of `Workers`.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from siegebench.cells import Cell
+from siegebench.executors.running import BUSY, STARTED, Report, write_failure
+from siegebench.progress import clock
+from siegebench.store import Store
+from siegebench.workspace import Settings
+
+MAX_CRASHES = 2  # retries of a cell whose worker died, before it is written as an error
+CRASHED = "crashed"
+
+
+class WorkerLost(Exception):
+    """The worker of a slot has died, with what it was doing."""
+
+
+class Workers(Protocol):
+    """One worker per slot, each with at most one running cell."""
+
+    def submit(self, slot: int, cell: Cell, settings: Settings, wait: bool) -> Future[Any]:
+        """Run a cell in the worker of a slot."""
+
+    def status(self, future: Future[Any]) -> str:
+        """The status that a finished future brought.
+
+        Raises:
+            WorkerLost: when the worker died.
+        """
+
+    def start(self, slot: int) -> Future[Any]:
+        """Start a worker for a slot, also in place of one that has died; the future ends when it is ready."""
+
+    def kill(self, slot: int) -> None:
+        """End the worker of a slot at once."""
+
+    def refused(self, times: int) -> Exception | None:
+        """What to raise when a worker died `times` times, if no worker can be expected to live."""
+
+
+@dataclass
+class _Job:
+    slot: int
+    cell: Cell | None = None  # None: the slot waits for a worker to start
+    ends: float | None = None  # when the time limit stops it
+    expired: bool = False
+
+
+def run_in_slots(
+    cells: list[Cell], settings: Settings, report: Report, workers: Workers, slots: int, limit: float | None = None
+) -> None:
+    """Run all cells; each end is reported once. A cell whose worker dies is tried again, on any free worker.
+
+    Args:
+        limit: seconds after which the worker of a cell is ended and the cell written as an error.
+    """
+    queues = _Queues(cells, slots)
+    crashes: dict[str, int] = {}
+    running: dict[Future[Any], _Job] = {}
+    busy: list[Cell] = []  # currently computed by another run
+
+    def launch(slot: int) -> None:
+        cell = queues.next(slot)
+        waits = cell is None and bool(busy)
+        cell = busy.pop(0) if waits else cell
+        if cell is not None:
+            report(cell, STARTED)
+            ends = None if limit is None or waits else time.monotonic() + limit
+            running[workers.submit(slot, cell, settings, waits)] = _Job(slot, cell, ends)
+
+    def launch_idle() -> None:
+        taken = {job.slot for job in running.values()}
+        for slot in range(slots):
+            if slot not in taken:
+                launch(slot)
+
+    running.update({workers.start(slot): _Job(slot) for slot in range(slots)})
+    while busy or queues.left() or any(job.cell is not None for job in running.values()):
+        nearest = min((job.ends for job in running.values() if job.ends is not None), default=None)
+        left = None if nearest is None else max(0.0, nearest - time.monotonic())
+        done, _ = wait(running, timeout=left, return_when=FIRST_COMPLETED)
+        for job in running.values() if not done else ():
+            if job.ends is not None and job.ends <= time.monotonic():
+                job.expired, job.ends = True, None
+                workers.kill(job.slot)
+        for future in done:
+            job = running.pop(future)
+            cell = job.cell
+            try:
+                status = workers.status(future)
+            except WorkerLost:
+                running[workers.start(job.slot)] = _Job(job.slot)
+                if cell is None:
+                    continue
+                times = crashes[cell.key] = crashes.get(cell.key, 0) + 1
+                if job.expired:
+                    report(cell, _expired(cell, settings, limit or 0.0, times))
+                elif times <= MAX_CRASHES:
+                    queues.give_back(job.slot, cell)
+                else:
+                    error = workers.refused(times)
+                    if error is not None:
+                        raise error from None
+                    report(cell, _crashed(cell, settings, times))
+            else:
+                if cell is not None and status == BUSY:
+                    busy.append(cell)
+                elif cell is not None:
+                    report(cell, _by_itself(cell, settings, status) if cell.key in crashes else status)
+        launch_idle()
+
+
+def _by_itself(cell: Cell, settings: Settings, status: str) -> str:
+    """Status of a cell whose worker may have died after writing its row and before reporting."""
+    row = Store(settings.root).get(cell) if status == "cached" else None
+    return status if row is None else row.status
+
+
+def _crashed(cell: Cell, settings: Settings, times: int) -> str:
+    told = (
+        f"the worker process died {times} times: it was killed, most often because memory ran out, or a library "
+        "crashed. Run with --slots 1 to give it all memory; --executor serial shows a crash"
+    )
+    return CRASHED if write_failure(cell, settings, ChildProcessError(told), times) else "cached"
+
+
+def _expired(cell: Cell, settings: Settings, limit: float, times: int) -> str:
+    told = f"stopped after {clock(limit)}, the limit of a cell: raise --limit, or give the attack fewer steps"
+    return "error" if write_failure(cell, settings, TimeoutError(told), times) else "cached"
+
+
+class _Queues:
+    """One queue per slot, with all cells of a model in one queue; an idle slot takes from the longest queue."""
+
+    def __init__(self, cells: list[Cell], slots: int) -> None:
+        groups: dict[str, list[Cell]] = {}
+        for cell in cells:
+            groups.setdefault(str((cell.model, cell.backdoor)), []).append(cell)
+        self._queues: list[list[Cell]] = [[] for _ in range(slots)]
+        for group in groups.values():
+            min(self._queues, key=len).extend(group)
+
+    def next(self, slot: int) -> Cell | None:
+        own = self._queues[slot]
+        if own:
+            return own.pop(0)
+        longest = max(self._queues, key=len)
+        return longest.pop() if longest else None
+
+    def left(self) -> bool:
+        return any(self._queues)
+
+    def give_back(self, slot: int, cell: Cell) -> None:
+        """Put a cell first in the queue of a slot."""
+        self._queues[slot].insert(0, cell)
