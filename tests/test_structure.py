@@ -44,7 +44,7 @@ LAYERS = (
     ("registry",),
     ("titles",),
     ("schema", "sources"),
-    ("store", "reuse", "pickles", "weights", "contents", "fitting", "rows", "data", "environment"),
+    ("store", "records", "reuse", "pickles", "weights", "contents", "fitting", "rows", "data", "environment"),
     ("classifier", "state"),
     ("clipping", "object_detector"),
     ("inputs", "sighting"),
