@@ -17,7 +17,7 @@ from siegebench.records import Record
 from .board import SHORT, Board, shown
 from .wandb_charts import Chart
 from .wandb_content import DONE, FLAGS, LEFT, ROWS, Content, Runs, chart_name, pictures_name, table_name, table_of
-from .wandb_session import QUIET, environment
+from .wandb_session import QUIET, environment, told
 
 WIDE, HIGH, HALF = 24, 10, 12  # of panels, in units of W&B's grid
 MOST_FLAGS = 30  # of a board, as text; the table has all
@@ -180,5 +180,5 @@ def save(report: Any, known: str = "") -> tuple[str, str]:
             report.save()
     except Exception as error:  # the package raises errors of its transport, and plain ones
         again = "; if the report was deleted, --new makes another" if known else ""
-        raise ReportError(f"W&B did not take the report ({type(error).__name__}: {error}){again}") from None
+        raise ReportError(f"W&B did not take the report ({told(error)}){again}") from None
     return report.id, report.url

@@ -52,6 +52,10 @@ def put(session: Session, content: Content) -> None:
         if content.progress:
             _over_progress(wandb, run)
         run.config.update(content.config, allow_val_change=True)
+        for name in {*run.summary.keys()} - content.names:  # of lines that the boards no longer have
+            if name.startswith(("primary/", "left_out/")):
+                del run.summary[name]
+        run.summary.update(content.summary)
         logged: dict[str, Any] = dict(content.progress)
         logged |= {name: _table(wandb, sheet) for name, sheet in content.tables.items()}
         logged |= {name: _chart(wandb, chart) for name, chart in content.charts.items()}
@@ -61,10 +65,6 @@ def put(session: Session, content: Content) -> None:
         }
         if logged:
             run.log(logged)
-        for name in {*run.summary.keys()} - content.names:  # of lines that the boards no longer have
-            if name.startswith(("primary/", "left_out/")):
-                del run.summary[name]
-        run.summary.update(content.summary)
         if content.files:
             _log_files(wandb, run, content)
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from siegebench.errors import ConfigError, MissingExtra
 from siegebench.store import Store
@@ -20,7 +21,12 @@ from siegebench.store import Store
 Mode = Literal["offline", "online"]
 START, END = 20.0, 120.0  # seconds to wait for the server at the start, and for uploads at the end
 # nothing about this machine is sent except what is in the rows
-QUIET = {"WANDB_DISABLE_CODE": "true", "WANDB_DISABLE_GIT": "true", "WANDB_ERROR_REPORTING": "false"}
+QUIET = {
+    "WANDB_DISABLE_CODE": "true",
+    "WANDB_DISABLE_GIT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_SILENT": "true",
+}
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,9 @@ class Session:
             import wandb
 
             settings = wandb.Settings(
-                console="off", silent=True, init_timeout=START, finish_timeout=END, disable_code=True, disable_git=True,
-                host="", x_disable_stats=True, x_disable_meta=True, x_save_requirements=False,
+                console="off", silent=True, init_timeout=START, finish_timeout=END, finish_timeout_raises=True,
+                disable_code=True, disable_git=True, host="", x_disable_stats=True, x_disable_meta=True,
+                x_save_requirements=False,
             )  # fmt: skip
             with environment(self._settings):
                 self._run = wandb.init(
@@ -110,7 +117,7 @@ class Session:
 
     def _fail(self, error: Exception | str) -> None:
         if not self.failed:
-            self.failed = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+            self.failed = error if isinstance(error, str) else told(error)
             warn(
                 f"stopped ({self.failed}); the stored rows are not affected, `siegebench wandb push` writes them again"
             )
@@ -134,13 +141,17 @@ class Session:
             try:
                 with environment(self._settings):
                     run.finish(exit_code=code)
-                if not self.failed and self.target.mode == "offline":
-                    self._replace(Path(run.dir).parent)
+                if not self.failed:
+                    self._tidy(Path(run.dir).parent)
             except Exception as error:
                 self._fail(error)
         self._open.close()
 
-    def _replace(self, written: Path) -> None:
+    def _tidy(self, written: Path) -> None:
+        """Remove what was sent, and what a later `wandb sync` would send twice."""
+        if self.target.mode == "online":
+            shutil.rmtree(self._staged, ignore_errors=True)
+            return
         for folder in written.parent.glob(f"offline-run-*-{self.id}"):
             if folder != written and not any(folder.glob("*.synced")):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -156,7 +167,7 @@ def leave() -> None:
         try:
             wandb.teardown()
         except (Exception, SystemExit) as error:
-            warn(f"its process has not ended well ({type(error).__name__}: {error})")
+            warn(f"its process has not ended well ({told(error)})")
 
 
 def default_entity() -> str:
@@ -171,22 +182,24 @@ def default_entity() -> str:
         with environment(QUIET):
             found = wandb.Api(timeout=int(START)).default_entity if has_key() else None
     except Exception as error:
-        raise ConfigError(f"W&B does not answer ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"W&B does not answer ({told(error)})") from None
     if not found:
         raise ConfigError("no W&B login: `wandb login`, or set WANDB_API_KEY; --dry-run needs none")
     return str(found)
 
 
 def has_key() -> bool:
-    """Whether an API key is configured; does not contact the server."""
+    """Whether an API key for the server is configured; does not contact it."""
+    import wandb
+
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
         found = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
-    hosts = ("api.wandb.ai", os.environ.get("WANDB_BASE_URL", "").partition("://")[2].partition("/")[0])
-    return any(host in found.hosts for host in hosts if host)
+    server = os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
+    return any(host in found.hosts for host in (urlsplit(server).hostname, urlsplit(server).netloc) if host)
 
 
 @contextmanager
@@ -199,6 +212,11 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for key in added:
             os.environ.pop(key, None)
+
+
+def told(error: BaseException) -> str:
+    """An error of W&B on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def warn(text: str) -> None:

@@ -86,23 +86,35 @@ class Watch:
             self.live.ended(status, self.progress.estimate.remaining())
 
     def write(self, boards: Sequence[Board], rows: Sequence[Result], page: str) -> None:
-        """Write what the suite has now."""
+        """Write what the suite has now. No error leaves it."""
         if self.to is None:
             return
+        from siegebench.leaderboard.wandb_session import told, warn
+
+        try:
+            places = self._written(self.to, boards, rows, page)
+        except Exception as error:
+            warn(f"nothing was written ({told(error)})")
+            places = []
+            if self.live is not None:
+                self.live.interrupted(1)
+        _leave()
+        if places:
+            print(f"W&B: {_where(places)}", file=sys.stderr)
+
+    def _written(self, to: Target, boards: Sequence[Board], rows: Sequence[Result], page: str) -> list[str]:
+        """Where the runs are; nowhere if W&B failed."""
         from siegebench.leaderboard.wandb_content import of_row
         from siegebench.leaderboard.wandb_runs import write
 
-        if self.live is not None:
-            content = _contents(self.record, Runs.per_suite, boards, rows, page, self.to.store)[0]
-            self.live.write(content)
+        if self.record is None:  # one cell: the run of the suite stays as it is
+            sessions = write(map(of_row, rows), to)
+        elif self.live is None:
+            sessions = write(_contents(self.record, self.runs, boards, rows, page, to.store), to)
+        else:
+            self.live.write(_contents(self.record, self.runs, boards, rows, page, to.store)[0])
             sessions = [self.live.session]
-        elif self.record is not None:
-            sessions = write(_contents(self.record, self.runs, boards, rows, page, self.to.store), self.to)
-        else:  # one cell: the run of the suite stays as it is
-            sessions = write(map(of_row, rows), self.to)
-        _leave()
-        if sessions and not any(session.failed for session in sessions):
-            print(f"W&B: {_where([session.place for session in sessions])}", file=sys.stderr)
+        return [] if any(session.failed for session in sessions) else [session.place for session in sessions]
 
 
 def _contents(
