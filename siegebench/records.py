@@ -136,14 +136,16 @@ def _origin(row: Result) -> tuple[str, list[str]]:
 
 
 def find(store: Store, name: str) -> tuple[Record, list[Result]]:
-    """A suite of a store by its name, with its rows.
+    """A suite of a store with its rows: by its name, or by that of the suite if it was run with one set of overrides.
 
     Raises:
         ConfigError: with the names that are known.
     """
-    found, _ = suites(store)
-    for record, rows in found:
-        if name in (record.name, record.title):
-            return record, rows
-    known = [record.name for record, _ in found]
-    raise ConfigError(f"{store.root}: no rows of the suite {name!r}. {did_you_mean(name, known)}")
+    every, _ = suites(store)
+    found = [pair for pair in every if name in (pair[0].name, pair[0].title)]
+    found = found or [pair for pair in every if pair[0].suite == name]
+    if len(found) == 1:
+        return found[0]
+    known = [record.name for record, _ in found or every]
+    told = "several suites are named" if found else "no rows of the suite"
+    raise ConfigError(f"{store.root}: {told} {name!r}. {did_you_mean(name, known)}")

@@ -15,11 +15,13 @@ import pytest
 from siegebench.leaderboard import wandb_session
 
 from siegebench import api, cli, records
+from siegebench.config import load_suite
 from siegebench.errors import ConfigError
 from siegebench.store import Store
 from siegebench.workspace import Settings
 from tests import runs
 from tests.rows import attacked
+from tests.test_walk import steps
 from tests.wandb_kit import inspect, no_network, over_budgets
 from tests.wandb_server import ENTITY, serving
 
@@ -323,7 +325,63 @@ def test_a_record_keeps_its_id_and_its_links(tmp_path: Path) -> None:
     assert other.id != first.id
     assert other.title == "mine defense=jpeg"
     assert other.name != first.name
+    assert records.find(store, "mine")[0].id == first.id
+    assert records.find(store, other.name)[0] == records.find(store, other.title)[0] == other
+    third = records.keep(store, "other", ["defense=jpeg"], ["c"])
+    assert records.find(store, "other")[0] == third, "there is only one"
+    records.keep(store, "other", ["defense=nab"], ["d"])
+    with pytest.raises(ConfigError, match=f"several suites are named 'other'.*{third.name}"):
+        records.find(store, "other")
     file.write_text('{"suite": 3}')
     with pytest.raises(ConfigError, match=r"mine\.json: suite: .*remove the file"):
         records.keep(store, "mine", [], ["a"])
     assert os.listdir(tmp_path / "suites")
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+SMALLER = (
+    "--executor",
+    "serial",
+    "--threads",
+    1,
+    "--set",
+    f"models=[{runs.MODEL}]",
+    "--set",
+    "boards.0.defenses=[none]",
+)
+SHOWN = [
+    "siegebench run mine.yaml --wandb offline --save-images",
+    "siegebench wandb push",
+    "siegebench wandb push mine --runs per_line",
+    "siegebench run mine.yaml --wandb online",
+    "siegebench wandb push --mode online",
+    "siegebench wandb report mine --dry-run",
+    "siegebench wandb report mine",
+]
+
+
+def test_the_page_shows_commands_that_work(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is not installed")
+    found = list(steps("docs/wandb.md"))
+    typed = [
+        words for kind, words in found if kind == "command" and isinstance(words, list) and words[0] == "siegebench"
+    ]
+    assert [" ".join(words) for words in typed] == SHOWN
+    ((name, content),) = [text for kind, text in found if kind == "file" and isinstance(text, tuple)]
+    (tmp_path / name).write_text(content)
+    assert load_suite(str(tmp_path / name)).suite == "mine"
+    with serving() as server:
+        for words in typed:
+            if "online" in words or words[2:] == ["report", "mine"]:
+                monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+                monkeypatch.setenv("WANDB_BASE_URL", server.url)
+                wandb_session.leave()
+            code, _, err = call(*words[1:], *(SMALLER if words[1] == "run" else ()))
+            assert code == 0, err
+            assert "stopped" not in err
+        assert len({given["name"] for given in server.variables("UpsertBucket")}) == 1
+        assert len(server.views) == 1
+    pictures = {key for run in offline(tmp_path) for key in inspect(run)["summary"] if key.startswith("pictures/")}
+    assert pictures, "adversarial images are shown"
+    wandb_session.leave()
