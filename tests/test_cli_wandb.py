@@ -361,7 +361,9 @@ SHOWN = [
 ]
 
 
-def test_the_page_shows_commands_that_work(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_commands_that_work(
+    finished: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is not installed")
     found = list(steps("docs/wandb.md"))
     typed = [
@@ -370,6 +372,7 @@ def test_the_page_shows_commands_that_work(call: Call, tmp_path: Path, monkeypat
     assert [" ".join(words) for words in typed] == SHOWN
     ((name, content),) = [text for kind, text in found if kind == "file" and isinstance(text, tuple)]
     (tmp_path / name).write_text(content)
+    runs.with_artifacts(finished / "results", tmp_path / "results")
     assert load_suite(str(tmp_path / name)).suite == "mine"
     with serving() as server:
         for words in typed:
@@ -382,6 +385,7 @@ def test_the_page_shows_commands_that_work(call: Call, tmp_path: Path, monkeypat
             assert "stopped" not in err
         assert len({given["name"] for given in server.variables("UpsertBucket")}) == 1
         assert len(server.views) == 1
-    pictures = {key for run in offline(tmp_path) for key in inspect(run)["summary"] if key.startswith("pictures/")}
-    assert pictures, "adversarial images are shown"
+    record, _ = records.find(Store(tmp_path / "results"), "mine")
+    (run,) = [folder for folder in offline(tmp_path) if folder.name.endswith(record.id)]
+    assert any(key.startswith("pictures/") for key in inspect(run)["summary"]), "adversarial images are shown"
     wandb_session.leave()
