@@ -192,7 +192,7 @@ def has_key() -> bool:
     """Whether an API key for the server is configured; does not contact it."""
     import wandb
 
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
         found = netrc.netrc(os.environ.get("NETRC"))

@@ -19,10 +19,10 @@ from siegebench.config import load_suite
 from siegebench.errors import ConfigError
 from siegebench.store import Store
 from siegebench.workspace import Settings
-from tests import runs
+from tests import runs, wandb_kit
 from tests.rows import attacked
 from tests.test_walk import steps
-from tests.wandb_kit import inspect, no_network, over_budgets
+from tests.wandb_kit import inspect, no_network, of, over_budgets
 from tests.wandb_server import ENTITY, serving
 
 wandb = pytest.importorskip("wandb", reason="wandb is not installed")
@@ -181,6 +181,26 @@ def test_a_killed_process_of_wandb_does_not_touch_a_result(finished: Path, tmp_p
     assert json.loads(done.stdout)["boards"]
     assert runs.numbers(tmp_path / "results") == runs.numbers(finished / "results")
     assert "W&B: stopped" in done.stderr
+
+
+def test_ctrl_c_ends_the_run_and_the_next_one_takes_its_place(
+    finished: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied(finished, tmp_path, with_rows=True)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("siegebench.leaderboard.wandb_runs.Live.ended", interrupt)
+        code, _, err = call(*RUN, "--wandb", "offline")
+    assert code == 130
+    assert "finished rows are kept" in err
+    (run,) = offline(tmp_path)
+    assert of("exit", wandb_kit.records(run))[-1]["exit_code"] == 130
+    assert call(*RUN, "--wandb", "offline")[0] == 0
+    (again,) = offline(tmp_path)
+    assert again != run
 
 
 def test_without_a_key_or_the_package(
