@@ -133,7 +133,7 @@ def _leave() -> None:
 
 
 def _where(places: Sequence[str]) -> str:
-    return places[0] if len(places) == 1 else f"{len(places)} runs, the first is {places[0]}"
+    return f"{len(places)} runs, the first is {places[0]}" if len(places) > 1 else "".join(places) or "no runs"
 
 
 def _chosen(store: Path, suite: str | None) -> tuple[list[tuple[Record, list[Result]]], int]:
@@ -164,11 +164,11 @@ def push(
     """
     from siegebench.leaderboard import page, rank
     from siegebench.leaderboard.wandb_runs import write
+    from siegebench.leaderboard.wandb_session import Target
     from siegebench.reuse import marked
     from siegebench.store import Store
 
-    to = target(mode, store, project, entity)
-    assert to is not None
+    to = Target(store, project, entity, mode).checked()
     found, left = _chosen(store, suite)
     told: list[dict[str, Any]] = []
     failed = False
