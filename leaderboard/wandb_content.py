@@ -6,6 +6,7 @@ Imports no wandb. The report uses the names of this module only, so that each of
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -166,7 +167,7 @@ def _suite_summary(boards: Sequence[Board], rows: Sequence[Result]) -> dict[str,
         out |= {name: float(value) for name, value in values.items() if value is not None}
     lines = [line for board in boards for line in board.lines]
     flags = [flag for line in lines for flag in line.flags]
-    seconds = [float(s) for row in rows if (s := row.timing.get("seconds")) is not None]
+    seconds = sum(float(s) for row in rows if (s := row.timing.get("seconds")) is not None)
     return out | {
         "suite/cells": len(rows),
         "suite/cells_failed": sum(row.status == "error" for row in rows),
@@ -175,7 +176,7 @@ def _suite_summary(boards: Sequence[Board], rows: Sequence[Result]) -> dict[str,
         "suite/flags_fail": sum(flag.severity == "fail" for flag in flags),
         "suite/flags_flag": sum(flag.severity == "flag" for flag in flags),
         "suite/controls_uncaught": sum(bool(line.uncaught) for line in lines),
-        "suite/seconds": sum(seconds),
+        **({"suite/seconds": seconds} if math.isfinite(seconds) else {}),
     }
 
 

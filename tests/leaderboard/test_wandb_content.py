@@ -69,6 +69,13 @@ def test_the_names_of_a_suite(every: Any) -> None:
     json.dumps([content.config, content.summary], allow_nan=False)
 
 
+def test_numbers_that_are_not_finite_are_left_out() -> None:
+    rows = [attacked(name, 50) for name in ("autoattack", "pgd")]
+    for row in rows:
+        row.timing["seconds"] = 1e308
+    assert "suite/seconds" not in of_suite(*suite(rows)).summary
+
+
 def test_names_of_lines_that_would_be_equal_are_told_apart() -> None:
     rows = [attacked("autoattack", 50, model=name) for name in ("a.b", "a b", "c")]
     _, boards, _ = suite(rows)
