@@ -17,6 +17,7 @@ from siegebench.cells import Result, canonical, digest, label, rate
 
 from .figures import Figure
 from .stats import rank_groups
+from .sweeps import Sweep
 
 T = TypeVar("T")
 Unit = Literal["rate", "score", "count", "text"]  # shown in per cent, with three decimals, as it is, as text
@@ -114,9 +115,7 @@ class Line:
     @property
     def place(self) -> str:
         """`2`, or `1-3` if the difference to neighbours is not significant; empty when not ranked."""
-        if self.rank is None:
-            return ""
-        best, worst = self.rank
+        best, worst = self.rank or ("", "")
         return f"{best}" if best == worst else f"{best}-{worst}"
 
     @property
@@ -160,6 +159,7 @@ class Board:
         row_metric: the metric of a single row that contributes to it.
         figure: the figure to draw.
         notes: remarks below the table.
+        sweep: its place among boards that differ in one number only, if there may be others.
     """
 
     id: str
@@ -173,6 +173,7 @@ class Board:
     figure: Figure
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
+    sweep: Sweep | None = None
 
     @property
     def entry(self) -> str:
@@ -219,10 +220,8 @@ def metric(row: Result, name: str) -> float | None:
 def stored(row: Result, name: str) -> Number:
     """A metric of one row as it was stored."""
     found = row.metrics.get(name, {})
-    n = found.get("n")
-    return Number(
-        metric(row, name), found.get("low"), found.get("high"), None if n is None else int(n), (row.cell.key,)
-    )
+    n = None if found.get("n") is None else int(found["n"])
+    return Number(metric(row, name), found.get("low"), found.get("high"), n, (row.cell.key,))
 
 
 def share(k: float, n: int, keys: tuple[str, ...] = ()) -> Number:

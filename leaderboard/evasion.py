@@ -40,6 +40,7 @@ from .board import (
 )
 from .figures import Curves, Scatter
 from .stats import Vector, mcnemar
+from .sweeps import Sweep
 
 READ = ("expected_acc", "any_hit_acc", "median_distance", "ssim", "median_queries")  # shown: lowest over the attacks
 
@@ -220,6 +221,15 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
         figure=QUERIES if cell.track == "query" and not targeted else Scatter("clean_acc", "robust_acc"),
         lines=placed,
         notes=(NOTES[cell.track].format(required=_required()),),
+        sweep=Sweep(
+            of=slug(
+                cell.track, data, threat["norm"], key=[slice_of(members[0]), {**threat, "eps": 0}, cell.surrogates]
+            ),
+            about=f"{kind}: {ball_text({**threat, 'eps': 0}).replace(' 0', '', 1)} on {data}{limit}",
+            at=threat["eps"],
+            title="eps",
+            start="target_rate_clean" if targeted else "clean_acc",
+        ),
     )
 
 

@@ -4,6 +4,7 @@
                                                     .images.safetensors and a folder .images of PNG files)
     ROOT/history/...                                rows that a newer row of the same cell has replaced
     ROOT/artifacts/KEY.safetensors, KEY.json        weights under the hash of their description, and the description
+    ROOT/suites/NAME.json                           which cells a suite has (see `records`)
     ROOT/.locks/                                    held while a cell or an artifact is computed
 
 Importing this needs no torch.

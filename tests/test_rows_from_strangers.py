@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from siegebench.leaderboard import rank, tables, wandb_mirror
+from siegebench.leaderboard import rank, tables
+from siegebench.leaderboard.wandb_content import contents
 
 from siegebench import card, cli, registry, schema, signatures
 from siegebench.cells import Result
@@ -21,6 +22,7 @@ from siegebench.cli import listing
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError, SiegeError
 from siegebench.metrics import find
+from siegebench.records import Record
 from siegebench.reporting import FORMATS, report
 from siegebench.store import Store
 from tests import rows as make
@@ -60,9 +62,11 @@ def everything(rows: list[Result], folder: Path) -> None:
         warnings.simplefilter("error")
         texts = {format_: report(rows, format_) for format_ in FORMATS}
         tables.show(rank.boards(rows), tables.Console(file=io.StringIO(), width=100))
-        for row in rows:
-            sent = {**wandb_mirror.config(row), **wandb_mirror.summary(row), "name": wandb_mirror.name(row)}
-            json.dumps([sent, wandb_mirror._tags(row)], allow_nan=False).encode()
+        record = Record(suite="strangers", id="0" * 16, cells=[row.cell.key for row in rows])
+        for runs in ("per_suite", "per_line", "per_cell"):
+            for sent in contents(runs, record, rank.boards(rows), rows, texts["html"]):  # type: ignore[arg-type]
+                json.dumps([sent.config, sent.summary, sent.tags, sent.name], allow_nan=False).encode()
+                json.dumps([[*sheet.rows] for sheet in sent.tables.values()], allow_nan=False).encode()
     assert EVIL not in texts["html"]
     assert "<img" not in texts["html"] + texts["md"]
     json.loads(texts["json"])

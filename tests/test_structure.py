@@ -45,7 +45,7 @@ LAYERS = (
     ("signatures",),
     ("titles",),
     ("schema", "sources"),
-    ("store", "reuse", "pickles", "weights", "contents", "fitting", "rows", "data", "environment"),
+    ("store", "records", "reuse", "pickles", "weights", "contents", "fitting", "rows", "data", "environment"),
     ("classifier", "state"),
     ("clipping", "object_detector"),
     ("inputs", "sighting"),

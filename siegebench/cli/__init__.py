@@ -6,7 +6,6 @@ Exit codes: 0 success; 1 a cell failed or a control was not caught; 2 bad usage 
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import signal
@@ -20,8 +19,9 @@ import typer
 
 from siegebench import __version__
 from siegebench.cli import checking, complete, dryrun, listing, scanning, showing
+from siegebench.cli import wandb as tracking
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
-from siegebench.errors import ConfigError, MissingExtra, SiegeError, did_you_mean
+from siegebench.errors import ConfigError, SiegeError, did_you_mean
 
 app = typer.Typer(
     name="siegebench",
@@ -36,6 +36,7 @@ app.command()(showing.show)
 app.command()(checking.new)
 app.command()(checking.check)
 app.command()(scanning.scan)
+app.add_typer(tracking.app)
 INTERRUPTED = 130
 ALL = "all"  # value of --save-images without a number
 
@@ -105,8 +106,10 @@ def run(
     ] = 256,
     dtype: Annotated[str, typer.Option(help="float32, or float64 for checks of exactness.")] = "float32",
     page: Annotated[Path | None, typer.Option(help="File of the HTML page; default: STORE/SUITE.html.")] = None,
-    wandb: Annotated[str | None, typer.Option(help="Copy the rows to W&B: offline or online.")] = None,
-    wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
+    wandb: Annotated[str | None, typer.Option(help="Show the run and its results in W&B: offline or online.")] = None,
+    wandb_project: tracking.Project = "siegebench",
+    wandb_entity: tracking.Entity = None,
+    wandb_runs: tracking.OneRun = tracking.Runs.per_suite,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells; compute nothing.")] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Compute all cells again; the old rows move to STORE/history.")
@@ -130,7 +133,7 @@ def run(
 
     A row is stale if the code of one of its entries has changed since; it is computed again.
     """
-    _check_wandb(wandb)
+    to_wandb = tracking.target(wandb, store, wandb_project, wandb_entity)
     most = _most_images(save_images)
     _check_folder(store)
     if page is not None and page.is_dir():
@@ -142,6 +145,7 @@ def run(
     with Progress() as progress:
         progress.say("checking the suite, its data and its models")
         wanted = load_suite(suite, set_ or [])
+        from siegebench import records
         from siegebench.api import run as run_suite
         from siegebench.executors import executor as engine_of
         from siegebench.plan import plan
@@ -162,7 +166,10 @@ def run(
         if not dry_run:
             _say_stale(planned.cells, store, keep_stale)
             progress.begin(planned.cells, at_once, shown, Store(store))
-            outcome = run_suite(wanted, settings, how=engine, again=again, planned=planned, report=progress.step)
+            keys = [cell.key for cell in planned.cells]
+            record = records.keep(Store(store), wanted.suite, wanted.origin["set"], keys) if only is None else None
+            with tracking.Watch(to_wandb, wandb_runs, record, planned.cells, progress) as watch:
+                outcome = run_suite(wanted, settings, how=engine, again=again, planned=planned, report=watch.step)
     if dry_run:
         dryrun.show(planned, [board.track for board in wanted.boards], shown, settings, at_once, again, as_json)
         return
@@ -171,13 +178,10 @@ def run(
     from siegebench.reporting import report as render
     from siegebench.reuse import marked
 
-    target = page or store / f"{wanted.suite}.html"
+    target, text = page or store / f"{wanted.suite}.html", ""
     if only is None or page is not None:  # the page of the whole suite is not replaced by that of one cell
-        write_atomic(target, render(outcome.results, "html", store=store).encode())
-    if wandb is not None:
-        from siegebench.leaderboard import wandb_mirror
-
-        wandb_mirror.mirror(outcome.results, project=wandb_project, mode=wandb, directory=store)
+        text = render(outcome.results, "html", store=store)
+        write_atomic(target, text.encode())
     rows = marked(outcome.results)
     boards, uncaught = rank.boards(rows), rank.uncaught_controls(rows)
     if as_json:
@@ -186,6 +190,7 @@ def run(
         tables.show(boards, tables.stdout())
         if target.exists():
             print(f"page: {target}")
+    watch.write(boards, rows, text)
     for line in where_time_went(outcome.results) if timing else ():
         _say(line)
     for message in uncaught:
@@ -225,13 +230,6 @@ def _most_images(value: str | None) -> int | None:
     return int(value)
 
 
-def _check_wandb(mode: str | None) -> None:
-    if mode not in (None, "offline", "online"):
-        raise ConfigError(f"--wandb {mode}: offline or online")
-    if mode is not None and importlib.util.find_spec("wandb") is None:
-        raise MissingExtra("wandb", "wandb", "the W&B mirror")
-
-
 def _check_folder(store: Path) -> None:
     """Refuse a store that is not writable, before anything is computed."""
     there = next(p for p in (store.absolute(), *store.absolute().parents) if p.exists())
@@ -260,8 +258,6 @@ def report(
         str, typer.Option("--format", help="table, html, md, csv or json.", autocompletion=complete.formats)
     ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to a file instead of stdout.")] = None,
-    wandb: Annotated[str | None, typer.Option(help="Also copy the rows to W&B: offline or online.")] = None,
-    wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
     as_json: Json = False,
 ) -> None:
     """Rank the stored rows; as terminal tables or as a file."""
@@ -271,7 +267,6 @@ def report(
     from siegebench.reuse import marked
     from siegebench.store import Store
 
-    _check_wandb(wandb)
     chosen = "json" if as_json else format_
     if chosen not in complete.FORMATS:
         raise ConfigError(f"unknown format {chosen!r}. {did_you_mean(chosen, complete.FORMATS)}")
@@ -289,10 +284,6 @@ def report(
             _say(f"wrote {out}")
             if as_json:
                 print(json.dumps({"wrote": str(out)}))
-    if wandb is not None:
-        from siegebench.leaderboard import wandb_mirror
-
-        wandb_mirror.mirror(list(Store(store).rows()), project=wandb_project, mode=wandb, directory=store)
 
 
 @app.command()

@@ -63,7 +63,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
 def test_nothing_here_imports_torch() -> None:
     code = """
 import sys
-from siegebench.leaderboard import export, page, rank, stats, tables, wandb_mirror
+from siegebench.leaderboard import export, page, rank, stats, tables, wandb_content, wandb_report, wandb_runs
 from tests import rows
 results = rows.everything()
 boards = rank.boards(results)
