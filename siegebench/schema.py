@@ -34,6 +34,7 @@ NEEDS = {  # required slots per track; a row of a track that is not known here i
     "model_detection": ("detector",),
     "corruption": ("corruption", "severities"),
     "camouflage": ("camouflage", "stage"),
+    "certified": ("certifier", "threat"),
 }
 ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
 
@@ -166,6 +167,8 @@ class CellPart(Part):
     severities: Annotated[list[Annotated[int, Field(ge=1, le=SEVERITIES[-1])]], Field(min_length=1)] | None = None
     camouflage: Entry | None = None
     stage: dict[Literal["scenes", "ss"], Annotated[int, Field(ge=1)]] | None = None
+    certifier: Entry | None = None
+    radii: Annotated[list[Annotated[Number, Field(ge=0)]], Field(min_length=1)] | None = None
     inputs: Inputs | None = None
     threat: Threat | None = None
     surrogates: list[Entry] | None = None
@@ -181,6 +184,10 @@ class CellPart(Part):
             raise Refused("missing, and so is the measure", "attack")
         if self.severities is not None and self.severities != sorted(set(self.severities)):
             raise Refused(f"expected them in ascending order, found {shortened(self.severities)}", "severities")
+        if self.radii is not None and self.radii != sorted(set(self.radii)):
+            raise Refused(f"expected them in ascending order, found {shortened(self.radii)}", "radii")
+        if self.track == "certified" and (self.attack is None) == (self.radii is None):
+            raise Refused("expected either an attack or radii", "radii")
         return self
 
 
