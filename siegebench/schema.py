@@ -23,11 +23,9 @@ from siegebench.strictjson import Refused
 from siegebench.threat import MAX_EPS, Access, Norm, parse_target
 
 ROUNDING = 1e-6  # stored numbers have six digits
+ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
 NEEDS = {  # required slots per track; a row of a track that is not known here is shown, and ranked by nobody
-    "white_box": ("threat",),
-    "query": ("threat",),
-    "transfer": ("threat",),
-    "patch": ("threat",),
+    **dict.fromkeys(ATTACKING, ("threat",)),
     "backdoor": ("backdoor",),
     "poisoning": ("backdoor",),
     "input_detection": ("detector",),
@@ -36,7 +34,6 @@ NEEDS = {  # required slots per track; a row of a track that is not known here i
     "camouflage": ("camouflage", "stage"),
     "certified": ("certifier", "threat"),
 }
-ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
 
 
 # --------------------------------------------------------------------------------------------------------------- values
@@ -182,10 +179,10 @@ class CellPart(Part):
                 raise Refused(f"missing, a row of the {self.track} track has it", slot)
         if self.track in ATTACKING and self.attack is None and self.measure is None:
             raise Refused("missing, and so is the measure", "attack")
-        if self.severities is not None and self.severities != sorted(set(self.severities)):
-            raise Refused(f"expected them in ascending order, found {shortened(self.severities)}", "severities")
-        if self.radii is not None and self.radii != sorted(set(self.radii)):
-            raise Refused(f"expected them in ascending order, found {shortened(self.radii)}", "radii")
+        for name in ("severities", "radii"):
+            given = getattr(self, name)
+            if given is not None and given != sorted(set(given)):
+                raise Refused(f"expected them in ascending order, found {shortened(given)}", name)
         if self.track == "certified" and (self.attack is None) == (self.radii is None):
             raise Refused("expected either an attack or radii", "radii")
         return self
