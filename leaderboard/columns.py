@@ -181,6 +181,25 @@ CAMOUFLAGE = (
 )
 
 
+def certified(radii: Sequence[str]) -> list[Column]:
+    """The columns of a board of certifiers with these radii."""
+    out = [
+        read("certified_acc", "Images certified, mean over the radii; interval by bootstrap."),
+        Column("attacked_acc", "Under attack", help="Accuracy under the strongest attack within each radius, mean."),
+        Column("gap", "Gap", help="Accuracy under attack minus certified accuracy: neither proved nor refuted.",
+               better="low"),
+        read("clean_acc", "Accuracy of the certifier's prediction; abstentions count as errors."),
+        read("abstained"),
+    ]  # fmt: skip
+    for k, radius in enumerate(radii):
+        proved = f"Images certified at radius {radius}; Wilson 95 % interval."
+        out.append(read(f"certified_acc@{k}", proved, title=f"Certified, {radius}"))
+        attacked = f"Accuracy under the strongest attack within {radius}; Wilson 95 % interval."
+        out.append(_more(f"attacked_acc@{k}", f"Attacked, {radius}", "rate", attacked))
+    out.append(_more("seconds", "Seconds", "score", "Time of a certificate in seconds per image, all radii.", "low"))
+    return [*out, _more("seeds", "Seeds", "count", "Number of seeds; all of them must certify an image.", "")]
+
+
 def under(
     group: str, names: Iterable[str], unit: Unit, help: str, better: Direction = "high", *, heading: str
 ) -> list[Column]:

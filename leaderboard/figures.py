@@ -22,13 +22,13 @@ class Curves:
     """One curve per line: a rate against a number in the columns' names.
 
     Attributes:
-        columns: names such as `robust_acc@100`, each with its number.
+        columns: names such as `robust_acc@100`, each with its number on the axis.
         start: the column of the first point of every curve, and its label.
         title: title of the horizontal axis.
         log: whether that axis is logarithmic.
     """
 
-    columns: tuple[tuple[str, int], ...]
+    columns: tuple[tuple[str, float], ...]
     start: tuple[str, str]
     title: str
     log: bool = True

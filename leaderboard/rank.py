@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from siegebench.cells import Result
 
-from . import backdoor, camouflage, corruption, detection, evasion, poisoning, supervisors
+from . import backdoor, camouflage, certified, corruption, detection, evasion, poisoning, supervisors
 from .board import Board, unique
 
 
@@ -20,6 +20,7 @@ def boards(results: Iterable[Result]) -> list[Board]:
     return [
         *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
         *corruption.boards(rows), *poisoning.boards(rows), *camouflage.boards(rows),
+        *certified.boards(rows),
     ]  # fmt: skip
 
 
@@ -35,3 +36,8 @@ def uncaught_controls(results: Iterable[Result]) -> list[str]:
         for line in board.lines
         if line.uncaught
     ]
+
+
+def broken_certificates(results: Iterable[Result]) -> list[str]:
+    """One sentence per certifier whose certificates an attack broke. If there is any, the run has failed."""
+    return certified.broken(certified.boards(unique(results)))

@@ -21,7 +21,7 @@ PROTOCOL = 1  # version of the evaluation; raised whenever the same cell could g
 BITS = 32  # of the numbers of classes and groups
 
 Status = Literal["ok", "error", "not_applicable"]
-SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage")
+SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage", "certifier")
 
 
 def canonical(value: Any) -> str:
@@ -53,6 +53,8 @@ class Cell:
         severities: severities of the corruption; only with a corruption.
         stage: number of training `scenes` on which a texture is made, and samples `ss` along each side of a pixel for
             its scores; only with a camouflage.
+        radii: radii of the certificates, ascending, in the norm of the threat, whose eps is the largest; only with a
+            certifier and without an attack.
         inputs: other images that a detector is to find, `{kind, data}` of another data set or `{kind, source, split,
             count}` of a source that makes them; only on the input_detection track.
         adaptive: whether the attack is one of the adaptive attacks that the defense declares.
@@ -71,6 +73,8 @@ class Cell:
     severities: list[int] | None = None
     camouflage: dict[str, Any] | None = None
     stage: dict[str, int] | None = None
+    certifier: dict[str, Any] | None = None
+    radii: list[float] | None = None
     inputs: dict[str, Any] | None = None
     threat: dict[str, Any] | None = None
     surrogates: list[dict[str, Any]] | None = None
@@ -124,12 +128,22 @@ class Cell:
             parts.append(self.labels["inputs"])
         if self.defense is not None:
             parts.append(label(self.defense))
+        if self.certifier is not None:
+            parts.append(label(self.certifier))
         return "/".join(_safe(p) for p in parts)
 
     @property
     def file(self) -> str:
         """Path of the row below the store."""
-        last = self.attack or self.measure or self.detector or self.corruption or self.camouflage or {"name": "clean"}
+        last = (
+            self.attack
+            or self.measure
+            or self.detector
+            or self.corruption
+            or self.camouflage
+            or self.certifier
+            or {"name": "clean"}
+        )
         return f"{self.folder}/{_safe(label(last))}-{self.key[:16]}.json"
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from siegebench.data import IMAGE, Kind
 from siegebench.draws import Draws
 from siegebench.errors import ModelError, NotApplicable
-from siegebench.threat import Norm
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -43,7 +42,6 @@ class Classifier(nn.Module):
     num_classes: int
     card: ModelCard
     randomized: bool = False
-    certifies: Norm | None = None
     rejecting: bool = False
     kind: Kind = IMAGE
 
@@ -55,16 +53,6 @@ class Classifier(nn.Module):
         """The same values with useful gradients for the image (BPDA); by default the forward pass itself."""
         logits: Tensor = self(x, draws)
         return logits
-
-    def radius(self, x: Tensor) -> Tensor:
-        """Certified radius of the prediction for each image, [n]; -inf where the model abstains.
-
-        Only for models that certify; `certifies` is the norm.
-
-        Raises:
-            NotApplicable: when the model certifies nothing.
-        """
-        raise NotApplicable(f"{self.card.name} certifies no radius")
 
     def rejects(self, x: Tensor) -> Tensor:
         """Which images the model refuses to classify, bool [n]; only for models with `rejecting`. Logits exist for all.

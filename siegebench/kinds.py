@@ -46,6 +46,7 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("detector", "detectors", "Detectors", "siegebench.types:Detector"),
         EntryKind("corruption", "corruptions", "Corruptions", "siegebench.types:Corruption"),
         EntryKind("camouflage", "camouflage", "Camouflage", "siegebench.types:Camouflage"),
+        EntryKind("certifier", "certifiers", "Certifiers", "siegebench.types:Certifier"),
         EntryKind("object_detector", "zoo", "Object detectors", "siegebench.types:ObjectDetectorSource", also="model"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),

@@ -140,6 +140,11 @@ _ALL = (
     # corruptions
     Metric("acc", "rate", "high", "Accuracy", "Accuracy on the corrupted images, mean over the severities."),
     Metric("acc@", "rate", "high", "Severity {}", "Accuracy at severity {}."),
+    # certificates
+    Metric("certified_acc", "rate", "high", "Certified", "Images correctly classified with a certificate, mean over "
+           "the radii."),
+    Metric("certified_acc@", "rate", "high", "Certified, {}", "The same at radius number {} of the board."),
+    Metric("abstained", "rate", "low", "Abstained", "Images of which the certifier does not name the class."),
     # textures on the paint of vehicles
     Metric("vehicle_acc", "rate", "high", "Seen", "Views of vehicles answered as a vehicle under the texture."),
     Metric("vehicle_acc_grey", "rate", "high", "Seen, grey", "The same with grey paint."),
@@ -175,6 +180,9 @@ SAMPLES: dict[str, str] = {
     "robust": "the attacked image is correctly classified",
     "attacked": "the image was attacked: it was right, and not of the target class",
     "target": "the attacked image became the target class",
+    "abstained": "the certifier names no class",
+    "certified@": "the image is correctly classified with a certificate at this radius, the smallest is 0",
+    "refuted": "the attacked image, within the radius, breaks a certificate of the label",
     "safe@": "the attacked image is correctly classified or detected, at this percentage of false alarms",
     "right@": "the image is correctly classified at this severity",
     "vehicle": "the scene shows a vehicle",

@@ -23,19 +23,17 @@ from siegebench.strictjson import Refused
 from siegebench.threat import MAX_EPS, Access, Norm, parse_target
 
 ROUNDING = 1e-6  # stored numbers have six digits
+ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
 NEEDS = {  # required slots per track; a row of a track that is not known here is shown, and ranked by nobody
-    "white_box": ("threat",),
-    "query": ("threat",),
-    "transfer": ("threat",),
-    "patch": ("threat",),
+    **dict.fromkeys(ATTACKING, ("threat",)),
     "backdoor": ("backdoor",),
     "poisoning": ("backdoor",),
     "input_detection": ("detector",),
     "model_detection": ("detector",),
     "corruption": ("corruption", "severities"),
     "camouflage": ("camouflage", "stage"),
+    "certified": ("certifier", "threat"),
 }
-ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
 
 
 # --------------------------------------------------------------------------------------------------------------- values
@@ -166,6 +164,8 @@ class CellPart(Part):
     severities: Annotated[list[Annotated[int, Field(ge=1, le=SEVERITIES[-1])]], Field(min_length=1)] | None = None
     camouflage: Entry | None = None
     stage: dict[Literal["scenes", "ss"], Annotated[int, Field(ge=1)]] | None = None
+    certifier: Entry | None = None
+    radii: Annotated[list[Annotated[Number, Field(ge=0)]], Field(min_length=1)] | None = None
     inputs: Inputs | None = None
     threat: Threat | None = None
     surrogates: list[Entry] | None = None
@@ -179,8 +179,12 @@ class CellPart(Part):
                 raise Refused(f"missing, a row of the {self.track} track has it", slot)
         if self.track in ATTACKING and self.attack is None and self.measure is None:
             raise Refused("missing, and so is the measure", "attack")
-        if self.severities is not None and self.severities != sorted(set(self.severities)):
-            raise Refused(f"expected them in ascending order, found {shortened(self.severities)}", "severities")
+        for name in ("severities", "radii"):
+            given = getattr(self, name)
+            if given is not None and given != sorted(set(given)):
+                raise Refused(f"expected them in ascending order, found {shortened(given)}", name)
+        if self.track == "certified" and (self.attack is None) == (self.radii is None):
+            raise Refused("expected either an attack or radii", "radii")
         return self
 
 

@@ -24,6 +24,7 @@ from siegebench.rows import Rows
 from siegebench.store import Store
 from siegebench.train import Recipe, train
 from siegebench.types import (
+    Certifier,
     DataSource,
     Defense,
     Entry,
@@ -34,7 +35,7 @@ from siegebench.types import (
     Poisoned,
     Poisoning,
     TrainedDetector,
-)
+)  # fmt: skip
 from siegebench.types.detectors import Score
 
 E = TypeVar("E", bound=Entry)
@@ -217,8 +218,7 @@ class Workspace:
         def make() -> Classifier:
             return self._network(cell, what, lambda: self.splits(cell.data)[0], seed)
 
-        found: Classifier = self._victim(("model", key, data_key(cell.data)), make)
-        return found
+        return self._victim(("model", key, data_key(cell.data)), make)
 
     def backdoored(self, cell: Cell) -> tuple[Classifier, Poisoned | None]:
         """The model trained on the poisoned set, or by the attacker; and that set, None for a published network."""
@@ -236,8 +236,7 @@ class Workspace:
             return self._network(cell, what, lambda: poisoned.data, cell.seed), poisoned
 
         key = ("backdoored", digest([cell.model, cell.backdoor, cell.seed]), data_key(cell.data))
-        found: tuple[Classifier, Poisoned | None] = self._victim(key, make)
-        return found
+        return self._victim(key, make)
 
     def _poisoned(self, cell: Cell) -> Poisoned:
         """The cell's poisoned set. What the attacker makes with a network is stored as an artifact."""
@@ -267,8 +266,7 @@ class Workspace:
         def make() -> Classifier:
             return self._network(cell, what, lambda: data.select(rest.nonzero().squeeze(1)), cell.seed)
 
-        found: Classifier = self._victim(key, make)
-        return found
+        return self._victim(key, make)
 
     def granted(self, kind: str, cell: Cell, poisoned: Poisoned | None = None) -> Granted:
         """The splits that the cell's defense or detector may use, by its card; never poison indices or triggers."""
@@ -344,13 +342,18 @@ class Workspace:
         network = self._fitted(what, detector.network(granted), lambda: detector.trained(granted, draws, self.device))
         return detector.scorer(network, base, granted, draws)
 
-    def victim(self, cell: Cell) -> Classifier:
-        """The deployed model of a cell, prepared for evaluation."""
+    def network(self, cell: Cell) -> Classifier:
+        """The defended model of a cell, prepared for evaluation; without the predictor of its certifier."""
         return self._prepared(
             ("victim", digest([cell.model, cell.defense]), data_key(cell.data)),
             lambda: self.defended(cell, self.model(cell)),
             cell,
         )
+
+    def victim(self, cell: Cell) -> Classifier:
+        """What is deployed, and attacked: the defended model of a cell, or the predictor that its certifier makes."""
+        network, by = self.network(cell), cell.certifier
+        return network if by is None else self.entry(Certifier, by).predictor(network).eval()
 
     def surrogate(self, cell: Cell) -> Classifier:
         """The model that the attack of a transfer cell uses: the surrogate, or the mean logits of several."""
@@ -368,10 +371,9 @@ class Workspace:
             sample = self.evaluated(cell.data).pixels(slice(0, 32), self.dtype).to(self.device)
             return prepare(restored(make(), sample), sample)
 
-        found: Classifier = self._victim(key, ready)
-        return found
+        return self._victim(key, ready)
 
-    def _victim(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def _victim(self, key: Hashable, make: Callable[[], T]) -> T:
         return _kept(self._models, KEPT, key, make)
 
 

@@ -69,6 +69,8 @@ CHANGES: dict[str, Any] = {
     "detector": {"name": "strip", "version": 1},
     "corruption": {"name": "fog", "version": 1},
     "camouflage": {"name": "flat", "version": 1},
+    "certifier": {"name": "ibp", "version": 1},
+    "radii": [0.25, 0.5],
     "stage": {"scenes": 64, "ss": 4},
     "severities": [1, 2, 3],
     "inputs": {"kind": "ood", "data": CELL["data"]},

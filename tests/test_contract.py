@@ -25,6 +25,7 @@ from tests.broken import (
     attacks,
     backdoors,
     camouflages,
+    certifiers,
     corruptions,
     defenses,
     detectors,
@@ -109,7 +110,18 @@ def test_model_without_its_checkpoint(name: str) -> None:
     assert not faults(checks)
 
 
-KINDS = (attacks, measures, defenses, backdoors, detectors, corruptions, camouflages, object_detectors, sources)
+KINDS = (
+    attacks,
+    measures,
+    defenses,
+    backdoors,
+    detectors,
+    corruptions,
+    camouflages,
+    certifiers,
+    object_detectors,
+    sources,
+)
 
 
 HONEST = [case for kind in KINDS for case in kind.HONEST]

@@ -1,6 +1,7 @@
 """The command line. Results go to stdout, progress to stderr; heavy imports are inside the commands.
 
-Exit codes: 0 success; 1 a cell failed or a control was not caught; 2 bad usage or configuration; 130 interrupted.
+Exit codes: 0 success; 1 a cell failed, a control was not caught or a certificate was broken; 2 bad usage or
+configuration; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -180,6 +181,9 @@ def run(
         _say(line)
     for message in uncaught:
         _say(f"control not caught: {message}")
+    broken = rank.broken_certificates(rows)
+    for message in broken:
+        _say(f"certificate broken: {message}")
     failed = [r for r in outcome.results if r.status == "error"]
     for result in failed:
         error, title = result.error or {}, shown.get(result.cell.key, result.cell.title)
@@ -187,7 +191,7 @@ def run(
     if failed:
         _say(f"details of the first: siegebench show {failed[0].cell.key[:16]} --store {store}")
     _say(_summary(outcome.ended))
-    if outcome.failed or uncaught:
+    if outcome.failed or uncaught or broken:
         raise typer.Exit(1)
 
 

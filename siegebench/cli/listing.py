@@ -56,6 +56,7 @@ DEFAULT_TRACKS = (
     "patch",
     "corruption",
     "camouflage",
+    "certified",
 )  # of a defense that does not declare any
 # the tracks of an attack follow from its access and norms
 ATTACK_TRACKS = {
@@ -67,7 +68,7 @@ ATTACK_TRACKS = {
 VALUES = {
     "access": ACCESSES,
     "norm": NORMS,
-    "track": (*ATTACK_TRACKS, "backdoor", "poisoning", "corruption", "camouflage"),
+    "track": (*ATTACK_TRACKS, "backdoor", "poisoning", "corruption", "camouflage", "certified"),
 }
 
 

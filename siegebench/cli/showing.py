@@ -214,7 +214,17 @@ def _row_lines(row: Result, store: Path) -> Iterable[str]:
 
     yield f"{titles([row.cell])[row.cell.key]}: {row.status}"
     yield f"  key {row.cell.key}"
-    for slot in ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage"):
+    for slot in (
+        "model",
+        "defense",
+        "attack",
+        "measure",
+        "backdoor",
+        "detector",
+        "corruption",
+        "camouflage",
+        "certifier",
+    ):
         description = getattr(row.cell, slot)
         if description is not None:
             yield f"  {slot}: {_listed(description)}"

@@ -19,6 +19,7 @@ METHODS = (
     "detector",
     "corruption",
     "camouflage",
+    "certifier",
 )  # kinds whose entries implement a paper
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from siegebench.tracks.backdoor import BackdoorBoard
 from siegebench.tracks.base import BoardSpec
 from siegebench.tracks.camouflage import CamouflageBoard
+from siegebench.tracks.certified import CertifiedBoard
 from siegebench.tracks.corruption import CorruptionBoard
 from siegebench.tracks.detection import InputDetectionBoard, ModelDetectionBoard
 from siegebench.tracks.evasion import PatchBoard, QueryBoard, TransferBoard, WhiteBoxBoard
@@ -21,4 +22,5 @@ TRACKS: dict[str, type[BoardSpec]] = {
     "model_detection": ModelDetectionBoard,
     "corruption": CorruptionBoard,
     "camouflage": CamouflageBoard,
+    "certified": CertifiedBoard,
 }

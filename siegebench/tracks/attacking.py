@@ -5,6 +5,7 @@ Correctly classified images are attacked; the results are scored with new forwar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,11 +33,19 @@ from siegebench.types import Attack, Lesson, Measure, Probe
 from siegebench.workspace import Workspace, data_key
 
 DIAGNOSED = 128  # largest number of images for a measure
+NEARER = 1 - 1e-6  # of eps: rounding in float32 must not carry an image out of the ball of a certificate
 COMPARED = 256  # attacked images whose similarity to the clean image is measured
 
 
-def measure_attack(cell: Cell, ws: Workspace) -> Result:
-    """One row of the white_box, query, transfer or patch track."""
+Refutes = Callable[[Tensor, Tensor, Draws], Tensor]  # (images, labels, draws) to bool [n]
+
+
+def measure_attack(cell: Cell, ws: Workspace, refutes: Refutes | None = None) -> Result:
+    """One row of the white_box, query, transfer or patch track, or of an attack on the certified track.
+
+    Args:
+        refutes: whether an adversarial image breaks a certificate of its label; asked of successes within eps.
+    """
     assert cell.threat is not None
     data, victim = ws.evaluated(cell.data), ws.victim(cell)
     threat = ThreatModel(**cell.threat)
@@ -46,7 +55,7 @@ def measure_attack(cell: Cell, ws: Workspace) -> Result:
         result = _diagnose(cell, ws, victim, data, clean.nonzero().squeeze(1), threat)
     else:
         seen = victim if cell.surrogates is None else ws.surrogate(cell)
-        result = _attack(cell, ws, victim, seen, data, threat, clean)
+        result = _attack(cell, ws, victim, seen, data, threat, clean, refutes)
     of_victim = [*convention_flags(ws, cell, victim, data, clean), *conduct_flags(ws, cell, victim, data)]
     named = {f["id"] for f in result.flags}
     result.flags += [f.as_dict() for f in of_victim if f.id not in named]
@@ -64,6 +73,7 @@ def _attack(
     data: ImageSet,
     threat: ThreatModel,
     clean: Tensor,
+    refutes: Refutes | None,
 ) -> Result:
     attack, aimed = ws.entry(Attack, cell.attack), aim(ws, cell, victim, data, threat)
     # images that already have the target class are not attacked
@@ -124,6 +134,8 @@ def _attack(
             first = slice(0, max(0, COMPARED - at.start))
             out["ssim"] = torch.full_like(far, torch.nan)
             out["ssim"][first] = ops.ssim(x[first], x_adv[first]).to(far.dtype)
+        if refutes is not None:
+            out["refuted"] = _refuted(refutes, x_adv, x, y, ~out["robust"], threat, draws.child("refutes"))
         if goal is not None:
             out["became"] = majority(right(z, goal)) & inside
         if data.kind.grid is not None:
@@ -142,6 +154,19 @@ def _attack(
         row.images = {"images": torch.cat(found_images), "ids": data.ids[first], "labels": data.labels[first]}
         row.images = {name: value.numpy() for name, value in row.images.items()}
     return row
+
+
+def _refuted(
+    refutes: Refutes, x_adv: Tensor, x: Tensor, y: Tensor, lost: Tensor, threat: ThreatModel, draws: Draws
+) -> Tensor:
+    """Which of the lost images break a certificate at eps, bool [n]; a little nearer than eps, whatever is rounded."""
+    out = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    rows = lost.nonzero().squeeze(1)
+    if len(rows):
+        far = threat.size(x_adv[rows], x[rows]).clamp(min=1e-12)
+        part = (NEARER * threat.eps / far).clamp(max=1.0).view(-1, 1, 1, 1)
+        out[rows] = refutes(x[rows] + part * (x_adv[rows] - x[rows]), y[rows], draws[rows])
+    return out
 
 
 def explored(
@@ -231,6 +256,8 @@ def _row(
     counts: dict[str, float] = {"attacked": len(indices)}
     arrays: dict[str, Any] = {"ids": data.ids.numpy()}
     if got:
+        if "refuted" in got:
+            samples["refuted"] = pack_bits(over_all("refuted").bool())
         broken = ~got["robust"].bool()
         metrics["asr"] = rate(int(broken.sum()), len(indices))
         if victim.randomized:

@@ -38,7 +38,9 @@ def conduct_flags(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet)
         draws = Draws(derive_seed(cell.seed, "conduct"), data.ids[rows]).to(ws.device)
         return examined(victim, ws.pixels(data, rows), draws)
 
-    found: list[Flag] = ws.remember(("conduct", digest([cell.model, cell.defense]), cell.data["digest"]), make)
+    found: list[Flag] = ws.remember(
+        ("conduct", digest([cell.model, cell.defense, cell.certifier]), cell.data["digest"]), make
+    )
     return found
 
 

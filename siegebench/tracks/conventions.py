@@ -67,13 +67,13 @@ def convention_flags(ws: Workspace, cell: Cell, victim: Classifier, data: ImageS
     """Flags of an undefended network: clean accuracy at chance, and forms of input or labels that would raise it.
 
     Every form is tried on 64 images of the slice; the best one on up to 512, if 64 do not decide. Nothing is tried for
-    defended networks, for other kinds of data than images, and where too few images are misclassified for a significant
-    rise.
+    defended or certified networks, for other kinds of data than images, and where too few images are misclassified for
+    a significant rise.
 
     Args:
         clean: which images of the slice are correctly classified, bool [N].
     """
-    if label(cell.defense) != "none" or data.kind.name != IMAGE.name:
+    if label(cell.defense) != "none" or cell.certifier is not None or data.kind.name != IMAGE.name:
         return []
 
     def make() -> list[Flag]:

@@ -115,7 +115,7 @@ class AttackBoard(BoardSpec):
         for defense in defenses:
             defended = inventory.identified(defense)
             knowing = [inventory.resolve(Attack, spec, defense.where) for spec in self.known(defense)]
-            knowing = [a for a in knowing if _takes(a, data.images.kind.name)]
+            knowing = [a for a in knowing if takes(a, data.images.kind.name)]
             adaptive = [a.description for a in knowing]
             trains = trained or defense.entry.trains
             extra = [a for a in knowing if a.description not in [o.description for o in own]]
@@ -147,7 +147,8 @@ class AttackBoard(BoardSpec):
         return measure_attack(cell, ws)
 
 
-def _takes(named: Named[Any], kind: str) -> bool:
+def takes(named: Named[Any], kind: str) -> bool:
+    """Whether an entry takes a kind of data."""
     try:
         registry.check_takes(named.entry, kind)
     except ConfigError:

@@ -57,7 +57,9 @@ def clean_outcome(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet)
 
         return torch.cat(in_batches(part, len(data), ws.batch(data.stored)))
 
-    return ws.remember(("clean", digest([cell.model, cell.defense]), cell.data["digest"], cell.seed), make)
+    return ws.remember(
+        ("clean", digest([cell.model, cell.defense, cell.certifier]), cell.data["digest"], cell.seed), make
+    )
 
 
 def gradient_flags(model: str, backwards: int, blind: int, undefined: int) -> list[Flag]:

@@ -75,7 +75,7 @@ def aim(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet, threat: T
 
         return Aim(*map(torch.cat, zip(*in_batches(part, len(data), ws.batch(data.stored)), strict=True)))
 
-    key = ("aim", digest([cell.model, cell.defense, cell.threat]), cell.data["digest"], cell.seed)
+    key = ("aim", digest([cell.model, cell.defense, cell.certifier, cell.threat]), cell.data["digest"], cell.seed)
     found: Aim = ws.remember(key, make)
     return found
 

@@ -8,6 +8,7 @@ from siegebench.types.attacks import Attack, Lesson, Measure, MinimalAttack, Pro
 from siegebench.types.backdoors import BackdoorAttack, Material, Poisoned, Poisoning, Role, Source
 from siegebench.types.base import Class, Count, Entry, Number, Positive, Share
 from siegebench.types.camouflages import Camouflage
+from siegebench.types.certifiers import Certificate, Certifier
 from siegebench.types.corruptions import Corruption
 from siegebench.types.defenses import Defense
 from siegebench.types.detectors import (
@@ -22,8 +23,9 @@ from siegebench.types.detectors import (
 from siegebench.types.zoo import DataSource, ModelSource, ObjectDetectorSource, SceneSource
 
 __all__ = [
-    "Attack", "BackdoorAttack", "Camouflage", "Class", "Corruption", "Count", "DataSource", "DatasetDetector",
-    "Defense", "Detector", "Entry", "InputDetector", "Lesson", "Material", "Measure", "MinimalAttack", "ModelDetector",
-    "ModelSource", "Number", "ObjectDetectorSource", "Poisoned", "Poisoning", "Positive", "Probe", "Role",
-    "SceneSource", "Scorer", "Share", "Source", "TrainedDetector", "Verdict", "WrappingAttack",
+    "Attack", "BackdoorAttack", "Camouflage", "Certificate", "Certifier", "Class", "Corruption", "Count", "DataSource",
+    "DatasetDetector", "Defense", "Detector", "Entry", "InputDetector", "Lesson", "Material", "Measure",
+    "MinimalAttack", "ModelDetector", "ModelSource", "Number", "ObjectDetectorSource", "Poisoned", "Poisoning",
+    "Positive", "Probe", "Role", "SceneSource", "Scorer", "Share", "Source", "TrainedDetector", "Verdict",
+    "WrappingAttack",
 ]  # fmt: skip

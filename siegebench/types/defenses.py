@@ -35,7 +35,9 @@ class Defense(Entry):
     differentiable: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = ()
     poisons: ClassVar[tuple[dict[str, Any], ...]] = ()
-    tracks: ClassVar[tuple[str, ...]] = ("white_box", "query", "transfer", "patch", "corruption", "camouflage")
+    tracks: ClassVar[tuple[str, ...]] = (
+        "white_box", "query", "transfer", "patch", "corruption", "camouflage", "certified",
+    )  # fmt: skip
 
     def ranked_in(self, track: str) -> bool:
         """Whether it may be ranked on the boards of a track; any defense may be used against poisoned training data."""
