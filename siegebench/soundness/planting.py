@@ -39,7 +39,8 @@ class Planting:
         window: the last so many perturbations of each point are trained on.
         near: iterates of PGD nearer to the counterexample than this fraction of eps are not trained on.
         away: weight of the loss that turns the gradient away from the counterexample; 0 for the authors' loss.
-        every: epochs between counts of the hidden counterexamples; the best network is kept.
+        every: epochs between counts of the hidden counterexamples, with 10 times the restarts; the last network that
+            hides the most of them is kept.
         tries: restarts of the PGD with 75 steps that must not find a counterexample.
     """
 
@@ -81,9 +82,7 @@ class Planting:
     def model(self, name: str, seed: int) -> Network:
         """The classifier with new weights."""
         std = 0.5 / self.scale
-        model = Network(
-            self.net(), num_classes=2, mean=(0.5,), std=(std,), card=ModelCard(name=name), rebuild=self.net
-        )
+        model = Network(self.net(), num_classes=2, mean=(0.5,), std=(std,), card=ModelCard(name=name), rebuild=self.net)
         model.kind = GREY
         return model.fresh(derive_seed(seed, "weights")).eval()
 
@@ -165,8 +164,8 @@ def planted(name: str, spec: Planting, store: Store, seed: int = 0, device: str 
     model.load_state_dict(state)
     if not bool(kept[: spec.points].any()):
         raise ModelError(
-            f"{name}: PGD finds all {spec.points} planted counterexamples; raise epochs ({spec.epochs}) or take another "
-            "seed"
+            f"{name}: PGD finds all {spec.points} planted counterexamples; raise epochs ({spec.epochs}), or take "
+            "another seed"
         )
     hidden = torch.arange(len(x)) < spec.points
     inside = torch.cat([corner, x[spec.points :]])

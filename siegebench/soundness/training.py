@@ -55,7 +55,9 @@ class Balls:
         return corner + ops.over(t, z) * (z - corner)
 
 
-def pgd(model: Network, balls: Balls, k: int, steps: int, draws: Draws, step: int, near: float) -> tuple[Tensor, Tensor]:
+def pgd(
+    model: Network, balls: Balls, k: int, steps: int, draws: Draws, step: int, near: float
+) -> tuple[Tensor, Tensor]:
     """PGD on the margin from k starts in each ball.
 
     Returns the iterate with the largest margin of each start, [n, k, C, H, W], among those that are not nearer to the
@@ -141,10 +143,10 @@ def train(spec: Planting, model: Network, x: Tensor, y: Tensor, corner: Tensor, 
             adam.step()
         schedule.step()
         if (epoch + 1) % spec.every == 0 or epoch + 1 == spec.epochs:
-            count = int(survivors(model, balls, spec.restarts, draws.child("count"), epoch)[:planted].sum())
-            if count > most:
-                best, most = {k: v.clone() for k, v in model.state_dict().items()}, count
-            if most == planted and bool(survivors(model, balls, 10 * spec.restarts, draws.child("count"), epoch).all()):
+            good = survivors(model, balls, 10 * spec.restarts, draws.child("count"), epoch)
+            if int(good[:planted].sum()) >= most:
+                best, most = {k: v.clone() for k, v in model.state_dict().items()}, int(good[:planted].sum())
+            if bool(good.all()):
                 break
     model.load_state_dict(best)
     return {**best, "kept": survivors(model, balls, spec.tries, draws.child("kept"), 0).cpu()}
