@@ -156,7 +156,7 @@ class RandomizedSmoothing(Certifier):
     def predict(self, model: Classifier, x: Tensor, draws: Draws) -> Tensor:
         """The class of g, int64 [len(x)]; ABSTAINED where the test of the two most frequent classes does not decide."""
         top, classes = votes(model, x, self.sigma, self.n, draws, "predict").topk(2, dim=1)
-        both = top.double().cpu().numpy()
+        both = top.cpu().numpy()
         p = 2 * bdtr(both[:, 1], both.sum(axis=1), 0.5)  # of a fair coin, two-sided; 1 or more for ties
         sure = torch.as_tensor(p, device=x.device) <= self.alpha
         return torch.where(sure, classes[:, 0], ABSTAINED)
