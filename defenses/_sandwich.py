@@ -76,7 +76,7 @@ class Orthogonal(nn.Module):
 
 
 def _real(value: Tensor) -> Tensor:
-    return torch.view_as_real(value) if value.is_complex() else value
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
 
 
 class SandwichLinear(Orthogonal):

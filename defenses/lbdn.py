@@ -48,12 +48,12 @@ class LBDN(Classifier):
         self.card = ModelCard(name="lbdn")
         self._again: Callable[[], LBDN] = lambda: LBDN(num_classes, kind, size, convolutions, hidden, head, gamma)
         layers: list[nn.Module] = []
-        channels = kind.channels
+        channels, side = kind.channels, size
         for i, out in enumerate(convolutions):
-            layers.append(SandwichConv(channels, out, size, 1 + i % 2))
-            channels, size = out, size // (1 + i % 2)
+            layers.append(SandwichConv(channels, out, side, 1 + i % 2))
+            channels, side = out, side // (1 + i % 2)
         layers.append(nn.Flatten())
-        width = channels * size**2
+        width = channels * side**2
         for out in hidden:
             layers.append(SandwichLinear(width, out))
             width = out
