@@ -19,6 +19,7 @@ from siegebench.threat import Norm
 from siegebench.train import Recipe, renew, train
 from siegebench.types import Count, Defense, Positive
 
+from ._padded import padded
 from ._sandwich import ROOT2, Orthogonal, OrthogonalLinear, SandwichConv, SandwichLinear
 
 ROUNDING = 1e-5  # of logits in float32, as a fraction of the largest one
@@ -62,13 +63,7 @@ class LBDN(Classifier):
         self.register_buffer("mean", torch.zeros(1, kind.channels, 1, 1))
 
     def features(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if max(height, width) > self.size:
-            raise NotApplicable(
-                f"lbdn is built for images of up to {self.size}x{self.size} pixels, these have {height}x{width}; set "
-                f"size: {max(height, width)}"
-            )
-        h = self.gamma**0.5 * F.pad(x - self.mean, (0, self.size - width, 0, self.size - height))
+        h = self.gamma**0.5 * padded(x - self.mean, self.size, "lbdn")
         gained = len(self.trunk) - (1 if self.lln else 0)
         for i, layer in enumerate(self.trunk):  # the second gain comes before the last layer with a bound
             h = layer(self.gamma**0.5 * h if i == gained else h)

@@ -73,7 +73,10 @@ def soundness(
             files = [pair for one in sets for pair in write(one, out)]
             listed = "".join(f"{o.name},{v.name},{timeout}\n" for o, v in files)
             (out / "instances.csv").write_text(listed, encoding="utf-8")
-        rows = [trial(title, contender, sets) for title, contender in contenders.items()]
+        rows = []
+        for title, contender in contenders.items():
+            print(title, file=sys.stderr)
+            rows.append(trial(title, contender, sets))
     if as_json:
         print(json.dumps([{**asdict(row), "unsound": row.unsound} for row in rows], indent=1))
     else:
