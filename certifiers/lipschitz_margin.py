@@ -15,6 +15,7 @@ from siegebench.classifier import Classifier, Network
 from siegebench.draws import Draws
 from siegebench.errors import NotApplicable
 from siegebench.threat import Norm
+from siegebench.traced import behind
 from siegebench.types import Certificate, Certifier, Count
 
 SLACK = 1e-5  # of margins in float32, as a fraction of the largest logit
@@ -53,10 +54,10 @@ class LipschitzMargin(Certifier):
     def certify(self, model: Classifier, x: Tensor, norm: Norm, radii: Sequence[float], draws: Draws) -> Certificate:
         z = model(x)
         prediction = z.argmax(dim=1)
-        own = model.certified_radius(x, norm)
+        own = behind(model).certified_radius(x, norm)
         if own is None:
             margin = -ops.margin(z, prediction) - SLACK * z.abs().amax(dim=1)
-            own = margin.double() / (ROOT2 * constant(model, x[:1], self.widest))
+            own = margin.double() / (ROOT2 * constant(behind(model), x[:1], self.widest))
         return Certificate(prediction, torch.stack([own > r for r in radii]))
 
 

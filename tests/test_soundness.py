@@ -218,6 +218,8 @@ def test_attacks_find_what_has_a_slope() -> None:
     assert trial("pgd", by_attack(attack), [seen]).unverifiable_falsified == 1
     assert trial("pgd", by_attack(attack), [hidden]).unverifiable_falsified == 0
     assert trial("pgd", by_attack(attack), [seen, hidden]).clean_falsified == 0
+    minimal = trial("fab", by_attack({"name": "fab", "steps": 20}), [replace(small(), eps=1e-4)])
+    assert (minimal.clean_falsified, minimal.unverifiable_falsified) == (0, 0)  # what it finds is outside the ball
 
 
 def test_certifiers_are_asked_for_the_ball_of_their_norm() -> None:

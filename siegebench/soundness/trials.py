@@ -18,7 +18,7 @@ from siegebench.errors import ConfigError, NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.soundness.exports import write
 from siegebench.soundness.planting import Planted
-from siegebench.threat import Norm, ThreatModel
+from siegebench.threat import TOLERANCE, Norm, ThreatModel
 from siegebench.types import Attack, Certifier
 
 Verdict = Literal["verified", "falsified", "unknown", "error"]
@@ -116,7 +116,7 @@ def by_certifier(spec: Any, seed: int = 0) -> Contender:
 
 
 def by_attack(spec: Any, seed: int = 0) -> Contender:
-    """An attack of siegebench: falsified or unknown.
+    """An attack of siegebench: falsified if its image is in the ball and of the other class, else unknown.
 
     Raises:
         ConfigError: for an unknown attack, one that learns from other images, and one for other norms.
@@ -134,9 +134,11 @@ def by_attack(spec: Any, seed: int = 0) -> Contender:
             x_adv = entry(oracle, planted.x, planted.y, threat, draws)
         except NotApplicable:
             return ["error"] * len(planted.x)
+        low, high = planted.bounds
+        inside = ((x_adv >= low - TOLERANCE) & (x_adv <= high + TOLERANCE)).flatten(1).all(dim=1)
         with torch.no_grad():
             wrong = planted.model(x_adv).argmax(dim=1) != planted.y
-        return ["falsified" if yes else "unknown" for yes in wrong.tolist()]
+        return ["falsified" if yes else "unknown" for yes in (wrong & inside).tolist()]
 
     return verdicts
 
