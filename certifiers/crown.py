@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,8 +33,8 @@ class CROWN(BoundCertifier):
     Lines of convex activations: the chord above, the tangent at the middle of the interval below. For ReLU, that is
     slope 1 if u > -l and 0 otherwise. Lines of sigmoid and tanh: the smaller slope at the two ends, through the ends.
 
-    Nothing is random. Cost: per radius a backward pass for each class, and one for each number of a layer that is
-    improved, in float64.
+    Nothing is random. Cost: per radius a backward pass for each class, and two for each number of a layer that is
+    improved, in float64; only for images that cheaper bounds do not certify.
 
     Differs from the paper: the tangent at the middle for all convex activations. Maxima and residual sums are bounded;
     a product of two layers keeps its interval.
@@ -52,15 +53,26 @@ class CROWN(BoundCertifier):
     def together(self, ops: list[Op], x: Tensor, classes: int) -> int:
         return NUMBERS // (classes * 32 * x[0].numel())
 
-    def lower(self, ops: list[Op], ball: Ball, y: Tensor) -> Tensor:
-        bounds = intervals(ops, ball, lambda number, out: self._refined(ops, number, out, ball))
+    def lower(self, ops: list[Op], ball: Ball, y: Tensor, enough: Tensor) -> Tensor:
+        low = margins(ops, intervals(ops, ball), y)
+        for refine in (False, True) if self.widest else (False,):
+            rows = (low.amin(dim=1) <= enough).nonzero().squeeze(1)
+            if not len(rows):
+                break
+            some = replace(ball, x=ball.x[rows])
+            bounds = intervals(ops, some, partial(self._refined, ops, some) if refine else None)
+            low[rows] = torch.maximum(low[rows], self._by_lines(ops, bounds, some, y[rows]))
+        return low
+
+    @staticmethod
+    def _by_lines(ops: list[Op], bounds: list[Interval], ball: Ball, y: Tensor) -> Tensor:
+        """Lower bounds of the margins, by lines in these bounds or by the bounds alone."""
         by_intervals = margins(ops, bounds, y)
-        classes = by_intervals.shape[1]
-        one = torch.eye(classes, dtype=ball.x.dtype, device=ball.x.device)
+        one = torch.eye(by_intervals.shape[1], dtype=ball.x.dtype, device=ball.x.device)
         found = lowest(ops, bounds, len(ops), one[y][:, None] - one, ball)
         return torch.maximum(by_intervals, found.scatter(1, y[:, None], torch.inf))
 
-    def _refined(self, ops: list[Op], number: int, bounds: list[Interval], ball: Ball) -> Interval:
+    def _refined(self, ops: list[Op], ball: Ball, number: int, bounds: list[Interval]) -> Interval:
         """Better bounds of an operation whose output an activation takes."""
         l, u = bounds[number]
         width = l[0].numel()

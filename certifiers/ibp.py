@@ -29,5 +29,5 @@ class IBP(BoundCertifier):
     images. Margins must exceed 1e-5 of the largest logit, for the rounding of a network in float32.
     """
 
-    def lower(self, ops: list[Op], ball: Ball, y: Tensor) -> Tensor:
+    def lower(self, ops: list[Op], ball: Ball, y: Tensor, enough: Tensor) -> Tensor:
         return margins(ops, intervals(ops, ball), y)

@@ -124,6 +124,7 @@ class RandomizedSmoothing(Certifier):
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"l2", "linf"})
     statistical: ClassVar[bool] = True
+    deploys: ClassVar[bool] = True
     randomized: ClassVar[bool] = True
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = (
         {"name": "bpda", "attack": {"name": "pgd", "loss": "ce", "steps": 20, "early_stop": False}},

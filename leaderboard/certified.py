@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,6 +92,18 @@ def _entry(row: Result) -> tuple[str, str, str]:
     return canonical(cell.model), canonical(cell.defense), canonical(cell.certifier)
 
 
+def _victim(row: Result) -> tuple[str, str, str]:
+    """What is attacked: certifiers that deploy the model itself share the attacks on it."""
+    model, defense, certifier = _entry(row)
+    return model, defense, certifier if _declares(row.cell.certifier, "deploys") else canonical(None)
+
+
+def _declares(certifier: Mapping[str, Any] | None, name: str) -> bool:
+    """Whether a class attribute of a certifier is true; of one that is not registered, none is."""
+    called = str((certifier or {}).get("name"))
+    return ("certifier", called) in registry.cards() and registry.declared("certifier", called).get(name) is True
+
+
 def _text(norm: str, radius: float) -> str:
     return eps_text(radius) if norm == "linf" else f"{radius:g}"
 
@@ -100,13 +112,13 @@ def _board(members: list[Result], attacks: list[Result], twins: flags.Twins) -> 
     first = members[0]
     norm, radii = _norm(first), tuple(first.cell.radii or ())
     shown = [display(d) for d in zip(*((r.cell.model, r.cell.defense, r.cell.certifier) for r in members), strict=True)]
-    by_entry = group(attacks, lambda r: (_entry(r), slice_of(r), _norm(r)))
+    by_entry = group(attacks, lambda r: (_victim(r), slice_of(r), _norm(r)))
     lines, means = [], {}
     for entry, rows in group(members, _entry).items():
         names = dict(
             zip(("model", "defense", "certifier"), (s[e] for s, e in zip(shown, entry, strict=True)), strict=True)
         )
-        tried = by_entry.get((entry, slice_of(first), norm), [])
+        tried = by_entry.get((_victim(rows[0]), slice_of(first), norm), [])
         line, mean = _line(names, rows, tried, radii)
         line = replace(line, flags=in_order([*line.flags, *flags.clean_loss(rows, twins)]))
         lines.append(line)
@@ -157,10 +169,7 @@ def _notes(members: Sequence[Result]) -> tuple[str, ...]:
 
 def _chance(certifier: dict[str, Any]) -> float:
     """The probability with which a certificate may be wrong; 0 for a proof."""
-    name = str(certifier.get("name"))
-    known = ("certifier", name) in registry.cards()
-    statistical = known and registry.declared("certifier", name).get("statistical") is True
-    return float(certifier.get("alpha", 0.0)) if statistical else 0.0
+    return float(certifier.get("alpha", 0.0)) if _declares(certifier, "statistical") else 0.0
 
 
 def _line(

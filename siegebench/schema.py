@@ -32,7 +32,7 @@ NEEDS = {  # required slots per track; a row of a track that is not known here i
     "model_detection": ("detector",),
     "corruption": ("corruption", "severities"),
     "camouflage": ("camouflage", "stage"),
-    "certified": ("certifier", "threat"),
+    "certified": ("threat",),
 }
 
 
@@ -183,8 +183,8 @@ class CellPart(Part):
             given = getattr(self, name)
             if given is not None and given != sorted(set(given)):
                 raise Refused(f"expected them in ascending order, found {shortened(given)}", name)
-        if self.track == "certified" and (self.attack is None) == (self.radii is None):
-            raise Refused("expected either an attack or radii", "radii")
+        if self.track == "certified" and (self.attack is None) == (self.radii is None or self.certifier is None):
+            raise Refused("expected either an attack, or a certifier and radii", "radii")
         return self
 
 

@@ -131,7 +131,7 @@ class _Reader:
             self._add(_moved(name, at, layer), node)
         elif isinstance(layer, nn.MaxPool2d) and not layer.ceil_mode:
             how = {k: getattr(layer, k) for k in ("kernel_size", "stride", "padding", "dilation")}
-            self._add(MaxPool(name, (at,), partial(F.max_pool2d, return_indices=True, **how)), node)
+            self._add(MaxPool(name, (at,), partial(_maxima, how)), node)
         else:
             raise self._refuse(node, type(layer).__name__)
 
@@ -141,7 +141,7 @@ class _Reader:
         if self._of_shape(node, called):
             return
         given = [self.known.get(a) if isinstance(a, fx.Node) else [a] for a in node.args]
-        rest = [None if isinstance(g, int) or g is None else g[0] for g in given[1:]]
+        rest: list[Any] = [None if isinstance(g, int) or g is None else g[0] for g in given[1:]]
         if called in (*ADD, *TIMES) and len(given) == 2:
             self._pair(node, name, given, called in ADD)
             return
@@ -154,7 +154,7 @@ class _Reader:
             self._add(_moved(name, at, lambda t: t.flatten(*(rest or node.kwargs.values() or (0,)))), node)
         elif called in ("view", "reshape", torch.reshape):
             sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
-            inner = [self.known[s][0] if isinstance(s, fx.Node) else s for s in sizes[1:]]
+            inner: list[Any] = [self.known[s][0] if isinstance(s, fx.Node) else s for s in sizes[1:]]
             if not all(isinstance(s, int) for s in inner):
                 raise self._refuse(node, name)
             self._add(_moved(name, at, lambda t: t.reshape(len(t), *inner)), node)
@@ -204,7 +204,7 @@ class _Reader:
         self._add(_scaled(name, layers[0], one, value) if adds else _scaled(name, layers[0], value, 0 * value), node)
 
     def _mean(self, node: fx.Node, name: str, at: int, rest: Sequence[Any]) -> None:
-        dim = rest[0] if rest else node.kwargs.get("dim")
+        dim: Any = rest[0] if rest else node.kwargs.get("dim")
         keep = bool(rest[1] if len(rest) > 1 else node.kwargs.get("keepdim", False))
         places = (dim,) if isinstance(dim, int) else tuple(dim or ())
         if not places or 0 in places:
@@ -219,6 +219,11 @@ def _attribute(graph: fx.GraphModule, target: Any) -> Any:
     found: Any = graph
     for part in str(target).split("."):
         found = getattr(found, part)
+    return found
+
+
+def _maxima(how: dict[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = F.max_pool2d(x, return_indices=True, **how)
     return found
 
 

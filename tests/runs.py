@@ -127,6 +127,10 @@ def every_track() -> list[dict[str, Any]]:
         {"track": "model_detection", "backdoors": poison, "detectors": [{"name": "neural_cleanse", "steps": 3}]},
         {"track": "corruption", "corruptions": ["gaussian_noise", "contrast"], "severities": [1, 2, 3, 4, 5]},
         {
+            "track": "certified", "threats": [{"norm": "linf", "eps": "1/255"}, *ball], "attacks": ["fgsm"],
+            "certifiers": ["ibp", {"name": "randomized_smoothing", "n0": 10, "n": 20, "votes": 10, "m": 2}],
+        },
+        {
             "track": "camouflage", "data": {"set": SCENES, "count": 20}, "scenes": 6, "ss": 1,
             "camouflages": [{"name": "active", "steps": 3}, *({"name": "area_camouflage", "covered": c, "steps": 1}
                                                              for c in (0.125, 0.25, 0.5, 1.0))],

@@ -43,7 +43,7 @@ def plain_cnn(layout: str, num_classes: int, channels: int, height: int, width: 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainCNN(Checkpointed):
-    """The networks `small`, `medium` and `large` of Gowal et al., ICCV 2019, table 1: no batch norm, no padding.
+    """The networks `small`, `medium` and `large` of Gowal et al., ICCV 2019: no batch norm, no padding.
 
     Their layers can be bounded (`ibp`, `crown`), and nothing in them makes bounds wide. Images in [0, 1] are centred at
     1/2 and scaled by 4.
@@ -54,7 +54,7 @@ class PlainCNN(Checkpointed):
     size of the images, which must be 16 pixels or more.
 
     Attributes:
-        layout: `small` has 0.5 M weights for images of 32 pixels, `medium` 2 M, `large` 17 M.
+        layout: `small` has 0.5 M weights for images of 32 pixels, `medium` 1.2 M, `large` 5.7 M.
         recipe: for training.
     """
 

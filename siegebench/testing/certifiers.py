@@ -112,6 +112,8 @@ def predicts_what_its_predictor_predicts(case: Case) -> None:
             other = (found.prediction != ABSTAINED) & (found.prediction != z.argmax(dim=1))
             told = f"{norm}: {int(other.sum())} of {len(seen)} predictions are not those of the predictor"
             require(not other.any(), told)
+        same = case.quick.predictor(model) is model
+        require(same != case.entry.deploys, f"declares deploys = {case.entry.deploys}; its predictor says otherwise")
         random = case.quick.predictor(model).randomized
         require(random == case.entry.randomized, f"the predictor says randomized = {random}")
 

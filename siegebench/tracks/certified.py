@@ -23,7 +23,7 @@ from siegebench.tracks.base import Spec, Specs
 from siegebench.tracks.conduct import conduct_flags
 from siegebench.tracks.evasion import AttackBoard, takes
 from siegebench.types import Attack, Certifier, Defense
-from siegebench.types.certifiers import ABSTAINED
+from siegebench.types.certifiers import ABSTAINED, other_class
 from siegebench.workspace import Workspace
 
 # through the backward model, which is the model itself where the predictor is differentiable
@@ -66,7 +66,8 @@ class CertifiedBoard(AttackBoard):
         defenses: list[Named[Defense]] = self.named(inventory, "defenses")
         certifiers: list[Named[Certifier]] = self.named(inventory, "certifiers")
         for model, defense, certifier in product(self.networks(inventory, data), defenses, certifiers):
-            specs = (*defense.entry.adaptive, *certifier.entry.adaptive)
+            # those of a defense know nothing of a predictor around it
+            specs = (*(() if certifier.entry.deploys else defense.entry.adaptive), *certifier.entry.adaptive)
             knowing = [inventory.resolve(Attack, spec, certifier.where) for spec in specs]
             knowing = [attack for attack in knowing if takes(attack, data.images.kind.name)]
             known = [attack.description for attack in knowing]
@@ -79,11 +80,11 @@ class CertifiedBoard(AttackBoard):
                         "track": self.track,
                         "model": model.seeded(training) if training or model.trained else model.description,
                         "defense": inventory.identified(defense),
-                        "certifier": inventory.identified(certifier),
                         "seed": seed,
                     }
+                    proved = inventory.identified(certifier)
                     yield Cell(
-                        **common, data=self.used(inventory, data, made), threat=mine[-1].describe(),
+                        **common, data=self.used(inventory, data, made), threat=mine[-1].describe(), certifier=proved,
                         radii=[ball.eps for ball in mine],
                     )  # fmt: skip
                     for attack, ball in product(attacks, mine):
@@ -92,6 +93,7 @@ class CertifiedBoard(AttackBoard):
                             yield Cell(
                                 **common, data=used, threat=ball.describe(), attack=inventory.identified(attack),
                                 adaptive=attack.description in known,
+                                certifier=proved if certifier.entry.deploys else None,
                             )  # fmt: skip
 
     @staticmethod
@@ -135,11 +137,16 @@ def _certified(cell: Cell, ws: Workspace) -> Result:
 
 
 def _attacked(cell: Cell, ws: Workspace) -> Result:
-    """The row of an attack on what the certifier deploys, and the images that refute a certificate at its eps."""
-    model, certifier = ws.network(cell), ws.entry(Certifier, cell.certifier)
+    """The row of an attack on what is deployed, and the images that refute a certificate at its eps.
 
+    Certifiers that deploy the model itself share the row; it names none of them.
+    """
+    model = ws.network(cell)
+
+    @torch.no_grad()
     def refutes(x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        with torch.no_grad():
-            return certifier.refutes(model, x, y, draws)
+        if cell.certifier is None:
+            return other_class(model(x, draws if model.randomized else None), y)
+        return ws.entry(Certifier, cell.certifier).refutes(model, x, y, draws)
 
     return measure_attack(cell, ws, refutes)

@@ -32,6 +32,12 @@ class Certificate:
     holds: Tensor
 
 
+def other_class(z: Tensor, y: Tensor) -> Tensor:
+    """Where logits z [n, classes] do not give class y, bool [n]; ties and NaN count as another class."""
+    others = z.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+    return ~(z.gather(1, y[:, None])[:, 0] > others)
+
+
 class Certifier(Entry):
     """Proves for single images that no image within a radius gets another class.
 
@@ -41,12 +47,14 @@ class Certifier(Entry):
     Class attributes:
         norms: norms of the radii.
         statistical: a certificate holds with a stated probability only.
+        deploys: `predictor` is another classifier than the model. Otherwise attacks on the model serve all certifiers.
         randomized: two passes of `predictor` on the same image may differ.
         adaptive: attacks (specs as in a suite) that are designed against the predictor. Each board runs them too.
     """
 
     norms: ClassVar[frozenset[Norm]]
     statistical: ClassVar[bool] = False
+    deploys: ClassVar[bool] = False
     randomized: ClassVar[bool] = False
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = ()
 
@@ -75,10 +83,7 @@ class Certifier(Entry):
         Ties, and answers that are not finite, count as another class. Override it if the predictor estimates an answer
         from samples: only what is certain breaks a certificate.
         """
-        z = self.predictor(model)(x, draws)
-        others = z.scatter(1, y[:, None], -torch.inf).amax(dim=1)
-        own = z.gather(1, y[:, None])[:, 0]
-        return ~(own > others)
+        return other_class(self.predictor(model)(x, draws), y)
 
     @final
     def __call__(self, model: Classifier, x: Tensor, norm: Norm, radii: Sequence[float], draws: Draws) -> Certificate:

@@ -32,7 +32,9 @@ def lower(name: str, model: Network, x: Tensor, norm: str, eps: float, **paramet
     """(lower bounds of the margins, the predictions)"""
     ops, y = operations(model, x), model(x).argmax(dim=1)
     with torch.no_grad():
-        found: Tensor = certifier(name, **parameters).lower(ops, Ball(x, norm, eps), y)  # type: ignore[attr-defined,arg-type]
+        found: Tensor = certifier(name, **parameters).lower(
+            ops, Ball(x, norm, eps), y, torch.full((len(x),), torch.inf)
+        )  # type: ignore
     return found, y
 
 

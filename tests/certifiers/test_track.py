@@ -1,0 +1,78 @@
+"""The track: certificates and attacks of a real run, and a certifier that claims too much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from siegebench.leaderboard import rank
+
+from siegebench import api, registry
+from siegebench.config import load_suite
+from siegebench.draws import Draws
+from siegebench.errors import ConfigError
+from siegebench.plan import plan
+from siegebench.store import Store
+from siegebench.types import Certifier
+from siegebench.workspace import Settings, Workspace
+from tests import runs
+
+MODEL = {"name": "plain_cnn", "recipe": {"epochs": 1, "batch": 64}}
+SMOOTHING = {"name": "randomized_smoothing", "n0": 10, "n": 40, "votes": 10, "m": 2, "sigma": 0.1}
+BOARD: dict[str, Any] = {
+    "track": "certified", "certifiers": ["ibp"], "attacks": ["fgsm"],
+    "threats": [{"norm": "linf", "eps": "4/255"}, {"norm": "linf", "eps": "1/255"}],
+}  # fmt: skip
+
+
+def suite(folder: Path, **changes: Any) -> str:
+    return str(runs.suite(folder / "s.yaml", {**BOARD, **changes}, models=[MODEL], data={"set": "digits", "count": 20}))
+
+
+def test_certificates_are_those_of_the_certifier_and_attacks_are_shared(tmp_path: Path) -> None:
+    loaded = load_suite(suite(tmp_path, certifiers=["ibp", "crown.crown_ibp", SMOOTHING]))
+    planned = plan(loaded)
+    settings = Settings(root=str(tmp_path / "store"), threads=1, specs=planned.specs)
+    outcome = api.run(loaded, settings, how="serial")
+    assert not outcome.failed, [r.error for r in outcome.results if r.error]
+    proofs = {r.cell.labels["certifier"]: r for r in outcome.results if r.cell.radii}
+    tried = [(r.cell.labels.get("certifier"), r.cell.labels["attack"]) for r in outcome.results if r.cell.attack]
+    assert sorted(map(str, tried)) == sorted(map(str, [
+        (None, "fgsm"), (None, "fgsm"), *(("randomized_smoothing", a) for a in ("fgsm", "bpda(pgd)") * 2),
+    ]))  # fmt: skip
+    row = proofs["ibp"]
+    assert row.cell.radii == [1 / 255, 4 / 255]
+    ws = Workspace(settings)
+    data, model = ws.evaluated(row.cell.data), ws.network(row.cell)
+    found = registry.build(Certifier, "ibp")(model, data.pixels(), "linf", row.cell.radii, Draws(0, data.ids))
+    right = found.prediction == data.labels
+    for k in (0, 1):
+        assert row.outcome(f"certified@{k}").tolist() == (found.holds[k] & right).tolist()
+        assert row.metrics[f"certified_acc@{k}"]["n"] == 20
+    every = torch.stack([found.holds[k] & right for k in (0, 1)]).double().mean()
+    assert row.metrics["certified_acc"]["value"] == pytest.approx(float(every))
+    assert (proofs["crown"].outcome("certified@0") >= row.outcome("certified@0")).all()
+    (board,) = rank.boards(Store(settings.root).rows())
+    assert all(line.rank for line in board.lines), [line.reasons for line in board.lines]
+
+
+def test_a_certifier_that_claims_too_much_makes_the_command_fail(tmp_path: Path) -> None:
+    written = suite(tmp_path, certifiers=["outsider/overclaims"], threats=[{"norm": "linf", "eps": 0.5}])
+    done = runs.run("run", written, "--executor", "serial", "--store", "store", folder=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "certificate broken: plain_cnn / none / outsider/overclaims" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threats": [{"norm": "l1", "eps": 1}], "attacks": ["apgd"]}, "certifies l2, linf; the threats are l1"),
+        ({"threats": [{"norm": "linf", "eps": 0.1, "target": 3}], "attacks": ["pgd"]}, "leave the target out"),
+        ({"certifiers": ["ibb"]}, "Did you mean ibp"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_place(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(load_suite(suite(tmp_path, **changes)))
