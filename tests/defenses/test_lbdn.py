@@ -117,6 +117,27 @@ def test_it_learns_within_its_bound_and_attacks_stay_outside_the_radii() -> None
     assert float((loose(found).argmax(dim=1) != loose(x).argmax(dim=1)).double().mean()) > 0.5  # radii are not idle
 
 
+def measured(net: Classifier, x: Tensor, restarts: int = 10, steps: int = 200) -> float:
+    """The largest |h(x + d) - h(x)| / |d| that Adam finds, of the features h."""
+    g = torch.Generator().manual_seed(0)
+    start = x.repeat(restarts, 1, 1, 1)
+    d = (0.1 * torch.randn(start.shape, generator=g)).requires_grad_(True)
+    adam = torch.optim.Adam([d], 0.02)
+    best = 0.0
+    for _ in range(steps):
+        ratio = (net.features(start + d) - net.features(start)).norm(dim=1) / d.flatten(1).norm(dim=1)
+        best = max(best, float(ratio.detach().max()))
+        adam.zero_grad()
+        (-ratio.sum()).backward()
+        adam.step()
+    return best
+
+
+def test_the_measured_constant_is_close_to_the_bound() -> None:
+    found = measured(fitted(3.0), two_features(8).pixels())
+    assert 1.5 < found <= 3.0 * (1 + 1e-4)
+
+
 def test_images_that_do_not_fit_are_refused() -> None:
     net = build("lbdn", size=8).structure(model())
     assert net(torch.zeros(1, 3, 8, 5)).shape == (1, 2)
