@@ -102,7 +102,7 @@ class ConvexAdversarialTraining(Defense):
     images: Count = 100
 
     def quick(self) -> ConvexAdversarialTraining:
-        return replace(self, hyperplanes=1, patterns=2, side=2, images=20)
+        return replace(self, eps=min(self.eps, 0.01), hyperplanes=4, patterns=8, side=4, images=30)
 
     def wrap(self, model: Classifier) -> Classifier:
         return TwoLayers(model.num_classes, model.kind, self.side, 2 * self.patterns)

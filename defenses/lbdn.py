@@ -71,7 +71,7 @@ class LBDN(Classifier):
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         h = self.features(x)
-        z: Tensor = F.linear(h, self.rows(), self.head.bias) if self.lln else self.head(h)  # type: ignore[arg-type]
+        z: Tensor = F.linear(h, self.rows(), self.head.bias) if self.lln else self.head(h)
         return z
 
     def rows(self) -> Tensor:
