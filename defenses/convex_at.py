@@ -75,7 +75,8 @@ class ConvexAdversarialTraining(Defense):
     images, 30 patterns and 8x8 pixels.
 
     Differs from the paper: the robust loss is our derivation, exact for the fixed patterns. For a robust programme
-    half of the patterns are those of images moved at random within eps. Images are averaged to few pixels; more than
+    half of the patterns are those of images moved at random within eps. The pattern that is active everywhere is always
+    there: at a large eps no other may keep its signs in all balls. Images are averaged to few pixels; more than
     two classes are told one from the others.
 
     Attributes:
@@ -128,15 +129,18 @@ class ConvexAdversarialTraining(Defense):
             defended.bound[c] = bound
 
     def activations(self, x: Tensor, draws: Draws) -> Tensor:
-        """The patterns of random neurons that differ, 0 or 1, [patterns, n]; half are of moved images if eps > 0."""
+        """The patterns of random neurons that differ, 0 or 1, [patterns, n]; half are of moved images if eps > 0.
+
+        The first one is always that of a neuron which is active on all images.
+        """
         n, d = x.shape
         g = draws.normal((d,), purpose="neurons").double()
-        g[:, -1] -= g[:, :-1].sum(dim=1) / 2  # through the middle of the box
         noise = 2 * draws.uniform((n, d), purpose="moved").double() - 1
         noise[:, :, -1] = 0
         moved = torch.einsum("pnd,pd->pn", x + self.eps * noise, g) >= 0
-        on = torch.cat([g @ x.T >= 0, moved] if self.eps else [g @ x.T >= 0]).double()
-        return on.unique(dim=0)[: self.patterns]
+        on = torch.cat([g @ x.T >= 0, moved] if self.eps else [g @ x.T >= 0]).double().unique(dim=0)
+        linear = torch.ones(1, n, dtype=on.dtype)
+        return torch.cat([linear, on[~on.bool().all(dim=1)]])[: self.patterns]
 
 
 def solve(x: Tensor, y: Tensor, on: Tensor, eps: float, beta: float) -> tuple[Tensor, Tensor, float]:
