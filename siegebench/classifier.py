@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from siegebench.data import IMAGE, Kind
 from siegebench.draws import Draws
 from siegebench.errors import ModelError, NotApplicable
+from siegebench.threat import Norm
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,6 +54,14 @@ class Classifier(nn.Module):
         """The same values with useful gradients for the image (BPDA); by default the forward pass itself."""
         logits: Tensor = self(x, draws)
         return logits
+
+    def certified_radius(self, x: Tensor, norm: Norm) -> Tensor | None:
+        """How far every image of the box keeps the predicted class, as the model proves by itself: [n], at least 0.
+
+        None if it proves nothing in this norm. The certifier `lipschitz_margin` reads it. A wrapper around the model
+        proves nothing unless it says so.
+        """
+        return None
 
     def rejects(self, x: Tensor) -> Tensor:
         """Which images the model refuses to classify, bool [n]; only for models with `rejecting`. Logits exist for all.

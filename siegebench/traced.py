@@ -32,6 +32,13 @@ ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 TIMES = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 
 
+def behind(model: Classifier) -> Classifier:
+    """The model in the wrappers that an evaluation puts around it; they answer alike in the box of images."""
+    while isinstance(model, (Restored, Unclipped)):
+        model = model.inner
+    return model
+
+
 def operations(model: Classifier, x: Tensor) -> list[Op]:
     """The operations from the images to the logits, with the layers of the model, so that gradients reach its weights.
 
@@ -42,9 +49,7 @@ def operations(model: Classifier, x: Tensor) -> list[Op]:
     Raises:
         NotApplicable: names the first part that is not known.
     """
-    net = model
-    while isinstance(net, (Restored, Unclipped)):
-        net = net.inner
+    net = behind(model)
     if not isinstance(net, Network):
         raise NotApplicable(f"{type(net).__name__} cannot be bounded: bounds are for networks without other steps")
     if net.size is not None and x.shape[-2:] != net.size:

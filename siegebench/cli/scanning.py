@@ -7,13 +7,11 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
-from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
-from siegebench.errors import ConfigError
+from siegebench.cli.options import DEFAULT_STORE, Json, StorePath, as_value
 
 if TYPE_CHECKING:
     from siegebench.scanning import Finding, Scan
@@ -56,11 +54,11 @@ def scan(
 
     settings = Settings(root=str(store), device=device, threads=threads)
     Workspace(settings)  # raises for an unknown device before anything else
-    wanted = [_value("--detector", text) for text in detector] if detector else model_detectors()
+    wanted = [as_value("--detector", text) for text in detector] if detector else model_detectors()
     with Progress() as progress:
         progress.say("checking the network and the data")
         suite = suite_of(
-            checkpoint, _value("--model", model), _value("--data", data),
+            checkpoint, as_value("--model", model), as_value("--data", data),
             count=count, detectors=wanted, clean=clean, seed=seed,
         )  # fmt: skip
         planned, at_once = plan(suite), slots or os.cpu_count() or 1
@@ -77,17 +75,6 @@ def scan(
         print(f"failed: {finding.detector}: {finding.message}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
-
-
-def _value(option: str, text: str) -> Any:
-    """A name or a mapping in YAML."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = None
-    if not isinstance(value, (str, dict)):
-        raise ConfigError(f"{option} {text}: expected a name or a mapping in YAML such as '{{name: ..., ...}}'")
-    return value
 
 
 def lines(found: Scan, checkpoint: str) -> list[str]:
