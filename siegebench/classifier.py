@@ -228,8 +228,8 @@ def refuse_gradients(model: Classifier) -> None:
     """
     if model.scores_only:
         raise NotApplicable(
-            f"{model.card.name} gives scores and no gradients: evaluate it on query and corruption boards, with attacks "
-            "of score or label access such as square"
+            f"{model.card.name} gives scores and no gradients: evaluate it on query and corruption boards, with "
+            "attacks of score or label access such as square"
         )
 
 
