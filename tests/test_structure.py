@@ -61,7 +61,7 @@ LAYERS = (
     ("config", "evaluation", "testing"),
     ("plan", "executors"),
     ("api", "direct", "reporting"),
-    ("scanning",),
+    ("scanning", "evaluating"),
     ("cli",),
     ("__main__",),
 )

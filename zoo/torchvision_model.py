@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,10 @@ class TorchvisionModel(Checkpointed):
     `torchvision/resnet50` is trained with the recipe, or takes the weights of `checkpoint: FILE`.
     `torchvision/resnet50.IMAGENET1K_V2` takes torchvision's own weights from its cache.
 
-    The normalisation is that of torchvision's own weights, also for a checkpoint of yours, unless mean and std are given
-    or lie in the file; a network that is trained here normalises with 0.5. Images are resized only for torchvision's own
-    weights, to the size that they are for: those of a tag, or of a checkpoint with the name of torchvision's file.
+    The normalisation is that of torchvision's own weights, also for a checkpoint of yours, unless mean and std are
+    given or lie in the file; a network that is trained here normalises with 0.5. Images are resized only for
+    torchvision's own weights, to the size that they are for: those of a tag, or of a checkpoint with the name of
+    torchvision's file.
 
     Random: the initial weights of a network that is trained; the harness seeds them.
 
@@ -62,7 +65,7 @@ class TorchvisionModel(Checkpointed):
     @staticmethod
     def targets() -> frozenset[str]:
         """The names that can follow `torchvision/`, for suggestions."""
-        return frozenset(_architectures())
+        return _architectures()
 
     @property
     def architecture(self) -> str:
@@ -135,15 +138,19 @@ def check(architecture: str, tag: str) -> None:
     names = _architectures()
     if architecture not in names:
         raise ValueError(f"torchvision has no classifier {architecture!r}. {did_you_mean(architecture, names)}")
-    tags = [w.name for w in _weights(architecture)]
+    tags = [w.name for w in _weights(architecture)] if tag else []
     if tag and tag not in tags:
         raise ValueError(f"torchvision/{architecture} has no weights {tag!r}. {did_you_mean(tag, tags)}")
 
 
-def _architectures() -> list[str]:
-    from torchvision import models
-
-    return [str(name) for name in models.list_models(module=models)]
+@cache
+def _architectures() -> frozenset[str]:
+    """The classifiers in torchvision's source; importing torchvision would take seconds in every check of a suite."""
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
+        return frozenset()
+    text = "".join(p.read_text(encoding="utf-8") for p in (Path(found.origin).parent / "models").glob("*.py"))
+    return frozenset(re.findall(r"@register_model\(\)(?:(?!\ndef ).)*\ndef (\w+)", text, re.DOTALL))
 
 
 def _weights(architecture: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import __version__
-from siegebench.cli import checking, complete, dryrun, listing, scanning, showing
+from siegebench.cli import checking, complete, dryrun, evaluating, listing, scanning, showing
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 from siegebench.errors import ConfigError, MissingExtra, SiegeError, did_you_mean
 
@@ -36,6 +36,7 @@ app.command()(showing.show)
 app.command()(checking.new)
 app.command()(checking.check)
 app.command()(scanning.scan)
+app.command()(evaluating.evaluate)
 INTERRUPTED = 130
 ALL = "all"  # value of --save-images without a number
 

@@ -47,6 +47,13 @@ def test_names_of_torchvision() -> None:
         model({"name": "torchvision/resnet50.IMAGENET1K_V2", "checkpoint": "x.pth"})
 
 
+def test_names_read_from_the_source_are_all() -> None:
+    from siegebench.zoo.torchvision_model import TorchvisionModel
+    from torchvision import models
+
+    assert TorchvisionModel.targets() == set(models.list_models(module=models))
+
+
 def test_an_untrained_network_takes_images_as_they_are(x: Tensor) -> None:
     source = model(f"torchvision/{ARCH}")
     assert not source.pretrained()
