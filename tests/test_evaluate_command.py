@@ -88,7 +88,7 @@ def test_a_network_and_images_are_enough(home: Path, capsys: Any, monkeypatch: A
     assert "left out: the backdoor boards" in err
     assert "time: at most about" in err
     assert "White box: linf 8/255" in out
-    assert "Accuracy under corruption" in out or "orruption" in out
+    assert "Common corruptions: 1 of them on" in out
     assert "page: results/my_net.html" in out
     assert (home / "results" / "my_net.html").is_file()
     assert load_suite(str(home / "results" / "my_net.yaml")).suite == "my_net"
