@@ -35,7 +35,7 @@ SPLITS = ("test", "val", "valid", "validation", "dev")  # the split that is eval
 FILES = ("checkpoint", "file", "folder")  # the parameter of a model that takes the user's file, the first that it has
 LARGE = 64  # pixels; above, budgets are those that are usual for ImageNet
 BUDGETS: dict[str, str | float] = {"linf": "4/255", "l2": 3.0}  # for large images
-TRIED, TIMED, HEADERS = 64, 4, 200  # images for the accuracy, for the time, and whose sizes are compared
+TRIED, TIMED, HEADERS = 64, 16, 200  # images for the accuracy, for the time, and whose sizes are compared
 
 
 @dataclass(frozen=True)

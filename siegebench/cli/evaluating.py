@@ -64,7 +64,7 @@ def evaluate(
     given = None if model is None else _value("--model", model)
     found = job(
         checkpoint, given, data if Path(data).expanduser().is_dir() else _value("--data", data),
-        suite=suite, norm=norm, eps=eps, images=images, size=size,  # type: ignore[arg-type]
+        suite=suite, norm=norm, eps=eps, images=images, size=size,
     )  # fmt: skip
     path = store / f"{found.content['suite']}.yaml"
     write_atomic(path, yaml.safe_dump(found.content, sort_keys=False, allow_unicode=True).encode())
