@@ -355,7 +355,11 @@ def described(job: Job, suite: Suite, found: Trial, device: torch.device, about:
         )
         lines.append(f"{board.track}: {what}{f' at {balls}' if balls else ''}{no}")
     lines += [f"left out: the {track} boards, which train networks" for track in job.left_out]
-    return [*lines, f"time: at most about {about} on {device} with one process; attacks stop early where they succeed"]
+    return [
+        *lines,
+        f"time: up to about {about} on {device} with one process if the network is robust, much less if it is not: "
+        "attacks stop where they succeed",
+    ]
 
 
 def _names(specs: Any) -> list[str]:
