@@ -107,10 +107,13 @@ def check_code(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            files = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
-            code = "\n".join(archive.read(name).decode("utf-8", "replace") for name in files)
+            names = [info.filename.lower() for info in archive.infolist()]  # a reader may ignore the case
+            files = [info for info in archive.infolist() if info.filename.lower().endswith(".py")]
+            code = "\n".join(archive.read(info).decode("utf-8", "replace") for info in files)
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
         raise ModelError(f"{path}: expected {KIND}; found no zip archive ({error})") from None
+    if len(set(names)) < len(names):
+        raise ModelError(f"{path}: contains two files of one name, so that it is not clear which one torch would run")
     if not files:
         raise ModelError(
             f"{path}: expected {KIND}; it contains no code. For a file of weights, name its architecture: "

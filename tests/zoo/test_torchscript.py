@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ def test_code_that_touches_files_is_refused(tmp_path: Path, hostile: nn.Module, 
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(hostile), str(path))
     with pytest.raises(ModelError, match=rf"its code calls {said}; expected operators of torch that touch no files"):
+        load(path)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    """One reader might check the first, and another one run the second."""
+    path = saved(tmp_path / "net.pt")
+    with zipfile.ZipFile(path, "a") as archive:
+        code = next(name for name in archive.namelist() if name.endswith(".py"))
+        archive.writestr(code.upper(), "torch")
+    with pytest.raises(ModelError, match="contains two files of one name"):
         load(path)
 
 
