@@ -86,7 +86,7 @@ def test_a_network_and_images_are_enough(home: Path, capsys: Any, monkeypatch: A
     assert "accuracy on 12 of them" in err
     assert "white_box: fgsm at linf 8/255" in err
     assert "left out: the backdoor boards" in err
-    assert "time: up to about" in err
+    assert "time: roughly up to" in err
     assert "White box: linf 8/255" in out
     assert "Common corruptions: 1 of them on" in out
     assert "page: results/my_net.html" in out
