@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
+import pytest
 import torch
-from onnx import helper, numpy_helper
 from torch import nn
 
 from siegebench.draws import Draws
+
+onnx: Any = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
 
 def net(classes: int = 10, channels: int = 3) -> nn.Module:
@@ -24,7 +27,7 @@ def net(classes: int = 10, channels: int = 3) -> nn.Module:
     return made
 
 
-def graph(source: nn.Module, shape: tuple[Any, ...] = ("n", 3, "h", "w"), **changes: Any) -> onnx.ModelProto:
+def graph(source: nn.Module, shape: tuple[Any, ...] = ("n", 3, "h", "w"), **changes: Any) -> Any:
     """The ONNX graph of `net()`; `changes` replace parts: nodes, outputs, opsets, kind of the input."""
     names = ("w", "b", "v", "c")
     weights = [numpy_helper.from_array(p.detach().numpy(), n) for p, n in zip(source.parameters(), names, strict=True)]

@@ -17,6 +17,7 @@ from siegebench.testing import check_instance
 
 from .building import model
 
+pytest.importorskip("transformers")
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import torch
-from onnx import helper
 from torch import Tensor
 
 import siegebench as sb
 from siegebench import registry
-from siegebench.errors import ModelError, NotApplicable
+from siegebench.errors import MissingExtra, ModelError, NotApplicable
 from siegebench.testing import check_entry
 
 from .building import model
-from .exported import graph, net, onnx_file
+from .exported import graph, helper, net, onnx, onnx_file
 
 
 @pytest.fixture
@@ -93,6 +92,13 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         load(onnx_file(tmp_path, shape=("n", 32, 32, 3)))
     with pytest.raises(ModelError, match="a network with 10 scores, the data has 7 classes"):
         sb.load_model("onnx", num_classes=7, size=32, file=str(onnx_file(tmp_path)))
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, found = onnx_file(tmp_path), importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    with pytest.raises(MissingExtra, match=r"an ONNX network needs onnxruntime.*pip install 'siegebench\[onnx\]'"):
+        load(path)
 
 
 def test_operators_of_a_library_are_refused(tmp_path: Path) -> None:
