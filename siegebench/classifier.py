@@ -43,6 +43,7 @@ class Classifier(nn.Module):
     num_classes: int
     card: ModelCard
     randomized: bool = False
+    scores_only: bool = False  # no gradients for the image, as a file of ONNX; attacks that need them are refused
     rejecting: bool = False
     kind: Kind = IMAGE
 
@@ -199,13 +200,41 @@ class Network(Classifier):
         return untrained.to(self.mean.device)
 
 
+class ScoresOnly(Network):
+    """A network that answers with scores and has no gradients for the image.
+
+    Raises:
+        NotApplicable: in a pass that asks for a gradient.
+    """
+
+    scores_only = True
+
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            refuse_gradients(self)
+        return super().forward(x, draws)
+
+
+def refuse_gradients(model: Classifier) -> None:
+    """Refuse gradients of a model that has none.
+
+    Raises:
+        NotApplicable: with the boards that remain.
+    """
+    if model.scores_only:
+        raise NotApplicable(
+            f"{model.card.name} gives scores and no gradients: evaluate it on query and corruption boards, with "
+            "attacks of score or label access such as square"
+        )
+
+
 class Wrapped(Classifier):
     """A Classifier around another one; defenses override what they change."""
 
     def __init__(self, inner: Classifier) -> None:
         super().__init__()
         self.inner, self.num_classes, self.card = inner, inner.num_classes, inner.card
-        self.randomized, self.kind = inner.randomized, inner.kind
+        self.randomized, self.kind, self.scores_only = inner.randomized, inner.kind, inner.scores_only
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         logits: Tensor = self.inner(x, draws)
@@ -229,6 +258,7 @@ class Ensemble(Classifier):
         self.members = nn.ModuleList(members)
         self.num_classes, self.card, self.kind = members[0].num_classes, members[0].card, members[0].kind
         self.randomized = any(member.randomized for member in members)
+        self.scores_only = any(member.scores_only for member in members)
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         return torch.stack([member(x, draws) for member in self.members]).mean(dim=0)

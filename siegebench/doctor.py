@@ -16,7 +16,7 @@ from siegebench.errors import ConfigError, DataError, quoted, shortened
 
 EXTRAS = {
     "torchattacks": "torchattacks", "art": "adversarial-robustness-toolbox", "wandb": "wandb", "ray": "ray",
-    "render": "mitsuba",
+    "render": "mitsuba", "onnx": "onnxruntime", "huggingface": "transformers",
 }  # fmt: skip
 
 

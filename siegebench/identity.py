@@ -88,7 +88,7 @@ def answers_of(model: Classifier, data: ImageSet) -> str:
 
 def _passes(model: Classifier, x: Tensor, draws: Draws) -> list[Any]:
     """Projections of logits and gradients of each image onto fixed random directions, as text with few digits."""
-    x = x.clone().requires_grad_(True)
+    x = x.clone().requires_grad_(not model.scores_only)
     with torch.random.fork_rng(devices=[]):  # a module may draw from the global generator
         torch.manual_seed(0)
         z = model(x, draws) if model.randomized else model(x)

@@ -63,7 +63,7 @@ LAYERS = (
     ("config", "evaluation", "testing"),
     ("plan", "executors"),
     ("api", "direct", "reporting"),
-    ("scanning", "soundness"),
+    ("scanning", "evaluating", "soundness"),
     ("cli",),
     ("__main__",),
 )

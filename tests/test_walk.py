@@ -241,6 +241,7 @@ def _grey_folders() -> bool:
     return "channels" in signatures.parameters("dataset", "image_folder")
 
 
+EVALUATE = "siegebench evaluate resnet.safetensors --model timm/test_resnet --data mine"
 # what a version must have for an example of the page
 NEEDS = {
     "1_attack.py": lambda: "report" in inspect.getsource(direct),
@@ -254,6 +255,9 @@ NEEDS = {
     "siegebench run mine.yaml --dry-run": lambda: True,
     "siegebench run mine.yaml --executor serial": lambda: True,
     "siegebench report --format md --out report.md": lambda: True,
+    f"{EVALUATE} --dry-run": lambda: True,
+    f"{EVALUATE} --suite mine.yaml --images 20 --slots 1": lambda: True,
+    "6_script.py": lambda: True,
 }
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import __version__
-from siegebench.cli import checking, complete, dryrun, listing, scanning, showing, soundness
+from siegebench.cli import checking, complete, dryrun, evaluating, listing, scanning, showing, soundness
 from siegebench.cli import wandb as tracking
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 from siegebench.errors import ConfigError, SiegeError, did_you_mean
@@ -37,6 +37,7 @@ app.command()(showing.show)
 app.command()(checking.new)
 app.command()(checking.check)
 app.command()(scanning.scan)
+app.command()(evaluating.evaluate)
 app.command()(soundness.soundness)
 app.add_typer(tracking.app)
 INTERRUPTED = 130

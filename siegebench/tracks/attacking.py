@@ -17,7 +17,7 @@ from siegebench import ops
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Flag, Result, bits, digest, rate
 from siegebench.cells import pack as pack_bits
-from siegebench.classifier import Classifier
+from siegebench.classifier import Classifier, refuse_gradients
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ContractError
@@ -49,6 +49,8 @@ def measure_attack(cell: Cell, ws: Workspace, refutes: Refutes | None = None) ->
     assert cell.threat is not None
     data, victim = ws.evaluated(cell.data), ws.victim(cell)
     threat = ThreatModel(**cell.threat)
+    if threat.access == "gradient":  # also for attacks on this board that need less
+        refuse_gradients(victim if cell.surrogates is None else ws.surrogate(cell))
     clean = clean_outcome(ws, cell, victim, data)
     weights = fingerprint(victim)
     if cell.measure is not None:

@@ -1,0 +1,81 @@
+"""`siegebench evaluate`: how robust is this network on these images?"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from siegebench.cli import complete
+from siegebench.cli.options import DEFAULT_STORE, Json, StorePath, as_value
+from siegebench.errors import ConfigError, did_you_mean
+
+
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="The network: a file of weights, .onnx, TorchScript, or a folder.")],
+    data: Annotated[
+        str, typer.Option(help="Images: a folder with one folder for each class, or a data set such as gtsrb.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture of a file of weights: timm/resnet50, torchvision/resnet50, '{name: ..., ...}'."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many images are evaluated.")] = 200,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side to which images of a folder are resized; default: the network's.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="Only this norm: linf, l2, l1 or l0.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Budget, such as 8/255; the norm is linf if none is given.")] = None,
+    suite: Annotated[
+        str, typer.Option(help="Its boards are run: a bundled suite or a YAML file.", autocompletion=complete.suites)
+    ] = "evaluate",
+    store: StorePath = DEFAULT_STORE,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one on a GPU, else one per core.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; compute nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate one network on images of yours: white-box attacks, a query attack and corruptions.
+
+    Says first what it will do and how long that takes. The suite is written into the store, so that `siegebench run`
+    can run it again with other values; rows, tables and page are those of `siegebench run`.
+    """
+    import siegebench.cli as command
+    from siegebench.config import load_suite
+    from siegebench.environment import device as device_of
+    from siegebench.evaluating import described, expected_seconds, job, trial
+    from siegebench.files import write_atomic
+    from siegebench.progress import about
+    from siegebench.threat import NORMS
+
+    if norm is not None and norm not in NORMS:
+        raise ConfigError(f"--norm {norm}: unknown norm. {did_you_mean(norm, NORMS)}")
+    on = device_of(device)
+    command._check_folder(store)
+    given = None if model is None else as_value("--model", model)
+    found = job(
+        checkpoint, given, data if Path(data).expanduser().is_dir() else as_value("--data", data),
+        suite=suite, norm=norm, eps=eps, images=images, size=size,
+    )  # fmt: skip
+    path = store / f"{found.content['suite']}.yaml"
+    write_atomic(path, yaml.safe_dump(found.content, sort_keys=False, allow_unicode=True).encode())
+    wanted = load_suite(str(path))
+    seen = trial(found, on)
+    for line in described(found, wanted, seen, on, about(expected_seconds(found, wanted, seen))):
+        print(line, file=sys.stderr)
+    print(f"suite: {path}; again with other values: siegebench run {path} --store {store}", file=sys.stderr)
+    at_once = slots or (1 if on.type == "cuda" else os.cpu_count() or 1)
+    command.run(
+        str(path), store=store, executor=command.How.serial if at_once == 1 else command.How.local, slots=at_once,
+        device=device, dry_run=dry_run, as_json=as_json,
+    )  # fmt: skip
+    if not (as_json or dry_run):
+        print(f"rows: {store}")
