@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from siegebench.cells import Result
 
-from . import backdoor, camouflage, corruption, detection, evasion, poisoning, supervisors
+from . import backdoor, camouflage, corruption, detection, evasion, poisoning, submitted, supervisors
 from .board import Board, unique
 
 
@@ -17,10 +17,11 @@ def boards(results: Iterable[Result]) -> list[Board]:
     board per data slice and architecture. Rows that belong to no board (a track without entries) are left out.
     """
     rows = unique(results)
-    return [
+    found = [
         *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
         *corruption.boards(rows), *poisoning.boards(rows), *camouflage.boards(rows),
     ]  # fmt: skip
+    return [submitted.with_status(board) for board in found]
 
 
 def uncaught_controls(results: Iterable[Result]) -> list[str]:

@@ -60,8 +60,9 @@ LAYERS = (
     ("tracks",),
     ("config", "evaluation", "testing"),
     ("plan", "executors"),
-    ("api", "direct", "reporting"),
-    ("scanning",),
+    ("api", "direct"),
+    ("scanning", "submissions"),
+    ("reporting",),
     ("cli",),
     ("__main__",),
 )

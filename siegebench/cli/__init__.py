@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import __version__
-from siegebench.cli import checking, complete, dryrun, listing, scanning, showing
+from siegebench.cli import checking, complete, dryrun, listing, scanning, showing, submitting
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 from siegebench.errors import ConfigError, MissingExtra, SiegeError, did_you_mean
 
@@ -36,6 +36,7 @@ app.command()(showing.show)
 app.command()(checking.new)
 app.command()(checking.check)
 app.command()(scanning.scan)
+app.add_typer(submitting.app)
 INTERRUPTED = 130
 ALL = "all"  # value of --save-images without a number
 
@@ -250,6 +251,9 @@ def report(
         str, typer.Option("--format", help="table, html, md, csv or json.", autocompletion=complete.formats)
     ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to a file instead of stdout.")] = None,
+    submissions: Annotated[
+        Path | None, typer.Option(help="Folder of submissions whose rows are shown too, with their status.")
+    ] = None,
     wandb: Annotated[str | None, typer.Option(help="Also copy the rows to W&B: offline or online.")] = None,
     wandb_project: Annotated[str, typer.Option(help="W&B project.")] = "siegebench",
     as_json: Json = False,
@@ -258,7 +262,7 @@ def report(
     from siegebench.files import write_atomic
     from siegebench.leaderboard import rank, tables
     from siegebench.reporting import report as render
-    from siegebench.reuse import marked
+    from siegebench.reporting import stored
     from siegebench.store import Store
 
     _check_wandb(wandb)
@@ -266,12 +270,9 @@ def report(
     if chosen not in complete.FORMATS:
         raise ConfigError(f"unknown format {chosen!r}. {did_you_mean(chosen, complete.FORMATS)}")
     if chosen == "table" and out is None:
-        rows = list(Store(store).rows())
-        if not rows:
-            raise ConfigError(f"{store}: no rows here; run a suite first: siegebench run quickstart --store {store}")
-        tables.show(rank.boards(marked(rows)), tables.stdout())
+        tables.show(rank.boards(stored(store, submissions)), tables.stdout())
     else:
-        text = render(store, "md" if chosen == "table" else chosen)
+        text = render(store, "md" if chosen == "table" else chosen, submissions=submissions)
         if out is None:
             print(text)
         else:
