@@ -91,9 +91,6 @@ def collect(
     """
     if not NAME.fullmatch(name):
         raise ConfigError(f"{shortened(name)}: expected a name in snake_case of at most 60 letters, for the folder")
-    folder = root / rows[0].cell.track / name
-    if folder.exists() and not replace:
-        raise ConfigError(f"{folder}: exists already; choose another name, or --replace")
     content = {f"{ROWS}/{Path(row.cell.file).name}": (store / "rows" / row.cell.file).read_bytes() for row in rows}
     content |= _suites(rows, list(suites))
     commits = {str(row.env.get("commit") or "") for row in rows}
@@ -111,7 +108,10 @@ def collect(
     }
     text = (json.dumps(form, indent=1, ensure_ascii=False) + "\n").encode()
     read(Form, text)
-    draft = root / rows[0].cell.track / f".{name}.draft" / rows[0].cell.track / name
+    folder = root / rows[0].cell.track / name
+    if folder.exists() and not replace:
+        raise ConfigError(f"{folder}: exists already; choose another name, or --replace")
+    draft = folder.parent / f".{name}.draft" / folder.parent.name / name
     try:
         for file, data in {**content, FORM: text}.items():
             write_atomic(draft / file, data)

@@ -16,7 +16,7 @@ from typing import Any
 from siegebench import registry, schema, sources, strictjson
 from siegebench.bundled import bundled_suites
 from siegebench.cells import PROTOCOL, SLOTS, Flag, Result
-from siegebench.errors import ConfigError, quoted, shortened
+from siegebench.errors import ConfigError, shortened
 from siegebench.kinds import KINDS
 from siegebench.strictjson import Refused
 from siegebench.submissions import plausible
@@ -164,7 +164,7 @@ def check(submission: Submission, others: Sequence[Result] = ()) -> None:
 
 
 def _shown(path: Path) -> str:
-    return quoted(str(path)) if len(str(path)) <= 200 and str(path).isprintable() else shortened(path.name)
+    return str(path) if len(str(path)) <= 300 and str(path).isprintable() else shortened(path.name)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
