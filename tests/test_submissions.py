@@ -145,9 +145,7 @@ def test_numbers_that_do_not_come_out_again_are_told(here: Path, command: Comman
     path = forged.first(here, "4/255")  # and the smaller budget, so that the rows stay monotone
     forged.edit(path, lambda row: forged.consistent(row, forged.outcome(row, "clean")))
     assert command("submit", "check", here)[0] == 0, "no check of the files can tell"
-    code, _, err = command(
-        "submit", "check", here, "--rerun", 2, "--threads", 1, "--record", "Bob", "--out", "r.json"
-    )
+    code, _, err = command("submit", "check", here, "--rerun", 2, "--threads", 1, "--record", "Bob", "--out", "r.json")
     assert code == 1
     told = next(line for line in err.splitlines() if "metrics." in line)
     assert "metrics.robust_acc: claimed" in told
@@ -273,3 +271,57 @@ def test_what_is_no_report_is_refused(content: str, tmp_path: Path, command: Com
     code, out, err = command("submit", "comment", path)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"{path}: ")
+
+
+# ------------------------------------------------------------------------------------------------------- pull request
+
+
+def git(folder: Path, *words: str) -> None:
+    who = ("-c", "user.name=Ann", "-c", "user.email=ann@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
+def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """make, with this Python and without installing anything."""
+    return subprocess.run(
+        ["make", "--silent", "--old-file=setup", f"PY={sys.executable}", *words], cwd=folder, capture_output=True,
+        text=True, env={**runs.environment(folder.parent / "site"), "MAKEFLAGS": ""},
+    )  # fmt: skip
+
+
+def test_make_checks_what_a_branch_changes(here: Path, tmp_path: Path) -> None:
+    shutil.copy(runs.ROOT / "Makefile", tmp_path)
+    shutil.move(tmp_path / "submissions", tmp_path / "theirs")
+    git(tmp_path, "init", "--quiet", "--initial-branch", "main")
+    git(tmp_path, "add", "Makefile")
+    git(tmp_path, "commit", "--quiet", "--message", "Start")
+    git(tmp_path, "checkout", "--quiet", "-b", "change")
+    done = make(tmp_path, "submission-check", "BASE=main")
+    assert (done.returncode, done.stdout) == (0, "no submission to check\n"), done.stderr
+    assert "changes no submission" in make(tmp_path, "submission-comment").stdout
+
+    shutil.move(tmp_path / "theirs", tmp_path / "submissions")
+    git(tmp_path, "add", "submissions")
+    git(tmp_path, "commit", "--quiet", "--message", "Rows")
+    done = make(tmp_path, "submission-check", "BASE=main")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{here}: 2 rows, claimed\n")
+    text = make(tmp_path, "submission-comment").stdout
+    assert "**`white_box/pgd`** by `Ann Example`, `MIT`, 2 rows" in text
+    assert "| `White box: linf 4/255 on digits` | `outsider/tiny / none` | `Robust " in text
+
+    forged.review(here)
+    git(tmp_path, "add", "submissions")
+    git(tmp_path, "commit", "--quiet", "--message", "A review of my own")
+    done = make(tmp_path, "submission-check", "BASE=main")
+    assert done.returncode == 2
+    assert "review.json: is written by those who run cells again; remove it from this change" in done.stderr
+    assert "**Refused**" in make(tmp_path, "submission-comment").stdout
+    git(tmp_path, "branch", "--force", "main")
+    assert make(tmp_path, "submission-check", "BASE=main").stdout == "no submission to check\n"
+    (tmp_path / "submissions" / "run.sh").write_text("true")
+    git(tmp_path, "add", "submissions")
+    git(tmp_path, "commit", "--quiet", "--message", "A script")
+    done = make(tmp_path, "submission-check", "BASE=main")
+    assert "expected submissions in submissions/TRACK/NAME/; move or remove this file" in done.stderr
+    assert "**Refused**" in make(tmp_path, "submission-comment").stdout

@@ -93,7 +93,11 @@ def check(
 
     if record is not None and rerun == 0:
         raise ConfigError("--record: needs --rerun N, at least 1")
-    asked = folder or (validate.folders(root) if since is None else _changed(root, since))
+    try:
+        asked = folder or (validate.folders(root) if since is None else _changed(root, since))
+    except SiegeError as error:
+        _write(out, [], False, {"type": type(error).__name__, "message": str(error)})
+        raise
     own = [] if store is None else list(Store(store).rows())
     checked, refused, differing = [], 0, 0
     for path in asked:
@@ -107,9 +111,7 @@ def check(
         checked.append(found)
         _tell(found)
     ok = not refused and not differing
-    text = json.dumps({"schema": SCHEMA, "protocol": PROTOCOL, "ok": ok, "submissions": checked}, indent=1) + "\n"
-    if out is not None:
-        write_atomic(out, text.encode())
+    text = _write(out, checked, ok)
     if as_json:
         print(text, end="")
     else:
@@ -120,6 +122,15 @@ def check(
             print("no submission to check")
     if not ok:
         raise typer.Exit(2 if refused else 1)
+
+
+def _write(out: Path | None, checked: list[dict[str, Any]], ok: bool, error: dict[str, str] | None = None) -> str:
+    """The report as JSON, also in a file if one is given."""
+    report = {"schema": SCHEMA, "protocol": PROTOCOL, "ok": ok, "submissions": checked}
+    text = json.dumps(report if error is None else {**report, "error": error}, indent=1) + "\n"
+    if out is not None:
+        write_atomic(out, text.encode())
+    return text
 
 
 def _check(
@@ -232,8 +243,9 @@ def _touched(path: Path, since: str) -> bool:
 def _changed(root: Path, since: str) -> list[Path]:
     """The folders of submissions that a change adds or edits."""
     found: dict[Path, None] = {}
-    for name in _diff(since, root):
-        parts = Path(name).relative_to(root).parts
+    inside = Path(os.path.relpath(root))
+    for name in _diff(since, inside):
+        parts = Path(name).relative_to(inside).parts
         if len(parts) < 3 and parts != ("README.md",):
             raise ConfigError(f"{name!r}: expected submissions in {root}/TRACK/NAME/; move or remove this file")
         if len(parts) > 2 and (root / parts[0] / parts[1]).exists():  # a submission may be taken back as a whole

@@ -103,7 +103,10 @@ def comment(path: Path) -> str:
 def _lines(report: Report) -> Iterator[str]:
     yield "### Submissions"
     yield ""
-    if not report.submissions:
+    if report.error is not None:
+        yield f"**Refused**: {code(report.error.get('message', ''))}"
+        yield ""
+    elif not report.submissions:
         yield "This pull request changes no submission."
     for checked in report.submissions:
         yield from _one(checked)
