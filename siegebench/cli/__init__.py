@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import __version__
-from siegebench.cli import checking, complete, dryrun, listing, scanning, showing, submitting
+from siegebench.cli import checking, complete, dryrun, importing, listing, scanning, showing, submitting
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 from siegebench.errors import ConfigError, MissingExtra, SiegeError, did_you_mean
 
@@ -36,6 +36,7 @@ app.command()(showing.show)
 app.command()(checking.new)
 app.command()(checking.check)
 app.command()(scanning.scan)
+app.command("import")(importing.import_)
 app.add_typer(submitting.app)
 INTERRUPTED = 130
 ALL = "all"  # value of --save-images without a number
@@ -159,6 +160,7 @@ def run(
         return
     from siegebench.files import write_atomic
     from siegebench.leaderboard import export, rank, tables
+    from siegebench.reporting import published
     from siegebench.reporting import report as render
     from siegebench.reuse import marked
 
@@ -170,7 +172,7 @@ def run(
 
         wandb_mirror.mirror(outcome.results, project=wandb_project, mode=wandb, directory=store)
     rows = marked(outcome.results)
-    boards, uncaught = rank.boards(rows), rank.uncaught_controls(rows)
+    boards, uncaught = rank.boards(rows, published.read(store)), rank.uncaught_controls(rows)
     if as_json:
         print(export.as_json(boards))
     else:
@@ -248,7 +250,7 @@ def _say_stale(cells: list[Any], store: Path, kept: bool) -> None:
 def report(
     store: StorePath = DEFAULT_STORE,
     format_: Annotated[
-        str, typer.Option("--format", help="table, html, md, csv or json.", autocompletion=complete.formats)
+        str, typer.Option("--format", help="table, html, md, csv, json or lm_eval.", autocompletion=complete.formats)
     ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to a file instead of stdout.")] = None,
     submissions: Annotated[
@@ -261,8 +263,8 @@ def report(
     """Rank the stored rows; as terminal tables or as a file."""
     from siegebench.files import write_atomic
     from siegebench.leaderboard import rank, tables
+    from siegebench.reporting import published, stored
     from siegebench.reporting import report as render
-    from siegebench.reporting import stored
     from siegebench.store import Store
 
     _check_wandb(wandb)
@@ -270,7 +272,7 @@ def report(
     if chosen not in complete.FORMATS:
         raise ConfigError(f"unknown format {chosen!r}. {did_you_mean(chosen, complete.FORMATS)}")
     if chosen == "table" and out is None:
-        tables.show(rank.boards(stored(store, submissions)), tables.stdout())
+        tables.show(rank.boards(stored(store, submissions), published.read(store)), tables.stdout())
     else:
         text = render(store, "md" if chosen == "table" else chosen, submissions=submissions)
         if out is None:
