@@ -119,7 +119,7 @@ def robustbench(content: bytes, path: Path, known: Known) -> Figures:
     """`model_info/DATASET/THREAT/MODEL.json`: accuracies in per cent, as text; the norm is that of the folder."""
     info = _json(content, dict)
     folder = path.absolute().parent.name
-    about = {
+    about: dict[str, Any] = {
         "entry": path.stem,
         "data": _text(info, "dataset") or path.absolute().parents[1].name,
         "track": "white_box",

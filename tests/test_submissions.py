@@ -307,7 +307,7 @@ def test_make_checks_what_a_branch_changes(here: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{here}: 2 rows, claimed\n")
     text = make(tmp_path, "submission-comment").stdout
-    assert "**`white_box/pgd`** by `Ann Example`, `MIT`, 2 rows" in text
+    assert "**`white_box/pgd`** by `Ann Example`, `MIT`, rows: 2" in text
     assert "| `White box: linf 4/255 on digits` | `outsider/tiny / none` | `Robust " in text
 
     forged.review(here)

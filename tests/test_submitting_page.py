@@ -25,9 +25,9 @@ def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
         if kind == "command":
             said[" ".join(map(str, text))] = out
     (checked,) = [out for words, out in said.items() if "--salt today" in words]
-    assert checked.startswith("submissions/white_box/pgd: 1 rows, claimed, 1 of 1 cells run again agree\n")
+    assert checked.startswith("submissions/white_box/pgd: 1 row, reproduced, 1 of 1 cells run again agree\n")
     (comment,) = [out for words, out in said.items() if words.startswith("siegebench submit comment")]
-    assert "**`white_box/pgd`** by `Ann Example`, `MIT`, 1 rows" in comment
+    assert "**`white_box/pgd`** by `Ann Example`, `MIT`, rows: 1" in comment
     (shown,) = [out for words, out in said.items() if words.startswith("siegebench report")]
     assert "reproduced" in shown
 

@@ -158,9 +158,9 @@ def run(
     if dry_run:
         dryrun.show(planned, [board.track for board in wanted.boards], shown, settings, at_once, again, as_json)
         return
+    from siegebench import published
     from siegebench.files import write_atomic
     from siegebench.leaderboard import export, rank, tables
-    from siegebench.reporting import published
     from siegebench.reporting import report as render
     from siegebench.reuse import marked
 
@@ -261,10 +261,11 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Rank the stored rows; as terminal tables or as a file."""
+    from siegebench import published
     from siegebench.files import write_atomic
     from siegebench.leaderboard import rank, tables
-    from siegebench.reporting import published, stored
     from siegebench.reporting import report as render
+    from siegebench.reporting import stored
     from siegebench.store import Store
 
     _check_wandb(wandb)

@@ -59,7 +59,7 @@ def new(
         print(json.dumps({"folder": str(folder), "rows": len(rows)}))
         return
     print(folder)
-    print(f"{len(rows)} rows; next: siegebench submit check {folder}", file=sys.stderr)
+    print(f"{_rows(len(rows))}; next: siegebench submit check {folder}", file=sys.stderr)
 
 
 @app.command()
@@ -209,13 +209,17 @@ def _said(found: dict[str, Any]) -> list[str]:
         return [f"{found['folder']}: refused"]
     agreed = sum(cell["agreed"] != "differs" for cell in found["rerun"])
     told = f", {agreed} of {len(found['rerun'])} cells run again agree" if found["rerun"] else ""
-    lines = [f"{found['folder']}: {found['rows']} rows, {found['status'].replace('_', '-')}{told}"]
+    lines = [f"{found['folder']}: {_rows(found['rows'])}, {found['status'].replace('_', '-')}{told}"]
     for line in found["lines"]:
         would = (
             f"rank {line['would']} of {line['of']}" if line["would"] else "not ranked: " + "; ".join(line["reasons"])
         )
         lines.append(f"  {line['title']}: {line['entry']}: {line['metric']} {line['value']}; once reproduced: {would}")
     return lines
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' if count != 1 else ''}"
 
 
 def _git(*words: str) -> list[str]:

@@ -123,7 +123,7 @@ def _one(checked: Checked) -> Iterator[str]:
         yield code(checked.problem)
         yield ""
         return
-    yield f"**{code(checked.title)}** by {code(checked.who)}, {code(checked.licence)}, {checked.rows} rows"
+    yield f"**{code(checked.title)}** by {code(checked.who)}, {code(checked.licence)}, rows: {checked.rows}"
     yield ""
     yield " ".join(code(text) for text in (checked.method, checked.paper) if text)
     yield ""
