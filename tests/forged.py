@@ -217,6 +217,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "row that is not listed": (
         lambda folder: fill(folder, files=dict([*form(folder)["files"].items()][1:])), "not listed under files"
     ),
+    "a cell twice": (lambda folder: _twice(folder), "expected each cell once"),
     "unknown key in a row": (_row(_set("reviewed", to=True)), "reviewed: unknown key"),
     "rows of another protocol": (_row(_set("protocol", to=2)), "protocol: found 2, expected 1, the protocol of this"),
     "form of another protocol": (_form(protocol=0), "protocol: expected 1, the protocol of this version, found 0"),
@@ -289,6 +290,12 @@ def review(folder: Path, **changes: Any) -> None:
         **changes,
     }  # fmt: skip
     (folder / "review.json").write_text(json.dumps(made))
+
+
+def _twice(folder: Path) -> None:
+    path = first(folder)
+    path.with_name(f"another-{path.name.rpartition('-')[2]}").write_bytes(path.read_bytes())
+    seal(folder)
 
 
 def _renamed_entry(folder: Path, name: str) -> None:

@@ -20,14 +20,15 @@ def beside(rows: Iterable[Result], submissions: Iterable[Submission]) -> list[Re
 
 
 def accepted(root: Path) -> list[Submission]:
-    """The submissions below a folder.
+    """The submissions below a folder, also those that other code of their entries made: their rows are marked as stale.
 
     Raises:
         ConfigError: with the file, when one of them is refused.
     """
     found = every(root)
     for submission in found:
-        check(submission, [row for other in found if other is not submission for row in other.rows.values()])
+        others = [row for other in found if other is not submission for row in other.rows.values()]
+        check(submission, others, current=False)
     return found
 
 

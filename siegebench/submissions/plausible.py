@@ -186,8 +186,8 @@ def not_monotone(rows: Mapping[str, Result]) -> tuple[str, Refused] | None:
 def copied(rows: Mapping[str, Result], others: Sequence[Result]) -> tuple[str, str] | None:
     """(file, what it equals) of the first row with the outcomes, counts and metrics of a row of another entry.
 
-    Two entries with one name, and a defense that answers as the undefended model by construction, may be equal. So may
-    rows in which no image, or every image, is robust.
+    Two entries with one name, an attack and a wrapper around it, and a defense that answers as the undefended model by
+    construction may be equal. So may rows in which nearly no image, or nearly every image, is robust.
     """
     known: dict[str, list[Result]] = {}
     for other in others:
@@ -223,13 +223,23 @@ def _apart(row: Result, other: Result) -> bool:
     """Whether two rows are of different entries that may not be equal."""
     if row.cell.key == other.cell.key:
         return False
-    names = [[_names(r, slot) for slot in ("model", "defense", "attack", "detector", "backdoor")] for r in (row, other)]
-    silent = any("identity" in registry.traits("defense", _names(r, "defense")) for r in (row, other))
-    return names[0] != names[1] and not silent
+    slots = ("model", "defense", "detector", "backdoor")
+    differ = any(_name(row, slot) != _name(other, slot) for slot in slots) or not _attacks(row) & _attacks(other)
+    identity = any("identity" in registry.traits("defense", _name(r, "defense")) for r in (row, other))
+    return differ and not identity
 
 
-def _names(row: Result, slot: str) -> str:
+def _name(row: Result, slot: str) -> str:
     return str((getattr(row.cell, slot) or {}).get("name", ""))
+
+
+def _attacks(row: Result) -> set[str]:
+    """The names of an attack and of those inside it: on a plain model, a wrapper does what the inner attack does."""
+    found, inner = {_name(row, "attack")}, (row.cell.attack or {}).get("attack")
+    while isinstance(inner, Mapping):
+        found.add(str(inner.get("name", "")))
+        inner = inner.get("attack")
+    return found
 
 
 def outcome_digest(row: Result) -> str:

@@ -120,13 +120,18 @@ def opened(folder: Path) -> Submission:
         raise ConfigError(f"{_shown(folder)}: {FORM} is missing; write the folder with `siegebench submit new NAME`")
     form = _parsed(folder, FORM, Form, found)
     for field, path in (("name", folder), ("track", folder.absolute().parent)):
-        if getattr(form, field) != path.name:
-            told = f"{field}: found {getattr(form, field)!r}, expected {shortened(path.name)}, the name of the folder"
+        if getattr(form, field) != path.absolute().name:
+            wanted = shortened(path.absolute().name)
+            told = f"{field}: found {getattr(form, field)!r}, expected {wanted}, the name of the folder"
             raise ConfigError(f"{_shown(folder / FORM)}: {told}; rename one of them")
     _hashes(folder, form, found)
     rows = {name: _row(folder, name, found[name], form) for name in sorted(found) if name.startswith(f"{ROWS}/")}
     if not rows:
         raise ConfigError(f"{_shown(folder)}: no rows; expected {ROWS}/*.json, see `siegebench submit new --help`")
+    keys: dict[str, str] = {}
+    for name, row in rows.items():
+        if (twin := keys.setdefault(row.cell.key, name)) != name:
+            raise _of_row(folder, name, Refused(f"found the cell of {twin}, expected each cell once", "key"))
     for name in found:
         if name.startswith(f"{SUITES}/"):
             _suite(folder / name, found[name])
@@ -136,11 +141,12 @@ def opened(folder: Path) -> Submission:
     return Submission(folder, form, rows, review)
 
 
-def check(submission: Submission, others: Sequence[Result] = ()) -> None:
+def check(submission: Submission, others: Sequence[Result] = (), *, current: bool = True) -> None:
     """Refuse a submission whose rows cannot be what their author says.
 
     Args:
         others: rows of other submissions and of a store, which may have been copied.
+        current: whether the entries must be registered here, in the version and with the source that made the rows.
 
     Raises:
         ConfigError: one line that begins with the file.
@@ -148,7 +154,8 @@ def check(submission: Submission, others: Sequence[Result] = ()) -> None:
     folder = submission.folder
     for name, row in submission.rows.items():
         try:
-            _entries(row)
+            if current:
+                _entries(row)
             _origin(submission, row)
             plausible.check(row)
         except Refused as error:
