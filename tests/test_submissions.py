@@ -318,16 +318,16 @@ def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_make_checks_what_a_branch_changes(here: Path, tmp_path: Path) -> None:
+def test_make_checks_what_a_branch_changes(here: Path, tmp_path: Path, command: Command) -> None:
+    since = ("submit", "check", "--since", "main", "--out", "out/submissions.json")
     shutil.copy(runs.ROOT / "Makefile", tmp_path)
     shutil.move(tmp_path / "submissions", tmp_path / "theirs")
     git(tmp_path, "init", "--quiet", "--initial-branch", "main")
     git(tmp_path, "add", "Makefile")
     git(tmp_path, "commit", "--quiet", "--message", "Start")
     git(tmp_path, "checkout", "--quiet", "-b", "change")
-    done = make(tmp_path, "submission-check", "BASE=main")
-    assert (done.returncode, done.stdout) == (0, "no submission to check\n"), done.stderr
-    assert "changes no submission" in make(tmp_path, "submission-comment").stdout
+    assert command(*since) == (0, "no submission to check\n", "")
+    assert "changes no submission" in command("submit", "comment", "out/submissions.json")[1]
 
     shutil.move(tmp_path / "theirs", tmp_path / "submissions")
     git(tmp_path, "add", "submissions")
@@ -342,15 +342,19 @@ def test_make_checks_what_a_branch_changes(here: Path, tmp_path: Path) -> None:
     forged.review(here)
     git(tmp_path, "add", "submissions")
     git(tmp_path, "commit", "--quiet", "--message", "A review of my own")
-    done = make(tmp_path, "submission-check", "BASE=main")
-    assert done.returncode == 2
-    assert "review.json: is written by those who run cells again; remove it from this change" in done.stderr
-    assert "**Refused**" in make(tmp_path, "submission-comment").stdout
+    code, _, err = command(*since)
+    assert code == 2
+    assert "review.json: is written by those who run cells again; remove it from this change" in err
+    assert "**Refused**" in command("submit", "comment", "out/submissions.json")[1]
     git(tmp_path, "branch", "--force", "main")
-    assert make(tmp_path, "submission-check", "BASE=main").stdout == "no submission to check\n"
+    assert command(*since)[1] == "no submission to check\n", "what was merged before is not checked again"
+
     (tmp_path / "submissions" / "run.sh").write_text("true")
     git(tmp_path, "add", "submissions")
     git(tmp_path, "commit", "--quiet", "--message", "A script")
-    done = make(tmp_path, "submission-check", "BASE=main")
-    assert "expected submissions in submissions/TRACK/NAME/; move or remove this file" in done.stderr
-    assert "**Refused**" in make(tmp_path, "submission-comment").stdout
+    code, _, err = command(*since)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "expected submissions in submissions/TRACK/NAME/; move or remove this file" in err
+    assert "**Refused**" in command("submit", "comment", "out/submissions.json")[1]
+    code, _, err = command("submit", "check", "--since", "no_such_commit")
+    assert (code, "expected a commit of this repository such as origin/main" in err) == (2, True)
