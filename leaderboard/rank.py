@@ -20,12 +20,15 @@ def boards(results: Iterable[Result], figures: Sequence[Published] = ()) -> list
     Args:
         figures: that others published; shown beside the lines, and ranked by nobody.
     """
-    rows = unique(results)
-    found = [
+    found = submitted.apart(unique(results), _boards)
+    return [published.with_published(submitted.with_status(board), figures) for board in found]
+
+
+def _boards(rows: Sequence[Result]) -> list[Board]:
+    return [
         *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
         *corruption.boards(rows), *poisoning.boards(rows), *camouflage.boards(rows),
     ]  # fmt: skip
-    return [published.with_published(submitted.with_status(board), figures) for board in found]
 
 
 def uncaught_controls(results: Iterable[Result]) -> list[str]:

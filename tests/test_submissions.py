@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from siegebench.errors import ConfigError
 from siegebench.reporting import report, stored
 from siegebench.store import Store
 from siegebench.submissions import plausible, validate
+from siegebench.submissions.board import beside
 from siegebench.submissions.rerun import drawn
 from siegebench.workspace import Settings
-from tests import forged, runs
+from tests import forged, rows, runs
 from tests.strangers import EVIL
 
 Command = Callable[..., tuple[int, str, str]]
@@ -84,10 +86,10 @@ def test_a_submission_is_rows_as_stored_and_a_form(made: Path) -> None:
     files = {str(p.relative_to(made / ONE)) for p in (made / ONE).rglob("*.*")}
     assert files == {*form["files"], "submission.json"}
     assert len(files) == 4
-    rows = {row.cell.key: Store(made / "results").path(row.cell) for row in Store(made / "results").rows()}
+    paths = {row.cell.key: Store(made / "results").path(row.cell) for row in Store(made / "results").rows()}
     for row in validate.opened(made / ONE).rows.values():
-        name = f"rows/{rows[row.cell.key].name}"
-        assert (made / ONE / name).read_bytes() == rows[row.cell.key].read_bytes()
+        name = f"rows/{paths[row.cell.key].name}"
+        assert (made / ONE / name).read_bytes() == paths[row.cell.key].read_bytes()
     whole = "".join(p.read_text() for p in (made / ONE).rglob("*.*"))
     assert str(made) not in whole
 
@@ -113,6 +115,31 @@ def test_a_good_one_is_accepted_and_not_ranked_until_others_have_run_it(
 def test_own_rows_of_the_same_cells_count(here: Path, made: Path) -> None:
     boards = rank.boards(stored(made / "results", "submissions"))
     assert not any("run_by" in line.texts for board in boards for line in board.lines)
+
+
+def test_a_claimed_row_changes_nothing_that_was_measured(here: Path, made: Path) -> None:
+    own = [row for row in Store(made / "results").rows() if row.cell.labels["attack"] == "fgsm"]
+    before = rank.boards(own)
+    after = rank.boards(beside(own, validate.every(Path("submissions"))))
+    assert len(after) == len(before) == 2
+    for old, new in zip(before, after, strict=True):
+        assert [replace(line, texts=old.lines[0].texts) for line in new.lines] == list(old.lines)
+        (told,) = set(new.notes) - set(old.notes)
+        assert told.startswith("claimed, not counted: pgd on outsider/tiny / none: Robust ")
+        assert "submitted by Ann Example; nobody else has run it" in told
+
+
+def test_the_lines_of_claimed_rows_alone_come_last() -> None:
+    mine = [rows.attacked("autoattack", 100, defense=d, adaptive=d != "none") for d in ("none", "trades")]
+    claim = rows.flag("claimed", "fail", "submitted by Ann; nobody else has run it")
+    other = rows.attacked("autoattack", 150, defense="pgd_at", adaptive=True, flags=[claim])
+    (before,), (board,) = rank.boards(mine), rank.boards([*mine, other])
+    assert [(line.names, line.rank, line.flags) for line in board.lines[:2]] == [
+        (line.names, line.rank, line.flags) for line in before.lines
+    ]
+    last = board.lines[2]
+    assert (last.names["defense"], last.rank, last.value("robust_acc")) == ("pgd_at", None, 0.75)
+    assert [line.texts["run_by"] for line in board.lines] == ["measured here", "measured here", "claimed"]
 
 
 def test_the_draw_depends_on_everything_and_on_the_salt(here: Path) -> None:
