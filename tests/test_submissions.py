@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +21,10 @@ from siegebench.errors import ConfigError
 from siegebench.reporting import report, stored
 from siegebench.store import Store
 from siegebench.submissions import plausible, validate
-from siegebench.submissions.board import beside
+from siegebench.submissions.board import beside, positions
 from siegebench.submissions.rerun import drawn
 from siegebench.workspace import Settings
-from tests import forged, rows, runs
+from tests import forged, rows, runs, strangers
 from tests.strangers import EVIL
 
 Command = Callable[..., tuple[int, str, str]]
@@ -239,6 +241,36 @@ def test_the_row_of_one_attack_under_the_name_of_another(attack: dict[str, Any],
     forged.renamed(path.with_name("copy.json"), lambda row: row["cell"].update(attack=attack))
     forged.seal(here)
     assert (plausible.copied(validate.opened(here).rows, []) is not None) == copy
+
+
+def test_mutated_submissions_are_refused_in_one_line_or_accepted(here: Path) -> None:
+    """Rows and forms with something wrong in them, sealed by their forger: nothing but a refusal may happen."""
+    path = forged.first(here, "4/255")
+    good, form, seen = json.loads(path.read_text()), forged.form(here), Counter[str]()
+    for seed in range(150):
+        rng = random.Random(seed)
+        path.write_text(json.dumps(good))
+        (here / "submission.json").write_text(json.dumps(form))
+        if seed % 5:
+            path.write_bytes(strangers.written(strangers.mutated(rng, good)))
+            forged.seal(here)
+        else:
+            (here / "submission.json").write_bytes(strangers.written(strangers.mutated(rng, form)))
+        try:
+            submission = validate.opened(here)
+            validate.check(submission)
+            positions(submission, [])
+            seen["accepted"] += 1
+        except ConfigError as error:
+            told = str(error)
+            assert told.startswith(str(here)), told
+            assert told.isprintable(), told
+            assert len(told) < 700, told
+            seen["refused"] += 1
+        except Exception as error:
+            error.add_note(f"mutant {seed}")
+            raise
+    assert seen["refused"] > 80, seen
 
 
 def test_copied_rows_are_refused(here: Path, command: Command) -> None:

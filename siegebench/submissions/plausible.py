@@ -124,7 +124,11 @@ def _attacked(row: Result) -> None:
     for name in ("clean_acc", "robust_acc"):
         if row.metrics.get(name, {}).get("value") is None:
             raise Refused("missing, a row of an attack has it", "metrics", name)
-    marks = sorted((int(name.partition("@")[2]), name) for name in row.metrics if name.startswith("robust_acc@"))
+    marks = sorted(
+        (int(name.partition("@")[2]), name)
+        for name, figure in row.metrics.items()
+        if name.startswith("robust_acc@") and figure.get("value") is not None
+    )
     last, upper = "clean_acc", row.metrics["clean_acc"]["value"]
     for _, name in marks:
         value = row.metrics[name]["value"]
