@@ -7,7 +7,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.siegebench-installed
 
-.PHONY: setup leaderboard shell test slow check types format docs site clean
+.PHONY: setup leaderboard shell test slow check types format docs site submission-check submission-comment clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,18 @@ docs: setup
 site: docs
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "the documentation is in site/index.html"
+
+# The submissions that differ from BASE, as the job of a pull request checks them; the report goes to out/.
+BASE ?= origin/main
+RERUN ?= 0
+SALT ?=
+PY ?= $(BIN)/python
+submission-check: setup
+	$(PY) -m siegebench submit check --since "$(BASE)" --rerun $(RERUN) --salt "$(SALT)" --out out/submissions.json
+
+# The comment for the pull request, from that report; needs no torch and none of the contribution.
+submission-comment:
+	$(PY) -m siegebench submit comment out/submissions.json
 
 clean:
 	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

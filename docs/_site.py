@@ -13,7 +13,8 @@ OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANG
 REFERENCE = {
     "siegebench": (
         "Evaluate and attack",
-        ["api.evaluate", "api.run", "direct.attack", "reporting.report", "api.load_model", "api.load_data",
+        ["api.evaluate", "api.run", "direct.attack", "reporting.report", "reporting.to_pandas",
+         "api.load_model", "api.load_data",
          "checkpoints.load_checkpoint"],
     ),
     "types": ("Base classes of entries", ["types"]),

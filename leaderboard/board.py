@@ -22,6 +22,7 @@ from .sweeps import Sweep
 T = TypeVar("T")
 Unit = Literal["rate", "score", "count", "text"]  # shown in per cent, with three decimals, as it is, as text
 SEVERITIES = ("fail", "flag", "info")
+TOLD = ("not_repeatable", "claimed")  # flags whose evidence says why a line is not ranked
 OF_CLEAN = ("chance_accuracy", "input_convention")  # flags of the answers to clean images
 OF_VICTIM = (*OF_CLEAN, "batch_dependent", "stateful", "global_generator", "randomness_undeclared")  # of any attack
 LARGE, SHORT = 1e12, 16  # numbers above are shown in scientific notation; digits of a key in display and file names
@@ -276,8 +277,7 @@ def why(row: Result) -> str:
 
 def problems(rows: Iterable[Result]) -> list[str]:
     """Reasons in the rows not to rank a line: errors, entries that do not apply, failed checks, numbers that change."""
-    out: list[str] = []
-    rows = list(rows)
+    rows, out = list(rows), list[str]()
     idle = [r for r in rows if r.status == "not_applicable"]
     if idle and len(idle) == len(rows):
         out.append(f"not applicable: {why(idle[0])}")
@@ -285,9 +285,9 @@ def problems(rows: Iterable[Result]) -> list[str]:
     if failed_rows:
         more = f" and {len(failed_rows) - 1} more" if len(failed_rows) > 1 else ""
         out.append(f"failed: {what(failed_rows[0])}{more} ({why(failed_rows[0])})")
-    unsteady = [(r, f) for r in rows for f in r.flags if f["id"] == "not_repeatable"]
-    out += [f"not repeatable: {what(row)} ({found['evidence'][:160]})" for row, found in unsteady[:1]]
-    failed = sorted({f["id"] for r in rows for f in r.flags if f["severity"] == "fail" and f["id"] != "not_repeatable"})
+    told = {f["id"]: f"{what(r)} ({f['evidence'][:160]})" for r in rows[::-1] for f in r.flags if f["id"] in TOLD}
+    out += [f"{name.replace('_', ' ')}: {told[name]}" for name in TOLD if name in told]
+    failed = sorted({f["id"] for r in rows for f in r.flags if f["severity"] == "fail" and f["id"] not in TOLD})
     return out + [f"check failed: {name}" for name in failed]
 
 

@@ -1,4 +1,4 @@
-"""Export boards as JSON, CSV and Markdown."""
+"""Export boards as JSON, CSV, Markdown, and as JSON in the form of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -99,6 +99,43 @@ def _seen(names: Iterable[str]) -> list[str]:
 def _safe(text: str) -> str:
     """Escape text that a spreadsheet would interpret as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+# ---------------------------------------------------------------------------------------------------------- lm-eval
+
+
+def as_lm_eval(boards: Iterable[Board]) -> str:
+    """One task per line of a board, in the form of the result files of lm-evaluation-harness.
+
+    The standard error of a rate is that of a mean of 0/1 outcomes; other numbers have "N/A", as there.
+    """
+    out: dict[str, dict[str, Any]] = {
+        "results": {}, "configs": {}, "versions": {}, "n-shot": {}, "higher_is_better": {}, "n-samples": {}
+    }  # fmt: skip
+    for board in boards:
+        units = {c.id: c for c in board.columns if c.unit != "text" and not c.group and c.id != "published"}
+        for line in board.lines:
+            task = f"{board.id}/{line.title}"
+            found: dict[str, Any] = {"alias": f"{board.title}: {line.title}"}
+            for name, column in units.items():
+                number = line.number(name)
+                if number.value is not None:
+                    found[f"{name},none"] = number.value
+                    found[f"{name}_stderr,none"] = _stderr(number, column.unit)
+            out["results"][task] = found
+            out["configs"][task] = {"task": task, "dataset_path": board.facts.get("data", ""), "metadata": board.facts}
+            out["versions"][task], out["n-shot"][task] = PROTOCOL, 0
+            out["higher_is_better"][task] = {n: c.better == "high" for n, c in units.items() if c.better}
+            n = line.number(board.primary).n
+            out["n-samples"][task] = {"original": n, "effective": n}
+    whole = {**out, "config": {"model": "siegebench", "model_args": {}, "limit": None}, "model_source": "siegebench"}
+    return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _stderr(number: Number, unit: str) -> float | str:
+    if unit != "rate" or number.value is None or number.n is None or number.n < 2:
+        return "N/A"
+    return float(f"{(number.value * (1 - number.value) / (number.n - 1)) ** 0.5:.6g}")
 
 
 # --------------------------------------------------------------------------------------------------------- markdown

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from siegebench.cells import Result
+from siegebench.published import Published
 
-from . import backdoor, camouflage, certified, corruption, detection, evasion, poisoning, supervisors
+from . import (
+    backdoor,
+    camouflage,
+    certified,
+    corruption,
+    detection,
+    evasion,
+    poisoning,
+    published,
+    submitted,
+    supervisors,
+)
 from .board import Board, unique
 
 
-def boards(results: Iterable[Result]) -> list[Board]:
+def boards(results: Iterable[Result], figures: Sequence[Published] = ()) -> list[Board]:
     """One board for each set of comparable rows.
 
     Tracks with attacked images: one board per data slice and threat. Backdoor, poisoning and detection tracks: one
     board per data slice and architecture. Rows that belong to no board (a track without entries) are left out.
+
+    Args:
+        figures: that others published; shown beside the lines, and ranked by nobody.
     """
-    rows = unique(results)
+    found = submitted.apart(unique(results), _boards)
+    return [published.with_published(submitted.with_status(board), figures) for board in found]
+
+
+def _boards(rows: Sequence[Result]) -> list[Board]:
     return [
         *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
         *corruption.boards(rows), *poisoning.boards(rows), *camouflage.boards(rows),

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Network", "attack", "evaluate", "load_checkpoint", "load_data", "load_model", "report", "run"]
+__all__ = [
+    "Classifier", "Network", "attack", "evaluate", "load_checkpoint", "load_data", "load_model", "report", "run",
+    "to_pandas",
+]  # fmt: skip
 
 # In a checkout the five folders lie beside this package and are imported as siegebench.attacks etc.;
 # in a wheel they are inside it already and this does nothing.
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from siegebench.checkpoints import load_checkpoint
     from siegebench.classifier import Classifier, Network
     from siegebench.direct import attack
-    from siegebench.reporting import report
+    from siegebench.reporting import report, to_pandas
 
 
 _HOMES = {  # else api
@@ -37,6 +40,7 @@ _HOMES = {  # else api
     "attack": "direct",
     "load_checkpoint": "checkpoints",
     "report": "reporting",
+    "to_pandas": "reporting",
 }
 
 

@@ -51,7 +51,7 @@ def environment(used: torch.device) -> dict[str, Any]:
 def _versions() -> dict[str, Any]:
     return {
         "siegebench": __version__,
-        "commit": _commit(Path(__file__).resolve().parent.parent),
+        "commit": commit(),
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
     }
@@ -64,8 +64,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit(checkout: Path) -> str | None:
+def commit() -> str | None:
     """`<commit>` or `<commit>+dirty` of a checkout; None elsewhere."""
+    checkout = Path(__file__).resolve().parent.parent
     if not (checkout / ".git").exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Statistics of scores, without torch."""
+"""Statistics of scores and rates, without torch."""
 
 from __future__ import annotations
 
@@ -45,3 +45,14 @@ def auroc_interval(*, positive: Vector, negative: Vector) -> tuple[float, float]
     spread = [float(v.var(ddof=1)) / len(v) if len(v) > 1 else 0.25 for v in (of_positives, of_negatives)]
     half = z * float(np.sqrt(sum(spread)))
     return max(0.0, value - half), min(1.0, value + half)
+
+
+def fidelity(asr_bd: float, asr: float, ca_bd: float, ca: float) -> float:
+    """Signed fidelity in [-1, 1]: fraction of the ASR removed times fraction of the clean accuracy kept."""
+    gone = min(1.0, max(-1.0, (asr_bd - asr) / asr_bd)) if asr_bd > 0 else 0.0
+    return gone * min(1.0, max(0.0, ca / ca_bd)) if ca_bd > 0 else 0.0
+
+
+def der(asr_bd: float, asr: float, ca_bd: float, ca: float) -> float:
+    """Defense effectiveness rating, for comparison only: a model at chance level scores above 0.5."""
+    return (max(0.0, asr_bd - asr) - max(0.0, ca_bd - ca) + 1) / 2

@@ -21,7 +21,7 @@ from siegebench import kinds, registry
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "siegebench"
 FOLDERS = {*kinds.FOLDERS, "leaderboard", "suites"}
-INSIDE = {"cli", "executors", "render", "soundness", "testing", "tracks", "types"}  # sub-packages of the harness
+INSIDE = {"cli", "executors", "render", "soundness", "submissions", "testing", "tracks", "types"}  # of the harness
 NOT_SHIPPED = {"__pycache__", "rows"}  # rows are results of this repository, not of the package
 
 

@@ -59,7 +59,8 @@ def test_no_file_names_a_package_registry() -> None:
 
 
 def commands() -> list[str]:
-    return [c.name or c.callback.__name__.replace("_", "-") for c in app.registered_commands if c.callback]
+    single = [c.name or c.callback.__name__.replace("_", "-") for c in app.registered_commands if c.callback]
+    return single + [group.typer_instance.info.name for group in app.registered_groups]
 
 
 def test_readme_shows_every_command() -> None:

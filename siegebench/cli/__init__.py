@@ -19,7 +19,18 @@ from typing import Annotated, Any
 import typer
 
 from siegebench import __version__
-from siegebench.cli import checking, complete, dryrun, evaluating, listing, scanning, showing, soundness
+from siegebench.cli import (
+    checking,
+    complete,
+    dryrun,
+    evaluating,
+    importing,
+    listing,
+    scanning,
+    showing,
+    soundness,
+    submitting,
+)
 from siegebench.cli import wandb as tracking
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 from siegebench.errors import ConfigError, SiegeError, did_you_mean
@@ -40,6 +51,8 @@ app.command()(scanning.scan)
 app.command()(evaluating.evaluate)
 app.command()(soundness.soundness)
 app.add_typer(tracking.app)
+app.command("import")(importing.import_)
+app.add_typer(submitting.app)
 INTERRUPTED = 130
 ALL = "all"  # value of --save-images without a number
 
@@ -176,6 +189,7 @@ def run(
     if dry_run:
         dryrun.show(planned, [board.track for board in wanted.boards], shown, settings, at_once, again, as_json)
         return
+    from siegebench import published
     from siegebench.files import write_atomic
     from siegebench.leaderboard import export, rank, tables
     from siegebench.reporting import report as render
@@ -186,7 +200,7 @@ def run(
         text = render(outcome.results, "html", store=store)
         write_atomic(target, text.encode())
     rows = marked(outcome.results)
-    boards, uncaught = rank.boards(rows), rank.uncaught_controls(rows)
+    boards, uncaught = rank.boards(rows, published.read(store)), rank.uncaught_controls(rows)
     if as_json:
         print(export.as_json(boards))
     else:
@@ -261,28 +275,28 @@ def _say_stale(cells: list[Any], store: Path, kept: bool) -> None:
 def report(
     store: StorePath = DEFAULT_STORE,
     format_: Annotated[
-        str, typer.Option("--format", help="table, html, md, csv or json.", autocompletion=complete.formats)
+        str, typer.Option("--format", help="table, html, md, csv, json or lm_eval.", autocompletion=complete.formats)
     ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to a file instead of stdout.")] = None,
+    submissions: Annotated[
+        Path | None, typer.Option(help="Folder of submissions whose rows are shown too, with their status.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Rank the stored rows; as terminal tables or as a file."""
+    from siegebench import published
     from siegebench.files import write_atomic
     from siegebench.leaderboard import rank, tables
     from siegebench.reporting import report as render
-    from siegebench.reuse import marked
-    from siegebench.store import Store
+    from siegebench.reporting import stored
 
     chosen = "json" if as_json else format_
     if chosen not in complete.FORMATS:
         raise ConfigError(f"unknown format {chosen!r}. {did_you_mean(chosen, complete.FORMATS)}")
     if chosen == "table" and out is None:
-        rows = list(Store(store).rows())
-        if not rows:
-            raise ConfigError(f"{store}: no rows here; run a suite first: siegebench run quickstart --store {store}")
-        tables.show(rank.boards(marked(rows)), tables.stdout())
+        tables.show(rank.boards(stored(store, submissions), published.read(store)), tables.stdout())
     else:
-        text = render(store, "md" if chosen == "table" else chosen)
+        text = render(store, "md" if chosen == "table" else chosen, submissions=submissions)
         if out is None:
             print(text)
         else:
