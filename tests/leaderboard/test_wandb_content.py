@@ -99,7 +99,7 @@ def test_the_config_is_the_resolved_suite(every: Any) -> None:
 def test_nothing_tells_of_the_machine(every: Any) -> None:
     record, boards, rows = every
     failed = make.broken(attacked("fgsm", 3))
-    failed.error = {"type": "OSError", "message": "no file", "traceback": "File C:/Users/somebody/x.py"}
+    failed.error = {"type": "OSError", "message": "no file", "traceback": "File /srv/somebody/x.py"}
     rows = [*rows, failed]
     told = "".join(repr(contents(runs, record, boards, rows)) for runs in ("per_suite", "per_line", "per_cell"))
     assert "no file" in told
