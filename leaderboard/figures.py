@@ -24,14 +24,16 @@ class Curves:
     Attributes:
         columns: names such as `robust_acc@100`, each with its number.
         start: the column of the first point of every curve, and its label.
+        origin: where that point lies on the axis; None: before the others.
         title: title of the horizontal axis.
         log: whether that axis is logarithmic.
     """
 
-    columns: tuple[tuple[str, int], ...]
+    columns: tuple[tuple[str, float], ...]
     start: tuple[str, str]
     title: str
     log: bool = True
+    origin: float | None = None
 
 
 @dataclass(frozen=True)

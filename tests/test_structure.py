@@ -42,7 +42,7 @@ LAYERS = (
     ("ops", "cells", "card"),
     ("render",),
     ("registry",),
-    ("titles",),
+    ("titles", "origin"),
     ("schema", "sources"),
     ("store", "reuse", "pickles", "weights", "contents", "fitting", "rows", "data", "environment"),
     ("classifier", "state"),
