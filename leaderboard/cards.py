@@ -14,7 +14,7 @@ from .sentences import leaders
 from .words import interval, shown
 
 FEW = 100  # a board of fewer images is a demonstration
-SIGNS = {"rate": "%", "points": "±"}
+SIGNS = {"rate": "%"}
 
 
 def as_card(board: Board, glossary: Glossary) -> dict[str, Any]:

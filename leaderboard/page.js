@@ -93,7 +93,7 @@ function follow() {
   for (let e = goal; e; e = e.parentElement) if (e.tagName === "DETAILS") e.open = true;
   if (goal.matches(".target")) unfold(goal);
   goal.scrollIntoView();
-  if (goal.tabIndex === -1 && goal.hasAttribute("tabindex")) goal.focus({preventScroll: true});
+  if (goal.hasAttribute("tabindex")) goal.focus({preventScroll: true});
 }
 
 /* Two entries image by image. */

@@ -46,7 +46,7 @@ def _templates() -> Environment:
 
 
 Pictures = Callable[[Cell, int], Sequence[tuple[str, bytes]]]
-Ids = Callable[[Cell], Sequence[int]]
+Ids = Callable[[Cell], Iterable[int]]
 
 
 def render(

@@ -33,5 +33,8 @@ def report(rows: Iterable[Result] | str | Path, format: str = "md", *, store: st
     rows = marked(rows)
     boards = rank.boards(rows)
     if format == "html":
-        return page.render(boards, rows, None if store is None else Store(store).pictures)
+        if store is None:
+            return page.render(boards, rows)
+        beside = Store(store)
+        return page.render(boards, rows, beside.pictures, lambda cell: beside.arrays(cell).get("ids", ()))
     return {"md": export.as_markdown, "csv": export.as_csv, "json": export.as_json}[format](boards)
