@@ -13,6 +13,7 @@ from .figures import Bars, Curves, Dots, Figure, Polar, Scatter
 from .plot_rows import bars, dots
 
 SERIES = 8  # number of colours
+POINTS = 150  # most points of a figure
 
 
 def figures(board: Board, link: Callable[[Line], str]) -> list[dict[str, Any]]:
@@ -60,6 +61,7 @@ def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[
     lines = [line for line in lines if line.value(drawn.x) is not None]
     if not lines:
         return None
+    more, lines = max(0, len(lines) - POINTS), lines[:POINTS]
     across = [line.value(drawn.x) or 0.0 for line in lines]
     tops = [max(line.value(drawn.y) or 0.0, line.number(drawn.y).high or 0.0) for line in lines]
     x = Axis(max(0.0, math.floor(min(across) * 10 - 0.5) / 10), 1.0, LEFT, WIDTH - RIGHT)
@@ -103,6 +105,7 @@ def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[
         "front": f"M{front[0]['x']} {front[0]['y']}{''.join(steps)}" if steps else "",
         "legend": [{"name": m, "series": i % SERIES} for i, m in enumerate(models)] if len(models) > 1 else [],
         "shapes": sorted({p["status"] for p in points} - {"ranked"}),
+        "more": more,
     }
 
 

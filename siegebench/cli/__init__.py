@@ -247,7 +247,7 @@ def _say_stale(cells: list[Any], store: Path, kept: bool) -> None:
 def report(
     store: StorePath = DEFAULT_STORE,
     format_: Annotated[
-        str, typer.Option("--format", help="table, html, md, csv or json.", autocompletion=complete.formats)
+        str, typer.Option("--format", help="table, html, md, csv, json or png.", autocompletion=complete.formats)
     ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to a file instead of stdout.")] = None,
     wandb: Annotated[str | None, typer.Option(help="Also copy the rows to W&B: offline or online.")] = None,
@@ -270,6 +270,13 @@ def report(
         if not rows:
             raise ConfigError(f"{store}: no rows here; run a suite first: siegebench run quickstart --store {store}")
         tables.show(rank.boards(marked(rows)), tables.stdout())
+    elif chosen == "png":
+        from siegebench import screenshot
+
+        if out is None:
+            raise ConfigError("--format png: expected a file to write to, such as --out board.png")
+        screenshot.take(render(store, "html"), out)
+        _say(f"wrote {out}")
     else:
         text = render(store, "md" if chosen == "table" else chosen)
         if out is None:
