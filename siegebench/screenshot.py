@@ -14,10 +14,10 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-quic",
 )  # fmt: skip
-SECONDS = 120
+SECONDS, COLOURS = 120, 256
 
 
-def take(html: str, target: Path, width: int = 1280, height: int = 1150) -> None:
+def take(html: str, target: Path, width: int = 1280, height: int = 1640) -> None:
     """Write the top of a page as PNG.
 
     Raises:
@@ -26,6 +26,8 @@ def take(html: str, target: Path, width: int = 1280, height: int = 1150) -> None
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         raise ConfigError(f"--format png needs one of {', '.join(PROGRAMS)}; none is installed. --format html does not")
+    from PIL import Image
+
     with tempfile.TemporaryDirectory() as folder:
         page, shot = Path(folder) / "page.html", Path(folder) / "page.png"
         page.write_text(html, encoding="utf-8")
@@ -40,4 +42,5 @@ def take(html: str, target: Path, width: int = 1280, height: int = 1150) -> None
         if not shot.is_file():
             raise ConfigError(f"{program} made no picture of the page; --format html needs no browser")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(shot, target)
+        with Image.open(shot) as drawn:  # a page has few colours: a palette makes a third of the bytes
+            drawn.convert("RGB").quantize(COLOURS).save(target, format="PNG", optimize=True)
