@@ -13,6 +13,7 @@ from .board import SHORT, metric, what, why
 from .glossary import Glossary
 from .words import Unit, shown
 
+STATUSES = ("claimed", "smoke_checked", "reproduced")  # of submitted rows, as flags
 SHOWN_ENV = ("device", "cores", "threads", "siegebench", "torch", "python", "commit")  # others may identify a person
 
 
@@ -60,7 +61,7 @@ def _facts(row: Result) -> list[tuple[str, str]]:
     """When, how long and on what machine."""
     seconds, training = (row.timing.get(name) for name in ("seconds", "training"))
     return [
-        ("status", str(getattr(row, "standing", "") or "")),
+        ("status", next((str(f["id"]).replace("_", " ") for f in row.flags if f["id"] in STATUSES), "")),
         ("seed", str(row.cell.seed)),
         ("finished (UTC)", _when(row)),
         ("seconds", "" if seconds is None else f"{seconds:,.6g}"),

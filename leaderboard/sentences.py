@@ -91,7 +91,8 @@ def survival(lines: Sequence[Line], column: str, *, of: str = "") -> str:
         who = "No undefended network survives" if len(bare) > 1 else "The undefended network does not survive"
         before = f"{who} ({_span(kept, ' %')} left)"
     elif bare and not any(line in top for line in bare):
-        before = f"Undefended networks keep {_span(kept, ' %')}"
+        who = "Undefended networks keep" if len(bare) > 1 else "The undefended network keeps"
+        before = f"{who} {_span(kept, ' %')}"
     gain = top[0].value("gain") if len(top) == 1 else None
     more = "" if gain is None else f" ({shown(gain, 'points')} points against the same network without a defense)"
     return _told(before, first(lines, column, ("keeps", "keep"), unit) + more)

@@ -36,7 +36,7 @@ def test_a_tie_at_zero_has_no_winner() -> None:
 def test_ties_are_named_or_counted() -> None:
     two = [entry("a", 0.5, (1, 2)), entry("b", 0.48, (1, 2)), entry("none", 0.2, (3, 3))]
     assert sentences.survival(two, "robust_acc") == (
-        "Undefended networks keep 20.0 %; a (50.0 %) and b (48.0 %) lead, too close to tell apart."
+        "The undefended network keeps 20.0 %; a (50.0 %) and b (48.0 %) lead, too close to tell apart."
     )
     many = [entry(f"d{i}", 0.5 + i / 100, (1, 9)) for i in range(9)]
     assert sentences.survival(many, "robust_acc") == "9 entries keep 50.0 to 58.0 %, too close to tell apart."
