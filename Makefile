@@ -7,7 +7,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.siegebench-installed
 
-.PHONY: setup leaderboard shell test slow check types format docs site submission-check submission-comment clean
+.PHONY: setup leaderboard picture axe shell test slow check types format docs site submission-check submission-comment clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 leaderboard: setup
 	$(BIN)/siegebench run quickstart
+
+# the picture of the README, from the rows of the quickstart; needs Chromium
+picture: setup
+	$(BIN)/siegebench report --format png --out docs/board.png
+
+# axe-core, with which a test looks for barriers on the page; without npm the test says that it is missing
+axe:
+	! command -v npm >/dev/null || npm install --silent --no-save --no-package-lock --prefix . axe-core@4
 
 shell: setup
 	@echo "siegebench and python are those of $(VENV) here; leave with exit"

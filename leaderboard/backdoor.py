@@ -10,7 +10,7 @@ from typing import Any
 from siegebench import registry
 from siegebench.cells import Result, canonical, label
 
-from . import columns
+from . import columns, sentences
 from .board import (
     Board,
     Column,
@@ -42,7 +42,8 @@ ABOUT = (
     "All defenses are applied to the same backdoored models. Ranked by fidelity: the fraction of the attack success "
     "rate that the defense removes, times the fraction of clean accuracy that it keeps; negative if the defense makes "
     "the attack stronger. Results are averaged over seeds and poisoning rates within each attack, then over attacks "
-    "with equal weight. Ties: lower worst success rate, then higher RIR."
+    "with equal weight. The intervals are over the attacks; the ranks come from tests on the same models, so that "
+    "two entries may differ in rank although their intervals overlap. Ties: lower worst success rate, then higher RIR."
 )
 MEANS = ("ca", "asr", "ra", "rir", "der", "c_rej", "psr", "b_rej", "dsr")
 
@@ -107,6 +108,7 @@ def _board(members: list[Result], model: str) -> Board:
         figure=Bars(("ca", "clean accuracy"), ("asr", "attack success")),
         lines=placed,
         notes=_notes(members, failed, attack_of),
+        result=sentences.repair(placed),
     )
 
 

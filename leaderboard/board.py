@@ -6,26 +6,29 @@ Terminal tables, JSON, CSV, Markdown and the page all print the same boards.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, TypeVar
 
 from siegebench import registry
-from siegebench.cells import Result, canonical, digest, label, rate
+from siegebench.cells import Result, canonical, label, rate
 
 from .figures import Figure
 from .stats import rank_groups
-from .sweeps import Sweep
+from .words import Unit as Unit
+from .words import display as display
+from .words import interval as interval
+from .words import shown as shown
+from .words import slug as slug
 
 T = TypeVar("T")
-Unit = Literal["rate", "score", "count", "text"]  # shown in per cent, with three decimals, as it is, as text
 SEVERITIES = ("fail", "flag", "info")
 TOLD = ("not_repeatable", "claimed")  # flags whose evidence says why a line is not ranked
 OF_CLEAN = ("chance_accuracy", "input_convention")  # flags of the answers to clean images
 OF_VICTIM = (*OF_CLEAN, "batch_dependent", "stateful", "global_generator", "randomness_undeclared")  # of any attack
-LARGE, SHORT = 1e12, 16  # numbers above are shown in scientific notation; digits of a key in display and file names
+SHORT = 16  # digits of a key in display and file names
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ class Line:
         control: whether it is a control planted by the suite.
         judged: a control that the checks must detect; `uncaught` says why they did not, and is empty if they did.
         keys: keys of all rows of the line.
+        kept: packed 0/1 vector of the images that it keeps, of `kept_of` images; empty where entries are not compared
+            image by image.
     """
 
     names: dict[str, str]
@@ -112,6 +117,8 @@ class Line:
     judged: bool = False
     uncaught: str = ""
     keys: tuple[str, ...] = ()
+    kept: str = ""
+    kept_of: int = 0
 
     @property
     def place(self) -> str:
@@ -158,9 +165,9 @@ class Board:
         facts: what all lines share, for display.
         primary: the column that decides the ranking.
         row_metric: the metric of a single row that contributes to it.
-        figure: the figure to draw.
+        figure: the figure to draw, and `also` the further ones.
         notes: remarks below the table.
-        sweep: its place among boards that differ in one number only, if there may be others.
+        result: the outcome in one sentence, see `sentences`.
     """
 
     id: str
@@ -174,7 +181,8 @@ class Board:
     figure: Figure
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
-    sweep: Sweep | None = None
+    result: str = ""
+    also: tuple[Figure, ...] = ()
 
     @property
     def entry(self) -> str:
@@ -340,30 +348,6 @@ def place(
     return (*placed, *sorted((line for line in everything if line.reasons), key=lambda line: line.control))
 
 
-# ------------------------------------------------------------------------------------------------------- for display
-
-
-def _leaves(value: Any, name: str = "") -> dict[str, str]:
-    if isinstance(value, Mapping):
-        return {k: v for key in sorted(value) for k, v in _leaves(value[key], f"{name}.{key}" if name else key).items()}
-    return {name: canonical(value) if isinstance(value, (list, tuple)) else str(value)}
-
-
-def display(descriptions: Iterable[Mapping[str, Any] | None]) -> dict[str, str]:
-    """Short unique names of the descriptions: the label, plus the parameters that differ between equal labels."""
-    by_label: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
-    for description in descriptions:
-        by_label[label(description)][canonical(description)] = _leaves(description or {})
-    out: dict[str, str] = {}
-    for name, same in by_label.items():
-        varying = sorted({k for v in same.values() for k in v if len({o.get(k) for o in same.values()}) > 1})
-        for key, leaves in same.items():
-            shown = [f"{k.rpartition('.')[2]}={leaves[k][:20]}" for k in varying if k in leaves]
-            out[key] = f"{name} ({', '.join(shown)})" if len(same) > 1 else name
-    twice = {name for name, count in Counter(out.values()).items() if count > 1}
-    return {key: f"{name} #{digest(key)[:6]}" if name in twice else name for key, name in out.items()}
-
-
 def low_first(value: float | None) -> tuple[bool, float]:
     """Sort key of a number: smallest first, missing ones last."""
     return value is None, value or 0.0
@@ -372,28 +356,3 @@ def low_first(value: float | None) -> tuple[bool, float]:
 def high_first(value: float | None) -> tuple[bool, float]:
     """Sort key of a number: largest first, missing ones last."""
     return value is None, -(value or 0.0)
-
-
-def slug(*parts: str, key: Any) -> str:
-    """`white_box-cifar10-linf-8over255-1a2b3c`: safe in a link, unique by its last part."""
-    text = "-".join(parts).replace("/", "over")
-    return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in text)[:60] + "-" + digest(key)[:6]
-
-
-def shown(value: float | None, unit: Unit) -> str:
-    """Format a value for tables; an en dash if there is none."""
-    if value is None:
-        return "–"
-    if unit == "rate":
-        return f"{100 * value:.1f}"
-    if unit == "score":
-        return f"{value:.3f}" if abs(value) < LARGE else f"{value:.3g}"
-    whole = value == round(value) or abs(value) >= 100
-    return f"{value:,.0f}" if whole and abs(value) < LARGE else f"{value:,.3g}"
-
-
-def interval(number: Number, unit: Unit) -> str:
-    """`40.1–46.3`, or nothing."""
-    if number.value is None or number.low is None or number.high is None:
-        return ""
-    return f"{shown(number.low, unit)}–{shown(number.high, unit)}"

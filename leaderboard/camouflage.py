@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from siegebench import registry
-from siegebench.cells import Result, canonical, label
+from siegebench.cells import Result, canonical, label, pack
 
-from . import columns, flags
+from . import columns, flags, sentences
 from .board import (
     Board,
     Column,
@@ -103,6 +103,7 @@ def _board(members: list[Result], twins: flags.Twins) -> Board:
         lines.append(line)
         if seen is not None:
             worst[line.key] = seen
+            lines[-1] = replace(line, kept=pack(seen), kept_of=len(seen))
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
         one, two = worst[a.key], worst[b.key]
@@ -112,6 +113,7 @@ def _board(members: list[Result], twins: flags.Twins) -> Board:
         lines, lambda line: high_first(line.value("vehicle_acc")), compare,
         lambda line: high_first(line.value("clean_acc")),
     )  # fmt: skip
+    placed = sentences.gained(placed, "vehicle_acc")
     data = str(cell.data["name"])
     return Board(
         id=slug("camouflage", data, key=[slice_of(members[0]), cell.stage]),
@@ -129,6 +131,7 @@ def _board(members: list[Result], twins: flags.Twins) -> Board:
         figure=_figure(placed),
         lines=placed,
         notes=(NOTE,),
+        result=sentences.survival(placed, "vehicle_acc", of=" of the views"),
     )
 
 

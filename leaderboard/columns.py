@@ -46,8 +46,17 @@ def _worst(kind: str) -> tuple[Column, ...]:
     )  # fmt: skip
 
 
+GAIN = Column(
+    "gain",
+    "vs none",
+    "points",
+    "Difference to the same network without a defense on this board, in points.",
+    "high",
+    main=False,
+)
 EVASION = (
     read("robust_acc", "Images that stay correctly classified under all attacks and seeds; Wilson 95 % interval."),
+    GAIN,
     read("clean_acc"),
     *(read(f"robust_acc@{k}", f"Robust accuracy after {k} queries per image, strongest attack.") for k in QUERY_MARKS),
     Column("worst_attack", "Worst attack", "text", "The single attack with the lowest robust accuracy.", ""),
@@ -155,6 +164,7 @@ MODELS = (
 )
 CORRUPTION = (
     Column("mean_acc", "Corrupted", help="Mean accuracy over corruptions and severities; interval by bootstrap."),
+    GAIN,
     read("clean_acc"),
     Column("relative_drop", "Lost", help="Fraction of the clean accuracy lost under corruption.", better="low"),
     Column("worst_corruption", "Worst", "text", "The corruption with the lowest accuracy.", ""),
@@ -164,6 +174,7 @@ CORRUPTION = (
 )
 CAMOUFLAGE = (
     read("vehicle_acc", "Views of vehicles seen as a vehicle under the strongest texture; Wilson 95 % interval."),
+    GAIN,
     read("vehicle_acc_grey"),
     Column("random_acc", "Seen, random", help="The same under the random texture that hides most."),
     Column("worst_texture", "Strongest", "text", "The texture under which the fewest vehicles are seen.", ""),

@@ -10,7 +10,7 @@ import numpy as np
 from siegebench import registry, signatures
 from siegebench.cells import Result, canonical
 
-from . import columns, flags
+from . import columns, flags, sentences
 from .board import (
     Board,
     Line,
@@ -94,6 +94,7 @@ def _board(members: list[Result], light: bool, twins: flags.Twins) -> Board:
         compare,
         lambda line: high_first(line.value("clean_acc")),
     )
+    placed = sentences.gained(placed, "mean_acc")
     data = str(cell.data["name"])
     text = "Accuracy under this corruption, mean over its severities."
     each = columns.under("corruption", sorted(names.values()), "rate", text, heading="Under each corruption")
@@ -118,6 +119,7 @@ def _board(members: list[Result], light: bool, twins: flags.Twins) -> Board:
             "Severities use the constants published for images of 224 and 32 pixels. Errors are not normalised by "
             "those of another network.",
         ),
+        result=sentences.survival(placed, "mean_acc", of=" on average over the corruptions"),
     )
 
 

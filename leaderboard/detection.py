@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from siegebench import registry
-from siegebench.cells import Result, ball_text, canonical, source_of
+from siegebench.cells import Result, ball_text, canonical, pack, source_of
 from siegebench.stats import auroc
 
-from . import columns
+from . import columns, sentences
 from .backdoor import under_attack_that_knows
 from .board import (
     Board,
@@ -168,6 +168,8 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
         line = _line(detectors[key], rows, numbers, reasons, found)
         if cell.backdoor is not None:
             line = under_attack_that_knows(line, knowing.get(key, []), "auroc", "knowing_auroc", min)
+        if detectors[key] in safe:
+            line = replace(line, kept=pack(safe[detectors[key]]), kept_of=len(safe[detectors[key]]))
         lines.append(line)
         estimates[detectors[key]] = {unit(r): estimate(r) for r in good if metric(r, "auroc") is not None}
 
@@ -199,6 +201,7 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
         figure=Dots("auroc", mean="auroc", title="AUROC", chance=0.5),
         lines=placed,
         notes=tuple(f"Excluded, the attack itself failed: {attack}." for attack in sorted({a for a, _ in failed})),
+        result=sentences.survival(placed, primary) if primary == GUARDED else sentences.detection(placed, primary),
     )
 
 
@@ -336,6 +339,7 @@ def _model_board(members: list[Result], model: str) -> Board:
         figure=Bars(("found", "backdoored models found"), ("false_alarms", "clean models reported as backdoored")),
         lines=placed,
         notes=("A false alarm means that a clean model would be discarded: read that column first.",),
+        result=sentences.verdicts(placed),
     )
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from siegebench import registry
-from siegebench.cells import Result, ball_text, canonical, label
-from siegebench.metrics import QUERY_MARKS
+from siegebench.cells import Result, ball_text, canonical, label, pack
 
-from . import columns, flags, subgroups
+from . import columns, flags, over, sentences, subgroups
 from .board import (
     Board,
     Column,
@@ -38,9 +37,10 @@ from .board import (
     what,
     why,
 )
-from .figures import Curves, Scatter
+from .figures import Scatter
+from .measures import measured
 from .stats import Vector, mcnemar
-from .sweeps import Sweep
+from .words import change
 
 READ = ("expected_acc", "any_hit_acc", "median_distance", "ssim", "median_queries")  # shown: lowest over the attacks
 
@@ -65,12 +65,10 @@ TARGETED = (
     f"attacks for each image. Images of that class and misclassified clean images are not attacked. {SAME}"
 )
 HEADING = "Under each attack"
-QUERIES = Curves(
-    tuple((f"robust_acc@{k}", k) for k in QUERY_MARKS), start=("clean_acc", "clean"), title="queries per image"
-)
 NOTES = {
     "white_box": "An entry is ranked only if {required} was run and, if it has a defense, an adaptive attack too.",
-    "query": "A black-box attacker queries the deployed pipeline as it is: no adaptive attack is required here.",
+    "query": "A black-box attacker queries the deployed pipeline as it is: no adaptive attack is required here. "
+    "The curves end at the ranked number; before, they show what is left under the strongest single attack.",
     "transfer": "The attacks have no access to the defense and are not adaptive. Passes are those of the surrogates.",
     "patch": "Passes are those on the attacked images; the cost of optimising a universal pattern is in its row.",
 }
@@ -94,7 +92,14 @@ def boards(rows: Sequence[Result]) -> list[Board]:
     related = {**group(done, _ball), **group([r for r in done if label(r.cell.defense) == "none"], _base)}
     grouped = group(attacked, lambda r: (r.cell.track, slice_of(r), canonical([r.cell.threat, r.cell.surrogates])))
     twins = flags.undefended(attacked)
-    return [_board(members, related, twins) for members in sorted(grouped.values(), key=_order)]
+    made = [(members[0], _board(members, related, twins)) for members in sorted(grouped.values(), key=_order)]
+    return over.eps([(_family(row), _threat(row), board) for row, board in made])
+
+
+def _family(row: Result) -> str:
+    """What boards have in common that differ only in eps."""
+    threat = {name: value for name, value in _threat(row).items() if name != "eps"}
+    return canonical([row.cell.track, slice_of(row), threat, row.cell.surrogates])
 
 
 def _required() -> str:
@@ -174,6 +179,8 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
         worst = flags.survived(mine.good)
         if worst is not None:
             survived[lines[-1].key] = worst, _attacked(mine.good)
+            if not targeted:
+                lines[-1] = replace(lines[-1], kept=pack(worst), kept_of=len(worst))
     for (model, defense, attack), rows in group(planted, lambda r: (*_victim(r), canonical(r.cell.attack))).items():
         names = {"model": models[model], "defense": f"{defenses[defense]} under {attacks[attack]}"}
         lines.append(_planted_line(names, rows, attacks))
@@ -187,6 +194,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
         return low_first(line.value("target_rate")) if targeted else high_first(line.value("robust_acc"))
 
     placed = place(lines, order, compare, lambda line: high_first(line.value("clean_acc")))
+    placed = placed if targeted else sentences.gained(placed, "robust_acc")
     data, ball = str(cell.data["name"]), ball_text(threat)
     limit = f", {threat['queries']} queries" if threat["queries"] else ""
     sources = " + ".join(label(s) for s in cell.surrogates or ())
@@ -200,7 +208,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
         *_attack_columns([r for r in usual if r.cell.attack is not None], attacks, targeted),
         *columns.under(
             "measure",
-            sorted(_measured(usual)),
+            sorted(measured(usual)),
             "score",
             "A diagnostic measure; never ranked.",
             "",
@@ -214,22 +222,21 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
         track=cell.track,
         title=f"{kind}: {ball} on {data}{limit}",
         about=TARGETED if targeted else ABOUT[cell.track],
-        facts={**slice_facts(members[0]), "threat": ball, "access": f"{threat['access']}{limit}"},
+        facts={
+            **slice_facts(members[0]),
+            "threat": ball,
+            "change": change(threat),
+            "access": f"{threat['access']}{limit}",
+        },
         columns=columns.filled([*main, *each, passes, *columns.EVASION_MORE], placed),
         primary=primary,
         row_metric=primary,
-        figure=QUERIES if cell.track == "query" and not targeted else Scatter("clean_acc", "robust_acc"),
+        figure=over.queries(threat["queries"])
+        if cell.track == "query" and not targeted
+        else Scatter("clean_acc", "robust_acc"),
         lines=placed,
         notes=(NOTES[cell.track].format(required=_required()),),
-        sweep=Sweep(
-            of=slug(
-                cell.track, data, threat["norm"], key=[slice_of(members[0]), {**threat, "eps": 0}, cell.surrogates]
-            ),
-            about=f"{kind}: {ball_text({**threat, 'eps': 0}).replace(' 0', '', 1)} on {data}{limit}",
-            at=threat["eps"],
-            title="eps",
-            start="target_rate_clean" if targeted else "clean_acc",
-        ),
+        result=sentences.resistance(placed, primary) if targeted else sentences.survival(placed, primary),
     )
 
 
@@ -282,34 +289,12 @@ def _line(
             aims = " that can be targeted" if _target(rows.every[0]) is not None else ""
             reasons.append(f"no adaptive attack: none was run against this defense{aims}")
     judged = control and cell.track == "white_box" and _target(rows.every[0]) is None
-    numbers |= {f"measure:{name}": number for name, number in _measured(rows.every).items()}
+    numbers |= {f"measure:{name}": number for name, number in measured(rows.every).items()}
     return Line(
         names=names, numbers=numbers, texts=texts, reasons=tuple(reasons), flags=found, control=control,
         judged=judged, uncaught=flags.uncaught(rows.good, found) if judged else "",
         keys=tuple(r.cell.key for r in rows.every),
     )  # fmt: skip
-
-
-def _measured(rows: Sequence[Result]) -> dict[str, Number]:
-    """`flatness likelihood_delta` and the like, means over seeds."""
-    found: dict[str, list[Result]] = {}
-    for row in rows:
-        if (
-            row.status == "ok"
-            and row.cell.measure is not None
-            and "silent" not in registry.traits("measure", row.cell.measure["name"])
-        ):
-            for name in row.metrics:
-                if metric(row, name) is None:
-                    continue
-                found.setdefault(f"{label(row.cell.measure)} {name}", []).append(row)
-    return {
-        name: Number(
-            sum(metric(r, name.split(" ", 1)[1]) or 0.0 for r in seeds) / len(seeds),
-            keys=tuple(r.cell.key for r in seeds),
-        )
-        for name, seeds in found.items()
-    }
 
 
 def _compared(rows: Rows) -> list[Mark]:
@@ -388,7 +373,7 @@ def _numbers(good: Sequence[Result], attacks: Mapping[str, str]) -> tuple[dict[s
     if all("clean" in r.samples for r in good):
         clean = float(np.mean([r.outcome("clean").sum() for r in good]))  # may differ if the victim is randomised
         numbers["clean_acc"] = share(clean, len(worst), keys[:1])
-    for name in (*READ, *(f"robust_acc@{k}" for k in QUERY_MARKS)):
+    for name in (*READ, *over.marks(_threat(good[0])["queries"])):
         found = [stored(r, name) for r in good if metric(r, name) is not None]
         if found:
             numbers[name] = min(found, key=lambda number: (number.value, number.keys))

@@ -36,6 +36,7 @@ def _board(board: Board) -> dict[str, Any]:
         ],
         "lines": [_line(line) for line in board.lines],
         "notes": list(board.notes),
+        "result": board.result,
     }  # fmt: skip
 
 
@@ -52,6 +53,7 @@ def _line(line: Line) -> dict[str, Any]:
             {"id": f.id, "severity": f.severity, "evidence": f.evidence, "row": f.key[:SHORT]} for f in line.flags
         ],
         "rows": [key[:SHORT] for key in line.keys],
+        **({"kept": line.kept, "images": line.kept_of} if line.kept else {}),
     }  # fmt: skip
 
 
@@ -150,7 +152,17 @@ def _section(board: Board) -> list[str]:
     names = list(board.lines[0].names) if board.lines else []
     heads = ["#", *(n.capitalize() for n in names), *(c.title for c in board.columns), "Flags"]
     facts = ", ".join(f"{k} {v}" for k, v in board.facts.items())
-    out = [f"## {_md(board.title)}", "", _md(board.about), "", _md(facts), "", _row(heads)]
+    out = [
+        f"## {_md(board.title)}",
+        "",
+        f"**{_md(board.result)}**",
+        "",
+        _md(board.about),
+        "",
+        _md(facts),
+        "",
+        _row(heads),
+    ]
     sides = ["--:", *(":--" for _ in names), *(":--" if c.unit == "text" else "--:" for c in board.columns), ":--"]
     out.append(f"|{'|'.join(sides)}|")
     for line in board.lines:

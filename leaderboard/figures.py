@@ -24,6 +24,7 @@ class Curves:
     Attributes:
         columns: names such as `robust_acc@100`, each with its number on the axis.
         start: the column of the first point of every curve, and its label.
+        origin: where that point lies on the axis; None: before the others.
         title: title of the horizontal axis.
         log: whether that axis is logarithmic.
     """
@@ -32,6 +33,7 @@ class Curves:
     start: tuple[str, str]
     title: str
     log: bool = True
+    origin: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,19 @@ def core(attack: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 def has(attack: Mapping[str, Any] | None, trait: str) -> bool:
     """Whether the innermost attack has a trait."""
-    return trait in registry.traits("attack", str(core(attack).get("name", "")))
+    return trait in _traits(str(core(attack).get("name", "")), id(registry.cards()))
+
+
+@lru_cache(maxsize=4096)
+def _traits(name: str, cards: int) -> frozenset[str]:
+    """The traits of an attack. Names that are unknown are slow to look up, and rows of others have thousands."""
+    return registry.traits("attack", name)
 
 
 def is_plain_pgd_ce(row: Result) -> bool:
     """Whether the attack is plain PGD on cross-entropy, without adaptation to the defense."""
     attack = row.cell.attack or {}
-    plain = "plain" in registry.traits("attack", str(attack.get("name", "")))
+    plain = "plain" in _traits(str(attack.get("name", "")), id(registry.cards()))
     return plain and attack.get("loss", "ce") in ("ce", "cross_entropy") and not row.cell.adaptive
 
 

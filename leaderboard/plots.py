@@ -5,51 +5,31 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from .axes import BOTTOM, HEIGHT, LEFT, LETTER, RIGHT, TOP, WIDTH, Axis, short
 from .board import Board, Column, Line, shown
-from .figures import Bars, Curves, Dots, Polar, Scatter
+from .figures import Bars, Curves, Dots, Figure, Polar, Scatter
+from .plot_rows import bars, dots
 
-WIDTH, HEIGHT = 680, 380
-LEFT, RIGHT, TOP, BOTTOM = 48, 18, 16, 44
-LETTER = 6.3  # approximate width of a letter of the labels
 SERIES = 8  # number of colours
+POINTS = 150  # most points of a figure
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A linear (or logarithmic) scale from values to pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        low, high, v = self.low, self.high, value
-        if self.log:
-            low, high, v = math.log10(low), math.log10(high), math.log10(v)
-        return round(self.start + (self.end - self.start) * (v - low) / (high - low), 1)
-
-    def ticks(self, step: float) -> list[dict[str, Any]]:
-        """Positions and labels of round percentages."""
-        first = math.ceil(self.low / step - 1e-9)
-        values = [step * i for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
-        return [{"at": self(v), "text": f"{100 * v:.0f}"} for v in values]
-
-
-def figure(board: Board, link: Callable[[Line], str]) -> dict[str, Any] | None:
-    """The figure of a board, or None if there is nothing to draw.
+def figures(board: Board, link: Callable[[Line], str]) -> list[dict[str, Any]]:
+    """The figures of a board; those with nothing to draw are left out.
 
     Args:
         link: maps a line to the link target of its mark.
     """
     lines = [line for line in board.lines if line.value(board.primary) is not None]
-    if not lines:
-        return None
-    match board.figure:
+    drawn = [figure(one, board, lines, link) for one in (board.figure, *board.also)] if lines else []
+    return [found for found in drawn if found is not None]
+
+
+def figure(wanted: Figure, board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
+    """One figure, or None if there is nothing to draw."""
+    match wanted:
         case Scatter() as drawn:
             return scatter(drawn, board, lines, link)
         case Curves() as drawn:
@@ -67,10 +47,6 @@ def _title(board: Board, column: str) -> str:
     return next((c.title.lower() for c in board.columns if c.id == column), column)
 
 
-def _short(name: str, limit: int = 26) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
-
-
 def _names(lines: Sequence[Line]) -> dict[int, str]:
     """Labels of the lines, without the model if there is only one."""
     single = len({line.names.get("model") for line in lines}) == 1
@@ -85,6 +61,7 @@ def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[
     lines = [line for line in lines if line.value(drawn.x) is not None]
     if not lines:
         return None
+    more, lines = max(0, len(lines) - POINTS), lines[:POINTS]
     across = [line.value(drawn.x) or 0.0 for line in lines]
     tops = [max(line.value(drawn.y) or 0.0, line.number(drawn.y).high or 0.0) for line in lines]
     x = Axis(max(0.0, math.floor(min(across) * 10 - 0.5) / 10), 1.0, LEFT, WIDTH - RIGHT)
@@ -103,7 +80,7 @@ def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[
                 "high": y(number.high if number.high is not None else value),
                 "series": models.index(line.names["model"]) % SERIES,
                 "status": "control" if line.control else "ranked" if line.rank else "unranked",
-                "name": _short(line.names["defense"]),  # the colour names the model
+                "name": short(line.names["defense"]),  # the colour names the model
                 "title": f"{line.title}: {titles[1]} {shown(value, 'rate')} %, {titles[0]} {shown(other, 'rate')} %",
                 "href": link(line),
             }
@@ -128,6 +105,7 @@ def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[
         "front": f"M{front[0]['x']} {front[0]['y']}{''.join(steps)}" if steps else "",
         "legend": [{"name": m, "series": i % SERIES} for i, m in enumerate(models)] if len(models) > 1 else [],
         "shapes": sorted({p["status"] for p in points} - {"ranked"}),
+        "more": more,
     }
 
 
@@ -157,29 +135,38 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 # ---------------------------------------------------------------------------------------------------------- queries
 
 
+CURVES = 24  # most curves of a figure
+GAP = 14.0  # between the labels of curves
+
+
 def curves(drawn: Curves, board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any] | None:
     """A rate against a number, one curve per entry; every curve begins at the column `start`."""
     side = 216
-    marks = [mark for _, mark in drawn.columns]
-    first = marks[0] / 10 if drawn.log else marks[0] - (marks[1] - marks[0] if len(marks) > 1 else 1)
-    x = Axis(float(first), float(marks[-1]), LEFT, WIDTH - side, log=drawn.log)
-    y = Axis(0.0, 1.0, HEIGHT - BOTTOM, TOP)
-    names = _names(lines)
+    shown_lines = [
+        line for line in lines if not line.control and any(line.value(c) is not None for c, _ in drawn.columns)
+    ]
+    if not shown_lines:
+        return None
+    places = [k for _, k in drawn.columns]
+    step = places[1] - places[0] if len(places) > 1 else 1.0
+    origin = places[0] / 10 if drawn.log else places[0] - step if drawn.origin is None else drawn.origin
+    height = max(HEIGHT, TOP + BOTTOM + round(GAP * min(CURVES, len(shown_lines))))
+    x = Axis(float(origin), float(places[-1]), LEFT, WIDTH - side, log=drawn.log)
+    y = Axis(0.0, 1.0, height - BOTTOM, TOP)
+    names = _names(shown_lines)
     out: list[dict[str, Any]] = []
-    for line in [line for line in lines if not line.control][:SERIES]:
+    for line in shown_lines[:CURVES]:
         found = [(k, v) for column, k in drawn.columns if (v := line.value(column)) is not None]
-        if not found:
-            continue
-        origin = line.value(drawn.start[0])
-        start = [(first, origin)] if origin is not None else []
-        at = [(x(k), y(v)) for k, v in (*start, *found)]
-        told = ", ".join(f"{shown(v, 'rate')} % at {k}" for k, v in found)
+        first = line.value(drawn.start[0])
+        at = [(x(k), y(v)) for k, v in (*([(origin, first)] if first is not None else []), *found)]
+        told = ", ".join(f"{shown(v, 'rate')} % at {k:,g}" for k, v in found)
         out.append(
             {
-                "series": len(out),
+                "series": len(out) % SERIES,
+                "dash": len(out) // SERIES,
                 "places": at,
                 "path": " ".join(f"{a},{b}" for a, b in at),
-                "name": _short(names[id(line)]),
+                "name": f"{short(names[id(line)])} {shown(found[-1][1], 'rate')}",
                 "title": f"{line.title}: {told} {drawn.title}",
                 "href": link(line),
                 "ranked": line.rank is not None,
@@ -187,22 +174,20 @@ def curves(drawn: Curves, board: Board, lines: Sequence[Line], link: Callable[[L
                 "y": at[-1][1],
             }
         )
-    if not out:
-        return None
-    _spread(out, 14.0, HEIGHT - BOTTOM)
-    ticks = [{"at": x(k), "text": f"{k:,}"} for k in marks]
+    _spread(out, GAP, height - BOTTOM)
+    ticks = [{"at": x(k), "text": f"{k:,g}"} for k in places]
     return {
         "kind": "curves",
         "label": f"{_title(board, board.primary).capitalize()} against {drawn.title}, one curve per entry",
         "width": WIDTH,
-        "height": HEIGHT,
-        "frame": (LEFT, TOP, WIDTH - side, HEIGHT - BOTTOM),
-        "x_ticks": [{"at": x(first), "text": drawn.start[1]}, *ticks],
+        "height": height,
+        "frame": (LEFT, TOP, WIDTH - side, height - BOTTOM),
+        "x_ticks": [{"at": x(origin), "text": drawn.start[1]}, *ticks],
         "y_ticks": y.ticks(0.2),
         "x_title": drawn.title,
         "y_title": f"{_title(board, board.primary)}, %",
         "lines": out,
-        "more": max(0, sum(not line.control for line in lines) - len(out)),
+        "more": len(shown_lines) - len(out),
     }
 
 
@@ -250,7 +235,7 @@ def polar(drawn: Polar, lines: Sequence[Line], link: Callable[[Line], str]) -> d
                 "places": at,
                 "path": " ".join(f"{a},{b}" for a, b in at),
                 "other": " ".join(f"{a},{b}" for a, b in closed(line, drawn.before)),
-                "name": _short(names[id(line)]),
+                "name": short(names[id(line)]),
                 "title": f"{line.title}: {told} degrees",
                 "href": link(line),
                 "ranked": line.rank is not None,
@@ -275,94 +260,6 @@ def polar(drawn: Polar, lines: Sequence[Line], link: Callable[[Line], str]) -> d
         "lines": out,
         "legend": [{"name": line["name"], "series": line["series"]} for line in out],
         "more": max(0, sum(not line.control for line in lines) - len(out)),
-    }
-
-
-# ------------------------------------------------------------------------------------------------------------- rows
-
-ROW = 34
-WIDEST = 190  # largest width of the names beside the rows
-
-
-def _side(lines: Sequence[Line]) -> int:
-    """Width of the names on the left."""
-    return min(WIDEST, 14 + round(LETTER * max(len(_short(line.title)) for line in lines)))
-
-
-def bars(drawn: Bars, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any]:
-    """Two bars per entry: one where longer is better, one where shorter is better."""
-    pair = ((*drawn.good, "good"), (*drawn.bad, "bad"))
-    side = _side(lines)
-    x = Axis(0.0, 1.0, side, WIDTH - 60)
-    rows = []
-    for i, line in enumerate(lines):
-        found = [(column, kind, line.value(column)) for column, _, kind in pair]
-        told = ", ".join(f"{text} {shown(line.value(column), 'rate')} %" for column, text, _ in pair)
-        rows.append(
-            {
-                "y": TOP + ROW * i,
-                "name": _short(line.title),
-                "href": link(line),
-                "title": f"{line.title}: {told}",
-                "ranked": line.rank is not None,
-                "bars": [
-                    {"width": max(1.0, round(x(v) - side, 1)), "kind": kind, "text": shown(v, "rate"), "dy": 4 + 12 * j}
-                    for j, (_, kind, v) in enumerate(found)
-                    if v is not None
-                ],
-            }
-        )
-    bottom = TOP + ROW * len(rows)
-    return {
-        "kind": "bars",
-        "label": " and ".join(text for _, text, _ in pair).capitalize() + ", two bars per entry",
-        "width": WIDTH,
-        "height": bottom + BOTTOM,
-        "frame": (side, TOP, WIDTH - 60, bottom),
-        "x_ticks": x.ticks(0.2),
-        "y_ticks": [],
-        "x_title": "%",
-        "y_title": "",
-        "rows": rows,
-        "pair": [{"text": text, "kind": kind} for _, text, kind in pair],
-    }
-
-
-def dots(drawn: Dots, board: Board, lines: Sequence[Line], link: Callable[[Line], str]) -> dict[str, Any]:
-    """The value of each entry under each attack, and the mean."""
-    each = [c for c in board.columns if c.group == drawn.group]
-    values = [v for line in lines for c in each if (v := line.value(c.id)) is not None]
-    side = _side(lines)
-    x = Axis(max(0.0, min(0.4, math.floor(min(values, default=0.4) * 10) / 10)), 1.0, side, WIDTH - 60)
-    rows = []
-    for i, line in enumerate(lines):
-        found = sorted((v, c.title) for c in each if (v := line.value(c.id)) is not None)
-        mean = line.value(drawn.mean) or 0.0
-        rows.append(
-            {
-                "y": TOP + ROW * i,
-                "name": _short(line.title),
-                "href": link(line),
-                "title": f"{line.title}: mean {drawn.title} {mean:.3f}",
-                "ranked": line.rank is not None,
-                "dots": [{"x": x(v), "title": f"{name}: {v:.3f}"} for v, name in found],
-                "mean": x(mean),
-                "text": f"{mean:.3f}",
-            }
-        )
-    bottom = TOP + ROW * len(rows)
-    return {
-        "kind": "dots",
-        "label": f"{drawn.title} of each entry under each attack, and its mean",
-        "width": WIDTH,
-        "height": bottom + BOTTOM,
-        "frame": (side, TOP, WIDTH - 60, bottom),
-        "x_ticks": [{"at": t["at"], "text": f"{int(t['text']) / 100:.1f}"} for t in x.ticks(0.1)],
-        "y_ticks": [],
-        "x_title": drawn.title,
-        "y_title": "",
-        "rows": rows,
-        "chance": None if drawn.chance is None else x(drawn.chance),
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from siegebench.cells import Result, canonical
 
-from . import columns
+from . import columns, sentences
 from .board import (
     Board,
     Line,
@@ -96,6 +96,7 @@ def _board(members: list[Result], model: str) -> Board:
         figure=Bars(("ca_clean_model", "clean data"), ("ca", "poisoned data")),
         lines=placed,
         notes=("A poison whose accuracy equals that of training on the rest alone only protects its own images.",),
+        result=sentences.recovery(placed),
     )
 
 

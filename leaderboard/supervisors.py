@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 
 from siegebench.cells import Result, canonical
 
-from . import columns
+from . import columns, sentences
 from .board import (
     Board,
     Line,
@@ -90,6 +90,7 @@ def _board(members: list[Result], model: str) -> Board:
         row_metric="auroc",
         figure=Dots("kind", mean="auroc", title="AUROC", chance=0.5),
         lines=placed,
+        result=sentences.detection(placed, "auroc"),
     )
 
 

@@ -30,6 +30,7 @@ def show(boards: Iterable[Board], console: Console) -> None:
         console.print("No rows yet: nothing to rank.")
     for board in boards:
         console.print(_title(board))
+        console.print(Text(plain(board.result)))
         console.print(_table(board))
         console.print(Padding(_remarks(board), (0, 0, 1, 2)))
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .board import Board, Line, group
-from .figures import Bars, Curves, Polar, Scatter
-from .sweeps import Sweep
+from .board import Board, Line
+from .figures import Bars, Curves, Figure, Polar, Scatter
 from .wandb_tables import Sheet, sheet
 
 Preset = Literal["wandb/line/v0", "wandb/scatter/v0", "wandb/bar/v0"]
@@ -33,8 +32,24 @@ class Chart:
 
 def of_board(board: Board) -> Chart | None:
     """The figure of a board; a bar for each entry if W&B has no chart of its kind. None if there is nothing to draw."""
+    return _drawn(board.figure, board)
+
+
+def further(boards: Iterable[Board]) -> dict[str, Chart]:
+    """The further figures of boards by an id; those that several boards share, once."""
+    out: dict[str, Chart] = {}
+    for board in boards:
+        for number, figure in enumerate(board.also, 1):
+            chart = _drawn(figure, board)
+            known = [(c.fields, c.table) for c in out.values()]
+            if chart is not None and (chart.fields, chart.table) not in known:
+                out[f"{board.id}-{number}"] = chart
+    return out
+
+
+def _drawn(figure: Figure, board: Board) -> Chart | None:
     lines = [line for line in board.lines if line.value(board.primary) is not None]
-    match board.figure:
+    match figure:
         case Scatter() as drawn:
             chart = _scatter(drawn, board, lines)
         case Curves() as drawn:
@@ -108,25 +123,3 @@ def _bars(board: Board, lines: Sequence[Line]) -> Chart:
     title = f"{_title(board, board.primary)}. {board.title}"
     table = sheet(("entry", "status", board.primary, "low", "high"), rows)
     return Chart(title, "wandb/bar/v0", {"label": "entry", "value": board.primary}, table)
-
-
-def of_sweeps(boards: Iterable[Board]) -> dict[str, Chart]:
-    """A chart for each set of boards that differ in one number only, by its id: the main number over that number."""
-    found = group([(b.sweep, b) for b in boards if b.sweep is not None], lambda pair: pair[0].of)
-    return {of: _sweep(members) for of, members in found.items() if len(members) > 1}
-
-
-def _sweep(boards: Sequence[tuple[Sweep, Board]]) -> Chart:
-    rows: dict[str, dict[float, tuple[float | None, ...]]] = {}
-    for sweep, board in boards:
-        for line in board.lines:
-            number, start = line.number(board.primary), line.number(sweep.start)
-            curve = rows.setdefault(line.title, {})
-            if start.value is not None:
-                curve.setdefault(0.0, (start.value, start.low, start.high))
-            if number.value is not None:
-                curve[float(sweep.at)] = (number.value, number.low, number.high)
-    sweep, board = boards[0]
-    points = [(entry, x, *curve[x]) for entry, curve in rows.items() for x in sorted(curve)]
-    title = f"{_title(board, board.primary)} over {sweep.title}. {sweep.about}"
-    return _line(title, sweep.title, board.primary, points)

@@ -15,7 +15,7 @@ from siegebench.cells import PROTOCOL, SLOTS, Cell, Result, canonical, digest, l
 from siegebench.records import Record
 
 from .board import SHORT, Board, Line, metric, what
-from .wandb_charts import Chart, of_board, of_sweeps
+from .wandb_charts import Chart, further, of_board
 from .wandb_tables import Sheet, board_table, flag_table, row_table
 
 PUBLIC_ENV = ("siegebench", "torch", "python", "device", "commit")  # other fields may identify a person or a machine
@@ -72,7 +72,7 @@ def table_name(board: Board) -> str:
 
 
 def chart_name(id: str) -> str:
-    """Of a board, or of boards that differ in one number."""
+    """Of a board, or of a further figure of boards."""
     return f"charts/{id}"
 
 
@@ -117,7 +117,7 @@ def of_suite(
     tables[FLAGS], tables[ROWS] = flag_table(boards), row_table(boards, rows)
     tables = {name: table for name, table in tables.items() if table.rows}
     charts = {chart_name(b.id): chart for b in boards if (chart := of_board(b)) is not None}
-    charts |= {chart_name(of): chart for of, chart in of_sweeps(boards).items()}
+    charts |= {chart_name(id): chart for id, chart in further(boards).items()}
     summary = _suite_summary(boards, rows)
     summary |= {f"left_out/{name}": table.left_out for name, table in tables.items() if table.left_out}
     failed = sum(row.status == "error" for row in rows)

@@ -1,7 +1,12 @@
-"""Writes docs/catalogue.md from the cards: `python -m siegebench.catalogue`. A test checks that the file is current."""
+"""Writes docs/catalogue.md from the cards, and leaderboard/flags.json from docs/flags.md.
+
+`python -m siegebench.catalogue` writes them; a test checks that both are current.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from siegebench import registry, signatures
@@ -59,11 +64,26 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
+def flags(text: str) -> str:
+    """The meaning of every flag in the tables of docs/flags.md, as JSON: the page explains flags without the docs."""
+    found: dict[str, list[str]] = {}
+    for name, meaning in re.findall(r"^\| `(\w+)` \| [^|]* \| (.*) \|$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", meaning).replace("`", "").replace("\\|", "|")
+        if plain not in found.setdefault(name, []):
+            found[name].append(plain)
+    return json.dumps({k: " ".join(v) for k, v in sorted(found.items())}, indent=1, ensure_ascii=False) + "\n"
+
+
 def main() -> None:
-    """Write the file to docs/."""
-    target = Path(__file__).resolve().parent.parent / "docs" / "catalogue.md"
-    target.write_text(render(), encoding="utf-8")
-    print(f"wrote docs/{target.name}")
+    """Write docs/catalogue.md, and leaderboard/flags.json from docs/flags.md."""
+    root = Path(__file__).resolve().parent.parent
+    written = {
+        "docs/catalogue.md": render(),
+        "leaderboard/flags.json": flags((root / "docs" / "flags.md").read_text(encoding="utf-8")),
+    }
+    for name, text in written.items():
+        (root / name).write_text(text, encoding="utf-8")
+        print(f"wrote {name}")
 
 
 if __name__ == "__main__":

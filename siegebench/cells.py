@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -89,7 +90,7 @@ class Cell:
     def from_dict(cls, value: Mapping[str, Any]) -> Cell:
         return cls(**value)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """sha256 of everything that determines the result, including the protocol version."""
         return digest({"protocol": PROTOCOL, **self.as_dict()})

@@ -44,7 +44,10 @@ def report(
         rows = marked(rows if submissions is None else beside(rows, accepted(Path(submissions))))
     boards = rank.boards(rows, [] if store is None else published.read(Path(store)))
     if format == "html":
-        return page.render(boards, rows, None if store is None else Store(store).pictures)
+        if store is None:
+            return page.render(boards, rows)
+        beside_rows = Store(store)
+        return page.render(boards, rows, beside_rows.pictures, lambda cell: beside_rows.arrays(cell).get("ids", ()))
     write = {"md": export.as_markdown, "csv": export.as_csv, "json": export.as_json, "lm_eval": export.as_lm_eval}
     return write[format](boards)
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -292,6 +293,19 @@ def test_a_report_into_a_file_keeps_its_promise_of_json(call: Call, tmp_path: Pa
     Store(tmp_path / "results").put(_row())
     assert json.loads(call("report", "--out", "r.json", "--json")[1]) == {"wrote": "r.json"}
     assert json.loads((tmp_path / "r.json").read_text())["boards"]
+
+
+def test_a_report_as_a_picture(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path / "results").put(_row())
+    assert "expected a file to write to" in call("report", "--format", "png")[2]
+    if shutil.which("chromium"):
+        code, out, err = call("report", "--format", "png", "--out", "board.png")
+        assert (code, out, err) == (0, "", "wrote board.png\n")
+        assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr("siegebench.screenshot.PROGRAMS", ())
+    code, _, err = call("report", "--format", "png", "--out", "other.png")
+    assert code == 2
+    assert "none is installed" in err
 
 
 def test_every_command_completes_names_without_torch(tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ def test_the_catalogue_is_what_the_cards_say() -> None:
     assert written == catalogue.render(), "run `make docs`"
 
 
+def test_the_page_explains_flags_as_the_docs_do() -> None:
+    written = (ROOT / "leaderboard" / "flags.json").read_text(encoding="utf-8")
+    assert written == catalogue.flags((ROOT / "docs" / "flags.md").read_text(encoding="utf-8")), "run `make docs`"
+
+
 def test_the_readme_names_every_command() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in app.registered_commands:

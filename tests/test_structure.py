@@ -37,13 +37,13 @@ def none(found: list[str]) -> None:
 
 # From the ground up: a module imports its own layer and those before it. Every module of the harness is named.
 LAYERS = (
-    ("__init__", "errors", "kinds", "worker", "progress", "files", "pictures", "stats"),
+    ("__init__", "errors", "kinds", "worker", "progress", "files", "pictures", "screenshot", "stats"),
     ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled"),
     ("ops", "cells", "card"),
     ("render",),
     ("registry",),
     ("signatures",),
-    ("titles",),
+    ("titles", "origin"),
     ("schema", "sources"),
     (
         "published",

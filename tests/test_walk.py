@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
@@ -272,3 +273,34 @@ def test_an_example_of_a_network_of_ones_own_runs(example: str, own_network: dic
         pytest.skip("this version lacks what the example shows")
     code, _, err = own_network[example]
     assert code == 0, err
+
+
+# ------------------------------------------------------------------------------------------------------- read a row
+
+
+def test_a_row_is_read_and_made_again(tmp_path: Path) -> None:
+    """The commands of docs/read_a_row.md, with shorter trainings; KEY is the key of a row that they have made."""
+    wanted = [_shorter(step) for step in steps("docs/read_a_row.md")]
+    at = next(i for i, (_, text) in enumerate(wanted) if "KEY" in text)
+    first = walk(ROOT, wanted[:at], tmp_path)
+    assert [code for *_, code, _, _ in first] == [0] * at, first
+    page = (tmp_path / "board.html").read_text(encoding="utf-8")
+    row = next((tmp_path / "results").rglob("pgd*.json"))
+    key = row.stem.rpartition("-")[2]
+    assert f"siegebench run row.yaml --only {key} --store again" in page
+    then = walk(
+        ROOT, [(kind, [key if word == "KEY" else word for word in text]) for kind, text in wanted[at:]], tmp_path
+    )
+    assert [code for *_, code, _, _ in then] == [0] * len(then), then
+    again = next((tmp_path / "again").rglob(row.name))
+    old, new = (json.loads(path.read_text()) for path in (row, again))
+    assert old["metrics"] == new["metrics"]
+    assert f"make it again: siegebench run row.yaml --only {key} --store again" in then[0][-2]
+
+
+def _shorter(step: Step) -> Step:
+    kind, text = step
+    short = {"epochs: 4": "epochs: 1", "[0, 1]": "[0]"}
+    if kind == "file":
+        return kind, (text[0], functools.reduce(lambda said, old: said.replace(old, short[old]), short, text[1]))
+    return step

@@ -275,7 +275,8 @@ def _say_stale(cells: list[Any], store: Path, kept: bool) -> None:
 def report(
     store: StorePath = DEFAULT_STORE,
     format_: Annotated[
-        str, typer.Option("--format", help="table, html, md, csv, json or lm_eval.", autocompletion=complete.formats)
+        str,
+        typer.Option("--format", help="table, html, md, csv, json, lm_eval or png.", autocompletion=complete.formats),
     ] = "table",
     out: Annotated[Path | None, typer.Option(help="Write to a file instead of stdout.")] = None,
     submissions: Annotated[
@@ -295,6 +296,13 @@ def report(
         raise ConfigError(f"unknown format {chosen!r}. {did_you_mean(chosen, complete.FORMATS)}")
     if chosen == "table" and out is None:
         tables.show(rank.boards(stored(store, submissions), published.read(store)), tables.stdout())
+    elif chosen == "png":
+        from siegebench import screenshot
+
+        if out is None:
+            raise ConfigError("--format png: expected a file to write to, such as --out board.png")
+        screenshot.take(render(store, "html", submissions=submissions), out)
+        _say(f"wrote {out}")
     else:
         text = render(store, "md" if chosen == "table" else chosen, submissions=submissions)
         if out is None:

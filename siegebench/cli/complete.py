@@ -10,7 +10,7 @@ from siegebench.bundled import bundled_suites
 from siegebench.errors import SiegeError
 from siegebench.kinds import KINDS
 
-FORMATS = ("table", "html", "md", "csv", "json", "lm_eval")
+FORMATS = ("table", "html", "md", "csv", "json", "lm_eval", "png")
 LISTED = (*(kind.plural for kind in KINDS.values()), "suites")
 
 

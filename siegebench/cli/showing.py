@@ -18,6 +18,7 @@ from siegebench.cli.listing import as_text, entry
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 from siegebench.errors import ConfigError, did_you_mean
 from siegebench.kinds import KINDS
+from siegebench.origin import again, by_hand
 from siegebench.progress import clock
 
 if TYPE_CHECKING:
@@ -198,17 +199,6 @@ def _rows(name: str, store: Path) -> list[Result]:
     return rows
 
 
-def again(row: Result) -> str | None:
-    """The command that makes a row once more; None if it came from Python or does not say its suite."""
-    origin, model = row.given.get("suite"), str(row.cell.model.get("name"))
-    if not origin or not _known("model", model):
-        return None
-    words = ["siegebench", "run", str(origin["name"])]
-    for assignment in origin.get("set", ()):
-        words += ["--set", str(assignment)]
-    return shlex.join([*words, "--only", row.cell.key[:16], "--store", "again"])
-
-
 def _row_lines(row: Result, store: Path) -> Iterable[str]:
     from siegebench.titles import titles
 
@@ -250,7 +240,7 @@ def _row_lines(row: Result, store: Path) -> Iterable[str]:
         changed = "".join(f" --set {shlex.quote(str(assignment))}" for assignment in origin.get("set", ()))
         yield f"  suite: {origin['name']}{changed}"
     command = again(row)
-    yield f"  make it again: {command}" if command else f"  make it again: {_by_hand(row)}"
+    yield f"  make it again: {command}" if command else f"  make it again: {by_hand(row)}"
     yield f"  as JSON: siegebench show {row.cell.key[:16]} --store {shlex.quote(str(store))} --json"
 
 
@@ -262,10 +252,3 @@ def _took(row: Result) -> str:
     took += f", ended {row.timing['ended']}" if row.timing.get("ended") else ""
     told = [f"{k} {row.env[k]}" for k in ("siegebench", "torch", "device") if row.env.get(k)]
     return "; ".join([took, ", ".join(told)] if told else [took])
-
-
-def _by_hand(row: Result) -> str:
-    model = str(row.cell.model.get("name"))
-    if not _known("model", model):
-        return f"it was made from Python, by sb.evaluate with a model called {model!r}"
-    return "it does not say its suite, because an earlier version made it; run that suite with --store again"

@@ -94,7 +94,7 @@ def test_the_confidence_from_all_sides_beside_that_of_grey_paint() -> None:
 
     rows = [around("active", 0.5, 1.0), around("flat", 1.0, 1.0, covered=0.0)]
     (board,) = rank.boards(rows)
-    figure = plots.figure(board, lambda line: "#")
+    (figure,) = plots.figures(board, lambda line: "#")
     assert figure is not None
     assert figure["kind"] == "polar"
     (line,) = figure["lines"]

@@ -11,7 +11,7 @@ import pytest
 from siegebench.leaderboard import wandb_content, wandb_tables
 from siegebench.leaderboard.board import Board
 from siegebench.leaderboard.figures import Bars, Curves, Dots, Polar, Scatter
-from siegebench.leaderboard.wandb_charts import Chart, of_board, of_sweeps
+from siegebench.leaderboard.wandb_charts import Chart, further, of_board
 from siegebench.leaderboard.wandb_content import contents, of_suite
 from siegebench.leaderboard.wandb_tables import board_table
 
@@ -171,13 +171,12 @@ def test_every_kind_of_figure_has_a_chart(every: Any) -> None:
 
 def test_accuracy_over_the_budget_is_a_curve_of_several_boards() -> None:
     _, boards, _ = suite(over_budgets())
-    (chart,) = of_sweeps(boards).values()
-    assert sorted(points(chart, "entry", "eps", "robust_acc")) == [
-        ("resnet / jpeg", 0.0, 0.9), ("resnet / jpeg", 4 / 255, 0.45), ("resnet / jpeg", 8 / 255, 0.25),
-        ("resnet / none", 0.0, 0.9), ("resnet / none", 4 / 255, 0.3), ("resnet / none", 8 / 255, 0.1),
+    (chart,) = further(boards).values()
+    assert sorted(points(chart, "entry", "linf eps / 255", "robust_acc")) == [
+        ("resnet / jpeg", 0.0, 0.9), ("resnet / jpeg", 4.0, 0.45), ("resnet / jpeg", 8.0, 0.25),
+        ("resnet / none", 0.0, 0.9), ("resnet / none", 4.0, 0.3), ("resnet / none", 8.0, 0.1),
     ]  # fmt: skip
-    assert of_sweeps(boards[:1]) == {}
-    assert of_sweeps(suite([repaired("anp", "badnets", ca=0.9, asr=0.1)])[1]) == {}
+    assert further(suite([repaired("anp", "badnets", ca=0.9, asr=0.1)])[1]) == {}
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures

@@ -1,0 +1,104 @@
+"""All that a page says about one row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from siegebench.cells import SLOTS, Result, canonical, label
+from siegebench.metrics import find
+from siegebench.origin import again, by_hand
+
+from .board import SHORT, metric, what, why
+from .glossary import Glossary
+from .words import Unit, shown
+
+STATUSES = ("claimed", "smoke_checked", "reproduced")  # of submitted rows, as flags
+SHOWN_ENV = ("device", "cores", "threads", "siegebench", "torch", "python", "commit")  # others may identify a person
+
+
+def details(row: Result, main: str, glossary: Glossary) -> dict[str, Any]:
+    """The data of a row for its section of the page.
+
+    Args:
+        main: the metric shown while the row is collapsed.
+    """
+    cell, value = row.cell, metric(row, main)
+    origin = row.given.get("suite") or {}
+    sets = "".join(f" --set {assignment}" for assignment in origin.get("set", ()))
+    return {
+        "key": cell.key,
+        "short": cell.key[:SHORT],
+        "what": what(row),
+        "adaptive": cell.adaptive,
+        "seed": cell.seed,
+        "status": row.status,
+        "main": None if value is None else f"{_title(main)} {_text(value, unit_of(main))}{_sign(main)}",
+        "why": "" if row.status == "ok" else why(row),
+        "metrics": [_metric(name, value) for name, value in sorted(row.metrics.items())],
+        "counts": [{"name": name, "text": f"{value:,.6g}"} for name, value in sorted(row.counts.items())],
+        "flags": [{**f, "anchor": glossary.flag(str(f["id"]))} for f in row.flags],
+        "parts": [
+            {"kind": slot, "name": label(description), "anchor": glossary.anchor(slot, description)}
+            for slot in SLOTS
+            if (description := getattr(cell, slot)) is not None
+        ],
+        "cell": canonical(cell.as_dict()),
+        "facts": [(k, v) for k, v in _facts(row) if v],
+        "suite": f"{origin['name']}{sets}" if origin.get("name") else "",
+        "command": again(row) or "",
+        "by_hand": by_hand(row),
+        "made": _when(row),
+        "errors": row.errors,
+    }
+
+
+def _when(row: Result) -> str:
+    return str(row.timing.get("ended") or "")[:16].replace("T", " ")
+
+
+def _facts(row: Result) -> list[tuple[str, str]]:
+    """When, how long and on what machine."""
+    seconds, training = (row.timing.get(name) for name in ("seconds", "training"))
+    return [
+        ("status", next((str(f["id"]).replace("_", " ") for f in row.flags if f["id"] in STATUSES), "")),
+        ("seed", str(row.cell.seed)),
+        ("finished (UTC)", _when(row)),
+        ("seconds", "" if seconds is None else f"{seconds:,.6g}"),
+        ("of them training", f"{training:,.6g}" if training else ""),
+        *((name, str(row.env[name])) for name in SHOWN_ENV if row.env.get(name) is not None),
+        ("weights", row.weights[:SHORT]),
+    ]
+
+
+def unit_of(name: str) -> Unit:
+    """The unit of a row metric, as in the tables."""
+    found = find(name)
+    return "rate" if found and found.unit == "rate" else "count" if found and found.unit == "count" else "score"
+
+
+def _text(value: float, unit: Unit) -> str:
+    """As in the tables; scores with four digits, since those of measures may be small."""
+    return f"{value:.4g}" if unit == "score" else shown(value, unit)
+
+
+def _title(name: str) -> str:
+    found = find(name)
+    return found.title if found else name
+
+
+def _sign(name: str) -> str:
+    return " %" if unit_of(name) == "rate" else ""
+
+
+def _metric(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    value, unit = found.get("value"), unit_of(name)
+    ends = (found.get("low"), found.get("high"))
+    known = find(name)
+    return {
+        "name": name,
+        "help": known.help if known else "",
+        "text": "–" if value is None else _text(value, unit) + _sign(name),
+        "interval": "–".join(_text(end, unit) for end in ends if end is not None),
+        "n": f"{found['n']:,.6g}" if isinstance(found.get("n"), (int, float)) else "",
+    }

@@ -1,0 +1,81 @@
+"""What the names on a page mean: the summaries of the cards, and the meanings of flags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from siegebench import registry
+from siegebench.cells import SLOTS, Result
+from siegebench.errors import ConfigError
+from siegebench.kinds import KINDS
+
+
+class Glossary:
+    """The entries and flags that the rows of a page name.
+
+    Attributes:
+        entries: those with a card, sorted: `{kind, name, summary, paper, anchor}`.
+        flags: `{id, meaning, anchor}`.
+    """
+
+    def __init__(self, rows: Iterable[Result], flags: Iterable[str]) -> None:
+        rows = list(rows)
+        named = {
+            (slot, part)
+            for row in rows
+            for slot in SLOTS
+            if (description := getattr(row.cell, slot)) is not None
+            for part in _parts(description)
+        }
+        cards = {key: card for key in sorted(named) if (card := _card(*key)) is not None}
+        self.entries = [
+            {"kind": KINDS[kind].name.replace("_", " "), "name": name, **card, "anchor": f"about-{i}"}
+            for i, ((kind, name), card) in enumerate(cards.items())
+        ]
+        self._anchor = dict(zip(cards, (entry["anchor"] for entry in self.entries), strict=True))
+        self._named = {name: entry for (_, name), entry in zip(cards, self.entries, strict=True)}
+        meanings = meaning_of_flags()
+        self.flags = [
+            {"id": name, "meaning": meanings[name], "anchor": f"flag-{name}"} for name in sorted({*flags} & {*meanings})
+        ]
+
+    def anchor(self, kind: str, description: Mapping[str, Any] | None) -> str:
+        """Where an entry is explained; empty if it is not."""
+        return self._anchor.get((kind, str((description or {}).get("name"))), "")
+
+    def summary(self, title: str) -> str:
+        """The summary of the entry in a column title such as `pgd (steps=50)` or `eot(apgd)`; empty if unknown."""
+        return str(self._named.get(title.partition(" ")[0].partition("(")[0], {}).get("summary", ""))
+
+    def flag(self, id: str) -> str:
+        """Where a flag is explained; empty if it is not."""
+        return f"flag-{id}" if id in meaning_of_flags() else ""
+
+
+def _parts(description: Mapping[str, Any]) -> Iterable[str]:
+    """The name of an entry, and of the attack inside."""
+    yield str(description.get("name"))
+    inner = description.get("attack")
+    if isinstance(inner, Mapping):
+        yield from _parts(inner)
+
+
+def _card(kind: str, name: str) -> dict[str, str] | None:
+    if kind not in KINDS:
+        return None
+    try:
+        card = registry.find(kind, name)[0].card
+    except ConfigError:
+        return None
+    return {"summary": card.summary, "paper": card.paper}
+
+
+@cache
+def meaning_of_flags() -> Mapping[str, str]:
+    """The tables of docs/flags.md, as `make docs` writes them."""
+    found: dict[str, str] = json.loads(files(__package__).joinpath("flags.json").read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,74 @@
+"""Names and numbers as text: the same in terminal tables, exports and on the page."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from siegebench.cells import canonical, digest, label
+
+if TYPE_CHECKING:
+    from .board import Number
+
+Unit = Literal["rate", "score", "count", "points", "text"]  # per cent, three decimals, as it is, +1.5 per cent, text
+LARGE = 1e12  # numbers above are shown in scientific notation
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, str]:
+    if isinstance(value, Mapping):
+        return {k: v for key in sorted(value) for k, v in _leaves(value[key], f"{name}.{key}" if name else key).items()}
+    return {name: canonical(value) if isinstance(value, (list, tuple)) else str(value)}
+
+
+def display(descriptions: Iterable[Mapping[str, Any] | None]) -> dict[str, str]:
+    """Short unique names of the descriptions: the label, plus the parameters that differ between equal labels."""
+    by_label: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    for description in descriptions:
+        by_label[label(description)][canonical(description)] = _leaves(description or {})
+    out: dict[str, str] = {}
+    for name, same in by_label.items():
+        varying = sorted({k for v in same.values() for k in v if len({o.get(k) for o in same.values()}) > 1})
+        for key, leaves in same.items():
+            shown = [f"{k.rpartition('.')[2]}={leaves[k][:20]}" for k in varying if k in leaves]
+            out[key] = f"{name} ({', '.join(shown)})" if len(same) > 1 else name
+    twice = {name for name, count in Counter(out.values()).items() if count > 1}
+    return {key: f"{name} #{digest(key)[:6]}" if name in twice else name for key, name in out.items()}
+
+
+def slug(*parts: str, key: Any) -> str:
+    """`white_box-cifar10-linf-8over255-1a2b3c`: safe in a link, unique by its last part."""
+    text = "-".join(parts).replace("/", "over")
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in text)[:60] + "-" + digest(key)[:6]
+
+
+def shown(value: float | None, unit: Unit) -> str:
+    """Format a value for tables; an en dash if there is none."""
+    if value is None:
+        return "–"
+    if unit == "rate":
+        return f"{100 * value:.1f}"
+    if unit == "points":
+        return f"{100 * value:+.1f}"
+    if unit == "score":
+        return f"{value:.3f}" if abs(value) < LARGE else f"{value:.3g}"
+    whole = value == round(value) or abs(value) >= 100
+    return f"{value:,.0f}" if whole and abs(value) < LARGE else f"{value:,.3g}"
+
+
+def interval(number: Number, unit: Unit) -> str:
+    """`40.1–46.3`, or nothing."""
+    if number.value is None or number.low is None or number.high is None:
+        return ""
+    return f"{shown(number.low, unit)}–{shown(number.high, unit)}"
+
+
+def change(threat: Mapping[str, Any]) -> str:
+    """What an attacker may change, in words; empty for norms without words."""
+    eps = float(threat["eps"])
+    return {
+        "linf": f"every pixel by at most {255 * eps:g} of 255 grey levels",
+        "l2": f"the whole image by a Euclidean length of at most {eps:g}",
+        "l1": f"the sum of all pixels by at most {eps:g}",
+        "l0": f"at most {100 * eps:g} % of the pixels, by any amount",
+    }.get(str(threat["norm"]), "")

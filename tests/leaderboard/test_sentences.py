@@ -1,0 +1,72 @@
+"""The sentence of result: who survives, who ties, what undefended networks keep."""
+
+from __future__ import annotations
+
+import pytest
+from siegebench.leaderboard import rank, sentences
+from siegebench.leaderboard.board import Line, Number
+
+from tests import rows as make
+from tests.rows import attacked, outcome, repaired
+
+from .boards import line, only, ranked_row
+
+
+def entry(defense: str, value: float, rank: tuple[int, int] | None = (1, 1), **more: float) -> Line:
+    numbers = {name: Number(v) for name, v in {"robust_acc": value, **more}.items()}
+    return Line(names={"model": "net", "defense": defense}, numbers=numbers, rank=rank)
+
+
+def test_who_survives_and_by_how_much() -> None:
+    rows = [*ranked_row("autoattack", 2), *ranked_row("autoattack", 82, defense="pgd_at")]
+    board = only(rows)
+    assert board.result == (
+        "The undefended network does not survive (1.0 % left); pgd_at keeps 41.0 % "
+        "(+40.0 points against the same network without a defense)."
+    )
+    assert line(board, "pgd_at").value("gain") == pytest.approx(0.4)
+    assert line(board, "none").value("gain") is None
+
+
+def test_a_tie_at_zero_has_no_winner() -> None:
+    rows = [row for i in range(15) for row in ranked_row("autoattack", 0, defense=f"d{i}" if i else "none")]
+    assert only(rows).result == "Nothing survives: 0.0 % left."
+
+
+def test_ties_are_named_or_counted() -> None:
+    two = [entry("a", 0.5, (1, 2)), entry("b", 0.48, (1, 2)), entry("none", 0.2, (3, 3))]
+    assert sentences.survival(two, "robust_acc") == (
+        "The undefended network keeps 20.0 %; a (50.0 %) and b (48.0 %) lead, too close to tell apart."
+    )
+    many = [entry(f"d{i}", 0.5 + i / 100, (1, 9)) for i in range(9)]
+    assert sentences.survival(many, "robust_acc") == "9 entries keep 50.0 to 58.0 %, too close to tell apart."
+
+
+def test_without_a_rank_there_is_no_result() -> None:
+    board = only([attacked("pgd", 150)])
+    assert board.result == sentences.NOTHING
+    assert sentences.detection([entry("a", 0.5, None)], "robust_acc") == sentences.NOTHING
+
+
+def test_backdoor_boards_say_what_triggers_do_before_and_after() -> None:
+    rows = [
+        repaired(defense, backdoor, ca=ca, asr=asr)
+        for backdoor in ("badnets", "blended")
+        for defense, ca, asr in (("none", 0.9, 1.0), ("anp", 0.88, 0.04))
+    ]
+    (board,) = rank.boards(rows)
+    assert board.result == (
+        "Without a defense 100.0 % of the triggered images reach the target; "
+        "after anp 4.0 %, with 88.0 % clean accuracy."
+    )
+
+
+def test_detectors_near_chance_do_not_win() -> None:
+    lines = [entry("a", 0.55), entry("b", 0.52, (2, 2))]
+    assert "No detector is much better than guessing" in sentences.detection(lines, "robust_acc")
+
+
+def test_a_planted_control_gains_nothing() -> None:
+    with make.controls(*make.PLANTED):
+        board = only([*ranked_row("autoattack", 2), attacked("no_op", outcome(180))])
+    assert line(board, "none under no_op").value("gain") is None
