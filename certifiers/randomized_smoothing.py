@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -53,31 +53,26 @@ def votes(model: Classifier, x: Tensor, sigma: float, n: int, draws: Draws, purp
     counts = torch.zeros(len(x), model.num_classes, dtype=torch.long, device=x.device)
     blocks = -(-n // BLOCK)
     seeds = (draws.bits((blocks,), purpose=purpose) & EVERY_BIT).tolist()
-    tasks = [(i, seeds[i][b], min(BLOCK, n - b * BLOCK)) for i in range(len(x)) for b in range(blocks)]
+    tasks = [(i, b * BLOCK, seeds[i][b], min(BLOCK, n - b * BLOCK)) for i in range(len(x)) for b in range(blocks)]
     at_most = min(at_once(x, x.device), max(1, MOST // x[0].numel()))
+    step = max(1, at_most // min(n, BLOCK))  # blocks in a pass
+    space = torch.empty(step * min(n, BLOCK), *x.shape[1:], dtype=x.dtype, device=x.device)
     generator = torch.Generator(x.device)
-    done = 0
-    for some in _passes(tasks, at_most):
-        sizes = torch.tensor([k for _, _, k in some], device=x.device)
-        rows = torch.tensor([i for i, _, _ in some], device=x.device).repeat_interleave(sizes)
-        noisy = torch.empty(len(rows), *x.shape[1:], dtype=x.dtype, device=x.device)
-        for (_, seed, _), part in zip(some, noisy.split(sizes.tolist()), strict=True):
-            part.normal_(0.0, sigma, generator=generator.manual_seed(seed))
-        noisy += x[rows]
-        numbers = done + torch.arange(len(rows), device=x.device)
-        own = draws[rows].child(purpose).at(numbers) if model.randomized else None
+    for some in (tasks[i : i + step] for i in range(0, len(tasks), step)):
+        images, firsts, keys, sizes = zip(*some, strict=True)
+        noisy = space[: sum(sizes)]
+        for i, seed, part in zip(images, keys, noisy.split(sizes), strict=True):
+            part.normal_(0.0, sigma, generator=generator.manual_seed(seed)).add_(x[i])
+        rows = torch.tensor(images).repeat_interleave(torch.tensor(sizes)).to(x.device)
+        own = None
+        if model.randomized:
+            places = torch.cat([first + torch.arange(k) for first, k in zip(firsts, sizes, strict=True)])
+            own = draws[rows].child(purpose).at(places.to(x.device))
         for at in (slice(k, k + at_most) for k in range(0, len(rows), at_most)):
             z = model(noisy[at], None if own is None else own[at])
             good = torch.isfinite(z).all(dim=1)
             counts.index_put_((rows[at], z.argmax(dim=1)), good.long(), accumulate=True)
-        done += len(rows)
     return counts
-
-
-def _passes(tasks: list[tuple[int, int, int]], at_most: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Blocks of samples, as many together as fill a pass."""
-    step = max(1, at_most // max(1, max((k for _, _, k in tasks), default=1)))
-    yield from (tasks[i : i + step] for i in range(0, len(tasks), step))
 
 
 def lower_bound(k: Tensor, n: int, alpha: float) -> Tensor:

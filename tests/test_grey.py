@@ -113,6 +113,6 @@ def test_grey_images_go_through_every_track(tmp_path: Path) -> None:
     done = [r for r in outcome.results if r.status == "ok"]
     assert {r.cell.track for r in done} == {
         "white_box", "query", "transfer", "patch", "backdoor", "poisoning", "input_detection", "model_detection",
-        "corruption",
+        "corruption", "certified",
     }  # fmt: skip
     assert all(r.cell.data["source"]["channels"] == 1 and "kind" not in r.cell.data for r in done)

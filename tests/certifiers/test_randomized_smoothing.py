@@ -9,7 +9,7 @@ from siegebench.certifiers import randomized_smoothing as rs
 from torch import Tensor, nn
 
 from siegebench import registry
-from siegebench.classifier import Network
+from siegebench.classifier import Network, Wrapped
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.testing.certifiers import linear
@@ -135,3 +135,16 @@ def test_the_backward_model_is_the_mean_softmax() -> None:
     z = smoothed.backward_model(x, draws(3))
     expected = model(x).softmax(dim=1).log() + torch.log(torch.tensor(5.0))
     torch.testing.assert_close(z, expected, atol=1e-4, rtol=0)
+
+
+def test_the_noise_of_a_network_that_is_randomised_itself_does_not_depend_on_the_batch() -> None:
+    class Noisy(Wrapped):
+        def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+            assert draws is not None
+            return super().forward(x + draws.normal(tuple(x.shape[1:])).to(x.dtype))
+
+    model, x, _ = linear("l2")
+    noisy = Noisy(model)
+    noisy.randomized = True
+    whole = rs.votes(noisy, x, 1.0, 250, draws(8), "a")
+    assert torch.equal(rs.votes(noisy, x[5:], 1.0, 250, draws(8)[5:], "a"), whole[5:])
