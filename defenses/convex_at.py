@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -154,7 +155,7 @@ def solve(x: Tensor, y: Tensor, on: Tensor, eps: float, beta: float) -> tuple[Te
     Raises:
         ModelError: when the solver finds none.
     """
-    import cvxpy as cp
+    cp: Any = import_module("cvxpy")  # its names are made at run time
 
     n, d = x.shape
     data, v, w = x.numpy(), cp.Variable((len(on), d)), cp.Variable((len(on), d))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -27,12 +26,8 @@ ROUNDING = 1e-5  # of the logits, by a network in float32; bounds are computed i
 class Bounds(Protocol):
     """What is asked of the certifier: `crown` and `ibp` have it."""
 
-    def lower(self, ops: list[Op], ball: Ball, y: Tensor) -> Tensor:
-        """Lower bounds of z_y - z_k on the ball, [n, classes]."""
-        ...
-
-    def together(self, ops: list[Op], x: Tensor, classes: int) -> int:
-        """How many images to bound at once."""
+    def lower(self, ops: list[Op], ball: Ball, y: Tensor, enough: Tensor) -> Tensor:
+        """Lower bounds of z_y - z_k on the ball, [n, classes]; better ones than `enough` [n] are not needed."""
         ...
 
 
@@ -109,12 +104,11 @@ class NAPRegions(Measure):
         own = violated.gather(1, y[:, None])[:, 0] == 0
         rows = own.nonzero()[:, 0]
         slack = ROUNDING * oracle.logits(x).abs().amax(dim=1).clamp(min=1).double()
-        search = _Search(net, bounds, exact[rows], y[rows], sign[y[rows]], slack[rows], oracle.num_classes)
+        search = _Search(net, bounds, exact[rows], y[rows], sign[y[rows]], slack[rows])
         eps = torch.full((len(rows),), threat.eps, dtype=torch.float64, device=x.device)
         ball, region = search.ball(eps), search.region(eps)
         broken = region & self._attacked(oracle.model, net, x[rows], y[rows], sign[y[rows]], threat, draws[rows])
-        everywhere = torch.full((len(x),), threat.eps, dtype=torch.float64, device=x.device)
-        empty = net.empty(exact, sign[y], everywhere)
+        empty = net.empty(exact, sign[y], threat.eps)
         n, share = len(x), (sign != 0).float().mean()
         metrics = {
             "nap_recall": int(own.sum()) / n,
@@ -200,18 +194,13 @@ class ReLUs:
             out[k - 1] = replace(op, f=_phases(part))  # type: ignore[call-arg]
         return out
 
-    def empty(self, x: Tensor, sign: Tensor, eps: Tensor) -> Tensor:
+    def empty(self, x: Tensor, sign: Tensor, eps: float) -> Tensor:
         """Where interval bounds leave a bound neuron no value of its side, bool [n]."""
-        bounds = intervals(self.ops, self.around(x, eps))
+        bounds = intervals(self.ops, Ball(x, "linf", eps, self.kind.low, self.kind.high))
         least, most = (
             torch.cat([bounds[self.ops[k - 1].inputs[0]][side].flatten(1) for k in self.at], dim=1) for side in (0, 1)
         )
         return (((sign > 0) & (most < 0)) | ((sign < 0) & (least > 0))).any(dim=1)
-
-    def around(self, x: Tensor, eps: Tensor) -> Ball:
-        """The Linf balls of radius eps [n]."""
-        radius: Any = numeric.over(eps, x)
-        return Ball(x, "linf", radius, self.kind.low, self.kind.high)
 
 
 def _phases(sign: Tensor) -> Any:
@@ -250,7 +239,6 @@ class _Search:
     y: Tensor
     sign: Tensor
     slack: Tensor
-    classes: int
 
     def ball(self, eps: Tensor) -> Tensor:
         """Whether every image of the ball gets the label, bool [n]."""
@@ -261,19 +249,13 @@ class _Search:
         return self._holds(eps, False) | self._holds(eps, True)
 
     def _holds(self, eps: Tensor, fixed: bool) -> Tensor:
-        found = []
-        for rows in self._parts():
-            x = self.x[rows]
-            ops = self.net.fixed(x, self.sign[rows]) if fixed else self.net.ops
-            low = self.bounds.lower(ops, self.net.around(x, eps[rows]), self.y[rows])
-            found.append((low > self.slack[rows, None]).all(dim=1))
-        return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool, device=self.x.device)
-
-    def _parts(self) -> Sequence[Tensor]:
-        if not len(self.x):
-            return ()
-        at_once = max(1, self.bounds.together(self.net.ops, self.x, self.classes))
-        return torch.arange(len(self.x), device=self.x.device).split(at_once)
+        found = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
+        for i in range(len(self.x)):  # each image has a network and a radius of its own
+            one = slice(i, i + 1)
+            ops = self.net.fixed(self.x[one], self.sign[one]) if fixed else self.net.ops
+            ball = Ball(self.x[one], "linf", float(eps[i]), self.net.kind.low, self.net.kind.high)
+            found[i] = (self.bounds.lower(ops, ball, self.y[one], self.slack[one]) > self.slack[i]).all()
+        return found
 
     def largest(self, holds: Any, most: float, halvings: int) -> Tensor:
         """The largest radius at which it was certified, [n]; 0 if at none."""

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -63,8 +63,8 @@ def soundness(
         contenders: dict[str, Contender] = {}
         if command is not None:
             contenders[command.split()[0] if command.split() else command] = by_command(command, folder, timeout)
-        contenders |= {_title(text): by_certifier(as_value("--certifier", text), seed) for text in certifier or ()}
-        contenders |= {_title(text): by_attack(as_value("--attack", text), seed) for text in attack or ()}
+        contenders |= {text: by_certifier(as_value("--certifier", text), seed) for text in certifier or ()}
+        contenders |= {text: by_attack(as_value("--attack", text), seed) for text in attack or ()}
         used, sets = environment.device(device), []
         for name in chosen:
             print(f"{name}: training, if it is not stored", file=sys.stderr)
@@ -89,11 +89,6 @@ def soundness(
             print(f"{row.name} is unsound: it verified balls with a known counterexample", file=sys.stderr)
     if any(row.unsound or row.errors for row in rows):
         raise typer.Exit(1)
-
-
-def _title(text: str) -> str:
-    value: Any = as_value("entry", text)
-    return text if isinstance(value, str) else str(value.get("name", text)) + (" with parameters" * (len(value) > 1))
 
 
 def lines(rows: list[Row]) -> list[str]:

@@ -149,4 +149,5 @@ def train(spec: Planting, model: Network, x: Tensor, y: Tensor, corner: Tensor, 
             if bool(good.all()):
                 break
     model.load_state_dict(best)
-    return {**best, "kept": survivors(model, balls, spec.tries, draws.child("kept"), 0).cpu()}
+    kept = survivors(model, balls, spec.tries, draws.child("kept"), 0)
+    return {name: value.cpu() for name, value in {**best, "kept": kept}.items()}
