@@ -12,7 +12,7 @@ from scipy.special import bdtrc
 from siegebench import registry, signatures
 from siegebench.cells import Result, canonical, eps_text, label
 
-from . import columns, flags
+from . import columns, flags, sentences
 from .board import (
     Board,
     Line,
@@ -148,6 +148,7 @@ def _board(members: list[Result], attacks: list[Result], twins: flags.Twins) -> 
             start=("clean_acc", "clean"), title=f"radius in {norm}{', of 255' if norm == 'linf' else ''}", log=False,
         ),
         lines=placed,
+        result=sentences.proof(placed, "certified_acc"),
         notes=_notes(members),
     )  # fmt: skip
 

@@ -98,6 +98,19 @@ def survival(lines: Sequence[Line], column: str, *, of: str = "") -> str:
     return _told(before, first(lines, column, ("keeps", "keep"), unit) + more)
 
 
+def proof(lines: Sequence[Line], column: str) -> str:
+    """Of boards that rank what is certified: who proves most, and what undefended networks allow to prove."""
+    top = leaders(lines)
+    if not top:
+        return NOTHING
+    unit = " % of the images, on average over the radii"
+    if max(line.value(column) or 0.0 for line in top) == 0.0:
+        return "No certifier proves anything at these radii."
+    bare = [line.value(column) or 0.0 for line in _bare(lines) if line not in top]
+    before = f"Without a defense at most {_span([max(bare)], ' %')} are certified" if bare else ""
+    return _told(before, first(lines, column, ("certifies", "certify"), unit))
+
+
 def resistance(lines: Sequence[Line], column: str) -> str:
     """Of boards with a target class: how often it is reached."""
     if not leaders(lines):

@@ -155,3 +155,14 @@ def test_a_planted_certifier_must_be_caught() -> None:
         assert "no attack broke one of its certificates" in rank.uncaught_controls(honest)[0]
         assert not rank.uncaught_controls(caught)
         assert not rank.broken_certificates(caught)
+
+
+def test_the_result_says_who_proves_most_and_what_undefended_networks_allow() -> None:
+    trained = [proved(IBP, (160, 150, 140), defense="ibp_training"), *attacks((165, 160, 155), defense="ibp_training")]
+    (board,) = rank.boards([*trained, proved(IBP, (20, 0, 0)), *attacks()])
+    assert board.result == (
+        "Without a defense at most 3.3 % are certified; ibp_training / ibp certifies 75.0 % of the images, on average "
+        "over the radii."
+    )
+    (nothing,) = rank.boards([proved(IBP, (0, 0, 0)), *attacks()])
+    assert nothing.result == "No certifier proves anything at these radii."
