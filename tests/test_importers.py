@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,19 @@ def test_the_command_keeps_figures_once_and_says_where(command: Callable[..., tu
     next(Path("results/published").glob("a*.json")).write_text("{}")
     code, _, err = command("report")
     assert (code, "remove it and import again" in err) == (2, True)
+
+
+def test_the_commands_of_the_page_run(command: Callable[..., tuple[int, str, str]]) -> None:
+    page = (FILES.parent.parent / "docs" / "importing.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^siegebench (import .*)$", page, re.MULTILINE)
+    assert len(shown) == 2
+    given = {
+        "model_info/cifar10/Linf/NAME.json": str(ROBUSTBENCH), "attack_df.csv": str(FILES / "attack_df.csv"),
+        "MODEL": "resnet18", "DEFENSE": "trades",
+    }  # fmt: skip
+    for line in shown:
+        code, out, err = command(*(given.get(word, word) for word in line.split()))
+        assert (code, bool(out)) == (0, True), err
 
 
 def test_text_of_a_file_is_escaped(tmp_path: Path) -> None:
