@@ -18,8 +18,9 @@ from siegebench.classifier import Classifier, frozen
 from siegebench.data import IMAGE, ImageSet
 from siegebench.draws import Draws, content_ids, derive_seed
 from siegebench.errors import BudgetExhausted, ConfigError, shortened
-from siegebench.inputs import as_classifier, as_images, as_labels, as_tensor, gradients
+from siegebench.inputs import PROBES, as_classifier, as_images, as_labels, as_tensor, gradients
 from siegebench.oracle import Oracle
+from siegebench.prepare import prepare
 from siegebench.threat import Access, Norm, Rule, ThreatModel
 from siegebench.tracks.attacking import explored
 from siegebench.tracks.judging import fresh_passes, gradient_flags, majority, right
@@ -139,7 +140,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
                 return _empty(given, threat) if report else given
             images, labels = _placed(model, given, labels)
             begin = None if start is None else _start(start, images)
-            victim = as_classifier(model, images, num_classes=num_classes)
+            victim = _prepared(as_classifier(model, images, num_classes=num_classes), images)
             labels = as_labels(labels, len(images), victim.num_classes)
             own = content_ids(images) if ids is None else as_labels(ids, len(images), name="ids").to(images.device)
             draws = Draws(derive_seed(seed, "attack"), own)
@@ -200,6 +201,15 @@ def _placed(model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     double = bool(weights) and weights[0].dtype == torch.float64
     device = tensors[0].device if tensors else x.device
     return x.to(device, torch.float64 if double else torch.float32), y.to(device)
+
+
+def _prepared(victim: Classifier, x: Tensor) -> Classifier:
+    """The model as suites prepare it, with fewer and faster operations; as it is where it cannot be copied."""
+    with frozen(victim):
+        try:
+            return prepare(victim, x[:PROBES])
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+            return victim
 
 
 def _start(start: Any, x: Tensor) -> Tensor:

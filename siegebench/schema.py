@@ -367,18 +367,19 @@ def parse(content: bytes) -> dict[str, Any]:
         row = strictjson.loads(content)
     except Refused as error:
         raise ConfigError(f"{_dotted(error.loc)}{error}") from None
-    check(row)
+    check(row, plain=True)
     return dict(row)
 
 
-def check(row: Any) -> None:
-    """Refuse anything but a valid row of this or an earlier version.
+def check(row: Any, plain: bool = False) -> None:
+    """Refuse anything but a valid row of this or an earlier version; `plain`: strictjson has seen it.
 
     Raises:
         ConfigError: one line, `field: what is wrong`.
     """
     try:
-        strictjson.plain(row)
+        if not plain:
+            strictjson.plain(row)
         if not isinstance(row, dict):
             raise Refused(f"expected a mapping, found {shortened(row)}")
         try:
@@ -386,11 +387,9 @@ def check(row: Any) -> None:
         except ValidationError as error:
             loc, message = first_fault(error)
             raise Refused(message, *loc) from None
-        expected = digest({"protocol": row["protocol"], **row["cell"]})
-        if row["key"] != expected:
-            raise Refused(
-                f"does not belong to the cell, expected {expected[:16]}..., found {row['key'][:16]}...", "key"
-            )
+        key, found = digest({"protocol": row["protocol"], **row["cell"]}), row["key"]
+        if found != key:
+            raise Refused(f"does not belong to the cell, expected {key[:16]}..., found {found[:16]}...", "key")
     except Refused as error:
         raise ConfigError(f"{_dotted(error.loc)}{error}") from None
 

@@ -9,6 +9,7 @@ from typing import Any
 from siegebench.errors import shortened
 
 DEPTH = 40  # of mappings and lists inside each other
+STEPS = 12  # of a path that are told
 
 
 class Refused(ValueError):
@@ -37,35 +38,35 @@ def loads(content: bytes) -> Any:
     return value
 
 
-def plain(value: Any, loc: tuple[Any, ...] = ()) -> None:
+def plain(value: Any, depth: int = 0) -> None:
     """Refuse what no program may have to deal with: depth, numbers that overflow, text that is no text.
 
     Raises:
         Refused: with the path of the first one.
     """
-    if len(loc) > DEPTH:
-        raise Refused("nested too deeply", *loc[:4])
     if isinstance(value, str):
         if not _is_text(value):
-            raise Refused(f"not Unicode text, found {shortened(value)}", *loc)
+            raise Refused(f"not Unicode text, found {shortened(value)}")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise Refused(f"expected a finite number, found {value}", *loc)
+            raise Refused(f"expected a finite number, found {value}")
     elif isinstance(value, int):
         if abs(value) >= 2**64:
-            raise Refused("expected a number below 2^64", *loc)
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            if not _is_text(key):
-                raise Refused(f"the key {shortened(key)} is not Unicode text", *loc)
-            plain(inner, (*loc, key))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            plain(inner, (*loc, i))
+            raise Refused("expected a number below 2^64")
+    elif isinstance(value, (dict, list)):
+        if depth == DEPTH:
+            raise Refused("nested too deeply")
+        for at, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(at, str) and not _is_text(at):
+                raise Refused(f"the key {shortened(at)} is not Unicode text")
+            try:
+                plain(inner, depth + 1)
+            except Refused as error:
+                raise Refused(str(error), *(at, *error.loc)[:STEPS]) from None
 
 
 def _is_text(value: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in value) if not value.isascii() else True
+    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _whole(digits: str) -> int:

@@ -1,0 +1,157 @@
+"""What the harness costs beside the cells, and how a cluster would help.
+
+    python benchmarks/scale.py plan              10,000 cells: from a suite to a plan, and what is left to compute
+    python benchmarks/scale.py workers           cells per second with one and two workers, and the cost of a cell
+    python benchmarks/scale.py simulate STORE    the wall time of the rows of a store on 1 to 1,000 workers
+
+`simulate` computes nothing: it schedules the measured seconds of the rows as the executors do (cells of one model with
+one worker, idle workers take from the longest queue). Trained networks are counted once, with the cell that trained
+them, as on a shared file system. Starting a worker costs START seconds. It is a simulation, not a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from siegebench.cells import Cell, Result
+from siegebench.executors.slots import _Queues
+from siegebench.store import Store
+
+START = 6.0  # seconds until a worker has imported torch and timm
+DIGITS = {"set": "digits", "count": 50}
+MODEL = {"name": "byobnet_tiny", "recipe": {"epochs": 2}}
+
+
+def suite(folder: Path, **board: Any) -> Path:
+    whole = {"suite": "scale", "data": DIGITS, "models": [MODEL], "boards": [{"track": "white_box", **board}]}
+    file = folder / "scale.yaml"
+    file.write_text(yaml.safe_dump(whole))
+    return file
+
+
+def timed(what: str, call: Callable[[], Any]) -> Any:
+    start = time.perf_counter()
+    out = call()
+    print(f"{what:48s} {time.perf_counter() - start:7.2f} s")
+    return out
+
+
+def plans(count: int) -> None:
+    """From a suite to a plan, and the comparison with a store that holds all of its rows."""
+    from siegebench.config import load_suite
+    from siegebench.plan import plan
+    from siegebench.reuse import reason
+    from siegebench.workspace import Settings
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        eps = [f"{k}/255" for k in range(1, 11)]
+        file = suite(
+            folder, attacks=["fgsm", "pgd", "apgd", "mifgsm", "deepfool"], search="none", measures=[],
+            threats=[{"norm": "linf", "eps": e} for e in eps], seeds=list(range(count // 50)),
+        )  # fmt: skip
+        plan(load_suite(str(file)))  # imports, and the digests of the data
+        planned = timed(f"a suite to {count:,} cells", lambda: plan(load_suite(str(file))))
+        store, settings = Store(folder / "store"), Settings(root=str(folder / "store"))
+        cells: Sequence[Cell] = planned.cells
+        timed("their comparison with an empty store", lambda: [reason(cell, store, settings) for cell in cells])
+        timed("writing their rows", lambda: [store.put(_row(cell)) for cell in cells])
+        left = timed("their comparison with a full store", lambda: [reason(cell, store, settings) for cell in cells])
+        assert not any(left)
+
+
+def _row(cell: Cell) -> Result:
+    from siegebench import sources
+    from siegebench.cells import pack, rate
+
+    outcome = pack([True] * 50)
+    rows = Result(
+        cell=cell, metrics={"clean_acc": rate(50, 50), "robust_acc": rate(20, 50)},
+        samples={"n": 50, "clean": outcome, "robust": outcome}, timing={"seconds": 1.0},
+    )  # fmt: skip
+    return replace(rows, sources=sources.of(cell))
+
+
+def workers() -> None:
+    """Cells per second with one and two workers of one thread, and what a cell costs beside its own work."""
+    from siegebench import api
+    from siegebench.config import load_suite
+    from siegebench.workspace import Settings
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        board = {"attacks": [{"name": "pgd", "steps": 40, "early_stop": False}], "search": "none", "measures": []}
+        threats = [{"norm": "linf", "eps": "4/255"}]
+        whole = load_suite(str(suite(folder, threats=threats, seeds=list(range(60)), **board)))
+        settings = Settings(root=str(folder / "store"), threads=1)
+        api.run(load_suite(str(suite(folder, threats=threats, seeds=[1000], **board))), settings)  # trains the network
+        rates = {}
+        for slots in (1, 2):
+            start = time.perf_counter()
+            outcome = api.run(whole, settings, how="local", slots=slots, again=True)
+            wall = time.perf_counter() - start - START
+            own = sum(float(row.timing["seconds"]) for row in outcome.results)
+            rates[slots] = len(outcome.results) / wall
+            cost = (wall * slots - own) / len(outcome.results)
+            print(
+                f"{slots} workers: {rates[slots]:6.2f} cells/s, {1e3 * cost:6.1f} ms a cell beside its own {own:.1f} s"
+            )
+        print(f"two workers are {rates[2] / rates[1]:.2f} times as fast as one (start of {START:g} s taken off)")
+
+
+def simulated(cells: Sequence[tuple[Cell, float]], count: int) -> float:
+    """Seconds until the last of the workers has ended."""
+    seconds = {cell.key: s for cell, s in cells}
+    queues = _Queues([cell for cell, _ in cells], count)
+    free = [(START, slot) for slot in range(count)]
+    end = 0.0
+    while free:
+        now, slot = heapq.heappop(free)
+        cell = queues.next(slot)
+        if cell is not None:
+            heapq.heappush(free, (now + seconds[cell.key], slot))
+            end = max(end, now + seconds[cell.key])
+    return end
+
+
+def simulate(store: Path) -> None:
+    rows = [row for row in Store(store).rows() if row.timing.get("seconds") is not None]
+    cells = [(row.cell, float(row.timing["seconds"])) for row in rows]
+    total, longest = sum(s for _, s in cells), max(s for _, s in cells)
+    print(f"{len(cells)} cells, {total:.0f} s in all, the longest {longest:.0f} s (a simulation)")
+    print("workers    wall s   speed-up   busy %   worker hours")
+    for count in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000):
+        wall = simulated(cells, count)
+        used = min(count, len(cells))
+        print(
+            f"{count:7d} {wall:9.0f} {total / wall:10.1f} {100 * total / (wall * used):8.0f} {wall * used / 3600:14.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["plan", "workers", "simulate"])
+    parser.add_argument("store", nargs="?", type=Path)
+    parser.add_argument("--cells", type=int, default=10_000)
+    given = parser.parse_args()
+    if given.what == "plan":
+        plans(given.cells)
+    elif given.what == "workers":
+        workers()
+    elif given.store is None:
+        parser.error("simulate: expected the folder of a store")
+    else:
+        simulate(given.store)
+
+
+if __name__ == "__main__":
+    main()
