@@ -127,6 +127,7 @@ def model_spec(checkpoint: str, model: Any) -> dict[str, Any]:
             )
     bare = registry.normal(model)
     try:
+        registry.find("model", bare["name"], families=True)
         known = {f.name for f in fields(cast(Any, registry.entry_class("model", str(bare["name"]))))}
     except ConfigError as error:
         raise ConfigError(f"--model: {error}") from None
