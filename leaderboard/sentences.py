@@ -169,7 +169,7 @@ def detection(lines: Sequence[Line], column: str, chance: float = 0.5) -> str:
     if best < chance + LITTLE:
         return f"No detector is much better than guessing: the highest AUROC is {shown(best, 'score')}."
     said = first(lines, column, ("separates best, with an AUROC of", "separate best, with AUROCs of"), "")
-    return _told(f"{said} (guessing: {chance:g})")
+    return _told(f"{said} ({'AUROC; ' if len(top) > 1 else ''}guessing: {chance:g})")
 
 
 def verdicts(lines: Sequence[Line]) -> str:

@@ -67,6 +67,9 @@ def test_backdoor_boards_say_what_triggers_do_before_and_after() -> None:
 
 def test_detectors_near_chance_do_not_win() -> None:
     lines = [entry("a", 0.55), entry("b", 0.52, (2, 2))]
+    tied = [entry("a", 0.9, (1, 2)), entry("b", 0.8, (1, 2))]
+    told = "a (0.900) and b (0.800) lead, too close to tell apart (AUROC; guessing: 0.5)."
+    assert sentences.detection(tied, "robust_acc") == told, "numbers have a unit"
     assert "No detector is much better than guessing" in sentences.detection(lines, "robust_acc")
 
 
