@@ -23,7 +23,7 @@ def nothing(lines: Sequence[Line]) -> str:
     """Of boards on which nothing is ranked: why, if there is one reason for all entries."""
     reasons = {line.reasons for line in lines if not line.control}
     shared = next(iter(reasons)) if len(reasons) == 1 else ()
-    return f"Nothing is ranked yet: {shared[0]}." if len(shared) == 1 and len(shared[0]) <= LONG else NOTHING
+    return f"Nothing is ranked yet ({shared[0]})." if len(shared) == 1 and len(shared[0]) <= LONG else NOTHING
 
 
 def leaders(lines: Sequence[Line]) -> list[Line]:

@@ -46,7 +46,7 @@ def test_ties_are_named_or_counted() -> None:
 
 def test_without_a_rank_there_is_no_result() -> None:
     board = only([attacked("pgd", 150)])
-    assert board.result == "Nothing is ranked yet: required attack missing: autoattack."
+    assert board.result == "Nothing is ranked yet (required attack missing: autoattack)."
     two = [replace(entry(name, 0.5, None), reasons=(why,)) for name, why in (("a", "one reason"), ("b", "another"))]
     assert sentences.survival(two, "robust_acc") == sentences.NOTHING, "the table has them"
     assert sentences.detection([entry("a", 0.5, None)], "robust_acc") == sentences.NOTHING
