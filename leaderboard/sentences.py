@@ -15,7 +15,15 @@ NONE = "none"  # the defense that does nothing
 LITTLE = 0.10  # an entry with a lower rate counts as broken
 NAMED = 3  # more entries than these are counted instead of named
 LEAD = "lead, too close to tell apart"
+LONG = 80  # letters of a reason that is left to the table
 NOTHING = "Nothing is ranked yet; the table says why."
+
+
+def nothing(lines: Sequence[Line]) -> str:
+    """Of boards on which nothing is ranked: why, if there is one reason for all entries."""
+    reasons = {line.reasons for line in lines if not line.control}
+    shared = next(iter(reasons)) if len(reasons) == 1 else ()
+    return f"Nothing is ranked yet ({shared[0]})." if len(shared) == 1 and len(shared[0]) <= LONG else NOTHING
 
 
 def leaders(lines: Sequence[Line]) -> list[Line]:
@@ -78,7 +86,7 @@ def survival(lines: Sequence[Line], column: str, *, of: str = "") -> str:
     """
     ranked = [line for line in lines if line.rank is not None]
     if not ranked:
-        return NOTHING
+        return nothing(lines)
     unit = f" %{of}"
     values = [line.value(column) or 0.0 for line in ranked]
     if max(values) < LITTLE:
@@ -102,7 +110,7 @@ def proof(lines: Sequence[Line], column: str) -> str:
     """Of boards that rank what is certified: who proves most, and what undefended networks allow to prove."""
     top = leaders(lines)
     if not top:
-        return NOTHING
+        return nothing(lines)
     unit = " % of the images, on average over the radii"
     if max(line.value(column) or 0.0 for line in top) == 0.0:
         return "No certifier proves anything at these radii."
@@ -114,7 +122,7 @@ def proof(lines: Sequence[Line], column: str) -> str:
 def resistance(lines: Sequence[Line], column: str) -> str:
     """Of boards with a target class: how often it is reached."""
     if not leaders(lines):
-        return NOTHING
+        return nothing(lines)
     bare = [line.value(column) or 0.0 for line in _bare(lines)]
     before = f"Without a defense the target class is reached for {_span(bare, ' %')} of the images" if bare else ""
     return _told(before, first(lines, column, ("lets through", "let through"), " %"))
@@ -128,7 +136,7 @@ def repair(lines: Sequence[Line]) -> str:
     )
     top = [line for line in leaders(lines) if line.names["defense"] != NONE]
     if not top:
-        return _told(before, "no defense is ranked above doing nothing") if leaders(lines) else NOTHING
+        return _told(before, "no defense is ranked above doing nothing") if leaders(lines) else nothing(lines)
     asr, clean = ([v for line in top if (v := line.value(name)) is not None] for name in ("asr", "ca"))
     if not asr or not clean:
         return _told(before, first(lines, "fidelity", ("has a fidelity of", "have fidelities of"), ""))
@@ -142,7 +150,7 @@ def repair(lines: Sequence[Line]) -> str:
 def recovery(lines: Sequence[Line]) -> str:
     """Of poisoning boards: the clean accuracy with the poison, and with the best defense."""
     if not leaders(lines):
-        return NOTHING
+        return nothing(lines)
     bare = next((line for line in lines if line.names["defense"] == NONE), None)
     before = ""
     if bare is not None and bare.value("ca") is not None:
@@ -156,19 +164,19 @@ def detection(lines: Sequence[Line], column: str, chance: float = 0.5) -> str:
     """Of boards of detectors, by AUROC."""
     top = leaders(lines)
     if not top:
-        return NOTHING
+        return nothing(lines)
     best = max(line.value(column) or 0.0 for line in top)
     if best < chance + LITTLE:
         return f"No detector is much better than guessing: the highest AUROC is {shown(best, 'score')}."
     said = first(lines, column, ("separates best, with an AUROC of", "separate best, with AUROCs of"), "")
-    return _told(f"{said} (guessing: {chance:g})")
+    return _told(f"{said} ({'AUROC; ' if len(top) > 1 else ''}guessing: {chance:g})")
 
 
 def verdicts(lines: Sequence[Line]) -> str:
     """Of boards of detectors that judge whole models."""
     top = leaders(lines)
     if not top:
-        return NOTHING
+        return nothing(lines)
     found, alarms = ([line.value(name) or 0.0 for line in top] for name in ("found", "false_alarms"))
     who = _and([_called(line, lines) for line in top]) if len(top) <= NAMED else f"{len(top)} detectors"
     tie = ", too close to tell apart" if len(top) > 1 else ""

@@ -51,7 +51,7 @@ class Target:
             ConfigError: when the mode is unknown.
         """
         if self.mode not in get_args(Mode):
-            raise ConfigError(f"--wandb {self.mode}: offline or online")
+            raise ConfigError(f"the mode of W&B: expected offline or online, found {self.mode!r}")
         if importlib.util.find_spec("wandb") is None:
             raise MissingExtra("wandb", "wandb", "W&B")
         if self.mode == "online" and not has_key():

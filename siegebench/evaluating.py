@@ -121,12 +121,19 @@ def model_spec(checkpoint: str, model: Any) -> dict[str, Any]:
         model = _whole(path)
         if model is None:
             what = "a file of weights does not say its architecture" if path.exists() else "there is no such file"
+            if path.is_file() and not zipfile.is_zipfile(path):
+                with path.open("rb") as file:
+                    if file.read(2) == b"PK":
+                        raise ConfigError(f"{checkpoint}: the end of the file is missing; copy or download it again")
+            if path.is_dir():
+                what = "a folder without config.json, which a folder of Hugging Face has"
             raise ConfigError(
                 f"{checkpoint}: {what}; name it with --model, such as --model timm/resnet50. Without --model: .onnx, "
                 "TorchScript, and folders of Hugging Face"
             )
     bare = registry.normal(model)
     try:
+        registry.find("model", bare["name"], families=True)
         known = {f.name for f in fields(cast(Any, registry.entry_class("model", str(bare["name"]))))}
     except ConfigError as error:
         raise ConfigError(f"--model: {error}") from None
@@ -184,7 +191,9 @@ def data_spec(data: Any) -> tuple[dict[str, Any], str]:
         raise DataError(
             f"--data {data}: has no folders of classes; expected FOLDER/CLASS/IMAGE, or FOLDER/test/CLASS/IMAGE"
         )
-    return {"name": "image_folder", "folder": str(folder.parent)}, folder.name
+    names = folder / "classes.txt"  # of the folder itself; the data set looks for it beside its splits
+    listed = {"classes": str(names)} if names.is_file() else {}
+    return {"name": "image_folder", "folder": str(folder.parent), **listed}, folder.name
 
 
 def _split(known: tuple[str, ...], data: str) -> str:
@@ -335,12 +344,15 @@ def described(job: Job, suite: Suite, found: Trial, device: torch.device, about:
         about: the expected time.
     """
     card, (channels, height, width) = job.model.card, job.images.shape
-    wants = card.preprocessing.get("input_size")
+    wants, chosen = card.preprocessing.get("input_size"), job.content["data"]
+    if not isinstance(wants, str):
+        wants = "x".join(map(str, (wants, wants) if isinstance(wants, int) else wants or ()))
+    own = str(Path(chosen["set"].get("folder", "")) / chosen["split"]) if "folder" in chosen["set"] else ""
     mean, std = (", ".join(f"{v:.3g}" for v in card.preprocessing.get(k, ())) for k in ("mean", "std"))
     lines = [
-        f"network: {card.name}{f', weights of {card.source}' if card.source else ''}; "
-        f"normalisation {mean} / {std}" + (f", input {wants}" if wants else ""),
-        f"images: {len(job.images)} of {job.of} of {job.images.name}, {job.images.num_classes} classes, "
+        f"network: {card.name}{f', weights of {card.source}' if card.source and card.source not in card.name else ''}; "
+        f"normalisation: mean {mean}, std {std}" + (f"; input: {wants}" if wants else ""),
+        f"images: {len(job.images)} of the {job.of} of {own or job.images.name}, {job.images.num_classes} classes, "
         f"{channels}x{height}x{width}",
         f"accuracy on {found.count} of them: {100 * found.right / found.count:.0f} %",
     ]

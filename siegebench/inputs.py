@@ -302,12 +302,16 @@ def check_answers(model: Classifier, x: Tensor) -> None:
         _check_logits(model, model(x.clone(), draws), len(x))
 
 
+SOME = "if the data has only some of its classes, list all of them with `classes` of the image folder"
+
+
 def _check_logits(model: Classifier, z: Any, n: int) -> None:
     found = tuple(z.shape) if isinstance(z, Tensor) else f"a {type(z).__name__}"
     if found != (n, model.num_classes):
+        more = isinstance(z, Tensor) and z.shape[:1] == (n,) and z.ndim == 2 and z.shape[1] > model.num_classes
         raise ModelError(
             f"the model has {model.num_classes} classes and returns {found} for {n} images; "
-            f"expected {(n, model.num_classes)}, one logit for each class"
+            f"expected {(n, model.num_classes)}, one logit for each class" + (f"; {SOME}" if more else "")
         )
     if not z.is_floating_point() or not bool(torch.isfinite(z).all()):
         what = "NaN or infinite logits" if z.is_floating_point() else f"logits of {z.dtype}"

@@ -55,6 +55,10 @@ class Estimate:
         found = next((self.seconds[work] for work in _likeness(cell) if work in self.seconds), None)
         return None if found is None else _median(found) * float(cell.data["count"])
 
+    def guessed(self) -> int:
+        """The number of cells left that no finished cell is like."""
+        return sum(self.of(cell) is None for cell in self.left.values())
+
     def remaining(self) -> float | None:
         """Seconds left; None until a cell has been computed."""
         usual = [s for work, found in self.seconds.items() if work.startswith(NAMED) for s in found]
@@ -187,7 +191,10 @@ class Progress:
 
     def _left(self) -> str:
         left = self.estimate.remaining()
-        return "" if left is None or self.done >= self.total else f"; about {about(left)} left"
+        if left is None or self.done >= self.total:
+            return ""
+        unlike = self.estimate.guessed()
+        return f"; about {about(left)} left" + (f" (a guess for {_times(unlike, 'cell')})" if unlike else "")
 
 
 class Training:

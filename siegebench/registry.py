@@ -67,10 +67,13 @@ def names(kind: str) -> list[str]:
     return sorted(name for k, name in cards() if k == kind)
 
 
-def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
+def find(kind: str, name: str, *, families: bool = False) -> tuple[Registered, dict[str, Any]]:
     """The card of `name`, `name.preset` or `family/Anything`, and the parameters that the name implies.
 
     An entry is also found as the kind in whose place it can stand (`EntryKind.also`).
+
+    Args:
+        families: for the message about an unknown name, also look among the members of families, which imports them.
 
     Raises:
         ConfigError: for an unknown name, with the nearest one.
@@ -82,7 +85,9 @@ def find(kind: str, name: str) -> tuple[Registered, dict[str, Any]]:
         if (found := _find(one, name)) is not None:
             return found
     known = [other for one in kinds for other in names(one)]
-    raise ConfigError(f"unknown {kind} {shortened(name)}. {did_you_mean(name, known)} See `siegebench list {kind}s`.")
+    wide = families and not difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    near = (_in_families(kind, name) if wide else "") or did_you_mean(name, known)
+    raise ConfigError(f"unknown {kind} {shortened(name)}. {near} See `siegebench list {kind}s`.")
 
 
 def _find(kind: str, name: str) -> tuple[Registered, dict[str, Any]] | None:
@@ -107,7 +112,7 @@ def _in_families(kind: str, name: str) -> str:
         if targets is not None:
             near = difflib.get_close_matches(name, [n for n in targets() if n == name] or targets(), n=1, cutoff=0.8)
             if near:
-                return f" Did you mean {family}/{near[0]}?"
+                return f"Did you mean {family}/{near[0]}?"
     return ""
 
 
@@ -198,10 +203,7 @@ def build(kind: Any, spec: Any) -> Any:
 
 def _build(kind: str, spec: Any) -> Entry:
     given = normal(spec)
-    try:
-        found, params = find(kind, given["name"])
-    except ConfigError as error:
-        raise ConfigError(f"{error}{_in_families(kind, given['name'])}") from None
+    found, params = find(kind, given["name"], families=True)
     cls = entry_class(kind, given["name"])
     values = {**params, **{k: v for k, v in given.items() if k != "name"}}
     known = {f.name for f in fields(cls)}
@@ -230,8 +232,10 @@ def _build(kind: str, spec: Any) -> Entry:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
+        # what the entry itself refuses says already what it found
+        then = f", found {shortened(first.get('input'))}" if where else ""
         raise _located(
-            f"{kind} {given['name']!r}: {where + ': ' if where else ''}{message}, found {shortened(first.get('input'))}"
+            f"{kind} {given['name']!r}: {where + ': ' if where else ''}{message}{then}"
             if first["type"] != "missing"
             else f"{kind} {given['name']!r} needs the parameter {where!r}",
             first["loc"],

@@ -353,7 +353,7 @@ def first_fault(error: ValidationError) -> tuple[tuple[Any, ...], str]:
         return loc, "unknown key"
     if loc[-1:] in (("str",), ("int",)):  # the members of a union
         return loc[:-1], f"expected text, a number or nothing, found {shortened(first['input'])}"
-    message = first["msg"].removeprefix("Input should be ")
+    message = re.sub(r"^\w+ should (be|have|match pattern) | after validation.*", "", first["msg"])
     return loc, f"expected {message[:1].lower()}{message[1:]}, found {shortened(first['input'])}"
 
 

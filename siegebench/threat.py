@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from numbers import Real
@@ -24,7 +25,7 @@ TOLERANCE = 1e-6  # rounding of float32 at the boundary of the ball
 
 
 def parse_number(value: object) -> float:
-    """A number, or text such as `8/255`, as a float.
+    """A number, or text such as `8/255` or `0.5/255`, as a float.
 
     Raises:
         ValueError: when it is neither.
@@ -32,7 +33,12 @@ def parse_number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (Real, str)):  # numpy's numbers too
         raise ValueError(f"expected a number or a fraction such as 8/255, found {shortened(value)}")
     try:
-        return float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+        if not isinstance(value, str):
+            return float(value)
+        above, slash, below = value.replace(" ", "").partition("/")
+        if "/" in below or re.search(r"e[+-]?\d{4}", value, re.IGNORECASE):  # or a number of thousands of digits
+            raise ValueError
+        return float(Fraction(above) / Fraction(below if slash else 1))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"expected a number or a fraction such as 8/255, found {shortened(value)}") from None
 

@@ -207,7 +207,7 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(finished: Path, call: Cal
     code, out, err = call("run", finished / "s.yaml", "--dry-run")
     assert (code, err) == (0, "")
     assert out.endswith("3 cells, 3 to compute\n")
-    assert "board 0: white_box: 3 cells, 3 to compute, time ?\n" in out
+    assert "board 0: white_box: 3 cells, 3 to compute, time unknown\n" in out
     assert out.count("  to do   ") == 3
     rows = json.loads(call("run", finished / "s.yaml", "--dry-run", "--json")[1])
     assert [r["stored"] for r in rows] == [False] * 3

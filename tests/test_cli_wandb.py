@@ -315,10 +315,10 @@ def test_report_is_sent_once(store: Store, call: Call, monkeypatch: pytest.Monke
     [
         (["wandb", "push", "--store", "none"], "none: no rows here"),
         (["wandb", "push", "mime"], "no rows of the suite 'mime'. Did you mean mine?"),
-        (["wandb", "push", "--mode", "ofline"], "--wandb ofline: offline or online"),
+        (["wandb", "push", "--mode", "ofline"], "the mode of W&B: expected offline or online, found 'ofline'"),
         (["wandb", "report", "mime", "--dry-run"], "Did you mean mine?"),
         (["wandb", "report", "mine", "--runs", "per_cell"], "a report is about boards"),
-        (["run", "s.yaml", "--wandb", "ofline"], "--wandb ofline: offline or online"),
+        (["run", "s.yaml", "--wandb", "ofline"], "the mode of W&B: expected offline or online, found 'ofline'"),
         (["run", "s.yaml", "--wandb-runs", "per_sweep"], "'per_sweep' is not one of 'per_suite'"),
     ],
 )

@@ -168,7 +168,7 @@ def test_merge_keys_may_be_overridden(tmp_path: Path) -> None:
         (["--device", "cuda:99"], "CUDA devices are visible; use --device cpu"),
         (["--device", "gpu"], "device 'gpu'"),
         (["--dtype", "float16"], "float32 or float64"),
-        (["--wandb", "on"], "--wandb on: offline or online"),
+        (["--wandb", "on"], "the mode of W&B: expected offline or online, found 'on'"),
         (["--store", "small.yaml"], "is a file; expected a folder"),
         (["--store", "small.yaml/rows"], "is a file; expected a folder"),
     ],

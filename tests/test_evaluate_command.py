@@ -13,11 +13,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from siegebench import cli
+from siegebench import cli, registry
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError, DataError
 from siegebench.evaluating import data_spec, job, model_spec
 from siegebench.store import Store
+from siegebench.types import DataSource
 from tests.zoo.exported import net, onnx_file
 
 NET = """
@@ -62,6 +63,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "net.py").write_text(NET)
     save_file(net().state_dict(), tmp_path / "My-net.safetensors")
     (tmp_path / "quick.yaml").write_text(yaml.safe_dump(QUICK))
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 and no end")
     pictures(tmp_path / "mine" / "test")
     return tmp_path
 
@@ -81,8 +83,8 @@ def test_a_network_and_images_are_enough(home: Path, capsys: Any, monkeypatch: A
     words = ("My-net.safetensors", "--model", MODEL, "--data", "mine", "--suite", "quick.yaml", "--images", "12")
     code, out, err = run(capsys, monkeypatch, *words, "--slots", "1")
     assert code == 0, err
-    assert "network: make, weights of My-net.safetensors; normalisation 0, 0, 0 / 1, 1, 1" in err
-    assert "images: 12 of 20 of mine test, 10 classes, 3x12x12" in err
+    assert "network: make, weights of My-net.safetensors; normalisation: mean 0, 0, 0, std 1, 1, 1" in err
+    assert f"images: 12 of the 20 of {home / 'mine' / 'test'}, 10 classes, 3x12x12" in err
     assert "accuracy on 12 of them" in err
     assert "white_box: fgsm at linf 8/255" in err
     assert "left out: the backdoor boards" in err
@@ -121,6 +123,13 @@ def test_a_dry_run_computes_nothing(home: Path, capsys: Any, monkeypatch: Any) -
     assert "white_box: pgd, autoattack at linf 8/255, l2 0.5" in err
     assert "12 cells, 12 to compute" in out
     assert not list(Store(home / "results").rows())
+    first = (home / "results" / "my_net.yaml").read_bytes()
+    for folder in ("other", "third"):
+        pictures(home / folder)
+    for folder, stem in (("other", "my_net_2"), ("third", "my_net_3"), ("other", "my_net_2")):
+        words = ("My-net.safetensors", "--model", MODEL, "--data", folder, "--dry-run", "--images", "10")
+        assert f"suite: results/{stem}.yaml" in run(capsys, monkeypatch, *words)[2], "images of another folder"
+    assert (home / "results" / "my_net.yaml").read_bytes() == first
 
 
 @pytest.mark.parametrize(
@@ -131,6 +140,10 @@ def test_a_dry_run_computes_nothing(home: Path, capsys: Any, monkeypatch: Any) -
         (("My-net.safetensors", "--data", "mine", "--model", "resnet18"), "unknown model 'resnet18'"),
         (("My-net.safetensors", "--data", "nothere", "--model", MODEL), "--data: there is no folder 'nothere'"),
         (("My-net.safetensors", "--data", "mine", "--model", MODEL, "--norm", "l3"), "--norm l3: unknown norm"),
+        (("My-net.safetensors", "--data", "mine", "--model", MODEL, "--eps", "wide"), "--eps wide: expected a number"),
+        (("My-net.safetensors", "--data", "mine", "--model", MODEL, "--eps", "8"), "--eps 8: threat: eps 8.0 is out"),
+        (("cut.pt", "--data", "mine"), "cut.pt: the end of the file is missing"),
+        (("mine", "--data", "mine"), "mine: a folder without config.json, which a folder of Hugging Face has"),
         (("My-net.safetensors", "--data", "mine", "--model", "small_vgg"), "weights of another architecture"),
     ],
 )
@@ -153,6 +166,11 @@ def test_folders_of_classes_and_of_splits(tmp_path: Path) -> None:
         pictures(split / name, classes=2)
     assert data_spec(str(split)) == ({"name": "image_folder", "folder": str(split)}, "val")
     assert data_spec("digits") == ({"name": "digits"}, "test")
+    names = flat / "classes.txt"
+    names.write_text("".join(f"class_{i}\n" for i in range(5)))
+    listed, name = data_spec(str(flat))
+    assert listed == {"name": "image_folder", "folder": str(tmp_path), "classes": str(names)}
+    assert registry.build(DataSource, listed).load(name).num_classes == 5
     pictures(tmp_path / "only" / "train", classes=2)
     with pytest.raises(DataError, match="has the splits train, and images for training say nothing of robustness"):
         data_spec(str(tmp_path / "only"))
@@ -191,5 +209,5 @@ def test_the_file_goes_where_the_entry_takes_it(home: Path) -> None:
     assert model_spec(str(onnx_file(home)), None) == {"name": "onnx", "file": str(home / "net.onnx")}
     with pytest.raises(ConfigError, match="--model has a checkpoint of its own"):
         model_spec(str(path), {"name": "timm/resnet18", "checkpoint": "other.pth"})
-    with pytest.raises(ConfigError, match="--model: unknown model 'resnet18'"):
+    with pytest.raises(ConfigError, match=r"--model: unknown model 'resnet18'. Did you mean timm/resnet18\?"):
         model_spec(str(path), "resnet18")

@@ -64,6 +64,12 @@ def test_every_line_says_how_long_a_cell_took(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "[1/3] ok 1 min 40 s: the first one; about 3 min left"
     assert lines[2] == f"[3/3] ok 1 min 40 s: {cells[2].title}"
+    other = cell("square")
+    with Progress() as shown:
+        shown.begin([cells[0], other], 1, {}, Store(tmp_path))
+        shown.step(cells[0], "started")
+        shown.step(cells[0], "ok")
+    assert capsys.readouterr().err.splitlines()[0].endswith(" left (a guess for 1 cell)")
 
 
 def test_training_tells_its_epochs_and_the_time_left(

@@ -186,6 +186,13 @@ def test_numbers_that_do_not_come_out_again_are_told(here: Path, command: Comman
     assert "metrics.robust_acc: claimed" in text
 
 
+def test_a_warning_that_was_taken_out_of_a_row_is_told() -> None:
+    bare, flagged = rows.attacked("pgd", 100), rows.attacked("pgd", 100, flags=[rows.flag("noop_attack")])
+    assert plausible.disagreement(bare, flagged) == "flags: claimed without noop_attack, found it"
+    assert not plausible.disagreement(flagged, bare)
+    assert not plausible.disagreement(flagged, flagged)
+
+
 def test_a_row_of_no_cell_of_its_suite_is_refused_before_anything_is_computed(here: Path, command: Command) -> None:
     forged.renamed(forged.first(here, "64/255"), lambda row: row["cell"]["threat"].update(eps=63 / 255))
     forged.seal(here)

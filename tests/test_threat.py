@@ -40,13 +40,14 @@ def test_eps_reads_as_a_fraction_and_back(halves: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("8/255", 8 / 255), (" 1 / 2 ", 0.5), ("0.1", 0.1), (3, 3.0), ("1e-3", 1e-3)]
+    ("text", "value"),
+    [("8/255", 8 / 255), (" 1 / 2 ", 0.5), ("0.1", 0.1), (3, 3.0), ("1e-3", 1e-3), ("0.5/255", 0.5 / 255)],
 )
 def test_numbers_are_read(text: Any, value: float) -> None:
     assert parse_number(text) == value
 
 
-@pytest.mark.parametrize("text", [True, None, "eight", "1/0", "", [1], "nan/2"])
+@pytest.mark.parametrize("text", [True, None, "eight", "1/0", "", [1], "nan/2", "8/", "1/2/3", "1e999999999"])
 def test_what_is_no_number_is_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="expected a number"):
         parse_number(text)

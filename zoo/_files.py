@@ -13,8 +13,9 @@ from pathlib import Path
 from siegebench.errors import ModelError
 
 DATA_VARIABLE = "SIEGEBENCH_DATA"
-# how the message about a checkpoint for another number of classes ends
-CLASSES = "the data has {}; give another checkpoint, or `checkpoint: null` to train on this data"
+# how messages about a network for another number of classes end
+OF_MORE = "if these are some of its classes, list all of them in order in classes.txt of the image folder"
+CLASSES = f"the data has {{}}; {OF_MORE}; else give another checkpoint, or `checkpoint: null` to train on this data"
 
 
 def data_folder() -> Path | None:

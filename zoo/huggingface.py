@@ -20,7 +20,7 @@ from siegebench.errors import MissingExtra, ModelError, shortened
 from siegebench.types import Count, ModelSource
 from siegebench.weights import check_finite, weights_hash
 
-from ._files import hub_file, sha256
+from ._files import OF_MORE, hub_file, sha256
 from ._processor import Preprocessing, preprocessing
 from ._whole import Channels, as_square, shown
 
@@ -75,7 +75,7 @@ class HuggingFace(ModelSource):
         of_timm = "architecture" in config
         net, make, wanted, classes = (self._timm if of_timm else self._transformers)(config, path)
         if classes != num_classes:
-            raise ModelError(f"{self._called}: a network for {classes} classes, the data has {num_classes}")
+            raise ModelError(f"{self._called}: a network for {classes} classes, the data has {num_classes}; {OF_MORE}")
         mean, std = self.mean or wanted.mean, self.std or wanted.std
         inside = as_square(self.input_size) or wanted.size
         name = str(config.get("architecture") or (config.get("architectures") or [config.get("model_type")])[0])
@@ -113,7 +113,8 @@ class HuggingFace(ModelSource):
         elif processor is None:
             raise ModelError(
                 f"{path.parent}: has no {PROCESSOR}, so the normalisation is not known; give `mean`, `std` and "
-                "`input_size`"
+                "`input_size`, such as {name: huggingface, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2], "
+                "input_size: 224}"
             )
         else:
             wanted = preprocessing(described, processor)

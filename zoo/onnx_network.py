@@ -17,7 +17,7 @@ from siegebench.data import Size
 from siegebench.errors import MissingExtra, ModelError, did_you_mean, shortened
 from siegebench.types import ModelSource
 
-from ._files import sha256
+from ._files import OF_MORE, sha256
 from ._whole import Channels, find_network, normalisation, shown
 
 KIND = "an ONNX file"
@@ -238,7 +238,7 @@ def _output(session: Any, path: Path, wanted: str | None, classes: int) -> str:
         (only,) = outputs.values()
         last = only.shape[1] if len(only.shape) > 1 else None
         if isinstance(last, int) and last != classes:
-            raise ModelError(f"{path}: a network with {last} scores, the data has {classes} classes")
+            raise ModelError(f"{path}: a network with {last} scores, the data has {classes} classes; {OF_MORE}")
         return str(only.name)
     fitting = [n for n, o in outputs.items() if o.type == "tensor(float)" and list(o.shape[1:]) == [classes]]
     if len(fitting) != 1:

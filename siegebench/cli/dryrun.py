@@ -85,13 +85,15 @@ def show(
 
 
 def _time(seconds: Sequence[float | None], slots: int, training: bool = False) -> str:
-    """`about 3 min`; `?` where no stored row is like one of the cells."""
+    """`about 3 min`; unknown where no stored row is like one of the cells."""
     if not seconds:
         return "no time" if not training else "nothing to compute"
     known = [s for s in seconds if s is not None]
     if training and not known:
-        return "time: ? (no stored row of such cells; the estimate comes with the first results)"
+        return "time: unknown (no stored row of such cells; the estimate comes with the first results)"
     told = about(sum(known) / min(slots, len(seconds))) if known else ""
     missing = len(seconds) - len(known)
-    told = f"about {told}" + (f" and ? for {missing} cells" if missing else "") if known else "time ?"
+    told = (
+        f"about {told}" + (f" and an unknown time for {missing} cells" if missing else "") if known else "time unknown"
+    )
     return f"time: {told} with {slots} at a time, without training" if training else told

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -54,10 +55,15 @@ def evaluate(
     from siegebench.evaluating import described, expected_seconds, job, trial
     from siegebench.files import write_atomic
     from siegebench.progress import about
-    from siegebench.threat import NORMS
+    from siegebench.threat import NORMS, ThreatModel
 
     if norm is not None and norm not in NORMS:
         raise ConfigError(f"--norm {norm}: unknown norm. {did_you_mean(norm, NORMS)}")
+    if eps is not None:
+        try:
+            ThreatModel.parse({"norm": norm or "linf", "eps": eps, "access": "gradient"})
+        except (ConfigError, ValueError) as error:
+            raise ConfigError(f"--eps {eps}: {error}") from None
     on = device_of(device)
     command._check_folder(store)
     given = None if model is None else as_value("--model", model)
@@ -65,7 +71,7 @@ def evaluate(
         checkpoint, given, data if Path(data).expanduser().is_dir() else as_value("--data", data),
         suite=suite, norm=norm, eps=eps, images=images, size=size,
     )  # fmt: skip
-    path = store / f"{found.content['suite']}.yaml"
+    path = _own(store, found.content)
     write_atomic(path, yaml.safe_dump(found.content, sort_keys=False, allow_unicode=True).encode())
     wanted = load_suite(str(path))
     seen = trial(found, on)
@@ -79,3 +85,24 @@ def evaluate(
     )  # fmt: skip
     if not (as_json or dry_run):
         print(f"rows: {store}")
+
+
+def _own(store: Path, content: dict[str, Any]) -> Path:
+    """Where the suite is written. The suite of another network or of other images keeps its file and its page."""
+    name = content["suite"]
+    for number in itertools.count(2):
+        path = store / f"{content['suite']}.yaml"
+        try:
+            there = yaml.safe_load(path.read_text(encoding="utf-8"))
+            same = all(
+                (there["models"], there["data"][key]) == (content["models"], content["data"][key])
+                for key in ("set", "split")
+            )
+        except FileNotFoundError:
+            return path
+        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+            same = False
+        if same:
+            return path
+        content["suite"] = f"{name}_{number}"
+    raise AssertionError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
@@ -27,23 +28,37 @@ Agreement = Literal["equal", "within", "differs"]
 M = TypeVar("M", bound=BaseModel)
 LONGEST = 4000  # characters of any text, except packed outcomes
 _MARKUP = re.compile(r"<\s*[A-Za-z/!?]|javascript:|data:text/html", re.IGNORECASE)
+_BLANK = set(
+    "\u115f\u1160\u2800\u3164\uffa0\u034f"
+)  # letters and marks that nobody sees, although they count as printable
+_MARKS = 3  # marks on one letter; Vietnamese has two, more than three cover the lines around
 _HERE = re.compile(
     r"(?<![\w.:/])(?:/(?:home|root|Users|mnt|media|tmp|var|private|srv|opt|scratch|work)/|~/)|\b[A-Za-z]:\\"
 )
 
 
 def plain(text: str) -> str:
-    """The text, if it is plain: printable, without markup and without a folder of somebody's machine.
+    """The text, if it is plain: visible, without markup and without a folder of somebody's machine.
 
     Raises:
         ValueError: what it has instead.
     """
     if not text.isprintable():
         raise ValueError(f"expected printable text on one line, found {shortened(text)}")
+    if not _BLANK.isdisjoint(text):
+        raise ValueError(f"expected text without invisible letters, found {ascii(text)[:80]}")
+    if "m" * (_MARKS + 1) in "".join("m" if unicodedata.combining(c) else "." for c in text):
+        raise ValueError(f"expected at most {_MARKS} marks on a letter, found {ascii(text)[:80]}")
     if _MARKUP.search(text):
         raise ValueError(f"expected plain text without HTML, found {shortened(text)}")
     if _HERE.search(text):
         raise ValueError(f"expected no folder of a machine, found {shortened(text)}")
+    return text
+
+
+def _trimmed(text: str) -> str:
+    if text.strip() != text:
+        raise ValueError(f"expected text without blanks at its ends, found {shortened(text)}")
     return text
 
 
@@ -60,7 +75,7 @@ def _address(text: str) -> str:
     return text
 
 
-Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(plain)]
+Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(plain), AfterValidator(_trimmed)]
 Paragraph = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(plain)]
 Name = Annotated[Snake, Field(max_length=60)]
 File = Annotated[

@@ -256,11 +256,14 @@ def disagreement(claimed: Result, found: Result) -> str:
     """Why a row that was computed again contradicts a claimed one; empty if it does not.
 
     Rates must lie within the interval of the claimed ones, scores without an interval within 5 %. Times, queries and
-    distances are not compared.
+    distances are not compared. Every warning and every failed check has to stand in the claimed row too.
     """
     if claimed.status != found.status:
         why = " ".join(str((found.error or {}).get("message", "")).split())[:200]
         return f"status: claimed {claimed.status}, found {found.status}{': ' + why if why else ''}"
+    kept = {flag["id"] for flag in claimed.flags}
+    if lost := sorted({flag["id"] for flag in found.flags if flag["severity"] != "info"} - kept):
+        return f"flags: claimed without {', '.join(lost)}, found {'it' if len(lost) == 1 else 'them'}"
     for name, figure in claimed.metrics.items():
         value, now = figure.get("value"), found.value(name)
         metric = find(name)

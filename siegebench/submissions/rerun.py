@@ -100,10 +100,10 @@ def rerun(
 
 def _compared(submission: Submission, file: str, again: Result) -> Rerun:
     row = submission.rows[file]
-    if plausible.outcome_digest(row) == plausible.outcome_digest(again):
-        return Rerun(file, row.cell.key, row.cell.title, "equal")
     why = plausible.disagreement(row, again)
-    return Rerun(file, row.cell.key, row.cell.title, "differs" if why else "within", why)
+    same = plausible.outcome_digest(row) == plausible.outcome_digest(again)
+    agreed: Agreement = "differs" if why else "equal" if same else "within"
+    return Rerun(file, row.cell.key, row.cell.title, agreed, why)
 
 
 def status_after(submission: Submission, cells: Sequence[Rerun]) -> Status:

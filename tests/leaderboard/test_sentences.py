@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from siegebench.leaderboard import rank, sentences
 from siegebench.leaderboard.board import Line, Number
@@ -44,7 +46,9 @@ def test_ties_are_named_or_counted() -> None:
 
 def test_without_a_rank_there_is_no_result() -> None:
     board = only([attacked("pgd", 150)])
-    assert board.result == sentences.NOTHING
+    assert board.result == "Nothing is ranked yet (required attack missing: autoattack)."
+    two = [replace(entry(name, 0.5, None), reasons=(why,)) for name, why in (("a", "one reason"), ("b", "another"))]
+    assert sentences.survival(two, "robust_acc") == sentences.NOTHING, "the table has them"
     assert sentences.detection([entry("a", 0.5, None)], "robust_acc") == sentences.NOTHING
 
 
@@ -63,6 +67,9 @@ def test_backdoor_boards_say_what_triggers_do_before_and_after() -> None:
 
 def test_detectors_near_chance_do_not_win() -> None:
     lines = [entry("a", 0.55), entry("b", 0.52, (2, 2))]
+    tied = [entry("a", 0.9, (1, 2)), entry("b", 0.8, (1, 2))]
+    told = "a (0.900) and b (0.800) lead, too close to tell apart (AUROC; guessing: 0.5)."
+    assert sentences.detection(tied, "robust_acc") == told, "numbers have a unit"
     assert "No detector is much better than guessing" in sentences.detection(lines, "robust_acc")
 
 

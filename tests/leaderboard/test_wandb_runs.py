@@ -195,7 +195,7 @@ def test_a_failing_wandb_is_one_warning(
 def test_online_without_a_key_stays_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Target(tmp_path, mode="online").checked().mode == "offline"
     assert "no API key" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="--wandb ofline: offline or online"):
+    with pytest.raises(ConfigError, match="the mode of W&B: expected offline or online, found 'ofline'"):
         Target(tmp_path, mode="ofline").checked()  # type: ignore[arg-type]
 
 
