@@ -81,9 +81,11 @@ def labels_poisons_by_its_rule(case: Case) -> None:
         raise NotChecked("it has no label map")
     data, poisoned, entry = planted_set(), case.kept["poisoned"], _poisoner(case)
     index = poisoned.index
-    wanted = entry.poisoned_label(data.labels, CLASSES)[index]
+    may = entry.poisoned_label(data.labels, CLASSES)
+    wanted = entry.relabelled(data.labels, CLASSES, Draws(0, data.ids))
+    require(torch.equal(wanted >= 0, may >= 0), "relabelled() and poisoned_label() allow other images to be poisoned")
     require(
-        torch.equal(poisoned.data.labels[index], wanted), "a poisoned image has another label than poisoned_label()"
+        torch.equal(poisoned.data.labels[index], wanted[index]), "a poisoned image has another label than relabelled()"
     )
     if entry.keeps_labels():
         require(torch.equal(data.labels[index], wanted), "declares clean_label, and changed a label")
@@ -147,6 +149,8 @@ def does_not_depend_on_how_images_are_listed(case: Case) -> None:
 def refuses_targets_outside_the_classes(case: Case) -> None:
     if not isinstance(case.entry, BackdoorAttack):
         raise NotChecked("it has no target")
+    if not case.entry.aims:
+        raise NotChecked("it aims at no class")
     try:
         replace(case.entry, target=CLASSES).check(CLASSES)
     except ContractError:

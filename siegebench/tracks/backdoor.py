@@ -108,6 +108,11 @@ def refuse_without_trigger(board: BoardSpec, inventory: Inventory, backdoor: Nam
     if not isinstance(backdoor.entry, BackdoorAttack):
         message = f"backdoor {backdoor.name!r} has no trigger; it is not for the {board.track} track"
         raise inventory.document.error(backdoor.where, message)
+    if not backdoor.entry.aims and board.track != "certified":
+        message = (
+            f"backdoor {backdoor.name!r} aims at no class; list it under `backdoors` of a board of the certified track"
+        )
+        raise inventory.document.error(backdoor.where, message)
 
 
 class BackdoorBoard(PoisonedBoard):
