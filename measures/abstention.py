@@ -24,8 +24,8 @@ class Abstention(Measure):
 
         min over |x' - x| <= eps  of  z_(1)(x') - z_(2)(x')
 
-    by projected gradient descent with a step that falls to zero. The last iterate is handed to the certifier: the gap of a
-    smoothed classifier is an estimate from few samples, and the smallest of many estimates says little. Randomised
+    by projected gradient descent with a step that falls to zero. The last iterate is handed to the certifier: the gap
+    of a smoothed classifier is an estimate from few samples, and the smallest of many estimates says little. Randomised
     smoothing abstains where no class has more than half of the probability. The goal is not a
     wrong answer: attacks for that pass the point where the certifier abstains. Whoever deploys the certifier has to
     fall back on something else, such as a person.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from siegebench import registry
+from siegebench.config import load_suite
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError
+from siegebench.plan import plan
 from siegebench.train import accuracy, train
 from siegebench.types import Certifier
 from siegebench.types.certifiers import ABSTAINED
-from tests import victims
+from tests import runs, victims
 
 from .planted import SHORT, random_set, small_net
 
@@ -39,6 +43,14 @@ def test_it_aims_at_no_class() -> None:
         victims.backdoor("certifier_availability", target=1)
     with pytest.raises(ConfigError, match="fixed trigger"):
         victims.backdoor("certifier_availability", attack="input_aware")
+
+
+def test_a_board_that_needs_a_target_refuses_it(tmp_path: Path) -> None:
+    written = runs.suite(
+        tmp_path / "s.yaml", {"track": "backdoor", "backdoors": ["certifier_availability"]}, models=["plain_cnn"]
+    )
+    with pytest.raises(ConfigError, match="aims at no class; list it under `backdoors` of a board of the certified"):
+        plan(load_suite(str(written)))
 
 
 def test_smoothing_abstains_where_the_trigger_is() -> None:
