@@ -88,7 +88,7 @@ def labels_poisons_by_its_rule(case: Case) -> None:
         torch.equal(poisoned.data.labels[index], wanted[index]), "a poisoned image has another label than relabelled()"
     )
     if entry.keeps_labels():
-        require(torch.equal(data.labels[index], wanted), "declares clean_label, and changed a label")
+        require(torch.equal(data.labels[index], wanted[index]), "declares clean_label, and changed a label")
 
 
 def hands_over_the_whole_network(case: Case) -> None:
