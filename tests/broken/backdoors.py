@@ -60,8 +60,11 @@ class Mislabels(Corner):
 
 
 class RelabelsOthers(Corner):
+    def poisoned_label(self, y, num_classes):
+        return torch.where(y == 1, -1, self.wanted(y, num_classes))
+
     def relabelled(self, y, num_classes, draws):
-        return torch.where(y == 1, -1, self.poisoned_label(y, num_classes))
+        return self.wanted(y, num_classes)
 
 
 class HandsOverAPart(Corner):
