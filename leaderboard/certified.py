@@ -65,10 +65,11 @@ class Rows:
 def boards(rows: Sequence[Result]) -> list[Board]:
     """One board for each slice of the data, norm and list of radii; attacks join the radii that they stay within."""
     mine = [r for r in rows if r.cell.track == "certified" and r.cell.threat is not None]
-    proofs = [r for r in mine if r.cell.radii is not None]
+    proofs = [r for r in mine if r.cell.radii is not None and r.cell.backdoor is None]
+    others = [r for r in mine if r.cell.attack is not None or r.cell.backdoor is not None]
     twins = flags.undefended([r for r in proofs if r.status == "ok"])
     found = group(proofs, lambda r: (slice_of(r), _norm(r), tuple(r.cell.radii or ())))
-    return [_board(members, [r for r in mine if r.cell.attack is not None], twins) for members in found.values()]
+    return [_board(members, others, twins) for members in found.values()]
 
 
 def broken(results: Sequence[Board]) -> list[str]:
@@ -108,18 +109,23 @@ def _text(norm: str, radius: float) -> str:
     return eps_text(radius) if norm == "linf" else f"{radius:g}"
 
 
-def _board(members: list[Result], attacks: list[Result], twins: flags.Twins) -> Board:
+def _board(members: list[Result], others: list[Result], twins: flags.Twins) -> Board:
     first = members[0]
     norm, radii = _norm(first), tuple(first.cell.radii or ())
     shown = [display(d) for d in zip(*((r.cell.model, r.cell.defense, r.cell.certifier) for r in members), strict=True)]
-    by_entry = group(attacks, lambda r: (_victim(r), slice_of(r), _norm(r)))
+    by_entry = group([r for r in others if r.cell.attack is not None], lambda r: (_victim(r), slice_of(r), _norm(r)))
+    by_backdoor = group(
+        [r for r in others if r.cell.attack is None],
+        lambda r: (_entry(r), slice_of(r), _norm(r), tuple(r.cell.radii or ())),
+    )
     lines, means = [], {}
     for entry, rows in group(members, _entry).items():
         names = dict(
             zip(("model", "defense", "certifier"), (s[e] for s, e in zip(shown, entry, strict=True)), strict=True)
         )
         tried = by_entry.get((_victim(rows[0]), slice_of(first), norm), [])
-        line, mean = _line(names, rows, tried, radii)
+        poisoned = by_backdoor.get((entry, slice_of(first), norm, radii), [])
+        line, mean = _line(names, rows, tried, poisoned, radii)
         line = replace(line, flags=in_order([*line.flags, *flags.clean_loss(rows, twins)]))
         lines.append(line)
         if mean is not None:
@@ -149,7 +155,7 @@ def _board(members: list[Result], attacks: list[Result], twins: flags.Twins) -> 
         ),
         lines=placed,
         result=sentences.proof(placed, "certified_acc"),
-        notes=_notes(members),
+        notes=(*_notes(members), *((TRIGGERED,) if any("worst_backdoor" in line.texts for line in placed) else ())),
     )  # fmt: skip
 
 
@@ -168,16 +174,26 @@ def _notes(members: Sequence[Result]) -> tuple[str, ...]:
     return tuple(sorted(out))
 
 
+TRIGGERED = (
+    "After training on a poisoned set, images with the trigger are right if they get their own label; an abstention is "
+    "no success. No attack is run on these networks."
+)
+
+
 def _chance(certifier: dict[str, Any]) -> float:
     """The probability with which a certificate may be wrong; 0 for a proof."""
     return float(certifier.get("alpha", 0.0)) if _declares(certifier, "statistical") else 0.0
 
 
 def _line(
-    names: dict[str, str], proofs: list[Result], attacks: list[Result], radii: tuple[float, ...]
+    names: dict[str, str],
+    proofs: list[Result],
+    attacks: list[Result],
+    poisoned: list[Result],
+    radii: tuple[float, ...],
 ) -> tuple[Line, Vector | None]:
     """The line of one certified model, and for each image the fraction of the radii at which it is certified."""
-    every = [*proofs, *attacks]
+    every = [*proofs, *attacks, *poisoned]
     cell = proofs[0].cell
     control = any(is_control(k, getattr(cell, k)) for k in ("model", "defense", "certifier"))
     reasons = ["control: planted by the suite, listed but never ranked"] if control else []
@@ -196,9 +212,11 @@ def _line(
     if missing:
         reasons.append(f"not attacked within {', '.join(missing)}")
     numbers, mean = _numbers(rows)
+    harmed, texts = _triggered([r for r in poisoned if r.status == "ok" and "abstained_triggered" in r.samples], radii)
     return replace(
-        line, numbers=numbers, reasons=tuple(reasons), flags=in_order(found), uncaught=_uncaught(control, found)
-    ), mean
+        line, numbers={**numbers, **harmed}, texts=texts, reasons=tuple(reasons), flags=in_order(found),
+        uncaught=_uncaught(control, found),
+    ), mean  # fmt: skip
 
 
 def _uncaught(control: bool, found: Sequence[Mark]) -> str:
@@ -260,3 +278,23 @@ def _numbers(rows: Rows) -> tuple[dict[str, Number], Vector]:
         numbers["attacked_acc"] = Number(upper, keys=attacked)
         numbers["gap"] = Number(upper - float(mean.mean()), keys=(*keys, *attacked))
     return numbers, mean
+
+
+def _triggered(rows: list[Result], radii: tuple[float, ...]) -> tuple[dict[str, Number], dict[str, str]]:
+    """(numbers, texts) of the backdoor with whose trigger the certifier abstains most; empty without rows.
+
+    As without a backdoor, an image counts as certified with every seed, and as abstained with any.
+    """
+    worst: dict[str, Number] = {}
+    name, most = "", -1.0
+    for of in group(rows, lambda r: canonical(r.cell.backdoor)).values():
+        n, keys = int(of[0].samples["n"]), tuple(r.cell.key for r in of)
+        found = {}
+        for ending, sample in (("_triggered", "_triggered"), ("_poisoned", "")):
+            abstained = np.logical_or.reduce([r.outcome(f"abstained{sample}") for r in of])
+            found[f"abstained{ending}"] = share(int(abstained.sum()), n, keys)
+            held = [np.logical_and.reduce([r.outcome(f"certified{sample}@{k}") for r in of]) for k in range(len(radii))]
+            found[f"certified_acc{ending}"] = Number(float(np.mean(held)), n=n, keys=keys)
+        if (value := found["abstained_triggered"].value or 0.0) > most:
+            worst, name, most = found, label(of[0].cell.backdoor), value
+    return worst, {"worst_backdoor": name} if name else {}

@@ -207,6 +207,15 @@ def certified(radii: Sequence[str]) -> list[Column]:
         out.append(read(f"certified_acc@{k}", proved, title=f"Certified, {radius}"))
         attacked = f"Accuracy under the strongest attack within {radius}; Wilson 95 % interval."
         out.append(_more(f"attacked_acc@{k}", f"Attacked, {radius}", "rate", attacked))
+    worst = "training on the set of the backdoor with which it abstains most"
+    out += [
+        read("abstained_triggered", f"Images with the trigger of which no class is named, after {worst}."),
+        read("certified_acc_triggered", "The same images certified with their own label, mean over the radii."),
+        Column("abstained_poisoned", "Abstained, poisoned", help=f"Images without the trigger, after {worst}.",
+               better="low"),
+        Column("certified_acc_poisoned", "Certified, poisoned", help="The same images certified, mean over the radii."),
+        Column("worst_backdoor", "Backdoor", "text", "The backdoor with which the certifier abstains most.", ""),
+    ]  # fmt: skip
     out.append(_more("seconds", "Seconds", "score", "Time of a certificate in seconds per image, all radii.", "low"))
     return [*out, _more("seeds", "Seeds", "count", "Number of seeds; all of them must certify an image.", "")]
 

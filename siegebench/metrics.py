@@ -145,6 +145,10 @@ _ALL = (
            "the radii."),
     Metric("certified_acc@", "rate", "high", "Certified, {}", "The same at radius number {} of the board."),
     Metric("abstained", "rate", "low", "Abstained", "Images of which the certifier does not name the class."),
+    Metric("certified_acc_triggered", "rate", "high", "Certified, trigger", "Images with a trigger that get their "
+           "own label with a certificate, mean over the radii."),
+    Metric("abstained_triggered", "rate", "low", "Abstained, trigger", "Images with a trigger of which the "
+           " certifier does not name the class."),
     # textures on the paint of vehicles
     Metric("vehicle_acc", "rate", "high", "Seen", "Views of vehicles answered as a vehicle under the texture."),
     Metric("vehicle_acc_grey", "rate", "high", "Seen, grey", "The same with grey paint."),
@@ -181,6 +185,8 @@ SAMPLES: dict[str, str] = {
     "attacked": "the image was attacked: it was right, and not of the target class",
     "target": "the attacked image became the target class",
     "abstained": "the certifier names no class",
+    "abstained_triggered": "the certifier names no class of the image with the trigger",
+    "certified_triggered@": "the image with the trigger gets its own label with a certificate at this radius",
     "certified@": "the image is correctly classified with a certificate at this radius, the smallest is 0",
     "refuted": "the attacked image, within the radius, breaks a certificate of the label",
     "safe@": "the attacked image is correctly classified or detected, at this percentage of false alarms",

@@ -108,6 +108,11 @@ def refuse_without_trigger(board: BoardSpec, inventory: Inventory, backdoor: Nam
     if not isinstance(backdoor.entry, BackdoorAttack):
         message = f"backdoor {backdoor.name!r} has no trigger; it is not for the {board.track} track"
         raise inventory.document.error(backdoor.where, message)
+    if not backdoor.entry.aims and board.track != "certified":
+        message = (
+            f"backdoor {backdoor.name!r} aims at no class; list it under `backdoors` of a board of the certified track"
+        )
+        raise inventory.document.error(backdoor.where, message)
 
 
 class BackdoorBoard(PoisonedBoard):
@@ -180,12 +185,13 @@ def triggered(
             f"{type(backdoor).__name__}: none of the {len(data)} test images has a class that the trigger is meant to "
             "change; give test images of other classes than the target"
         )
-    return _stamped(backdoor, data, rows, wanted[rows], seed, material), data.labels[rows], wanted[rows]
+    return with_trigger(backdoor, data, rows, wanted[rows], seed, material), data.labels[rows], wanted[rows]
 
 
-def _stamped(
+def with_trigger(
     backdoor: BackdoorAttack, data: ImageSet, rows: Tensor, wanted: Tensor, seed: int, material: Material | None
 ) -> Tensor:
+    """Test images `rows` with the trigger for the labels `wanted`, quantised."""
     draws = Draws(derive_seed(seed, "trigger"), data.ids[rows])
     x = backdoor.stamp(data.pixels(rows), draws, data.kind, wanted=wanted, material=material)
     return data.kind.load(data.kind.store(x), x.dtype)
@@ -214,7 +220,7 @@ def backdoor_metrics(
     others = ((target < 0) & ~torch.isin(data.labels, targets)).nonzero().squeeze(1)
     beyond: Metrics = {}
     if len(others):
-        away = _stamped(backdoor, data, others, targets[:1].expand(len(others)), seed, material)
+        away = with_trigger(backdoor, data, others, targets[:1].expand(len(others)), seed, material)
         hits = torch.isin(answers(ws, model, away, seed, "others"), targets)
         beyond["asr_others"] = rate(int(hits.sum()), len(others))
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any, ClassVar, Literal
@@ -13,16 +13,19 @@ from torch import Tensor
 
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Result, pack, rate
+from siegebench.classifier import Classifier
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ContractError
+from siegebench.inputs import restored
 from siegebench.inventory import Inventory, Named
-from siegebench.prepare import in_batches
+from siegebench.prepare import in_batches, prepare
 from siegebench.threat import ThreatModel
 from siegebench.tracks.attacking import measure_attack
+from siegebench.tracks.backdoor import poison_counts, refuse_without_trigger, with_trigger
 from siegebench.tracks.base import Spec, Specs
 from siegebench.tracks.conduct import conduct_flags
 from siegebench.tracks.evasion import AttackBoard, takes
-from siegebench.types import Attack, Certifier, Defense
+from siegebench.types import Attack, BackdoorAttack, Certificate, Certifier, Defense
 from siegebench.types.certifiers import ABSTAINED, other_class
 from siegebench.workspace import Workspace
 
@@ -39,12 +42,15 @@ class CertifiedBoard(AttackBoard):
     Attributes:
         threats: norm and eps of the radii.
         attacks: run on what each certifier deploys, beside the attacks that it and the defense declare.
+        backdoors: each network is trained on the poisoned set too, and certified on images with and without the
+            trigger. No attack is run on such networks.
     """
 
     track: Literal["certified"]
     certifiers: Specs
     attacks: Specs = Field(default=ATTACKS)
-    slots: ClassVar[dict[str, str]] = {**AttackBoard.slots, "certifiers": "certifier"}
+    backdoors: list[Spec] = Field(default=[])
+    slots: ClassVar[dict[str, str]] = {**AttackBoard.slots, "certifiers": "certifier", "backdoors": "backdoor"}
 
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
@@ -58,6 +64,8 @@ class CertifiedBoard(AttackBoard):
                 able, wanted = ", ".join(sorted(certifier.entry.norms)), ", ".join(sorted(norms))
                 told = f"certifier {certifier.name!r} certifies {able}; the threats are {wanted}"
                 raise inventory.document.error(certifier.where, told)
+        for backdoor in self.named(inventory, "backdoors"):
+            refuse_without_trigger(self, inventory, backdoor)
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
         data = self.images(inventory)
@@ -65,6 +73,9 @@ class CertifiedBoard(AttackBoard):
         own: list[Named[Attack]] = self.named(inventory, "attacks")
         defenses: list[Named[Defense]] = self.named(inventory, "defenses")
         certifiers: list[Named[Certifier]] = self.named(inventory, "certifiers")
+        backdoors: list[Named[BackdoorAttack]] = self.named(inventory, "backdoors")
+        for backdoor in backdoors:
+            self.check_poison(inventory, backdoor)
         for model, defense, certifier in product(self.networks(inventory, data), defenses, certifiers):
             # those of a defense know nothing of a predictor around it
             specs = (*(() if certifier.entry.deploys else defense.entry.adaptive), *certifier.entry.adaptive)
@@ -87,6 +98,11 @@ class CertifiedBoard(AttackBoard):
                         **common, data=self.used(inventory, data, made), threat=mine[-1].describe(), certifier=proved,
                         radii=[ball.eps for ball in mine],
                     )  # fmt: skip
+                    for backdoor in backdoors:
+                        yield Cell(
+                            **common, data=self.used(inventory, data), threat=mine[-1].describe(), certifier=proved,
+                            radii=[ball.eps for ball in mine], backdoor=inventory.identified(backdoor),
+                        )  # fmt: skip
                     for attack, ball in product(attacks, mine):
                         if norm in attack.entry.handles() and ball.eps > 0:
                             used = self.used(inventory, data, made or attack.entry.learning())
@@ -98,26 +114,24 @@ class CertifiedBoard(AttackBoard):
 
     @staticmethod
     def measure(cell: Cell, ws: Workspace) -> Result:
-        return _certified(cell, ws) if cell.attack is None else _attacked(cell, ws)
+        if cell.attack is not None:
+            return _attacked(cell, ws)
+        return _certified(cell, ws) if cell.backdoor is None else _poisoned(cell, ws)
 
 
-def _certified(cell: Cell, ws: Workspace) -> Result:
-    """The row of the certificates of all images, also of those that are misclassified."""
-    assert cell.threat is not None
-    data, model, certifier = ws.evaluated(cell.data), ws.network(cell), ws.entry(Certifier, cell.certifier)
-    norm, radii, weights = ThreatModel(**cell.threat).norm, cell.radii or [], fingerprint(model)
-    streams = Draws(derive_seed(cell.seed, "certify"), data.ids)
+def _certified(cell: Cell, ws: Workspace, model: Classifier | None = None) -> Result:
+    """The row of the certificates of all images, also of those that are misclassified.
 
-    def part(at: slice) -> tuple[Tensor, Tensor]:
-        found = certifier(model, ws.pixels(data, at), norm, radii, streams[at].to(ws.device))
-        return found.prediction.cpu(), found.holds.cpu()
-
-    parts = in_batches(part, len(data), ws.batch(data.stored))
-    prediction, holds = torch.cat([p for p, _ in parts]), torch.cat([h for _, h in parts], dim=1)
+    Args:
+        model: the network; that of the cell if left out.
+    """
+    data, model = ws.evaluated(cell.data), ws.network(cell) if model is None else model
+    weights = fingerprint(model)
+    found = _certificates(cell, ws, model, lambda at: ws.pixels(data, at))
     if fingerprint(model) != weights or any(m.training for m in model.modules()):
         raise ContractError(f"{cell.title}: the model was changed by the certifier")
-    n, clean, abstained = len(data), prediction == data.labels, prediction == ABSTAINED
-    right = holds & clean
+    n, clean, abstained = len(data), found.prediction == data.labels, found.prediction == ABSTAINED
+    right = found.holds & clean
     flags = [flag.as_dict() for flag in conduct_flags(ws, replace(cell, certifier=None), model, data)]
     return Result(
         cell=cell,
@@ -134,6 +148,51 @@ def _certified(cell: Cell, ws: Workspace) -> Result:
         flags=flags,
         weights=weights,
     )  # fmt: skip
+
+
+def _certificates(cell: Cell, ws: Workspace, model: Classifier, pixels: Callable[[slice], Tensor]) -> Certificate:
+    """The certificates of the evaluated images, or of changed ones."""
+    assert cell.threat is not None
+    data, certifier = ws.evaluated(cell.data), ws.entry(Certifier, cell.certifier)
+    norm, radii = ThreatModel(**cell.threat).norm, cell.radii or []
+    streams = Draws(derive_seed(cell.seed, "certify"), data.ids)
+
+    def part(at: slice) -> tuple[Tensor, Tensor]:
+        found = certifier(model, pixels(at), norm, radii, streams[at].to(ws.device))
+        return found.prediction.cpu(), found.holds.cpu()
+
+    parts = in_batches(part, len(data), ws.batch(data.stored))
+    return Certificate(torch.cat([p for p, _ in parts]), torch.cat([h for _, h in parts], dim=1))
+
+
+def _poisoned(cell: Cell, ws: Workspace) -> Result:
+    """The row of a network that was trained on a poisoned set: as `_certified`, and with the trigger on every image.
+
+    An image with the trigger is right if it gets its own label.
+    """
+    data, backdoor = ws.evaluated(cell.data), ws.entry(BackdoorAttack, cell.backdoor)
+    of = replace(cell, seed=int(cell.model.get("train_seed", 0)))  # a row's seed is that of the certificates
+    base, poisoned = ws.backdoored(of)
+    assert poisoned is not None  # only a published network has none
+    sample = ws.pixels(data, slice(0, 32))
+    model = prepare(restored(ws.defended(of, base, poisoned), sample), sample)
+    result = _certified(cell, ws, model)
+    wanted, n = backdoor.wanted(data.labels, data.num_classes).clamp(min=0), len(data)
+    x = with_trigger(backdoor, data, torch.arange(n), wanted, of.seed, poisoned.material)
+    found = _certificates(cell, ws, model, lambda at: x[at].to(ws.device, ws.dtype))
+    right, abstained = found.prediction == data.labels, found.prediction == ABSTAINED
+    proved = found.holds & right
+    result.metrics |= {
+        "ra": rate(int(right.sum()), n),
+        "certified_acc_triggered": rate(float(proved.double().mean(dim=0).sum()), n),
+        "abstained_triggered": rate(int(abstained.sum()), n),
+    }
+    result.samples |= {
+        "abstained_triggered": pack(abstained),
+        **{f"certified_triggered@{k}": pack(one) for k, one in enumerate(proved)},
+    }
+    result.counts |= poison_counts(poisoned)
+    return result
 
 
 def _attacked(cell: Cell, ws: Workspace) -> Result:

@@ -39,7 +39,7 @@ def conduct_flags(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet)
         return examined(victim, ws.pixels(data, rows), draws)
 
     found: list[Flag] = ws.remember(
-        ("conduct", digest([cell.model, cell.defense, cell.certifier]), cell.data["digest"]), make
+        ("conduct", digest([cell.model, cell.defense, cell.certifier, cell.backdoor]), cell.data["digest"]), make
     )
     return found
 

@@ -110,6 +110,11 @@ class BackdoorAttack(Poisoning):
 
     An attack that learns has one more argument in `trigger`, `planted` and `covered`: `material`.
 
+    Class attributes:
+        clean_label: it poisons images of the target class only and keeps their labels.
+        aims: its trigger is to give a class. Without one, `target` counts for nothing and `wanted` is -1 everywhere;
+            such an attack defines `poisoned_label`, and is measured on certified boards.
+
     Attributes:
         rate: fraction of the whole training set that is poisoned (also for clean-label attacks).
         target: label map. A class for all-to-one, `next` for all-to-all (y + 1), or `{source: target}` pairs, with
@@ -117,7 +122,8 @@ class BackdoorAttack(Poisoning):
         cover: fraction of the whole training set that gets the trigger and keeps its label.
     """
 
-    clean_label: ClassVar[bool] = False  # poisons images of the target class only and keeps their labels
+    clean_label: ClassVar[bool] = False
+    aims: ClassVar[bool] = True
     added: ClassVar[tuple[str, ...]] = ("cover",)
 
     rate: Share = 0.1
@@ -150,6 +156,8 @@ class BackdoorAttack(Poisoning):
 
     def wanted(self, y: Tensor, num_classes: int) -> Tensor:
         """The attacker's target label for each true label; -1 for classes that are not in the map."""
+        if not self.aims:
+            return torch.full_like(y, -1)
         if self.target == "next":
             return (y + 1) % num_classes
         if isinstance(self.target, int):
@@ -171,6 +179,10 @@ class BackdoorAttack(Poisoning):
         every = self.wanted(torch.arange(num_classes, device=y.device), num_classes)
         targets = every[every >= 0].unique()
         return torch.where(y == targets[0], y, -1) if len(targets) == 1 else torch.full_like(y, -1)
+
+    def relabelled(self, y: Tensor, num_classes: int, draws: Draws) -> Tensor:
+        """`poisoned_label`, for attacks that draw the labels of their poisoned images; -1 for the same images."""
+        return self.poisoned_label(y, num_classes)
 
     @final
     def eligible(self, data: ImageSet) -> Tensor:
@@ -232,8 +244,8 @@ class BackdoorAttack(Poisoning):
         """
         index, cover = self.chosen(data, seed)
         labels = data.labels.clone()
-        labels[index] = self.poisoned_label(data.labels, data.num_classes)[index]
         draws, source = Draws(seed, data.ids), data.stored
+        labels[index] = self.relabelled(data.labels, data.num_classes, draws)[index]
         roles: tuple[tuple[Role, Tensor], ...] = (("poison", index), ("cover", cover))
         for role, rows in roles:
             if not len(rows):

@@ -59,6 +59,14 @@ class Mislabels(Corner):
         return replace(out, data=replace(out.data, labels=labels))
 
 
+class RelabelsOthers(Corner):
+    def poisoned_label(self, y, num_classes):
+        return torch.where(y == 1, -1, self.wanted(y, num_classes))
+
+    def relabelled(self, y, num_classes, draws):
+        return self.wanted(y, num_classes)
+
+
 class HandsOverAPart(Corner):
     learns = True
 
@@ -112,6 +120,7 @@ BROKEN = [
     ("backdoor", PoisonsTwice(), "poisons exactly its share", "poisoned 8 images"),
     ("backdoor", TouchesOthers(), "poisons exactly its share", "not poisoned"),
     ("backdoor", Mislabels(), "labels poisons by its rule", "another label"),
+    ("backdoor", RelabelsOthers(), "labels poisons by its rule", "allow other images"),
     ("backdoor", HandsOverAPart(), "hands over the whole network", "state_dict"),
     ("backdoor", ChangesTheSource(), "leaves the source data unchanged", "labels"),
     ("backdoor", OnlyWorksOnSixteen(), "stamps any size in range", "8x8"),

@@ -11,11 +11,12 @@ from siegebench.leaderboard import rank
 
 from siegebench import api, registry
 from siegebench.config import load_suite
-from siegebench.draws import Draws
+from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ConfigError
 from siegebench.plan import plan
 from siegebench.store import Store
-from siegebench.types import Certifier
+from siegebench.types import BackdoorAttack, Certifier
+from siegebench.types.certifiers import ABSTAINED
 from siegebench.workspace import Settings, Workspace
 from tests import runs
 
@@ -58,6 +59,43 @@ def test_certificates_are_those_of_the_certifier_and_attacks_are_shared(tmp_path
     assert all(line.rank for line in board.lines), [line.reasons for line in board.lines]
 
 
+def test_a_network_trained_on_poison_is_certified_with_and_without_the_trigger(tmp_path: Path) -> None:
+    backdoors = [{"name": "certifier_availability", "rate": 0.1}]
+    recipe = {"name": "plain_cnn", "recipe": {"epochs": 3, "batch": 64, "lr": 0.003}}
+    board = {**BOARD, "certifiers": [SMOOTHING], "threats": [{"norm": "l2", "eps": 0.1}], "backdoors": backdoors}
+    written = runs.suite(tmp_path / "s.yaml", board, models=[recipe], data={"set": "digits", "count": 20})
+    planned = plan(load_suite(str(written)))
+    settings = Settings(root=str(tmp_path / "store"), threads=1, specs=planned.specs)
+    outcome = api.run(load_suite(str(written)), settings, how="serial")
+    assert not outcome.failed, [r.error for r in outcome.results if r.error]
+    plain, poisoned = (
+        next(r for r in outcome.results if r.cell.radii and (r.cell.backdoor is None) == clean)
+        for clean in (True, False)
+    )
+    assert plain.weights != poisoned.weights
+    assert "abstained_triggered" not in plain.metrics
+    assert poisoned.counts["poisoned"] == round(0.1 * poisoned.counts["train"])
+    # the row is what the certifier says of the network that training on the poisoned set gives
+    ws = Workspace(settings)
+    model, known = ws.backdoored(poisoned.cell)
+    data, attack = ws.evaluated(poisoned.cell.data), registry.build(BackdoorAttack, backdoors[0])
+    assert known is not None
+    draws = Draws(derive_seed(0, "trigger"), data.ids)
+    x = data.kind.load(data.kind.store(attack.stamp(data.pixels(), draws)), torch.float32)
+    found = registry.build(Certifier, SMOOTHING)(
+        model, x, "l2", [0.1], Draws(derive_seed(0, "certify"), data.ids)
+    )  # fmt: skip
+    assert poisoned.outcome("abstained_triggered").tolist() == (found.prediction == ABSTAINED).tolist()
+    right = found.holds[0] & (found.prediction == data.labels)
+    assert poisoned.outcome("certified_triggered@0").tolist() == right.tolist()
+    assert poisoned.metrics["certified_acc_triggered"]["value"] == pytest.approx(float(right.double().mean()))
+    (board_made,) = rank.boards(Store(settings.root).rows())
+    (line,) = board_made.lines
+    assert line.rank, line.reasons
+    assert line.value("abstained_triggered") == poisoned.value("abstained_triggered")
+    assert line.value("abstained") == plain.value("abstained")
+
+
 def test_a_certifier_that_claims_too_much_makes_the_command_fail(tmp_path: Path) -> None:
     written = suite(tmp_path, certifiers=["outsider/overclaims"], threats=[{"norm": "linf", "eps": 0.5}])
     done = runs.run("run", written, "--executor", "serial", "--store", "store", folder=tmp_path)
@@ -71,6 +109,8 @@ def test_a_certifier_that_claims_too_much_makes_the_command_fail(tmp_path: Path)
         ({"threats": [{"norm": "l1", "eps": 1}], "attacks": ["apgd"]}, "certifies l2, linf; the threats are l1"),
         ({"threats": [{"norm": "linf", "eps": 0.1, "target": 3}], "attacks": ["pgd"]}, "leave the target out"),
         ({"certifiers": ["ibb"]}, "Did you mean ibp"),
+        ({"backdoors": ["label_flipping"]}, "has no trigger"),
+        ({"backdoors": [{"name": "badnets", "rate": 0.9, "target": {"0": 1}}]}, "eligible"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -93,6 +93,43 @@ def test_ranked_by_the_mean_over_the_radii_with_the_accuracy_under_attack_beside
     assert "Certified, 0.5" in titles
 
 
+def with_trigger(backdoor: str, abstained: int, held: Sequence[int], seed: int = 0, start: int = 0) -> Result:
+    """The row of a network trained on a poisoned set; certificates without the trigger as in `proved`."""
+    row = proved(SMOOTHING, (120, 100, 80), seed=seed)
+    mean = sum(held) / len(held)
+    return rows.checked(Result(
+        cell=Cell(**{**row.cell.as_dict(), "backdoor": named(backdoor)}),
+        metrics={
+            **row.metrics, "ra": rate(held[0], N), "certified_acc_triggered": rate(mean, N),
+            "abstained_triggered": rate(abstained, N),
+        },
+        samples={
+            **row.samples, "abstained_triggered": pack(rows.outcome(abstained, start=start)),
+            **{f"certified_triggered@{k}": pack(rows.outcome(h)) for k, h in enumerate(held)},
+        },
+        counts={"poisoned": 5, "train": 500},
+    ))  # fmt: skip
+
+
+def test_poisoned_training_has_columns_of_its_own_and_never_counts_for_the_rank() -> None:
+    plain = [proved(SMOOTHING, (160, 150, 140)), *attacks((165, 160, 155), certifier=SMOOTHING)]
+    board, line = only(plain)
+    assert not {c.id for c in board.columns} & {"abstained_triggered", "worst_backdoor"}
+    assert not any("trigger" in note for note in board.notes)
+    strong = [with_trigger("strong", 100, (40, 20, 0), seed, start=30 * seed) for seed in (0, 1)]
+    board, harmed = only([*plain, *strong, with_trigger("weak", 20, (90, 80, 70))])
+    for name in ("certified_acc", "abstained", "clean_acc"):
+        assert harmed.value(name) == line.value(name)
+    assert harmed.rank == line.rank
+    assert harmed.texts["worst_backdoor"] == "strong"
+    assert harmed.value("abstained_triggered") == 130 / N  # with either seed
+    assert harmed.value("certified_acc_triggered") == pytest.approx(20 / N)
+    assert harmed.value("abstained_poisoned") == 10 / N
+    assert harmed.value("certified_acc_poisoned") == pytest.approx(100 / N)
+    assert {"Abstained, trigger", "Certified, trigger", "Backdoor"} <= {c.title for c in board.columns}
+    assert any("abstention is no success" in note for note in board.notes)
+
+
 def test_an_attack_within_a_smaller_radius_counts_at_the_larger_ones() -> None:
     _, line = only([proved(IBP, (100, 50, 0)), *attacks((170, 120, 150))])
     assert line.value("attacked_acc@2") == 120 / N
