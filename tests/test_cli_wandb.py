@@ -82,6 +82,11 @@ def offline(folder: Path) -> list[Path]:
     return sorted(folder.glob("results/wandb/offline-run-*"))
 
 
+def run_id(folder: Path) -> str:
+    """`offline-run-DATE_TIME-ID`; a second folder of the same second ends with `-1`."""
+    return folder.name.split("-")[3]
+
+
 # ------------------------------------------------------------------------------------------------------------------ run
 
 
@@ -255,11 +260,11 @@ def test_push_writes_every_suite_once(store: Store, call: Call, tmp_path: Path) 
     told = json.loads(out)
     assert {s["suite"]: s["rows"] for s in told["suites"]} == {"mine": 4, "rows": 1}
     first = {run["id"] for s in told["suites"] for run in s["runs"]}
-    assert {folder.name.rpartition("-")[2] for folder in offline(tmp_path)} == first
+    assert {run_id(folder) for folder in offline(tmp_path)} == first
     code, out, err = call("wandb", "push")
     assert code == 0, err
     assert "send with: wandb sync results/wandb/offline-run-*" in out
-    assert {folder.name.rpartition("-")[2] for folder in offline(tmp_path)} == first
+    assert {run_id(folder) for folder in offline(tmp_path)} == first
     assert len(offline(tmp_path)) == 2
     assert rows(store.root) == before
     code, out, _ = call("wandb", "push", "mine", "--runs", "per_line", "--json")

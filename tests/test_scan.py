@@ -70,7 +70,7 @@ def test_published_networks_stand_on_every_board_of_backdoors(tmp_path: Path, we
     assert all(r.value("ca") is not None for r in judged.values())
     assert all("poisoned" not in r.counts for r in rows)
     page = report(rows, "html", store=tmp_path / "store")
-    assert page.count('alt="picture 9 of this row"') == 2  # the inverted triggers of both networks, by class
+    assert page.count('alt="picture 9 of this row:') == 2  # the inverted triggers of both networks, by class
     assert 'alt="picture 9' not in report(rows, "html")
 
 

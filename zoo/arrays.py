@@ -148,7 +148,11 @@ def _like_labels(array: Array) -> bool:
 def _read(path: Path) -> Mapping[str, Array]:
     """The arrays of a file by name; those of a .npz file are read when they are asked for."""
     if path.suffix == ".safetensors":
-        return load_file(path)
+        tensors: dict[str, Array] = load_file(path)
+        for name, tensor in tensors.items():
+            if tensor.dtype.kind == "V":  # of another package, which makes numpy know it
+                raise ValueError(f"{shortened(name)} is {tensor.dtype}, save it as float32")
+        return tensors
     found: Any = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
     if isinstance(found, np.ndarray):
         return {"images": found}
