@@ -6,8 +6,8 @@
         defenses: [none, $defense]
 
 A board is left out if the key of its placeholder is not set, or if the entry is for other boards: an attack for the
-track of its access and the norms of its threats, a defense for the tracks that it declares, a detector for inputs or
-for models. Everything else about the entry is checked later, like any other.
+track of its access and the norms of its threats, a defense for the tracks that it declares, a backdoor for a target or
+for certifiers, a detector for inputs or for models. Everything else about the entry is checked later, like any other.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _fits(entry: Entry, board: Any) -> bool:
         }.get(track)
         return bool(norms & set(entry.handles())) and (access is None or entry.access() in access)
     if isinstance(entry, BackdoorAttack):
-        return "backdoors" in board
+        return "backdoors" in board and entry.aims == (track != "certified")
     if isinstance(entry, Poisoning):
         return "poisons" in board
     if isinstance(entry, Camouflage):

@@ -20,6 +20,7 @@ import yaml
 from siegebench import registry, signatures, sources
 from siegebench.store import Store
 
+Call = Callable[..., tuple[int, str, str]]  # words of the command to its exit code, stdout and stderr
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "outsider/tiny"
 SCENES = {"name": "vehicle_scenes", "train": 24, "test": 30, "size": 24, "meshes": 2}

@@ -7,27 +7,27 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from siegebench.leaderboard import wandb_session
 
-from siegebench import api, cli, records
+from siegebench import api, records
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError
 from siegebench.store import Store
 from siegebench.workspace import Settings
 from tests import runs, wandb_kit
 from tests.rows import attacked
+from tests.runs import Call
 from tests.test_walk import steps
 from tests.wandb_kit import inspect, no_network, of, over_budgets
 from tests.wandb_server import ENTITY, serving
 
 wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 pytestmark = pytest.mark.usefixtures(no_network.__name__)
-Call = Callable[..., tuple[int, str, str]]
 RUN = ("run", "s.yaml", "--executor", "serial", "--threads", 1)
 
 
@@ -36,23 +36,6 @@ def _outsider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     with runs.known(tmp_path_factory.mktemp("site"), patch):
         yield
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """The command in this process and in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["siegebench", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return int(left.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import pytest
 from siegebench.leaderboard import export, rank
 
 import siegebench as sb
-from siegebench import cli, published
+from siegebench import published
 from siegebench.errors import ConfigError, MissingExtra
 from siegebench.importers import Known, figures
 from siegebench.reporting import report
 from siegebench.store import Store
-from tests import rows
+from tests import rows, runs
 from tests.strangers import EVIL
 
 FILES = Path(__file__).parent / "published_files"  # written by hand, see its README
@@ -153,38 +152,23 @@ def test_what_the_file_leaves_out_has_to_be_said() -> None:
         figures("backdoorbench", FILES / "attack_df.csv", Known(data="gtsrb"))
 
 
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["siegebench", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return (int(ended.value.code or 0), *capsys.readouterr())
-
-    return call
-
-
-def test_the_command_keeps_figures_once_and_says_where(command: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, err = command("import", "robustbench", ROBUSTBENCH, "--defense", "trades")
+def test_the_command_keeps_figures_once_and_says_where(call: runs.Call) -> None:
+    code, out, err = call("import", "robustbench", ROBUSTBENCH, "--defense", "trades")
     assert (code, err) == (0, "3 published figures; shown by siegebench report --store results\n")
-    assert command("import", "robustbench", ROBUSTBENCH, "--defense", "trades")[1] == out
+    assert call("import", "robustbench", ROBUSTBENCH, "--defense", "trades")[1] == out
     assert len(published.read(Path("results"))) == 3
-    code, out, err = command("import", "robustbench", ROBUSTBENCH, FILES / "results.json", "--json")
+    code, out, err = call("import", "robustbench", ROBUSTBENCH, FILES / "results.json", "--json")
     assert code == 2
     assert len(published.read(Path("results"))) == 3, "nothing is kept of a command that fails"
-    code, out, _ = command("import", "attackbench", FILES / "standard_linf.json", "--json")
+    code, out, _ = call("import", "attackbench", FILES / "standard_linf.json", "--json")
     assert json.loads(out)[0]["status"] == "claimed"
     Store(Path("results")).put(rows.attacked("pgd", 100))
     next(Path("results/published").glob("a*.json")).write_text("{}")
-    code, _, err = command("report")
+    code, _, err = call("report")
     assert (code, "remove it and import again" in err) == (2, True)
 
 
-def test_the_commands_of_the_page_run(command: Callable[..., tuple[int, str, str]]) -> None:
+def test_the_commands_of_the_page_run(call: runs.Call) -> None:
     page = (FILES.parent.parent / "docs" / "importing.md").read_text(encoding="utf-8")
     shown = re.findall(r"^siegebench (import .*)$", page, re.MULTILINE)
     assert len(shown) == 2
@@ -193,7 +177,7 @@ def test_the_commands_of_the_page_run(command: Callable[..., tuple[int, str, str
         "MODEL": "resnet18", "DEFENSE": "trades",
     }  # fmt: skip
     for line in shown:
-        code, out, err = command(*(given.get(word, word) for word in line.split()))
+        code, out, err = call(*(given.get(word, word) for word in line.split()))
         assert (code, bool(out)) == (0, True), err
 
 

@@ -36,6 +36,7 @@ def tracks(suite: Suite) -> list[str]:
         ("attack", "area_patch", ["patch"]),
         ("attack", "no_box", ["transfer"]),
         ("backdoor", "sig", ["backdoor"]),
+        ("backdoor", "certifier_availability", ["certified"]),
         ("detector", "strip", ["input_detection"]),
         ("detector", "neural_cleanse", ["model_detection"]),
     ],

@@ -13,10 +13,10 @@ from siegebench.store import Store
 from siegebench.tracks import TRACKS
 
 # what so small a run need not have: it asks 120 queries; only a detector that finds the backdoor names a target; the
-# last need images of another data set, or a defense that rejects
+# others need images of another data set, a defense that rejects, or a backdoor on a certified board
 NOT_HERE = {
     "robust_acc@1000", "robust_acc@10000", "target_hit", "named_target", "named_targets", "oscr", "c_rej", "psr",
-    "b_rej", "dsr", "ap50", "worst_view_acc",
+    "b_rej", "dsr", "ap50", "worst_view_acc", "abstained_triggered", "certified_acc_triggered",
 }  # fmt: skip
 
 
