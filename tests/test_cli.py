@@ -219,7 +219,7 @@ def test_a_run_with_a_failing_cell_is_1_and_the_others_are_done(finished: Path, 
     assert row["error"]["traceback"]
     # the time that the rows took is known now
     out = call(*words[:2], "--dry-run", "--store", store)[1]
-    assert re.search(r"board 0: white_box: 3 cells, 1 to compute, (about \d+ s|time \?)\n", out)
+    assert re.search(r"board 0: white_box: 3 cells, 1 to compute, (about \d+ s|time unknown)\n", out)
     # the page and the tables
     code, out, err = call(*words)
     assert code == 1
