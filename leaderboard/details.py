@@ -11,9 +11,9 @@ from siegebench.origin import again, by_hand
 
 from .board import SHORT, metric, what, why
 from .glossary import Glossary
+from .submitted import STATUSES
 from .words import Unit, shown
 
-STATUSES = ("claimed", "smoke_checked", "reproduced")  # of submitted rows, as flags
 SHOWN_ENV = ("device", "cores", "threads", "siegebench", "torch", "python", "commit")  # others may identify a person
 
 
@@ -61,7 +61,7 @@ def _facts(row: Result) -> list[tuple[str, str]]:
     """When, how long and on what machine."""
     seconds, training = (row.timing.get(name) for name in ("seconds", "training"))
     return [
-        ("status", next((str(f["id"]).replace("_", " ") for f in row.flags if f["id"] in STATUSES), "")),
+        ("status", next((STATUSES[f["id"]] for f in row.flags if f["id"] in STATUSES), "")),
         ("seed", str(row.cell.seed)),
         ("finished (UTC)", _when(row)),
         ("seconds", "" if seconds is None else f"{seconds:,.6g}"),

@@ -26,9 +26,9 @@ class Abstention(Measure):
 
     by projected gradient descent with a step that falls to zero. The last iterate is handed to the certifier: the gap
     of a smoothed classifier is an estimate from few samples, and the smallest of many estimates says little. Randomised
-    smoothing abstains where no class has more than half of the probability. The goal is not a
-    wrong answer: attacks for that pass the point where the certifier abstains. Whoever deploys the certifier has to
-    fall back on something else, such as a person.
+    smoothing abstains where no class has more than half of the probability. The goal is not a wrong answer: attacks for
+    that pass the point where the certifier abstains. Whoever deploys the certifier has to fall back on something else,
+    such as a person.
 
     Metrics, as fractions of the images given, which the model without the certifier classifies correctly:
         abstained_clean, abstained       no class is named, without and with the attack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,12 @@ def test_run_takes_a_file_and_overrides(tmp_path: Path) -> None:
     assert {r.cell.data["count"] for r in outcome.results} == {20}
     assert {r.cell.seed for r in outcome.results} == {0, 1}
     assert outcome.failed == 0
+
+
+def test_a_module_that_cannot_be_copied_is_attacked_as_it_is() -> None:
+    net = kit.small_cnn().eval()
+    x = kit.grey_images(4)
+    y = net(x).argmax(dim=1)
+    expected = sb.attack("pgd", steps=3)(net, x, y, eps="8/255")
+    net.lock = threading.Lock()  # type: ignore[assignment]
+    torch.testing.assert_close(sb.attack("pgd", steps=3)(net, x, y, eps="8/255"), expected, atol=1e-5, rtol=0)

@@ -51,13 +51,17 @@ class _Processes:
         """Run in the worker of a slot. A started process ignores Ctrl-C, even while it imports."""
         pool = self._pools[slot]
         assert pool is not None
-        if not hasattr(signal, "pthread_sigmask"):
-            return pool.submit(run_cell, cell, settings, wait)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        blocks = hasattr(signal, "pthread_sigmask")
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocks else ()
         try:
             return pool.submit(run_cell, cell, settings, wait)
+        except BrokenProcessPool as error:  # its process died between two cells
+            failed: Future[str] = Future()
+            failed.set_exception(error)
+            return failed
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if blocks:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def status(self, future: Future[str]) -> str:
         try:

@@ -163,8 +163,8 @@ class _Actors:
         with call.lock:
             try:
                 found = future.result()
-            except self._ray.exceptions.RayActorError:
-                raise WorkerLost from None
+            except self._ray.exceptions.RayActorError as error:
+                raise WorkerLost(" ".join(str(error).split())[:300]) from None
             except self._ray.exceptions.RayTaskError as error:
                 raise error.cause if error.cause is not None else error from None
             if call.cell is None:

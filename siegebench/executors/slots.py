@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from siegebench.cells import Cell
+from siegebench.errors import ConfigError
 from siegebench.executors.running import BUSY, STARTED, Report, write_failure
 from siegebench.progress import clock
 from siegebench.store import Store
@@ -21,7 +22,7 @@ CRASHED = "crashed"
 
 
 class WorkerLost(Exception):
-    """The worker of a slot has died, with what it was doing."""
+    """The worker of a slot has died, with what it was doing; the text says why, if that is known."""
 
 
 class Workers(Protocol):
@@ -60,13 +61,19 @@ def run_in_slots(
 ) -> None:
     """Run all cells; each end is reported once. A cell whose worker dies is tried again, on any free worker.
 
+    A slot whose workers die before they are ready, several times in a row, is given up.
+
     Args:
         limit: seconds after which the worker of a cell is ended and the cell written as an error.
+
+    Raises:
+        ConfigError: when no slot is left.
     """
     queues = _Queues(cells, slots)
     crashes: dict[str, int] = {}
     running: dict[Future[Any], _Job] = {}
     busy: list[Cell] = []  # currently computed by another run
+    unready = [0] * slots  # workers in a row that died before they were ready
 
     def launch(slot: int) -> None:
         cell = queues.next(slot)
@@ -80,7 +87,7 @@ def run_in_slots(
     def launch_idle() -> None:
         taken = {job.slot for job in running.values()}
         for slot in range(slots):
-            if slot not in taken:
+            if slot not in taken and unready[slot] <= MAX_CRASHES:
                 launch(slot)
 
     running.update({workers.start(slot): _Job(slot) for slot in range(slots)})
@@ -97,8 +104,12 @@ def run_in_slots(
             cell = job.cell
             try:
                 status = workers.status(future)
-            except WorkerLost:
-                running[workers.start(job.slot)] = _Job(job.slot)
+            except WorkerLost as lost:
+                unready[job.slot] = unready[job.slot] + 1 if cell is None else 0
+                if unready[job.slot] <= MAX_CRASHES:
+                    running[workers.start(job.slot)] = _Job(job.slot)
+                elif min(unready) > MAX_CRASHES:
+                    raise ConfigError(f"no worker starts: {lost}; finished rows are kept") from None
                 if cell is None:
                     continue
                 times = crashes[cell.key] = crashes.get(cell.key, 0) + 1
@@ -112,6 +123,7 @@ def run_in_slots(
                         raise error from None
                     report(cell, _crashed(cell, settings, times))
             else:
+                unready[job.slot] = 0
                 if cell is not None and status == BUSY:
                     busy.append(cell)
                 elif cell is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from siegebench.cells import Cell
+from siegebench.errors import ConfigError
 from siegebench.executors import slots
 from siegebench.executors.slots import WorkerLost, run_in_slots
 from siegebench.store import Store
@@ -19,8 +20,10 @@ from tests.test_store import cell
 class Pretending:
     """Workers that end a cell at once, with what a script says of it: a status, `dies` or `hangs`."""
 
-    def __init__(self, script: dict[str, list[str]], never: tuple[int, ...] = ()) -> None:
-        self.script, self.never = script, never
+    def __init__(
+        self, script: dict[str, list[str]], never: tuple[int, ...] = (), stillborn: tuple[int, ...] = ()
+    ) -> None:
+        self.script, self.never, self.stillborn = script, never, stillborn
         self.went: list[tuple[int, str]] = []
         self.started: list[int] = []
         self.at: dict[int, Future[Any]] = {}
@@ -29,7 +32,7 @@ class Pretending:
         self.started.append(slot)
         future: Future[Any] = Future()
         if not (slot in self.never and self.started.count(slot) > 1):  # no other worker comes for it
-            future.set_result("")
+            future.set_result("dies" if slot in self.stillborn else "")
         return future
 
     def submit(self, slot: int, cell: Cell, settings: Settings, wait: bool) -> Future[Any]:
@@ -44,7 +47,7 @@ class Pretending:
 
     def status(self, future: Future[Any]) -> str:
         if future.result() == "dies":
-            raise WorkerLost
+            raise WorkerLost("no siegebench there")
         return str(future.result())
 
     def kill(self, slot: int) -> None:
@@ -99,6 +102,16 @@ def test_another_worker_takes_the_cell_of_a_slot_that_gets_no_new_worker(tmp_pat
     workers = Pretending({"lost": ["dies", "ok"], "b": ["ok"]}, never=(0,))
     assert run(workers, [named("lost", "a"), named("b", "b")], tmp_path, 2) == {"lost": "ok", "b": "ok"}
     assert workers.went == [(0, "lost"), (1, "b"), (1, "lost")]
+
+
+def test_a_slot_whose_workers_never_get_ready_is_given_up(tmp_path: Path) -> None:
+    workers = Pretending({}, stillborn=(0,))
+    assert run(workers, [named("a", "a"), named("b", "b")], tmp_path, 2) == {"a": "ok", "b": "ok"}
+    assert {slot for slot, _ in workers.went} == {1}
+    workers = Pretending({}, stillborn=(0, 1))
+    with pytest.raises(ConfigError, match="no worker starts: no siegebench there; finished rows are kept"):
+        run(workers, [named("a", "a"), named("b", "b")], tmp_path, 2)
+    assert workers.started.count(0) == 1 + slots.MAX_CRASHES
 
 
 def test_a_cell_beyond_the_limit_is_stopped_and_says_so(tmp_path: Path) -> None:
