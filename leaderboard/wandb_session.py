@@ -152,7 +152,7 @@ class Session:
         if self.target.mode == "online":
             shutil.rmtree(self._staged, ignore_errors=True)
             return
-        for folder in written.parent.glob(f"offline-run-*-{self.id}"):
+        for folder in written.parent.glob(f"offline-run-*-{self.id}*"):  # a second folder of one second ends with `-1`
             if folder != written and not any(folder.glob("*.synced")):
                 shutil.rmtree(folder, ignore_errors=True)
         for file in self._staged.rglob("*"):

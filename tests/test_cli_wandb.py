@@ -394,6 +394,6 @@ def test_the_page_shows_commands_that_work(
         assert len({given["name"] for given in server.variables("UpsertBucket")}) == 1
         assert len(server.views) == 1
     record, _ = records.find(Store(tmp_path / "results"), "mine")
-    (run,) = [folder for folder in offline(tmp_path) if folder.name.endswith(record.id)]
+    (run,) = [folder for folder in offline(tmp_path) if run_id(folder) == record.id]
     assert any(key.startswith("pictures/") for key in inspect(run)["summary"]), "adversarial images are shown"
     wandb_session.leave()
