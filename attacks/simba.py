@@ -27,6 +27,10 @@ def cosines(n: int) -> Tensor:
     return basis
 
 
+MAKE = {"dct": cosines, "pixel": torch.eye}
+ROUNDS = {"dct": ("dct",), "pixel": ("pixel",), "both": ("dct", "pixel")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimBA(Attack):
     """For q of an orthonormal basis in random order: x - step q, or else x + step q, if the loss rises.
@@ -42,11 +46,12 @@ class SimBA(Attack):
     Differs from the paper: the margin instead of the probability of the true class, which hardly changes where the
     network is confident. Every image is projected onto the eps-ball and the box (the authors bound L2 by the number of
     steps). The step size follows eps and the granted queries (the authors: 0.2). After the whole basis, a sample starts
-    again in a new order.
+    again in a new order. By default, the first round takes cosines, the second one pixels, and so on: once all cosines
+    have been tried, pixels find more than the same cosines again.
 
     Attributes:
         queries: largest number of queries per sample.
-        basis: `pixel` or `dct`.
+        basis: `pixel`, `dct`, or `both`: `dct` and `pixel`, a whole round each in turn.
         step: L2 step size. Default: REACH r / sqrt(k), where r is the L2 radius of the ball (eps sqrt(n) for Linf) and
             k the number of directions that the granted queries can try, at 1.5 queries each and at most n. With REACH =
             1, k successful steps would just fill the ball.
@@ -56,7 +61,7 @@ class SimBA(Attack):
     """
 
     queries: Count = 10_000
-    basis: Literal["pixel", "dct"] = "dct"
+    basis: Literal["pixel", "dct", "both"] = "both"
     step: Positive | None = None
     low: Positive = 0.125
     loss: Literal["margin", "ce"] = "margin"
@@ -67,8 +72,8 @@ class SimBA(Attack):
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         channels, height, width = x.shape[1:]
-        make = cosines if self.basis == "dct" else torch.eye
-        rows, columns = make(height).to(x), make(width).to(x)
+        rounds = ROUNDS[self.basis]
+        rows, columns = (torch.stack([MAKE[basis](side) for basis in rounds]).to(x) for side in (height, width))
         x_adv, budget = x.clone(), Budget(oracle, y, self.queries)
         live = budget.rows(least=2)
         if not len(live):
@@ -83,7 +88,10 @@ class SimBA(Attack):
             at = order.gather(1, (tried % order.shape[1])[:, None]).squeeze(1)
             channel, u, v = at // (height * width), at // width % height, at % width
             q = torch.zeros_like(image)
-            q[torch.arange(len(at), device=at.device), channel] = rows[u][:, :, None] * columns[v][:, None, :]
+            turn = tried // order.shape[1] % len(rounds)
+            q[torch.arange(len(at), device=at.device), channel] = (
+                rows[turn, u][:, :, None] * columns[turn, v][:, None, :]
+            )
             trial = threat.project(image + ops.over(length[live] * side, q) * q, x0)
             z = budget.logits(live, trial)
             now = self._gain(oracle[live], z, y[live])
@@ -116,11 +124,12 @@ class SimBA(Attack):
         """Order of the directions, int64 [n, channels height width]."""
         channels, height, width = shape
         key = draws.uniform((math.prod(shape),), step, "order").double()
-        if self.basis == "dct":
-            frequency = torch.maximum(
-                torch.arange(height, device=key.device)[:, None] / height,
-                torch.arange(width, device=key.device)[None] / width,
-            )
-            frame = ((frequency - self.low) / (self.low / 4)).floor().clamp(min=-1)
-            key = key + frame.flatten().repeat(channels)
+        frequency = torch.maximum(
+            torch.arange(height, device=key.device)[:, None] / height,
+            torch.arange(width, device=key.device)[None] / width,
+        )
+        frame = ((frequency - self.low) / (self.low / 4)).floor().clamp(min=-1).flatten().repeat(channels)
+        rounds = torch.tensor([basis == "dct" for basis in ROUNDS[self.basis]], device=key.device)
+        smooth = rounds[step // key.shape[1] % len(rounds)]
+        key = key + frame * smooth[:, None]
         return key.argsort(dim=1, stable=True)

@@ -70,6 +70,6 @@ SETTINGS: dict[str, Grid] = {
             {"step": 0.5},
         ]
     ),
-    "simba": Grid([{"basis": "pixel"}, {"step": 0.2}, {"low": 0.25}]),
+    "simba": Grid([{"basis": "dct"}, {"basis": "pixel"}, {"step": 0.2}, {"low": 0.25}]),
     "signhunter": Grid(),
 }  # fmt: skip

@@ -45,6 +45,25 @@ def test_simba_takes_every_direction_to_its_better_side(basis: str) -> None:
     torch.testing.assert_close(x_adv, x + 2 * (wanted - x), rtol=0, atol=1e-12)
 
 
+def test_simba_takes_cosines_in_one_round_and_pixels_in_the_next() -> None:
+    model, w = half_space(b=500.0)
+    x = kit.grey_images(4).double()
+    y, q = model(x).argmax(1), cosines(8)
+    wanted, queries = x, 1
+    for basis in (q, torch.eye(8, dtype=torch.float64)):
+        along = basis @ -w @ basis.T
+        wanted = wanted + 0.01 * (basis.T @ along.sign() @ basis)
+        queries += int((along < 0).sum()) + 2 * int((along > 0).sum())
+    x_adv, _ = kit.attack_with(SimBA(step=0.01), model, x, y, score("l2", 0.4, queries))
+    torch.testing.assert_close(x_adv, wanted, rtol=0, atol=1e-12)
+    draws = Draws(0, torch.arange(2))
+    order = SimBA()._order(draws, torch.tensor([0, 3072]), (3, 32, 32))
+    highest = torch.maximum(order // 32 % 32, order % 32)
+    assert int(highest[0, :48].max()) == 3 < int(highest[1, :48].max()), (
+        "low frequencies first, then pixels in any order"
+    )
+
+
 def test_simba_orders_are_whole_random_and_low_first() -> None:
     draws, shape = Draws(0, torch.arange(5)), (3, 32, 32)
     zero = torch.zeros(5, dtype=torch.long)
