@@ -307,7 +307,7 @@ def what(row: Result) -> str:
     if cell.inputs is not None:
         return cell.labels["inputs"]
     without = cell.backdoor or cell.corruption or cell.camouflage or cell.certifier or {"name": "clean"}
-    return label(cell.attack or cell.measure or without)
+    return label(cell.theft or cell.attack or cell.measure or without)
 
 
 def marks(rows: Iterable[Result]) -> list[Mark]:

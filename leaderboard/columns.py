@@ -190,6 +190,38 @@ CAMOUFLAGE = (
     Column("worst_view", "Worst view is", "text", "That view.", "", main=False),
     *(_more(f"area@{a}", f"{a} %", "rate", f"Views seen with {a} % of the paint covered.") for a in (12, 25, 50, 100)),
 )
+EXTRACTION = (
+    read("agreement", "Images that the copy of the strongest theft answers as the victim does; Wilson 95 % interval."),
+    Column("strongest", "Strongest", "text", "The theft whose copy agrees most often.", ""),
+    Column("no_answers", "No answers", help="The same of the best control that was trained without asking.", better=""),
+    read("copy_acc", "Accuracy of the copy of the strongest theft."),
+    read("transfer_robust_acc", "Images, of those that the victim classifies correctly, that it still does after an "
+         "attack on a copy; the lowest over the thefts."),
+    read("clean_acc"),
+    read("flips"),
+    read("answer_l1"),
+    _more("seeds", "Seeds", "count", "Number of seeds.", ""),
+)  # fmt: skip
+THEFTS = (
+    Column("agreement_lift", "Lift", help="Agreement minus that of the control; interval by bootstrap."),
+    read("agreement", better="high"),
+    Column(
+        "control", "Control", help="Agreement of the control: the same images without the answers to them.", better=""
+    ),
+    read("copy_acc", better="high"),
+    read("agreement_wrong", better="high"),
+    read("transfer_robust_acc", better="low"),
+    read("tv", better="low"),
+    Column("queries", "Queries", "count", "Number of images that the victim was asked about.", ""),
+    read("classes_answered", main=False),
+    _more("seeds", "Seeds", "count", "Number of seeds.", ""),
+)
+
+
+def agreement(queries: int, main: bool) -> Column:
+    """Agreement with a smaller budget."""
+    told = f"Agreement with a budget of {queries:,} queries; of the strongest theft."
+    return Column(f"agreement@{queries}", f"@{queries:,}", help=told, better="", main=main)
 
 
 def certified(radii: Sequence[str]) -> list[Column]:

@@ -14,6 +14,7 @@ from . import (
     corruption,
     detection,
     evasion,
+    extraction,
     poisoning,
     published,
     submitted,
@@ -39,7 +40,7 @@ def _boards(rows: Sequence[Result]) -> list[Board]:
     return [
         *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
         *corruption.boards(rows), *poisoning.boards(rows), *camouflage.boards(rows),
-        *certified.boards(rows),
+        *certified.boards(rows), *extraction.boards(rows),
     ]  # fmt: skip
 
 

@@ -119,6 +119,25 @@ def proof(lines: Sequence[Line], column: str) -> str:
     return _told(before, first(lines, column, ("certifies", "certify"), unit))
 
 
+def copying(lines: Sequence[Line], column: str) -> str:
+    """Of boards of victims that thieves copy: how often copies agree, without a defense and with the best one."""
+    top = leaders(lines)
+    if not top:
+        return nothing(lines)
+    bare = [line.value(column) or 0.0 for line in _bare(lines) if line not in top]
+    who = "an undefended victim" if len(bare) != 1 else "the undefended victim"
+    before = f"Copies of {who} agree with it on {_span(bare, ' %')} of the images" if bare else ""
+    return _told(before, first(lines, column, ("is copied to", "are copied to"), " %"))
+
+
+def loot(lines: Sequence[Line], column: str) -> str:
+    """Of boards of thefts: what the answers of the victim are worth to the best one."""
+    if not leaders(lines):
+        return nothing(lines)
+    unit = " points of agreement above the control"
+    return _told(first(lines, column, ("gains", "gain"), unit))
+
+
 def resistance(lines: Sequence[Line], column: str) -> str:
     """Of boards with a target class: how often it is reached."""
     if not leaders(lines):

@@ -136,7 +136,7 @@ def _suite_config(record: Record, rows: Sequence[Result]) -> dict[str, Any]:
     for row in rows:
         cell = row.cell.as_dict()
         known = tracks.setdefault(row.cell.track, {})
-        for slot in (*SLOTS, "threat", "data", "seed", "severities", "stage", "surrogates"):
+        for slot in (*SLOTS, "threat", "data", "seed", "severities", "stage", "surrogates", "pool", "copy"):
             if slot in cell:
                 known.setdefault(slot, {})[canonical(cell[slot])] = cell[slot]
     resolved = {
@@ -246,7 +246,7 @@ def of_line(record: Record, board: Board, line: Line) -> Content:
 def of_row(row: Result) -> Content:
     """One run for a row: all its numbers, with intervals and counts."""
     cell = row.cell
-    last = cell.attack or cell.measure or cell.detector or cell.corruption or cell.camouflage
+    last = cell.theft or cell.attack or cell.measure or cell.detector or cell.corruption or cell.camouflage
     parts = [cell.model, cell.defense, cell.backdoor, last]
     name = "/".join(label(part) for part in parts if part is not None)
     labels = cell.labels

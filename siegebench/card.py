@@ -19,9 +19,10 @@ Trait = Literal[
     "iterative",  # attack: many gradient steps
     "plain",  # attack: maximises the loss of its parameter `loss`, cross-entropy by default
     "adaptive",  # attack: adapts to the victim by itself; run on every defended entry of a white-box board
-    "required",  # attack: a white-box entry is ranked only if it was run
+    "required",  # attack, theft: a white-box entry, or one of an extraction board, is ranked only if it was run
+    "averaging",  # theft: averages answers to one image; a randomised victim is ranked only if such a theft was run
     "detector_aware",  # attack: evades the detector too; detectors of adversarial images are ranked only under one
-    "reference",  # defense: the baseline for other defenses; detector, camouflage: without a network, what others beat
+    "reference",  # defense: the baseline for others; detector, camouflage, theft: without the victim, what others beat
     "identity",  # defense: answers as the undefended model, by construction
     "silent",  # measure: reports flags only; its metrics are not shown on boards
 ]

@@ -22,7 +22,21 @@ PROTOCOL = 1  # version of the evaluation; raised whenever the same cell could g
 BITS = 32  # of the numbers of classes and groups
 
 Status = Literal["ok", "error", "not_applicable"]
-SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage", "certifier")
+SLOTS = (
+    "model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage", "certifier", "theft",
+)  # fmt: skip
+ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
+NEEDS = {  # required slots per track; a row of a track that is not known here is shown, and ranked by nobody
+    **dict.fromkeys(ATTACKING, ("threat",)),
+    "backdoor": ("backdoor",),
+    "poisoning": ("backdoor",),
+    "input_detection": ("detector",),
+    "model_detection": ("detector",),
+    "corruption": ("corruption", "severities"),
+    "camouflage": ("camouflage", "stage"),
+    "certified": ("threat",),
+    "extraction": ("theft", "attack", "threat"),
+}
 
 
 def canonical(value: Any) -> str:
@@ -48,7 +62,8 @@ class Cell:
         track: name of the track.
         data: `{name, version, split, count, digest, classes, ...}` of the evaluated slice; `train` if the number of
             training images is limited.
-        threat: norm, eps, access, queries, and the target if there is one; None on backdoor tracks.
+        threat: norm, eps, access, queries, and the target if there is one; None on backdoor tracks. Queries are
+            those of a sample, with a theft those of the whole cell.
         surrogates: the models that the attack sees in place of the victim, none for a no-box attack; only on the
             transfer and camouflage tracks.
         severities: severities of the corruption; only with a corruption.
@@ -56,6 +71,8 @@ class Cell:
             its scores; only with a camouflage.
         radii: radii of the certificates, ascending, in the norm of the threat, whose eps is the largest; only with a
             certifier and without an attack.
+        pool: description of the images, without labels, that a thief asks about; only with a theft.
+        copy: the network that a thief trains; None: that of the victim; only with a theft.
         inputs: other images that a detector is to find, `{kind, data}` of another data set or `{kind, source, split,
             count}` of a source that makes them; only on the input_detection track.
         adaptive: whether the attack is one of the adaptive attacks that the defense declares.
@@ -76,6 +93,9 @@ class Cell:
     stage: dict[str, int] | None = None
     certifier: dict[str, Any] | None = None
     radii: list[float] | None = None
+    theft: dict[str, Any] | None = None
+    pool: dict[str, Any] | None = None
+    copy: dict[str, Any] | None = None
     inputs: dict[str, Any] | None = None
     threat: dict[str, Any] | None = None
     surrogates: list[dict[str, Any]] | None = None
@@ -106,6 +126,8 @@ class Cell:
         out["data"] = str(self.data["name"])
         if self.threat is not None:
             out["threat"] = ball_text(self.threat)
+            if self.theft is not None:
+                out["queries"] = f"{self.threat['queries']} queries"
         return out
 
     @property
@@ -137,7 +159,8 @@ class Cell:
     def file(self) -> str:
         """Path of the row below the store."""
         last = (
-            self.attack
+            self.theft
+            or self.attack
             or self.measure
             or self.detector
             or self.corruption

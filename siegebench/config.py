@@ -114,17 +114,16 @@ def _check_keys(document: Document) -> None:
     def known(model: type[BaseModel], data: Any, loc: tuple[Any, ...]) -> None:
         if not isinstance(data, dict):
             return
+        names = [field.alias or name for name, field in model.model_fields.items()]
         for key in list(data):
             new = RENAMED.get(key, key)
-            if new != key and new in model.model_fields and new not in data:
+            if new != key and new in names and new not in data:
                 document.rename(loc, key, new)
                 file, line, _ = document.where((*loc, new)).rsplit(":", 2)
                 text = f"{document.where((*loc, new))}: the key {key!r} is called {new!r} now"
                 warnings.warn_explicit(text, FutureWarning, file, int(line))
-            elif key not in model.model_fields:
-                raise document.error(
-                    (*loc, key), f"unknown key {shortened(key)}. {did_you_mean(str(key), model.model_fields)}"
-                )
+            elif key not in names:
+                raise document.error((*loc, key), f"unknown key {shortened(key)}. {did_you_mean(str(key), names)}")
 
     data = document.data
     known(Suite, data, ())

@@ -61,6 +61,8 @@ def as_given(cell: Cell, specs: Mapping[str, Any], classes: Sequence[str] | None
     written = specs.get(images_key(cell.data)) or specs.get(digest(cell.data["source"]))
     names = {} if classes is None else {"classes": list(classes)}
     out["data"] = names if written is None else {**registry.without_local("dataset", written), **names}
+    if cell.copy is not None:
+        out["copy"] = given("model", cell.copy)
     if cell.surrogates:
         out["surrogates"] = [given("model", d) or {} for d in cell.surrogates]
     return {slot: spec for slot, spec in out.items() if spec}

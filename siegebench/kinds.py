@@ -47,6 +47,7 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("corruption", "corruptions", "Corruptions", "siegebench.types:Corruption"),
         EntryKind("camouflage", "camouflage", "Camouflage", "siegebench.types:Camouflage"),
         EntryKind("certifier", "certifiers", "Certifiers", "siegebench.types:Certifier"),
+        EntryKind("theft", "thefts", "Thefts of models", "siegebench.types:Theft"),
         EntryKind("object_detector", "zoo", "Object detectors", "siegebench.types:ObjectDetectorSource", also="model"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),

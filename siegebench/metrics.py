@@ -149,6 +149,18 @@ _ALL = (
            "own label with a certificate, mean over the radii."),
     Metric("abstained_triggered", "rate", "low", "Abstained, trigger", "Images with a trigger of which the "
            " certifier does not name the class."),
+    # copies of a victim
+    Metric("agreement", "rate", "low", "Agreement", "Images to which the copy gives the victim's top-1 class."),
+    Metric("agreement_wrong", "rate", "low", "Where wrong", "The same, of the images that the victim misclassifies."),
+    Metric("copy_acc", "rate", "low", "Copy", "Accuracy of the copy."),
+    Metric("tv", "score", "high", "Distance", "Mean total variation of the posteriors of victim and copy.", high=1.0),
+    Metric("transfer_robust_acc", "rate", "high", "Transfer", "Images, of those that the victim classifies correctly, "
+           "that it still does after an attack on the copy."),
+    Metric("flips", "rate", "low", "Changed", "Images whose top-1 class the defense changes."),
+    Metric("flips_asked", "rate", "", "Changed, asked", "The same of the images that the thief asks about."),
+    Metric("answer_l1", "score", "low", "Moved", "Mean L1 distance of the answers with and without the defense.",
+           high=2.0),
+    Metric("classes_answered", "count", "", "Classes", "Classes that are the answer to any of the asked images."),
     # textures on the paint of vehicles
     Metric("vehicle_acc", "rate", "high", "Seen", "Views of vehicles answered as a vehicle under the texture."),
     Metric("vehicle_acc_grey", "rate", "high", "Seen, grey", "The same with grey paint."),
@@ -189,6 +201,8 @@ SAMPLES: dict[str, str] = {
     "certified_triggered@": "the image with the trigger gets its own label with a certificate at this radius",
     "certified@": "the image is correctly classified with a certificate at this radius, the smallest is 0",
     "refuted": "the attacked image, within the radius, breaks a certificate of the label",
+    "agree": "the copy gives the victim's top-1 class",
+    "copied": "the copy classifies the image correctly",
     "safe@": "the attacked image is correctly classified or detected, at this percentage of false alarms",
     "right@": "the image is correctly classified at this severity",
     "vehicle": "the scene shows a vehicle",

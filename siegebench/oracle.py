@@ -20,49 +20,11 @@ from siegebench.data import Kind
 from siegebench.draws import Draws
 from siegebench.errors import BudgetExhausted, ContractError, NotApplicable
 from siegebench.inputs import blamed
+from siegebench.ledger import CountBackward, Ledger, SeeGradient
 from siegebench.prepare import at_once
 from siegebench.threat import TOLERANCE, ThreatModel
 
 Loss = Callable[[Tensor], Tensor]  # logits [n, classes] to one number a sample, [n], or several, [n, k]
-
-
-class Ledger:
-    """Forward passes, backward passes and queries of each sample of a batch."""
-
-    def __init__(self, n: int, device: torch.device) -> None:
-        self.forwards = torch.zeros(n, dtype=torch.long, device=device)
-        self.backwards = torch.zeros(n, dtype=torch.long, device=device)
-        self.queries = torch.zeros(n, dtype=torch.long, device=device)
-        self.blind = torch.zeros(n, dtype=torch.long, device=device)  # backward passes whose gradient is all zero
-        self.undefined = torch.zeros(n, dtype=torch.long, device=device)  # those whose gradient has NaN or infinity
-        self.spent = 0  # an upper bound of max(queries), kept on the host to avoid synchronisation
-
-
-class _CountBackward(torch.autograd.Function):
-    """Identity that counts a backward pass when a gradient passes through it."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, count: Callable[[Tensor], None]) -> Tensor:
-        ctx.count = count
-        return z.view_as(z)
-
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
-        ctx.count(grad[0])
-        return grad[0], None
-
-
-class _SeeGradient(torch.autograd.Function):
-    """Identity on images that passes their gradient through `see`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, see: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.see = see
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.see(grad[0]), None
 
 
 class Oracle(nn.Module):
@@ -111,8 +73,15 @@ class Oracle(nn.Module):
         return view
 
     def __getitem__(self, index: Tensor | slice) -> Oracle:
-        """A view of some of the samples."""
-        return self._view(rows=self.rows[index])
+        """A view of some of the samples. With a limit of queries, `repeat` is the way to ask a sample several times.
+
+        Raises:
+            ContractError: when there is a limit and the index names a sample twice, which would ask it twice for one.
+        """
+        rows = self.rows[index]
+        if self.threat.queries is not None and len(rows) and int(rows.bincount().max()) > self.copies:
+            raise ContractError("an index of this oracle names a sample twice; use repeat(k), which books k queries")
+        return self._view(rows=rows)
 
     def repeat(self, k: int) -> Oracle:
         """A view for k images per sample, sample-major (s0 s0 s0 s1 s1 s1), each counted for its sample."""
@@ -286,7 +255,7 @@ class Oracle(nn.Module):
         with torch.set_grad_enabled(wants_gradient):
             if wants_gradient:
                 seen: list[Tensor] = []  # the rows, known after the pass
-                x = _SeeGradient.apply(x, lambda g: self._seen(g[:, None], seen[0], self.mean_of)[:, 0])
+                x = SeeGradient.apply(x, lambda g: self._seen(g[:, None], seen[0], self.mean_of)[:, 0])
             z, rows = self._pass(x)
             for _ in range(self.mean_of - 1):
                 z = z + self._pass(x)[0]
@@ -300,7 +269,7 @@ class Oracle(nn.Module):
                 # a model that cuts the gradient gives zeros, not an error
                 z = z if z.requires_grad else z + 0 * x.flatten(1).sum(dim=1, keepdim=True)
                 passes = torch.full_like(rows, self.mean_of)
-                z = _CountBackward.apply(z, lambda _: self.ledger.backwards.index_add_(0, rows, passes))
+                z = CountBackward.apply(z, lambda _: self.ledger.backwards.index_add_(0, rows, passes))
         return z
 
     # -------------------------------------------------------------------------------------------------------- inner

@@ -16,24 +16,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from siegebench import strictjson
-from siegebench.cells import PROTOCOL, SCHEMA, SLOTS, digest
+from siegebench.cells import ATTACKING, NEEDS, PROTOCOL, SCHEMA, SLOTS, digest
 from siegebench.errors import ConfigError, shortened
 from siegebench.metrics import COUNTS, SEVERITIES, Metric, find, is_measure, is_sample
 from siegebench.strictjson import Refused
 from siegebench.threat import MAX_EPS, Access, Norm, parse_target
 
 ROUNDING = 1e-6  # stored numbers have six digits
-ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
-NEEDS = {  # required slots per track; a row of a track that is not known here is shown, and ranked by nobody
-    **dict.fromkeys(ATTACKING, ("threat",)),
-    "backdoor": ("backdoor",),
-    "poisoning": ("backdoor",),
-    "input_detection": ("detector",),
-    "model_detection": ("detector",),
-    "corruption": ("corruption", "severities"),
-    "camouflage": ("camouflage", "stage"),
-    "certified": ("threat",),
-}
 
 
 # --------------------------------------------------------------------------------------------------------------- values
@@ -166,6 +155,9 @@ class CellPart(Part):
     stage: dict[Literal["scenes", "ss"], Annotated[int, Field(ge=1)]] | None = None
     certifier: Entry | None = None
     radii: Annotated[list[Annotated[Number, Field(ge=0)]], Field(min_length=1)] | None = None
+    theft: Entry | None = None
+    pool: Data | None = None
+    copied: Annotated[Entry | None, Field(alias="copy")] = None
     inputs: Inputs | None = None
     threat: Threat | None = None
     surrogates: list[Entry] | None = None
@@ -297,7 +289,7 @@ class Row(Part):
         for name in self.counts:
             if name not in COUNTS:
                 raise Refused("no such count", "counts", name)
-        for part, more in (("given", ("suite",)), ("sources", ("inputs",))):
+        for part, more in (("given", ("copy", "suite")), ("sources", ("copy", "inputs", "pool"))):
             for name in getattr(self, part):
                 if name not in (*SLOTS, "surrogates", "data", *more):
                     raise Refused("no such part of a cell", part, name)

@@ -28,13 +28,14 @@ IGNORED = ("ctx", "kind", "type_comment")  # fields of a syntax tree that do not
 def of(cell: Cell) -> dict[str, str]:
     """The hash of the entry in each slot of a cell, with the entries inside it; a model from Python has none."""
     slots = {slot: getattr(cell, slot) for slot in SLOTS}
-    others = {} if cell.inputs is None else {"inputs": source_of(cell.inputs)}
+    others: dict[str, Any] = {} if cell.inputs is None else {"inputs": source_of(cell.inputs)}
+    others |= {"copy": cell.copy, "pool": cell.pool and cell.pool["source"]}
     return of_slots({**slots, "data": cell.data["source"], "surrogates": cell.surrogates, **others})
 
 
 def of_slots(slots: Mapping[str, Any]) -> dict[str, str]:
     """The hashes of descriptions by slot; a slot may hold one description, several or None."""
-    kinds = {"data": "dataset", "inputs": "dataset", "surrogates": "model"}
+    kinds = {"data": "dataset", "inputs": "dataset", "pool": "dataset", "surrogates": "model", "copy": "model"}
     out = {}
     for slot, found in slots.items():
         several = found if isinstance(found, list) else [found]

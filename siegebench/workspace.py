@@ -172,7 +172,7 @@ class Workspace:
     def _ready(self, model: M) -> M:
         return model.to(self.device, self.dtype).eval()
 
-    def _timed(self, fit: Callable[[], T]) -> T:
+    def timed(self, fit: Callable[[], T]) -> T:
         start = time.perf_counter()
         try:
             return fit()
@@ -182,16 +182,16 @@ class Workspace:
     def _fitted(self, description: dict[str, Any], model: M, fit: Callable[[], M]) -> M:
         """`model` with the weights of a description: loaded, or fitted and stored first."""
         made_by = _made_by(description)
-        return self._ready(artifacts.trained(self.store, description, model, lambda: self._timed(fit), made_by))
+        return self._ready(artifacts.trained(self.store, description, model, lambda: self.timed(fit), made_by))
 
-    def _source(self, described: dict[str, Any]) -> ModelSource:
+    def source(self, described: dict[str, Any]) -> ModelSource:
         """The source of a network; networks that differ only in their training share it."""
         known = described if digest(described) in self.settings.specs else untrained(described)
         return self.entry(ModelSource, known)
 
     def _network(self, cell: Cell, what: dict[str, Any], images: Callable[[], ImageSet], seed: int) -> Classifier:
         """The network of a cell: with its published weights, or trained on `images` with its recipe."""
-        source = self._source(cell.model)
+        source = self.source(cell.model)
         built = source.build_for(self.evaluated(cell.data))
         if source.pretrained() and what["kind"] == "clean":
             return self._ready(built)
@@ -229,7 +229,7 @@ class Workspace:
             poisoned, of = self._poisoned(cell), {"model": cell.model, "backdoor": cell.backdoor}
             handed = self.entry(Poisoning, cell.backdoor).network(poisoned.material)
             if handed is not None:
-                built = self._source(cell.model).build_for(self.evaluated(cell.data))
+                built = self.source(cell.model).build_for(self.evaluated(cell.data))
                 built.load_state_dict(handed)
                 return self._ready(built), poisoned
             what = {"kind": "backdoored", "poisoned": poisoned.data.digest, **of}
@@ -243,14 +243,14 @@ class Workspace:
         poisoning, data = self.entry(Poisoning, cell.backdoor), self.splits(cell.data)[0]
         seed, material = derive_seed(cell.seed, "poison"), None
         if poisoning.learning():
-            built = self._source(cell.model).build_for(self.evaluated(cell.data))
+            built = self.source(cell.model).build_for(self.evaluated(cell.data))
 
             def learn() -> Material:
                 return poisoning.learn(data, seed, built.fresh(derive_seed(seed, "surrogate")).to(self.device))
 
             what: dict[str, Any] = {"kind": "material", "model": cell.model, "backdoor": cell.backdoor}
             what |= {"data": cell.data.get("train_digest"), "seed": seed}
-            material = artifacts.made(self.store, what, lambda: self._timed(learn), _made_by(what))
+            material = artifacts.made(self.store, what, lambda: self.timed(learn), _made_by(what))
         return poisoning.poison(data, seed, material)
 
     def trained_on_the_rest(self, cell: Cell, poisoned: Poisoned) -> Classifier | None:

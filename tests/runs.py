@@ -132,6 +132,11 @@ def every_track() -> list[dict[str, Any]]:
             "certifiers": ["ibp", {"name": "randomized_smoothing", "n0": 10, "n": 20, "votes": 10, "m": 2}],
         },
         {
+            "track": "extraction", "pool": {"set": "digits", "split": "train", "count": 40}, "threats": ball,
+            "thefts": ["knockoff", "label_knockoff", {"name": "noise_theft", "cell": 4}, "own_labels", "self_copy"],
+            "queries": [40], "attack": "fgsm",
+        },
+        {
             "track": "camouflage", "data": {"set": SCENES, "count": 20}, "scenes": 6, "ss": 1,
             "camouflages": [{"name": "active", "steps": 3}, *({"name": "area_camouflage", "covered": c, "steps": 1}
                                                              for c in (0.125, 0.25, 0.5, 1.0))],

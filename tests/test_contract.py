@@ -32,13 +32,14 @@ from tests.broken import (
     measures,
     object_detectors,
     sources,
+    thefts,
 )
 from tests.broken.attacks import FGSM, Descends
 
 REGISTERED = [(kind, name) for kind, name in registry.cards() if "/" not in name]
 
 
-NEEDS_NOTHING = ("attack", "measure", "defense", "backdoor", "detector")
+NEEDS_NOTHING = ("attack", "measure", "defense", "backdoor", "detector", "theft")
 NEEDS_A_FILE = ("saved", "picture", "generative_variation")
 OF_TRIGGERS = 5  # clauses that a poisoning without a trigger does not have
 
@@ -121,6 +122,7 @@ KINDS = (
     certifiers,
     object_detectors,
     sources,
+    thefts,
 )
 
 

@@ -57,6 +57,7 @@ DEFAULT_TRACKS = (
     "corruption",
     "camouflage",
     "certified",
+    "extraction",
 )  # of a defense that does not declare any
 # the tracks of an attack follow from its access and norms
 ATTACK_TRACKS = {
@@ -68,7 +69,7 @@ ATTACK_TRACKS = {
 VALUES = {
     "access": ACCESSES,
     "norm": NORMS,
-    "track": (*ATTACK_TRACKS, "backdoor", "poisoning", "corruption", "camouflage", "certified"),
+    "track": (*ATTACK_TRACKS, "backdoor", "poisoning", "corruption", "camouflage", "certified", "extraction"),
 }
 
 

@@ -20,6 +20,7 @@ METHODS = (
     "corruption",
     "camouflage",
     "certifier",
+    "theft",
 )  # kinds whose entries implement a paper
 
 

@@ -9,6 +9,7 @@ from siegebench.tracks.certified import CertifiedBoard
 from siegebench.tracks.corruption import CorruptionBoard
 from siegebench.tracks.detection import InputDetectionBoard, ModelDetectionBoard
 from siegebench.tracks.evasion import PatchBoard, QueryBoard, TransferBoard, WhiteBoxBoard
+from siegebench.tracks.extraction import ExtractionBoard
 from siegebench.tracks.poisoning import PoisoningBoard
 
 TRACKS: dict[str, type[BoardSpec]] = {
@@ -23,4 +24,5 @@ TRACKS: dict[str, type[BoardSpec]] = {
     "corruption": CorruptionBoard,
     "camouflage": CamouflageBoard,
     "certified": CertifiedBoard,
+    "extraction": ExtractionBoard,
 }

@@ -21,8 +21,9 @@ from siegebench.classifier import Classifier, refuse_gradients
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.errors import ContractError
+from siegebench.ledger import Ledger
 from siegebench.metrics import QUERY_MARKS
-from siegebench.oracle import Ledger, Oracle
+from siegebench.oracle import Oracle
 from siegebench.prepare import in_batches
 from siegebench.threat import ThreatModel
 from siegebench.tracks.conduct import conduct_flags

@@ -36,7 +36,7 @@ class Defense(Entry):
     adaptive: ClassVar[tuple[dict[str, Any], ...]] = ()
     poisons: ClassVar[tuple[dict[str, Any], ...]] = ()
     tracks: ClassVar[tuple[str, ...]] = (
-        "white_box", "query", "transfer", "patch", "corruption", "camouflage", "certified",
+        "white_box", "query", "transfer", "patch", "corruption", "camouflage", "certified", "extraction",
     )  # fmt: skip
 
     def ranked_in(self, track: str) -> bool:
