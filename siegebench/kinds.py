@@ -47,6 +47,8 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("corruption", "corruptions", "Corruptions", "siegebench.types:Corruption"),
         EntryKind("camouflage", "camouflage", "Camouflage", "siegebench.types:Camouflage"),
         EntryKind("certifier", "certifiers", "Certifiers", "siegebench.types:Certifier"),
+        EntryKind("leak", "leaks", "Leaks of gradients", "siegebench.types:Leak"),
+        EntryKind("sharing", "sharings", "Rules of sharing gradients", "siegebench.types:Sharing"),
         EntryKind("object_detector", "zoo", "Object detectors", "siegebench.types:ObjectDetectorSource", also="model"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),

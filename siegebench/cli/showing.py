@@ -214,6 +214,8 @@ def _row_lines(row: Result, store: Path) -> Iterable[str]:
         "corruption",
         "camouflage",
         "certifier",
+        "leak",
+        "sharing",
     ):
         description = getattr(row.cell, slot)
         if description is not None:

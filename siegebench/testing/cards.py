@@ -20,6 +20,8 @@ METHODS = (
     "corruption",
     "camouflage",
     "certifier",
+    "leak",
+    "sharing",
 )  # kinds whose entries implement a paper
 
 

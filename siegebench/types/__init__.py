@@ -20,12 +20,14 @@ from siegebench.types.detectors import (
     TrainedDetector,
     Verdict,
 )
+from siegebench.types.leaks import Leak, Recovered, Shared
+from siegebench.types.sharings import Sharing
 from siegebench.types.zoo import DataSource, ModelSource, ObjectDetectorSource, SceneSource
 
 __all__ = [
     "Attack", "BackdoorAttack", "Camouflage", "Certificate", "Certifier", "Class", "Corruption", "Count", "DataSource",
-    "DatasetDetector", "Defense", "Detector", "Entry", "InputDetector", "Lesson", "Material", "Measure",
+    "DatasetDetector", "Defense", "Detector", "Entry", "InputDetector", "Leak", "Lesson", "Material", "Measure",
     "MinimalAttack", "ModelDetector", "ModelSource", "Number", "ObjectDetectorSource", "Poisoned", "Poisoning",
-    "Positive", "Probe", "Role", "SceneSource", "Scorer", "Share", "Source", "TrainedDetector", "Verdict",
-    "WrappingAttack",
+    "Positive", "Probe", "Recovered", "Role", "SceneSource", "Scorer", "Share", "Shared", "Sharing", "Source",
+    "TrainedDetector", "Verdict", "WrappingAttack",
 ]  # fmt: skip
