@@ -21,7 +21,9 @@ def _net() -> nn.Module:
 
 def network() -> Classifier:
     """A smooth network whose first layer is linear with a bias."""
-    made = Network(_net(), num_classes=CLASSES, mean=(0.0,) * CHANNELS, std=(1.0,) * CHANNELS, rebuild=_net)
+    with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
+        net = _net()
+    made = Network(net, num_classes=CLASSES, mean=(0.0,) * CHANNELS, std=(1.0,) * CHANNELS, rebuild=_net)
     return made.fresh(0).eval().requires_grad_(False)
 
 
