@@ -224,6 +224,20 @@ def agreement(queries: int, main: bool) -> Column:
     return Column(f"agreement@{queries}", f"@{queries:,}", help=told, better="", main=main)
 
 
+PRIVACY = (
+    read("identified", "Private images identified by at least one leak; Wilson 95 % interval."),
+    Column("worst_leak", "Worst leak", "text", "The leak that identifies most images alone.", ""),
+    read("psnr", "Median PSNR of the leak with the best images, in dB."),
+    read("ssim", "Median structural similarity of the leak with the most similar images.", title="SSIM"),
+    read("label_acc", "Classes named by the leak that names most."),
+    read("label_l1", "Median label error of the leak with the smallest."),
+    read("utility_cos", "Cosine of the released and the true mean gradient of 64 public images; below 0.5 not ranked."),
+    read("epsilon"),
+    _more("chance", "Control", "rate", "Images identified from the mean of public images, without any gradient.", ""),
+    _more("seeds", "Seeds", "count", "Number of seeds; an image counts if it is identified with any.", ""),
+)
+
+
 def certified(radii: Sequence[str]) -> list[Column]:
     """The columns of a board of certifiers with these radii."""
     out = [

@@ -16,6 +16,7 @@ from . import (
     evasion,
     extraction,
     poisoning,
+    privacy,
     published,
     submitted,
     supervisors,
@@ -40,7 +41,7 @@ def _boards(rows: Sequence[Result]) -> list[Board]:
     return [
         *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
         *corruption.boards(rows), *poisoning.boards(rows), *camouflage.boards(rows),
-        *certified.boards(rows), *extraction.boards(rows),
+        *certified.boards(rows), *extraction.boards(rows), *privacy.boards(rows),
     ]  # fmt: skip
 
 

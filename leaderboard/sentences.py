@@ -138,6 +138,15 @@ def loot(lines: Sequence[Line], column: str) -> str:
     return _told(first(lines, column, ("gains", "gain"), unit))
 
 
+def privacy(lines: Sequence[Line]) -> str:
+    """Of boards of sharing rules: what the plain gradients give away, and what is left under the best rule."""
+    if not leaders(lines):
+        return nothing(lines)
+    plain = [line.value("identified") or 0.0 for line in lines if line.rank and line.names["sharing"] == "plain"]
+    before = f"From plain gradients {_span(plain, ' %')} of the images are identified" if plain else ""
+    return _told(before, first(lines, "identified", ("gives away", "give away"), " %"))
+
+
 def resistance(lines: Sequence[Line], column: str) -> str:
     """Of boards with a target class: how often it is reached."""
     if not leaders(lines):

@@ -24,6 +24,7 @@ BITS = 32  # of the numbers of classes and groups
 Status = Literal["ok", "error", "not_applicable"]
 SLOTS = (
     "model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage", "certifier", "theft",
+    "leak", "sharing",
 )  # fmt: skip
 ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
 NEEDS = {  # required slots per track; a row of a track that is not known here is shown, and ranked by nobody
@@ -36,6 +37,7 @@ NEEDS = {  # required slots per track; a row of a track that is not known here i
     "camouflage": ("camouflage", "stage"),
     "certified": ("threat",),
     "extraction": ("theft", "attack", "threat"),
+    "privacy": ("leak", "sharing", "client"),
 }
 
 
@@ -73,6 +75,7 @@ class Cell:
             certifier and without an attack.
         pool: description of the images, without labels, that a thief asks about; only with a theft.
         copy: the network that a thief trains; None: that of the victim; only with a theft.
+        client: who releases gradients, `{batch, state, smoothing, mixup, gallery}`; only on the privacy track.
         inputs: other images that a detector is to find, `{kind, data}` of another data set or `{kind, source, split,
             count}` of a source that makes them; only on the input_detection track.
         adaptive: whether the attack is one of the adaptive attacks that the defense declares.
@@ -96,6 +99,9 @@ class Cell:
     theft: dict[str, Any] | None = None
     pool: dict[str, Any] | None = None
     copy: dict[str, Any] | None = None
+    leak: dict[str, Any] | None = None
+    sharing: dict[str, Any] | None = None
+    client: dict[str, Any] | None = None
     inputs: dict[str, Any] | None = None
     threat: dict[str, Any] | None = None
     surrogates: list[dict[str, Any]] | None = None
@@ -123,6 +129,8 @@ class Cell:
             out["inputs"] = f"{self.inputs['kind']} {label(source_of(self.inputs))}"
         if self.surrogates is not None:
             out["surrogates"] = "+".join(map(label, self.surrogates)) or "nothing"
+        if self.client is not None:
+            out["client"] = client_text(self.client)
         out["data"] = str(self.data["name"])
         if self.threat is not None:
             out["threat"] = ball_text(self.threat)
@@ -153,6 +161,8 @@ class Cell:
             parts.append(label(self.defense))
         if self.certifier is not None:
             parts.append(label(self.certifier))
+        if self.sharing is not None:
+            parts += [self.labels["client"], label(self.sharing)]
         return "/".join(_safe(p) for p in parts)
 
     @property
@@ -166,6 +176,7 @@ class Cell:
             or self.corruption
             or self.camouflage
             or self.certifier
+            or self.leak
             or {"name": "clean"}
         )
         return f"{self.folder}/{_safe(label(last))}-{self.key[:16]}.json"
@@ -189,6 +200,12 @@ def ball_text(threat: Mapping[str, Any]) -> str:
     eps, target = threat["eps"], threat.get("target")
     aim = "" if target is None else f", target {target}"
     return (f"l0 {100 * eps:g}%" if threat["norm"] == "l0" else f"{threat['norm']} {eps_text(eps)}") + aim
+
+
+def client_text(client: Mapping[str, Any]) -> str:
+    """`batch 1, initial`, and what was done to its labels."""
+    smoothed = f", smoothing {client['smoothing']:g}" if client.get("smoothing") else ""
+    return f"batch {client['batch']}, {client['state']}{smoothed}{', mixup' if client.get('mixup') else ''}"
 
 
 def label(description: Mapping[str, Any] | None) -> str:

@@ -48,6 +48,8 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("camouflage", "camouflage", "Camouflage", "siegebench.types:Camouflage"),
         EntryKind("certifier", "certifiers", "Certifiers", "siegebench.types:Certifier"),
         EntryKind("theft", "thefts", "Thefts of models", "siegebench.types:Theft"),
+        EntryKind("leak", "leaks", "Leaks of gradients", "siegebench.types:Leak"),
+        EntryKind("sharing", "sharings", "Rules of sharing gradients", "siegebench.types:Sharing"),
         EntryKind("object_detector", "zoo", "Object detectors", "siegebench.types:ObjectDetectorSource", also="model"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),

@@ -55,8 +55,9 @@ _ALL = (
     Metric("any_hit_acc", "rate", "high", "Every draw", "Images correct in every draw of a randomised defense."),
     Metric("median_distance", "distance", "high", "Median distance", "Median size of the smallest perturbation found."),
     Metric(
-        "ssim", "score", "", "SSIM", "Mean structural similarity of clean and adversarial images, of the successes "
-        "among the first 256 attacked images; 1 for equal images.", low=-1.0, high=1.0,
+        "ssim", "score", "", "SSIM", "Structural similarity: of clean and adversarial images (mean over the successes "
+        "among the first 256 attacked images), or of private images and those recovered (median); 1 for equal images.",
+        low=-1.0, high=1.0,
     ),
     Metric("median_queries", "count", "high", "Queries", "Median number of queries of a successful attack."),
     Metric("mean_queries", "count", "high", "Mean queries", "Mean number of queries of a successful attack."),
@@ -161,6 +162,18 @@ _ALL = (
     Metric("answer_l1", "score", "low", "Moved", "Mean L1 distance of the answers with and without the defense.",
            high=2.0),
     Metric("classes_answered", "count", "", "Classes", "Classes that are the answer to any of the asked images."),
+    # images from shared gradients
+    Metric("identified", "rate", "low", "Identified", "Private images that are the nearest of a gallery to the image "
+           "recovered from what their client released."),
+    Metric("psnr", "score", "low", "PSNR", "Median peak signal-to-noise ratio of the recovered images, in dB; at most "
+           "100.", high=100.0),
+    Metric("label_acc", "rate", "low", "Labels", "Private images of which the attacker names the class."),
+    Metric("label_l1", "score", "high", "Label error", "Median sum of |recovered - true| over the probabilities of the "
+           "label; 2 at most.", high=2.0),
+    Metric("utility_cos", "score", "high", "Useful", "Cosine of the released and the true mean gradient of 64 public "
+           "images.", low=-1.0, high=1.0),
+    Metric("epsilon", "score", "low", "Epsilon", "Epsilon of differential privacy at delta 1e-5 for one epoch of "
+           "batches of 64; none for a rule that promises none."),
     # textures on the paint of vehicles
     Metric("vehicle_acc", "rate", "high", "Seen", "Views of vehicles answered as a vehicle under the texture."),
     Metric("vehicle_acc_grey", "rate", "high", "Seen, grey", "The same with grey paint."),
@@ -204,6 +217,8 @@ SAMPLES: dict[str, str] = {
     "agree": "the copy gives the victim's top-1 class",
     "copied": "the copy classifies the image correctly",
     "safe@": "the attacked image is correctly classified or detected, at this percentage of false alarms",
+    "identified": "the private image is the nearest of its gallery to the recovered one",
+    "label_right": "the attacker names the class of the private image",
     "right@": "the image is correctly classified at this severity",
     "vehicle": "the scene shows a vehicle",
     "seen": "the answer under the texture is a vehicle",

@@ -79,6 +79,7 @@ def _likeness(cell: Cell) -> tuple[str, str, str]:
         or cell.corruption
         or cell.camouflage
         or cell.certifier
+        or cell.leak
         or {}
     )
     exact = f"{cell.track} {entry}"
@@ -92,7 +93,18 @@ def _work(cell: Cell) -> str:
             cell.track,
             *(
                 labels[k]
-                for k in ("theft", "attack", "measure", "detector", "corruption", "camouflage", "certifier", "inputs")
+                for k in (
+                    "theft",
+                    "attack",
+                    "measure",
+                    "detector",
+                    "corruption",
+                    "camouflage",
+                    "certifier",
+                    "leak",
+                    "sharing",
+                    "inputs",
+                )  # fmt: skip
                 if k in labels
             ),
         ]

@@ -17,8 +17,8 @@ from siegebench import strictjson
 from siegebench.cells import SCHEMA, digest
 from siegebench.errors import ConfigError, shortened
 from siegebench.files import write_atomic
-from siegebench.schema import Number, Part, first_fault
-from siegebench.strictjson import Refused
+from siegebench.schema import Number, Part
+from siegebench.strictjson import Refused, first_fault
 from siegebench.threat import Norm
 
 FOLDER = "published"

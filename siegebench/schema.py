@@ -19,7 +19,7 @@ from siegebench import strictjson
 from siegebench.cells import ATTACKING, NEEDS, PROTOCOL, SCHEMA, SLOTS, digest
 from siegebench.errors import ConfigError, shortened
 from siegebench.metrics import COUNTS, SEVERITIES, Metric, find, is_measure, is_sample
-from siegebench.strictjson import Refused
+from siegebench.strictjson import Refused, first_fault
 from siegebench.threat import MAX_EPS, Access, Norm, parse_target
 
 ROUNDING = 1e-6  # stored numbers have six digits
@@ -138,6 +138,16 @@ class Inputs(Part):
         return self
 
 
+class Client(Part):
+    """Who releases gradients."""
+
+    batch: Annotated[int, Field(ge=1)]
+    state: Literal["initial", "trained"]
+    smoothing: Annotated[Number, Field(ge=0, lt=1)]
+    mixup: bool
+    gallery: Annotated[int, Field(ge=2)]
+
+
 class CellPart(Part):
     """What was measured."""
 
@@ -158,6 +168,9 @@ class CellPart(Part):
     theft: Entry | None = None
     pool: Data | None = None
     copied: Annotated[Entry | None, Field(alias="copy")] = None
+    leak: Entry | None = None
+    sharing: Entry | None = None
+    client: Client | None = None
     inputs: Inputs | None = None
     threat: Threat | None = None
     surrogates: list[Entry] | None = None
@@ -328,25 +341,6 @@ class Row(Part):
 
 
 # ------------------------------------------------------------------------------------------------------------- checking
-
-
-def first_fault(error: ValidationError) -> tuple[tuple[Any, ...], str]:
-    """(path of the field, message) of the first error of pydantic."""
-    first = error.errors(include_url=False)[0]
-    raised = first.get("ctx", {}).get("error")
-    loc = tuple(first["loc"])
-    if isinstance(raised, Refused):
-        return (*loc, *raised.loc), str(raised)
-    if isinstance(raised, ValueError):
-        return loc, str(raised)
-    if first["type"] == "missing":
-        return loc, "missing"
-    if first["type"] == "extra_forbidden":
-        return loc, "unknown key"
-    if loc[-1:] in (("str",), ("int",)):  # the members of a union
-        return loc[:-1], f"expected text, a number or nothing, found {shortened(first['input'])}"
-    message = re.sub(r"^\w+ should (be|have|match pattern) | after validation.*", "", first["msg"])
-    return loc, f"expected {message[:1].lower()}{message[1:]}, found {shortened(first['input'])}"
 
 
 def parse(content: bytes) -> dict[str, Any]:

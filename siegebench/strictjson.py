@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
+
+from pydantic import ValidationError
 
 from siegebench.errors import shortened
 
@@ -81,3 +84,22 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise Refused(f"the key {shortened(key)} appears twice")
         found[key] = value
     return found
+
+
+def first_fault(error: ValidationError) -> tuple[tuple[Any, ...], str]:
+    """(path of the field, message) of the first error of pydantic."""
+    first = error.errors(include_url=False)[0]
+    raised = first.get("ctx", {}).get("error")
+    loc = tuple(first["loc"])
+    if isinstance(raised, Refused):
+        return (*loc, *raised.loc), str(raised)
+    if isinstance(raised, ValueError):
+        return loc, str(raised)
+    if first["type"] == "missing":
+        return loc, "missing"
+    if first["type"] == "extra_forbidden":
+        return loc, "unknown key"
+    if loc[-1:] in (("str",), ("int",)):  # the members of a union
+        return loc[:-1], f"expected text, a number or nothing, found {shortened(first['input'])}"
+    message = re.sub(r"^\w+ should (be|have|match pattern) | after validation.*", "", first["msg"])
+    return loc, f"expected {message[:1].lower()}{message[1:]}, found {shortened(first['input'])}"

@@ -137,6 +137,11 @@ def every_track() -> list[dict[str, Any]]:
             "queries": [40], "attack": "fgsm",
         },
         {
+            "track": "privacy", "data": {"set": "digits", "count": 4},
+            "leaks": [{"name": "dlg", "steps": 5, "restarts": 1}], "sharings": ["plain", "dp"],
+            "client": {"gallery": 50},
+        },
+        {
             "track": "camouflage", "data": {"set": SCENES, "count": 20}, "scenes": 6, "ss": 1,
             "camouflages": [{"name": "active", "steps": 3}, *({"name": "area_camouflage", "covered": c, "steps": 1}
                                                              for c in (0.125, 0.25, 0.5, 1.0))],

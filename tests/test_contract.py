@@ -29,8 +29,10 @@ from tests.broken import (
     corruptions,
     defenses,
     detectors,
+    leaks,
     measures,
     object_detectors,
+    sharings,
     sources,
     thefts,
 )
@@ -39,7 +41,7 @@ from tests.broken.attacks import FGSM, Descends
 REGISTERED = [(kind, name) for kind, name in registry.cards() if "/" not in name]
 
 
-NEEDS_NOTHING = ("attack", "measure", "defense", "backdoor", "detector", "theft")
+NEEDS_NOTHING = ("attack", "measure", "defense", "backdoor", "detector", "theft", "leak", "sharing")
 NEEDS_A_FILE = ("saved", "picture", "generative_variation")
 OF_TRIGGERS = 5  # clauses that a poisoning without a trigger does not have
 
@@ -120,6 +122,8 @@ KINDS = (
     corruptions,
     camouflages,
     certifiers,
+    leaks,
+    sharings,
     object_detectors,
     sources,
     thefts,

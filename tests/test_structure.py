@@ -21,11 +21,13 @@ from tests import rows
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = "siegebench"
 FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
-ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption", "camouflage", "certifier", "theft")
+ALGORITHMS = (
+    "attack", "defense", "backdoor", "detector", "corruption", "camouflage", "certifier", "theft", "leak", "sharing",
+)  # fmt: skip
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "TrainedDetector",
     "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "SceneSource", "ObjectDetectorSource",
-    "Corruption", "Camouflage", "Certifier", "Theft",
+    "Corruption", "Camouflage", "Certifier", "Theft", "Leak", "Sharing",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 
@@ -37,7 +39,7 @@ def none(found: list[str]) -> None:
 
 # From the ground up: a module imports its own layer and those before it. Every module of the harness is named.
 LAYERS = (
-    ("__init__", "errors", "kinds", "worker", "progress", "files", "pictures", "screenshot", "stats"),
+    ("__init__", "errors", "kinds", "worker", "progress", "files", "pictures", "screenshot", "stats", "accountant"),
     ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled"),
     ("ops", "cells", "card"),
     ("render",),
@@ -62,13 +64,13 @@ LAYERS = (
     ("clipping", "object_detector"),
     ("inputs", "sighting"),
     ("prepare", "checkpoints"),
-    ("layers", "bounds"),
+    ("layers", "bounds", "per_image"),
     ("traced",),
     ("ledger",),
     ("oracle",),
     ("search",),
     ("types",),
-    ("guarded",),
+    ("guarded", "leakage"),
     ("train", "catalogue", "skeleton", "doctor"),
     ("inventory", "artifacts", "identity", "placeholders"),
     ("workspace", "given"),

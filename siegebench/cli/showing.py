@@ -215,6 +215,8 @@ def _row_lines(row: Result, store: Path) -> Iterable[str]:
         "camouflage",
         "certifier",
         "theft",
+        "leak",
+        "sharing",
     ):
         description = getattr(row.cell, slot)
         if description is not None:

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from siegebench import strictjson
 from siegebench.cells import PROTOCOL, SCHEMA, digest
 from siegebench.errors import ConfigError, did_you_mean, shortened
-from siegebench.schema import Part, Sha256, Snake, Time, first_fault
-from siegebench.strictjson import Refused
+from siegebench.schema import Part, Sha256, Snake, Time
+from siegebench.strictjson import Refused, first_fault
 
 FORM, REVIEW, ROWS, SUITES = "submission.json", "review.json", "rows", "suites"
 # licences under which everybody may use and change the rows and the code: SPDX identifiers

@@ -21,6 +21,8 @@ METHODS = (
     "camouflage",
     "certifier",
     "theft",
+    "leak",
+    "sharing",
 )  # kinds whose entries implement a paper
 
 

@@ -11,6 +11,7 @@ from siegebench.tracks.detection import InputDetectionBoard, ModelDetectionBoard
 from siegebench.tracks.evasion import PatchBoard, QueryBoard, TransferBoard, WhiteBoxBoard
 from siegebench.tracks.extraction import ExtractionBoard
 from siegebench.tracks.poisoning import PoisoningBoard
+from siegebench.tracks.privacy import PrivacyBoard
 
 TRACKS: dict[str, type[BoardSpec]] = {
     "white_box": WhiteBoxBoard,
@@ -25,4 +26,5 @@ TRACKS: dict[str, type[BoardSpec]] = {
     "camouflage": CamouflageBoard,
     "certified": CertifiedBoard,
     "extraction": ExtractionBoard,
+    "privacy": PrivacyBoard,
 }
