@@ -58,6 +58,8 @@ EVASION = (
     read("robust_acc", "Images that stay correctly classified under all attacks and seeds; Wilson 95 % interval."),
     GAIN,
     read("clean_acc"),
+    Column("balanced_robust", "Balanced, robust", "rate", "Robust accuracy, mean over classes of unequal size."),
+    Column("balanced_clean", "Balanced, clean", "rate", "Clean accuracy, mean over classes of unequal size."),
     *(read(f"robust_acc@{k}", f"Robust accuracy after {k} queries per image, strongest attack.") for k in QUERY_MARKS),
     Column("worst_attack", "Worst attack", "text", "The single attack with the lowest robust accuracy.", ""),
     read("median_queries", "Median number of queries of a successful attack; lowest over the attacks."),

@@ -235,7 +235,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
         if cell.track == "query" and not targeted
         else Scatter("clean_acc", "robust_acc"),
         lines=placed,
-        notes=(NOTES[cell.track].format(required=_required()),),
+        notes=(NOTES[cell.track].format(required=_required()), *subgroups.alike(placed)),
         result=sentences.resistance(placed, primary) if targeted else sentences.survival(placed, primary),
     )
 
@@ -271,6 +271,7 @@ def _line(
         kept = flags.survived(rows.good)
         assert kept is not None
         more, named, uneven = subgroups.worst(rows.good, kept)
+        more |= subgroups.balanced(rows.good, kept)
         numbers, texts, compared = numbers | more, texts | named, [*compared, *uneven]
     found = in_order([*marks(rows.every), *compared, *_gaps(rows, missing), *flags.not_searched(rows.every)])
     reasons = ["control: planted by the suite, listed but never ranked"] if control else []

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
 from siegebench.cells import Result
 
-from .board import Mark, Number, share
+from .board import Line, Mark, Number, share
 from .stats import Vector
 
 LEAST = 20  # images of a class or a group; smaller ones are left out
 DRAWN = 500  # outcomes drawn to see how low the worst of equally robust classes is
+UNEQUAL = 1.5  # the largest class has so many times the images of the smallest: accuracy hides the small one
+ALIKE = 0.03  # entries that differ less on clean images are compared; a network that is bad on those looks robust
 RARE = 0.05  # a flag if equal rates would give a worst class as low as this with this probability, or less
 
 
@@ -50,6 +53,40 @@ def worst(rows: Sequence[Result], kept: Vector) -> tuple[dict[str, Number], dict
             told += f"{100 * float(equal.mean()):.1f} %"
             found.append(Mark("info", "uneven_classes" if kind == "class" else "uneven_groups", told))
     return numbers, texts, found
+
+
+def balanced(rows: Sequence[Result], kept: Vector) -> dict[str, Number]:
+    """Balanced accuracies: the means over the classes, where the classes are of unequal size and not small.
+
+    Args:
+        rows, kept: as for `worst`.
+    """
+    of = next((numbered for r in rows if (numbered := r.whole("label")) is not None), None)
+    if of is None:
+        return {}
+    _, place, sizes = np.unique(of, return_inverse=True, return_counts=True)
+    if len(sizes) < 2 or sizes.min() < LEAST or sizes.max() < UNEQUAL * sizes.min():
+        return {}
+    keys = tuple(r.cell.key for r in rows)
+    robust, right = (float((np.bincount(place, v) / sizes).mean()) for v in (kept, _clean(rows)))
+    return {"balanced_robust": Number(robust, keys=keys), "balanced_clean": Number(right, keys=keys)}
+
+
+def alike(lines: Sequence[Line]) -> tuple[str, ...]:
+    """A sentence on the two entries that differ most under attack, of those with about the same clean accuracy."""
+    known = [(line.title, line.value("balanced_clean"), line.value("balanced_robust")) for line in lines]
+    pairs = [
+        (abs(r - s), a, b)
+        for (a, c, r), (b, d, s) in combinations(known, 2)
+        if c is not None and d is not None and r is not None and s is not None and abs(c - d) < ALIKE
+    ]
+    if not pairs:
+        return ()
+    far, a, b = max(pairs)
+    told = (
+        f"Of entries whose balanced clean accuracies differ by less than {100 * ALIKE:.0f} points, {a} and {b} differ "
+    )
+    return (f"{told}most under attack: by {100 * far:.1f} points of balanced accuracy.",)
 
 
 def _clean(rows: Sequence[Result]) -> Vector:

@@ -64,7 +64,7 @@ class Parquet(DataSource):
     Attributes:
         num_classes: of the data set.
         prefix: of the file names; empty for `SPLIT-*.parquet`.
-        folder: of the files; by default the folder named by SIEGEBENCH_DATA.
+        folder: of the files; by default the folder named by SIEGEBENCH_DATA, or the folder in it that has them.
         image, label, size, fit, group_by_path, channels, cut: see Layout.
     """
 
@@ -88,7 +88,7 @@ class Parquet(DataSource):
     def scan(self, split: str) -> ImageSet:
         stem = f"{self.prefix}-{split}" if self.prefix else split
         name = f"{self.prefix or 'parquet'} {split}"
-        folder = Path(self.folder).expanduser() if self.folder else data_folder()
+        folder = self._home()
         if folder is None:
             raise DataError(
                 f"{name}: no folder to look in for {stem}-*.parquet; "
@@ -101,11 +101,22 @@ class Parquet(DataSource):
         return scan(shards(folder, stem, name, self.known_splits()), layout, name)
 
     def known_splits(self) -> tuple[str, ...]:
-        folder = Path(self.folder).expanduser() if self.folder else data_folder()
-        head = f"{self.prefix}-" if self.prefix else ""
+        folder, head = self._home(), self._head()
         names = (path.name.removeprefix(head) for path in folder.glob(f"{head}*-*.parquet")) if folder else ()
         found = sorted({name.partition("-")[0] for name in names})
         return tuple(sorted(found, key=lambda split: split != "train")) or super().known_splits()
+
+    def _head(self) -> str:
+        return f"{self.prefix}-" if self.prefix else ""
+
+    def _home(self) -> Path | None:
+        """Where the files are: the folder given, or that of the environment variable, or one in it."""
+        if self.folder:
+            return Path(self.folder).expanduser()
+        folder = data_folder()
+        if folder is None or not self.prefix or any(folder.glob(f"{self._head()}*.parquet")):
+            return folder
+        return next((file.parent for file in sorted(folder.glob(f"*/{self._head()}*.parquet"))), folder)
 
 
 def shards(folder: Path, stem: str, name: str, splits: Sequence[str] = ()) -> list[Path]:

@@ -21,6 +21,7 @@ Convolution = tuple[int, int, int]  # channels, size of the kernel, stride
 LAYOUTS: dict[str, tuple[tuple[Convolution, ...], tuple[int, ...]]] = {
     "small": (((16, 4, 2), (32, 4, 1)), (100,)),
     "medium": (((32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)), (512, 512)),
+    "perceptron": ((), (256, 256)),
     "large": (((64, 3, 1), (64, 3, 1), (128, 3, 2), (128, 3, 1), (128, 3, 1)), (512,)),
 }
 
@@ -43,7 +44,8 @@ def plain_cnn(layout: str, num_classes: int, channels: int, height: int, width: 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainCNN(Checkpointed):
-    """The networks `small`, `medium` and `large` of Gowal et al., ICCV 2019: no batch norm, no padding.
+    """The networks `small`, `medium` and `large` of Gowal et al., ICCV 2019, and `perceptron`: no batch norm,
+    no padding.
 
     Their layers can be bounded (`ibp`, `crown`), and nothing in them makes bounds wide. Images in [0, 1] are centred at
     1/2 and scaled by 4.
@@ -54,11 +56,12 @@ class PlainCNN(Checkpointed):
     size of the images, which must be 16 pixels or more.
 
     Attributes:
-        layout: `small` has 0.5 M weights for images of 32 pixels, `medium` 1.2 M, `large` 5.7 M.
+        layout: `small` has 0.5 M weights for images of 32 pixels, `medium` 1.2 M, `large` 5.7 M; `perceptron`, which is
+            ours, has no convolutions and 0.9 M.
         recipe: for training.
     """
 
-    layout: Literal["small", "medium", "large"] = "small"
+    layout: Literal["small", "medium", "large", "perceptron"] = "small"
     recipe: Recipe = RECIPE
 
     def build(self, *, num_classes: int, size: Size, channels: int = 3) -> Network:

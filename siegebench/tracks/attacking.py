@@ -337,6 +337,8 @@ def _diagnose(
         cell=cell,
         metrics={k: {"value": float(v)} for k, v in found["metrics"].items()},
         flags=found["flags"],
+        arrays=_beside(found, data.ids[rows]),
+        images=_shown(found),
         counts={
             "forwards": int(oracle.ledger.forwards.sum()),
             "backwards": int(oracle.ledger.backwards.sum()),
@@ -344,3 +346,18 @@ def _diagnose(
             **spent,
         },
     )
+
+
+def _beside(found: dict[str, Any], ids: Tensor) -> dict[str, Any]:
+    """The numbers of a measure for each image, with the ids of the images; empty where it returns none."""
+    arrays = found.get("arrays", {})
+    return {"ids": ids.numpy(), **{name: a.cpu().numpy() for name, a in arrays.items()}} if arrays else {}
+
+
+def _shown(found: dict[str, Any]) -> dict[str, Any]:
+    """The pictures of a measure, numbered in their order."""
+    pictures = found.get("pictures")
+    if pictures is None or not len(pictures):
+        return {}
+    number = np.arange(len(pictures))
+    return {"images": pictures.detach().cpu().float().numpy(), "ids": number, "labels": number}

@@ -299,7 +299,7 @@ class WrappingAttack(Attack):
 
 
 class Measure(Probe):
-    """A diagnosis of a victim: metrics and flags, stored with its robustness, never ranked.
+    """A diagnosis of a victim: metrics and flags, stored with its robustness, never ranked. It may have pictures.
 
     Class attributes:
         every: it gets all images of the slice, also misclassified ones, instead of the first correct ones.
@@ -310,7 +310,11 @@ class Measure(Probe):
 
     @abstractmethod
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> dict[str, Any]:
-        """`{"metrics": {name: number}, "flags": [Flag.as_dict(), ...]}` for the given images."""
+        """`{"metrics": {name: number}, "flags": [Flag.as_dict(), ...]}` for the given images.
+
+        It may hold two more: `arrays`, {name: one number for each image, [n]}, kept beside the row; and `pictures`, at
+        most 12 images [k, C, h, w] in [0, 1], C of 1 or 3, which the page shows.
+        """
 
     @final
     def __call__(

@@ -26,13 +26,35 @@ class MeasuresByChance(Measures):
         return {"metrics": {"one": float(torch.rand(()))}, "flags": []}
 
 
+class MeasuresWithPictures(Measures):
+    """Numbers for each image but the first `lost`, and two pictures."""
+
+    lost: int = 0
+    bright: float = 1.0
+
+    def run(self, oracle, x, y, threat, draws):
+        found = super().run(oracle, x, y, threat, draws)
+        return {**found, "arrays": {"mean": x.mean(dim=(1, 2, 3))[self.lost :]}, "pictures": self.bright * x[:2]}
+
+
+class LosesImages(MeasuresWithPictures):
+    lost = 2
+
+
+class TooBright(MeasuresWithPictures):
+    bright = 2.0
+
+
 HONEST = [
     ("measure", Measures()),
+    ("measure", MeasuresWithPictures()),
 ]
 
 
 BROKEN = [
     ("measure", Measures(value=float("nan")), "returns finite metrics and well formed flags", "one"),
     ("measure", Measures(severity="fatal"), "returns finite metrics and well formed flags", "fatal"),
+    ("measure", LosesImages(), "keeps numbers of each image and few pictures", "4 numbers for 6 images"),
+    ("measure", TooBright(), "keeps numbers of each image and few pictures", "outside"),
     ("measure", MeasuresByChance(), "measures the same for the same draws", "torch"),
 ]

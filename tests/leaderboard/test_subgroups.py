@@ -94,3 +94,30 @@ def test_a_label_of_a_stranger_is_not_believed_to_be_small() -> None:
     row.samples |= {"label@31": row.samples["robust"], "label@999999": row.samples["robust"]}
     entry = only([checked(row)]).lines[0]
     assert entry.texts["worst_class"] == f"{1 << 31}" or entry.texts["worst_class"] == "0"
+
+
+def test_balanced_accuracies_of_unequal_classes() -> None:
+    unequal = (np.arange(N) < 40).astype(int)  # class 1 has 40 images, class 0 all others
+    kept = np.arange(N) >= 20  # half of class 1 is lost
+    board = only([labelled(attacked("autoattack", kept, clean=N), unequal)])
+    entry = board.lines[0]
+    assert entry.value("balanced_robust") == 0.75
+    assert entry.value("balanced_clean") == 1.0
+    assert {"balanced_robust", "balanced_clean"} <= {c.id for c in board.columns}
+    assert "balanced_robust" not in {c.id for c in only(two_attacks()).columns}, "equal classes: it is the accuracy"
+    rare = (np.arange(N) < LEAST - 1).astype(int)
+    assert "balanced_robust" not in {c.id for c in only([labelled(attacked("autoattack", kept), rare)]).columns}
+
+
+def test_entries_alike_on_clean_images_are_compared_under_attack() -> None:
+    unequal = (np.arange(N) < 40).astype(int)
+    rows = []
+    for model, lost, clean in (("small", 20, N), ("large", 40, N), ("weak", 0, np.arange(N) >= 10)):
+        robust = (np.arange(N) >= lost) & (np.ones(N, dtype=bool) if isinstance(clean, int) else clean)
+        rows.append(labelled(attacked("autoattack", robust, clean=clean, model=model), unequal))
+    found = [note for note in only(rows).notes if "balanced" in note]
+    assert len(found) == 1
+    assert "small" in found[0]
+    assert "large" in found[0]
+    assert "weak" not in found[0], "its clean accuracy is lower by 12.5 points"
+    assert "by 25.0 points" in found[0]

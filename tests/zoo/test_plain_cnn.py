@@ -12,7 +12,9 @@ from siegebench.traced import operations
 from siegebench.types import ModelSource
 
 
-@pytest.mark.parametrize(("layout", "weights"), [("small", 470_918), ("medium", 1_188_906), ("large", 5_721_802)])
+@pytest.mark.parametrize(
+    ("layout", "weights"), [("small", 470_918), ("medium", 1_188_906), ("large", 5_721_802), ("perceptron", 855_050)]
+)
 def test_sizes_and_bounds(layout: str, weights: int) -> None:
     model = registry.build(ModelSource, {"name": "plain_cnn", "layout": layout}).build(num_classes=10, size=32)
     assert sum(p.numel() for p in model.parameters()) == weights
