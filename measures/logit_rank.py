@@ -141,7 +141,7 @@ class LogitRank(Measure):
 
     Differs from the paper: images are natural ones, not random prompts. The mean answer is subtracted, so that a bias
     does not raise the dimension by one. The gap is believed only if what lies below it can be errors of the answers,
-    whose size the attacker knows: rounding, or float32. For a randomised model it is measured on 64 images, asked twice.
+    whose size the attacker knows: rounding, or float32. For a randomised model it is measured by asking twice.
 
     Attributes:
         images: number of training images asked, at most; more than there are features.
