@@ -95,10 +95,10 @@ class LayerCriticality(Measure):
 def figures(use: Tensor, right: Tensor, accuracy: float) -> dict[str, float]:
     """The metrics of criticalities [layers] and accuracies after a reset [layers], in order of depth."""
     depth = torch.linspace(0, 1, len(use), dtype=torch.float64) if len(use) > 1 else torch.zeros(1).double()
-    third = (depth * 3).long().clamp(max=2)
+    third = 3 * torch.arange(len(use)) // len(use)
     out = {"layers": float(len(use)), "unused": float((use < UNUSED).double().mean())}
     for i, name in enumerate(("early", "middle", "late")):
-        if bool((third == i).any()):
+        if bool((third == i).any()):  # a network of one or two layers has no such third
             out[name] = float(use[third == i].mean())
     if float(use.sum()) > 0:
         out["centre"] = float((use * depth).sum() / use.sum())

@@ -77,12 +77,13 @@ def test_a_layer_that_is_switched_off_is_not_used() -> None:
 
 
 def test_figures_by_hand() -> None:
-    use, right = torch.tensor([0.4, 0.0, 0.2, 0.0]).double(), torch.tensor([0.5, 1.0, 0.5, 1.0]).double()
-    found = criticality.figures(use, right, 1.0)
-    assert found["early"] == pytest.approx(0.2)  # depths 0 and 1/3 - rounding leaves 1/3 with the first or second third
-    assert found["centre"] == pytest.approx((0.2 * 2 / 3) / 0.6)
-    assert found["unused"] == 0.5
-    assert found["kept"] == pytest.approx(0.75)
+    use = torch.tensor([0.4, 0.0, 0.2, 0.0, 0.1, 0.3], dtype=torch.float64)
+    found = criticality.figures(use, torch.tensor([0.5, 1.0, 0.5, 1.0, 1.0, 0.5], dtype=torch.float64), 0.9)
+    assert [found[name] for name in ("early", "middle", "late")] == pytest.approx([0.2, 0.1, 0.2])
+    assert found["centre"] == pytest.approx((0.2 * 2 / 5 + 0.1 * 4 / 5 + 0.3) / 1.0)
+    assert found["unused"] == pytest.approx(1 / 3)
+    assert found["kept"] == pytest.approx(0.75 / 0.9)
+    assert {"early", "middle", "late"} & set(criticality.figures(use[:1], use[:1], 1.0)) == {"early"}
 
 
 def test_folded_batch_norms_are_reset_with_their_convolution() -> None:
@@ -107,5 +108,8 @@ def test_a_network_that_was_changed_after_it_was_built_is_refused() -> None:
 
 
 def test_attacked_images_have_figures_of_their_own() -> None:
-    found = measured(kit.cnn_model(), attack="fgsm", resets=1)
+    net = Residual()
+    model = Network(net, num_classes=10, rebuild=Residual).eval().requires_grad_(False)
+    found = measured(model, attack="fgsm", resets=1)
     assert {"early_attacked", "centre_attacked"} <= set(found)
+    assert found["early_attacked"] != found["early"]
