@@ -40,18 +40,21 @@ def autoregression(x: Tensor, order: int, radius: int = 4) -> Tensor:
     return F.pad(phi.movedim(-1, 0), (0, 0, order, 0))
 
 
-def carried(g: Tensor, x: Tensor) -> Tensor:
-    """Motion-informed gradient G_t = g_t + a_t g_{t+1} + b_t g_{t+2}, [n, C, T, J].
+def later(v: Tensor, k: int) -> Tensor:
+    """v [n, C, T, J] of the frame k frames on; zero after the last frame."""
+    return F.pad(v[:, :, k:], (0, 0, 0, k))
 
-    A change of frame t moves the later frames through the dynamics of x: a_t = dx_{t+1}/dx_t by an autoregression of
-    order one, b_t = dx_{t+2}/dx_t by one of order two. After the last frame, g is zero.
+
+def dynamics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """How the next frames of a motion follow a change of frame t: (a_t = dx_{t+1}/dx_t, b_t = dx_{t+2}/dx_t).
+
+    a is the coefficient of an autoregression of order one, b that of two steps in one of order two.
     """
-    first = autoregression(x, 1)[0]
     phi1, phi2 = autoregression(x, 2)
+    a = later(autoregression(x, 1)[0], 1)
+    return a, later(phi1, 2) * a + later(phi2, 2)
 
-    def later(v: Tensor, k: int) -> Tensor:
-        return F.pad(v[:, :, k:], (0, 0, 0, k))
 
-    a = later(first, 1)
-    b = later(phi1, 2) * a + later(phi2, 2)
+def carried(g: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Motion-informed gradient G_t = g_t + a_t g_{t+1} + b_t g_{t+2}, [n, C, T, J]; g is zero after the last frame."""
     return g + a * later(g, 1) + b * later(g, 2)

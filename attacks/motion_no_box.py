@@ -18,7 +18,7 @@ from siegebench.threat import Access, ThreatModel
 from siegebench.types import Attack, Count, Lesson, Positive, Share
 
 from ._autoencoder import fresh, slope
-from ._motion import carried
+from ._motion import carried, dynamics
 
 CODE = 128  # numbers in a code
 HEIGHT = 1  # the coordinate that points up
@@ -77,7 +77,7 @@ class MotionNoBox(Attack):
         train   two views of each motion have near codes, views of different motions far ones; k-means on all codes
         loss    cross-entropy of the cosines of f(x') to [f(x), centres without the `dropped` nearest] with the label of
                 f(x), ascended: away from the own code, towards far centres
-        G       g_t + a_t g_{t+1} + b_t g_{t+2} with `motion` (see attacks/_motion.py), g over its mean absolute value
+        G       g_t + a_t g_{t+1} + b_t g_{t+2} with `motion` (attacks/_motion.py), g over its mean absolute value
         m       m <- mu m + G;  x' <- proj(x' + step sign(m))
 
     Random: initial weights, views, and the order of training; the harness seeds them. The oracle is not queried.
@@ -85,7 +85,8 @@ class MotionNoBox(Attack):
     Differs from the paper: it learns from the training split, because the paper's attacker trains on the attacked
     sequences. SimCLR with the other motions of the batch instead of MoCo; a small temporal CNN instead of a graph
     network or GRU; Adam. The autoregression is local least squares over nine frames with a ridge instead of a kernel
-    estimate. Steps, centres and epochs are fewer (400 steps, 120 centres, 450 epochs there).
+    estimate, and is that of the clean motion. Steps, centres and epochs are fewer (there 400 steps, 120 centres, 450
+    epochs).
 
     Attributes:
         steps: number of steps.
@@ -161,12 +162,13 @@ class MotionNoBox(Attack):
             near = (net(x_adv)[:, None] * codes).sum(dim=2)
             return F.cross_entropy(near, torch.zeros_like(y), reduction="none")
 
+        a, b = dynamics(x)
         step = threat.eps / 25 if self.step is None else self.step
         x_adv, m = x, torch.zeros_like(x)
         for _ in range(self.steps):
             g = slope(loss, x_adv)
             mean = g.abs().mean(dim=(1, 2, 3)).clamp(min=1e-30)
             g = g / ops.over(mean, g)
-            m = self.mu * m + (carried(g, x_adv) if self.motion else g)
+            m = self.mu * m + (carried(g, a, b) if self.motion else g)
             x_adv = threat.project(x_adv + step * m.sign(), x)
         return x_adv

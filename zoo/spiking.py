@@ -119,7 +119,7 @@ class IntegrateAndFire(nn.Module):
     def forward(self, currents: Tensor) -> Tensor:
         for layer in self.layers:
             currents = layer(currents) if isinstance(layer, Neurons) else each(layer, currents)
-        return currents.mean(dim=0)
+        return currents.sum(dim=0)
 
 
 class RateCoded(Network):
@@ -144,17 +144,18 @@ class SinabsMNIST(Checkpointed):
     """The spiking MNIST network of the examples of sinabs, with its published weights; nobody here trained it.
 
     Three convolutions and two linear layers without biases, integrate-and-fire neurons (threshold 1, subtractive reset,
-    several spikes in a step, potential at least -1). The logits are the mean currents of the last layer.
+    several spikes in a step, potential at least -1). The logits are the currents of the last layer, summed over the steps.
 
     Random, with `bernoulli`: the input spikes of every pass.
 
     Attributes:
         steps: T.
-        bernoulli: random input spikes with the brightness as their rate, as in the example; else a constant current.
+        bernoulli: random input spikes with the brightness as their rate, as in the example; else a constant current, which answers
+            alike in every pass.
     """
 
     checkpoint: str | None = "sinabs/mnist_params.pt"
-    steps: Count = 30
+    steps: Count = 50
     bernoulli: bool = False
 
     def build(self, *, num_classes: int, size: Size, channels: int = 3) -> Network:
