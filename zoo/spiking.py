@@ -144,14 +144,14 @@ class SinabsMNIST(Checkpointed):
     """The spiking MNIST network of the examples of sinabs, with its published weights; nobody here trained it.
 
     Three convolutions and two linear layers without biases, integrate-and-fire neurons (threshold 1, subtractive reset,
-    several spikes in a step, potential at least -1). The logits are the currents of the last layer, summed over the steps.
+    several spikes in a step, potential at least -1). The logits are the sums over the steps of the currents of the last
+    layer.
 
     Random, with `bernoulli`: the input spikes of every pass.
 
     Attributes:
         steps: T.
-        bernoulli: random input spikes with the brightness as their rate, as in the example; else a constant current, which answers
-            alike in every pass.
+        bernoulli: random input spikes with the brightness as their rate, as in the example; else a constant current.
     """
 
     checkpoint: str | None = "sinabs/mnist_params.pt"
