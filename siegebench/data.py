@@ -30,6 +30,7 @@ class Kind:
         channels: C.
         low, high: the box of the model's inputs.
         grid: the stored integers are the model's inputs times this number; None if both are equal.
+        whole: the model's inputs are integers themselves, such as the code points of a text.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Kind:
     low: float
     high: float
     grid: int | None = None
+    whole: bool = False
 
     def check(self, stored: Tensor | Rows, name: str) -> None:
         """Refuse data that is not stored in the form of this kind.
@@ -52,7 +54,7 @@ class Kind:
 
     def load(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Stored numbers as model inputs."""
-        x = stored.to(dtype, copy=True)  # nobody writes into the stored images
+        x = stored.to(self.dtype if self.whole else dtype, copy=True)  # nobody writes into the stored images
         return x if self.grid is None else x.div_(self.grid)
 
     def store(self, x: Tensor) -> Tensor:
@@ -73,6 +75,9 @@ class Kind:
 
 IMAGE = Kind("image", torch.uint8, channels=3, low=0.0, high=1.0, grid=255)
 GREY = replace(IMAGE, channels=1)  # images too: what takes images takes these, or says why not
+TEXT = Kind(
+    "text", torch.int64, channels=1, low=0, high=0x10FFFF, whole=True
+)  # code points [N, 1, 1, L]; 0 ends a text
 
 
 @dataclass(frozen=True, eq=False)

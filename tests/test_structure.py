@@ -43,7 +43,7 @@ LAYERS = (
     ("render",),
     ("registry",),
     ("signatures",),
-    ("titles", "origin"),
+    ("titles", "origin", "settings"),
     ("schema", "sources"),
     (
         "published",
@@ -59,6 +59,7 @@ LAYERS = (
         "environment",
     ),
     ("classifier", "state"),
+    ("text",),
     ("clipping", "object_detector"),
     ("inputs", "sighting"),
     ("prepare", "checkpoints"),

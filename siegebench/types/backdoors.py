@@ -90,6 +90,14 @@ class Poisoning(Entry):
         """
         return None
 
+    def tamper(self, model: Classifier, data: ImageSet, seed: int) -> None:
+        """Change the weights of the victim after it was trained on the poisoned set, in place. By default, do nothing.
+
+        Args:
+            data: the poisoned training set.
+            seed: of all randomness.
+        """
+
     @final
     def given(self, material: Material | None) -> dict[str, Any]:
         """The material as a keyword argument of the hooks; empty for an entry that does not learn.
