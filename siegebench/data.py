@@ -75,9 +75,14 @@ class Kind:
 
 IMAGE = Kind("image", torch.uint8, channels=3, low=0.0, high=1.0, grid=255)
 GREY = replace(IMAGE, channels=1)  # images too: what takes images takes these, or says why not
-TEXT = Kind(
-    "text", torch.int64, channels=1, low=0, high=0x10FFFF, whole=True
-)  # code points [N, 1, 1, L]; 0 ends a text
+# coordinates, frames, joints; a joint in a frame is what l0 counts
+SEQUENCE = Kind("sequence", torch.float32, channels=3, low=0.0, high=1.0)
+PLANAR = replace(SEQUENCE, channels=2)  # x and y only
+# a film of 0 and 1 as a strip: frames and their two polarities one below the other, so that l0 counts events
+EVENTS = Kind("events", torch.uint8, channels=1, low=0.0, high=1.0)
+# Unicode code points [N, 1, 1, L], 0 ends a text; a character is what l0 counts
+TEXT = Kind("text", torch.int64, channels=1, low=0, high=0x10FFFF, whole=True)
+KINDS = {kind.name: kind for kind in (IMAGE, SEQUENCE, EVENTS, TEXT)}  # by the names in `takes`; one for each name
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ ENTRIES = [
 def test_entry_works_on_one_channel(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from siegebench.testing import _complete
 
-    monkeypatch.setattr(specimens, "CHANNELS", 1)
+    monkeypatch.setattr(specimens, "KIND", GREY)
     small = {key: value for key, value in (SMALL.get(name) or {}).items() if key in signatures.parameters(kind, name)}
     try:
         spec = _complete(kind, {"name": name, **small})

@@ -14,11 +14,12 @@ from siegebench import api, direct, ops, registry
 from siegebench.cells import Result
 from siegebench.classifier import Ensemble, Network, Wrapped
 from siegebench.config import load_suite
-from siegebench.data import IMAGE, ImageSet, Kind
+from siegebench.data import EVENTS, IMAGE, KINDS, PLANAR, SEQUENCE, ImageSet, Kind
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError, DataError, ModelError
 from siegebench.oracle import Oracle
 from siegebench.plan import plan
+from siegebench.testing import CLAUSES, specimens
 from siegebench.threat import ThreatModel
 from siegebench.train import augmented
 from siegebench.types import Attack
@@ -57,7 +58,7 @@ def rows(folder: Path, path: Path) -> list[Result]:
 # ---------------------------------------------------------------------------------------------------------- the kind
 
 
-@pytest.mark.parametrize("kind", [IMAGE, WAVE, Kind("event", torch.uint8, channels=1, low=0.0, high=1.0)])
+@pytest.mark.parametrize("kind", [*KINDS.values(), PLANAR, WAVE], ids=lambda kind: f"{kind.name}{kind.channels}")
 def test_what_is_stored_comes_back(kind: Kind) -> None:
     top = kind.grid or 1
     stored = torch.linspace(0, top, 2 * kind.channels * 64).view(2, kind.channels, 8, 8)
@@ -92,6 +93,24 @@ def test_l0_of_integers_counts_places() -> None:
     assert ops.project_ball(delta, "l0", 0.25)[0].flatten().tolist() == [9, 0, 8, 0, 0, 0, 0, 0]
 
 
+def test_l0_counts_joints_in_frames_and_single_events() -> None:
+    motion = torch.zeros(1, SEQUENCE.channels, 8, 5)
+    motion[0, :, 3, 2], motion[0, 0, 4, 2] = 0.1, 0.2  # three coordinates of one joint, one of another
+    assert ops.size(motion, "l0").tolist() == pytest.approx([2 / 40])
+    strip = torch.zeros(1, EVENTS.channels, 2 * 3 * 4, 4)  # three frames of 4x4 pixels, two polarities each
+    strip[0, 0, [0, 4], 1] = 1.0  # both polarities of one pixel in one frame
+    assert ops.size(strip, "l0").tolist() == pytest.approx([2 / 96])
+
+
+@pytest.mark.parametrize("name", ["pgd", "mifgsm", "uniform_noise"])
+def test_an_attack_keeps_its_contract_on_sequences(name: str) -> None:
+    with specimens.of_kind(SEQUENCE):
+        case = specimens.Case("attack", registry.build("attack", name), data=SEQUENCE)
+        for clause in CLAUSES["attack"]:
+            clause(case)
+    assert specimens.KIND == IMAGE
+
+
 def test_images_alone_are_cropped() -> None:
     x, draws = torch.rand(3, 3, 8, 12), Draws(0, torch.arange(3))
     assert augmented(x, "crop_flip", draws, 0).shape == x.shape
@@ -121,8 +140,8 @@ def test_an_oracle_takes_its_box_from_the_model() -> None:
 @pytest.mark.parametrize(
     ("slot", "spec", "message"),
     [
-        ("attacks", "pgd", "attack 'pgd' takes image, the data is wave"),
-        ("attacks", {"name": "eot", "attack": "outsider/step"}, "attack 'eot' takes image, the data is wave"),
+        ("attacks", "pgd", "attack 'pgd' takes image, sequence, the data is wave"),
+        ("attacks", {"name": "eot", "attack": "outsider/step"}, "attack 'eot' takes image, sequence, the data is wave"),
         ("defenses", "jpeg", "defense 'jpeg' takes image, the data is wave"),
         ("measures", "masking", "measure 'masking' takes image, the data is wave"),
         ("models", "cifar_resnet20", "model 'cifar_resnet20' takes image, the data is wave"),
@@ -144,7 +163,7 @@ def test_what_does_not_fit_is_refused_with_its_line(tmp_path: Path, slot: str, s
 def test_an_entry_inside_another_is_asked_too() -> None:
     spec = {"name": "eot", "attack": "outsider/step"}
     registry.check_takes(registry.build("attack", spec), "image")
-    with pytest.raises(ConfigError, match="attack 'pgd' takes image, the data is text"):
+    with pytest.raises(ConfigError, match="attack 'pgd' takes image, sequence, the data is text"):
         registry.check_takes(registry.build("attack", "pgd"), "text")
     registry.check_takes(registry.build("defense", "none"), "text")
 

@@ -18,11 +18,13 @@ from typing import Any, get_type_hints
 
 from siegebench import registry
 from siegebench.cells import canonical
+from siegebench.data import IMAGE
+from siegebench.data import KINDS as KINDS_OF_DATA
 from siegebench.errors import ConfigError, MissingExtra, NotApplicable, SiegeError, did_you_mean
 from siegebench.kinds import KINDS
 from siegebench.testing import cards
 from siegebench.testing.binarisation import binarisation
-from siegebench.testing.specimens import Case, NotChecked, network, one_draw, planted_set
+from siegebench.testing.specimens import Case, NotChecked, network, of_kind, one_draw, planted_set
 from siegebench.titles import display
 from siegebench.types import Attack, Defense, Entry
 
@@ -144,7 +146,8 @@ def _check_registered(kind: str, spec: dict[str, Any]) -> list[Check]:
     except Exception as error:  # an annotation that cannot be resolved, a __post_init__ that fails
         return [Check("is built", False, _told(error))]
     card = registry.find(kind, complete["name"])[0].card
-    return _check(Case(kind, entry, sees=card.sees, control=card.control, spec=complete))
+    data = next((KINDS_OF_DATA[k] for k in card.takes if k in KINDS_OF_DATA), IMAGE)
+    return _check(Case(kind, entry, sees=card.sees, control=card.control, data=data, spec=complete))
 
 
 def _complete(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +172,11 @@ def _complete(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 def _check(case: Case) -> list[Check]:
     """All clauses of the kind; if the first fails, only those of the card, because the others depend on it."""
+    with of_kind(case.data):
+        return _checked(case)
+
+
+def _checked(case: Case) -> list[Check]:
     clauses = [*CLAUSES[case.kind], *(cards.CLAUSES if case.spec is not None else ())]
     first = _try(clauses[0], case)
     if first.skipped:

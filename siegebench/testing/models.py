@@ -21,7 +21,7 @@ from siegebench.testing.specimens import (
 def builds_a_classifier(case: Case) -> None:
     for classes, size in ((10, 32), (1000, 224)):  # published weights fix both
         try:
-            model = case.entry.build(num_classes=classes, size=size)
+            model = case.entry.built(classes, size, case.data.channels)
         except ModelError as error:
             if not case.entry.pretrained():
                 raise

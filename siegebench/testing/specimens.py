@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from siegebench.weights import weights_hash
 
 T = TypeVar("T")
 CLASSES, SIZE = 10, 16
-CHANNELS = 3  # tests of entries on grey images set it to 1
+KIND = IMAGE  # of all specimens; see `of_kind`
 # some images of the victim are misclassified at this eps, some are not
 EPS: dict[Norm, float] = {"linf": 2.5 / 255, "l2": 0.12, "l1": 1.5, "l0": 0.1}
 # distance of every image to the half-space
@@ -42,6 +42,7 @@ class Case:
 
     Attributes:
         sees: the data that its card declares.
+        data: the kind of data that it is tested on.
         control: it is a planted control and does not have to work.
         spec: what the registry built it from; None when it has no card.
         kept: results of one clause that other clauses use.
@@ -51,6 +52,7 @@ class Case:
     entry: Any
     sees: tuple[str, ...] = ()
     control: bool = False
+    data: Kind = IMAGE
     spec: dict[str, Any] | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
 
@@ -76,20 +78,37 @@ def one_draw(seed: int = 0) -> Draws:
     return Draws(seed, torch.zeros(1, dtype=torch.long))
 
 
+@contextmanager
+def of_kind(kind: Kind) -> Iterator[None]:
+    """Inside, specimens are of this kind of data."""
+    global KIND
+    before, KIND = KIND, kind
+    try:
+        yield
+    finally:
+        KIND = before
+
+
+def _valid(x: Tensor) -> Tensor:
+    """Numbers in [0, 1] as model inputs of the kind: in its box, integers where only integers are stored."""
+    x = KIND.low + (KIND.high - KIND.low) * x
+    return x if KIND.dtype.is_floating_point or KIND.grid is not None else KIND.load(KIND.store(x))
+
+
 def images(n: int = 6, size: int = SIZE) -> Tensor:
-    """Random images in [0, 1], float32; the first is black, the second is white."""
-    x = Draws(1, torch.arange(n)).uniform((CHANNELS, size, size))
+    """Random inputs in the box of the kind, float32; the first is black, the second is white."""
+    x = Draws(1, torch.arange(n)).uniform((KIND.channels, size, size))
     x[:1], x[1:2] = 0.0, 1.0
-    return x
+    return _valid(x)
 
 
 def planted_set(n: int = 80, size: int = SIZE) -> ImageSet:
     """A tiny training set: each class has a colour and a brighter row."""
     labels, index = torch.arange(n) % CLASSES, torch.arange(n)
-    colour = Draws(3, torch.arange(CLASSES)).uniform((CHANNELS, 1, 1))[labels]
-    x = 0.4 * colour + 0.4 * Draws(2, index).uniform((CHANNELS, size, size))
+    colour = Draws(3, torch.arange(CLASSES)).uniform((KIND.channels, 1, 1))[labels]
+    x = 0.4 * colour + 0.4 * Draws(2, index).uniform((KIND.channels, size, size))
     x[index, :, labels % size] += 0.2
-    return ImageSet((x * 255).round().to(torch.uint8), labels, index, CLASSES, "planted", kind=_kind())
+    return ImageSet(KIND.store(_valid(x)), labels, index, CLASSES, "planted", kind=KIND)
 
 
 def lesson_of(probe: Probe, model: Classifier, threat: ThreatModel, size: int) -> Lesson:
@@ -107,20 +126,16 @@ def lesson_of(probe: Probe, model: Classifier, threat: ThreatModel, size: int) -
 
 def _net() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(CHANNELS, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(KIND.channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, CLASSES),
     )  # fmt: skip
 
 
-def _kind() -> Kind:
-    return replace(IMAGE, channels=CHANNELS)
-
-
 def _wrapped(net: nn.Module, classes: int, rebuild: Callable[[], nn.Module] | None = None) -> Network:
-    mean, std = (0.0,) * CHANNELS, (1.0,) * CHANNELS
+    mean, std = (0.0,) * KIND.channels, (1.0,) * KIND.channels
     model = Network(net, num_classes=classes, mean=mean, std=std, rebuild=rebuild)
-    model.kind = _kind()
+    model.kind = KIND
     return model
 
 
@@ -163,21 +178,21 @@ def halfspace(norm: Norm, n: int = 4, size: int = 8, scale: float = 1.0) -> tupl
 
     The logits are multiplied by `scale`, which moves no boundary and saturates the softmax.
     """
-    w = Draws(4, torch.zeros(1, dtype=torch.long)).normal((CHANNELS * size * size,))[0].double()
+    w = Draws(4, torch.zeros(1, dtype=torch.long)).normal((KIND.channels * size * size,))[0].double()
     wanted = 1.0 - 2.0 * (torch.arange(n) % 2).double()
     if norm == "l0":  # every pixel has the same effect; one pixel less than NEAREST is not enough
         d, k = len(w), NEAREST[norm] * size * size - 0.5
-        w = w.sign() * (1 - CHANNELS * k / d) / (CHANNELS / 2 * k)
+        w = w.sign() * (1 - KIND.channels * k / d) / (KIND.channels / 2 * k)
         x = torch.full((n, d), 0.5).double()
     else:
         dual = {"linf": w.abs().sum(), "l2": w.norm(), "l1": w.abs().max()}[norm]
         w = w / (dual * NEAREST[norm])
-        x = 0.35 + 0.3 * Draws(5, torch.arange(n)).uniform((CHANNELS * size * size,)).double()
+        x = 0.35 + 0.3 * Draws(5, torch.arange(n)).uniform((KIND.channels * size * size,)).double()
     b = -(w * 0.5).sum()
     direction = w / w.square().sum()  # shortest direction in L2; with equal weights the same step for every pixel
     x = x + (wanted - x @ w - b)[:, None] * direction
     model = _wrapped(_Halfspace(scale * w, scale * b), 4).double().eval().requires_grad_(False)
-    return model, x.view(n, CHANNELS, size, size), torch.arange(n) % 2
+    return model, x.view(n, KIND.channels, size, size), torch.arange(n) % 2
 
 
 class _Linear(nn.Module):
@@ -193,9 +208,9 @@ class _Linear(nn.Module):
 
 def four_classes(n: int = 4, size: int = 8) -> tuple[Classifier, Tensor, Tensor]:
     """(linear model of four classes, images well inside the box, the labels that it gives them), float64."""
-    w = Draws(6, torch.arange(4)).normal((CHANNELS * size * size,)).double()
+    w = Draws(6, torch.arange(4)).normal((KIND.channels * size * size,)).double()
     model = _wrapped(_Linear(w), 4).double().eval().requires_grad_(False)
-    x = 0.35 + 0.3 * Draws(7, torch.arange(n)).uniform((CHANNELS, size, size)).double()
+    x = 0.35 + 0.3 * Draws(7, torch.arange(n)).uniform((KIND.channels, size, size)).double()
     return model, x, model(x).argmax(dim=1)
 
 
