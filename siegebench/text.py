@@ -159,20 +159,21 @@ class TextClassifier(Classifier):
         self.embedding = nn.Embedding(FIRST + size, dims, padding_idx=END)
         self.head = nn.Linear(width, num_classes)
 
-    def read(self, data: ImageSet) -> None:
-        """Take the most frequent tokens of training texts as the vocabulary."""
-        names = torch.cat([tokens(piece, self.kind_of_token).flatten() for piece in data.stored.pieces()])
-        every, counts = names[names != END].unique(return_counts=True)
+    def read(self, data: ImageSet, *more: Tensor) -> None:
+        """Take the most frequent tokens of training texts, and of more texts [n, 1, 1, L], as the vocabulary."""
+        every = [*data.stored.pieces(), *more]
+        names = torch.cat([tokens(piece, self.kind_of_token).flatten() for piece in every])
+        known, counts = names[names != END].unique(return_counts=True)
         # ties in the order of the names, so that the order of the texts has no influence
         most = counts.argsort(descending=True, stable=True)[: len(self.vocabulary)].sort().values
-        self.vocabulary.fill_(EMPTY)[: len(most)] = every[most]
+        self.vocabulary.fill_(EMPTY)[: len(most)] = known[most]
         self.frequency.zero_()[: len(most)] = counts[most]
 
     def ids(self, x: Tensor) -> Tensor:
         """The rows of the embedding for texts [n, 1, 1, L], int64 [n, T]; T is at least 1."""
         names = tokens(x, self.kind_of_token)
         names = names if names.shape[1] else names.new_zeros(len(x), 1)
-        at = torch.searchsorted(self.vocabulary, names).clamp(max=len(self.vocabulary) - 1)
+        at = torch.searchsorted(self.vocabulary, names.contiguous()).clamp(max=len(self.vocabulary) - 1)
         known = torch.where(self.vocabulary[at] == names, at + FIRST, UNKNOWN)
         found = torch.where(names == END, END, known)
         longest = int((found != END).sum(dim=1).max()) if len(found) else 1

@@ -117,7 +117,7 @@ class Text(ModelSource):
     drop: Share = 0.2
     recipe: Recipe = RECIPE
 
-    def build(self, *, num_classes: int, size: Size) -> TextClassifier:
+    def build(self, *, num_classes: int, size: Size, channels: int = 1) -> TextClassifier:
         if not isinstance(size, tuple) or size[0] != 1:
             raise ModelError(f"text networks take texts [n, 1, 1, L], the data has rows of {size}")
         widths = (1, 3, 5) if self.tokens == "word" else (3, 5, 7)
