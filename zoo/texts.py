@@ -16,7 +16,7 @@ from siegebench.data import TEXT, ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import DataError
 from siegebench.text import content_groups, encoded
-from siegebench.types import Count, DataSource
+from siegebench.types import Class, Count, DataSource
 
 from ._files import DATA_VARIABLE, data_folder
 
@@ -39,6 +39,7 @@ class Texts(DataSource):
         num_classes: labels are 0..num_classes - 1.
         text, label: names of the columns.
         length: characters of a text that are kept.
+        only: the classes that are kept, in the order of their new labels; empty: all.
         names: of the classes.
         folder: of the files; by default the folder named by SIEGEBENCH_DATA.
     """
@@ -53,6 +54,7 @@ class Texts(DataSource):
     text: str = "text"
     label: str = "label"
     length: Count = 128
+    only: tuple[Class, ...] = ()
     names: Names = ()
     folder: str | None = None
 
@@ -75,9 +77,14 @@ class Texts(DataSource):
     def _set(self, file: str, split: str) -> ImageSet:
         texts, labels = rows(found_file(file, self.folder), self.text, self.label)
         y = torch.tensor(labels)
-        x = encoded(texts, self.length)
+        x, ids, classes, names = encoded(texts, self.length), torch.arange(len(y)), self.num_classes, self.names
+        if self.only:
+            places = torch.full((classes,), -1).scatter(0, torch.tensor(self.only), torch.arange(len(self.only)))
+            ids = (places[y] >= 0).nonzero().squeeze(1)
+            x, y, classes = x[ids], places[y[ids]], len(self.only)
+            names = tuple(names[c] for c in self.only) if names else ()
         name = f"{Path(file).stem} {split}"
-        return ImageSet(x, y, torch.arange(len(y)), self.num_classes, name, content_groups(x), TEXT, self.names or None)
+        return ImageSet(x, y, ids, classes, name, content_groups(x), TEXT, names or None)
 
 
 def found_file(file: str, folder: str | None) -> Path:

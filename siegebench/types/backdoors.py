@@ -158,6 +158,10 @@ class BackdoorAttack(Poisoning):
         """Which images may be cover images, by their labels, bool [n]; by default all that are not poisoned."""
         return torch.ones_like(y, dtype=torch.bool)
 
+    def able(self, data: ImageSet) -> Tensor:
+        """Which images the attack has a poisoned form of, bool [N]; by default all. Labels are asked beside it."""
+        return torch.ones(len(data), dtype=torch.bool)
+
     def keeps_labels(self) -> bool:
         """Whether this instance is a clean-label attack (wrappers return the value of the inner attack)."""
         return self.clean_label
@@ -201,7 +205,7 @@ class BackdoorAttack(Poisoning):
             NotApplicable: when fewer images are eligible than the rate or `cover` requires.
         """
         self.check(data.num_classes)
-        pool = (self.poisoned_label(data.labels, data.num_classes) >= 0).nonzero().squeeze(1)
+        pool = ((self.poisoned_label(data.labels, data.num_classes) >= 0) & self.able(data)).nonzero().squeeze(1)
         count, covers = self._counts(len(data))
         if count > len(pool):
             raise NotApplicable(
