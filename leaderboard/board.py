@@ -306,7 +306,7 @@ def what(row: Result) -> str:
         return f"{label(cell.backdoor) if cell.backdoor else 'clean'} model, seed {cell.seed}"
     if cell.inputs is not None:
         return cell.labels["inputs"]
-    without = cell.backdoor or cell.corruption or cell.camouflage or cell.certifier or {"name": "clean"}
+    without = cell.backdoor or cell.corruption or cell.camouflage or cell.certifier or cell.study or {"name": "clean"}
     return label(cell.attack or cell.measure or without)
 
 

@@ -16,6 +16,7 @@ from . import (
     evasion,
     poisoning,
     published,
+    study,
     submitted,
     supervisors,
 )
@@ -39,7 +40,7 @@ def _boards(rows: Sequence[Result]) -> list[Board]:
     return [
         *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
         *corruption.boards(rows), *poisoning.boards(rows), *camouflage.boards(rows),
-        *certified.boards(rows),
+        *certified.boards(rows), *study.boards(rows),
     ]  # fmt: skip
 
 

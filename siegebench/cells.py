@@ -22,7 +22,21 @@ PROTOCOL = 1  # version of the evaluation; raised whenever the same cell could g
 BITS = 32  # of the numbers of classes and groups
 
 Status = Literal["ok", "error", "not_applicable"]
-SLOTS = ("model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage", "certifier")
+SLOTS = (
+    "model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage", "certifier", "study",
+)  # fmt: skip
+ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
+NEEDS = {  # required slots per track; a row of a track that is not known here is shown, and ranked by nobody
+    **dict.fromkeys(ATTACKING, ("threat",)),
+    "backdoor": ("backdoor",),
+    "poisoning": ("backdoor",),
+    "input_detection": ("detector",),
+    "model_detection": ("detector",),
+    "corruption": ("corruption", "severities"),
+    "camouflage": ("camouflage", "stage"),
+    "certified": ("threat",),
+    "study": ("study",),
+}
 
 
 def canonical(value: Any) -> str:
@@ -54,6 +68,7 @@ class Cell:
         severities: severities of the corruption; only with a corruption.
         stage: number of training `scenes` on which a texture is made, and samples `ss` along each side of a pixel for
             its scores; only with a camouflage.
+        study: an experiment with a victim of its own; `model` then says only that.
         radii: radii of the certificates, ascending, in the norm of the threat, whose eps is the largest; only with a
             certifier and without an attack.
         inputs: other images that a detector is to find, `{kind, data}` of another data set or `{kind, source, split,
@@ -76,6 +91,7 @@ class Cell:
     stage: dict[str, int] | None = None
     certifier: dict[str, Any] | None = None
     radii: list[float] | None = None
+    study: dict[str, Any] | None = None
     inputs: dict[str, Any] | None = None
     threat: dict[str, Any] | None = None
     surrogates: list[dict[str, Any]] | None = None
@@ -143,6 +159,7 @@ class Cell:
             or self.corruption
             or self.camouflage
             or self.certifier
+            or self.study
             or {"name": "clean"}
         )
         return f"{self.folder}/{_safe(label(last))}-{self.key[:16]}.json"
@@ -261,7 +278,9 @@ class Result:
         Raises:
             ConfigError: with the name of the first one.
         """
-        unknown = vocabulary.unknown([*self.metrics], of_measure=self.cell.measure is not None)
+        unknown = vocabulary.unknown(
+            [*self.metrics], of_measure=self.cell.measure is not None or self.cell.study is not None
+        )
         unknown = unknown or next((name for name in self.counts if name not in vocabulary.COUNTS), None)
         unknown = unknown or next((s for s in self.samples if s != "n" and not vocabulary.is_sample(s)), None)
         if unknown is not None:

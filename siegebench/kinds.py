@@ -27,7 +27,7 @@ class EntryKind:
     @property
     def plural(self) -> str:
         """As `siegebench list` names it, and the module of its contract tests in `siegebench.testing`."""
-        return f"{self.name}s"
+        return f"{self.name.removesuffix('y')}ies" if self.name.endswith("y") else f"{self.name}s"
 
     def base_class(self) -> type:
         """The base class; imports torch."""
@@ -47,6 +47,7 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("corruption", "corruptions", "Corruptions", "siegebench.types:Corruption"),
         EntryKind("camouflage", "camouflage", "Camouflage", "siegebench.types:Camouflage"),
         EntryKind("certifier", "certifiers", "Certifiers", "siegebench.types:Certifier"),
+        EntryKind("study", "studies", "Studies", "siegebench.types:Study"),
         EntryKind("object_detector", "zoo", "Object detectors", "siegebench.types:ObjectDetectorSource", also="model"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),

@@ -71,7 +71,16 @@ class Estimate:
 
 def _likeness(cell: Cell) -> tuple[str, str, str]:
     """What a cell has in common with others, from most to least."""
-    entry = cell.attack or cell.measure or cell.detector or cell.corruption or cell.camouflage or cell.certifier or {}
+    entry = (
+        cell.attack
+        or cell.measure
+        or cell.detector
+        or cell.corruption
+        or cell.camouflage
+        or cell.certifier
+        or cell.study
+        or {}
+    )
     exact = f"{cell.track} {entry}"
     return f"{exact} {cell.model.get('name')} {cell.defense} {cell.backdoor}", exact, f"{NAMED}{_work(cell)}"
 
@@ -83,7 +92,7 @@ def _work(cell: Cell) -> str:
             cell.track,
             *(
                 labels[k]
-                for k in ("attack", "measure", "detector", "corruption", "camouflage", "certifier", "inputs")
+                for k in ("attack", "measure", "detector", "corruption", "camouflage", "certifier", "study", "inputs")
                 if k in labels
             ),
         ]

@@ -16,24 +16,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from siegebench import strictjson
-from siegebench.cells import PROTOCOL, SCHEMA, SLOTS, digest
+from siegebench.cells import ATTACKING, NEEDS, PROTOCOL, SCHEMA, SLOTS, digest
 from siegebench.errors import ConfigError, shortened
 from siegebench.metrics import COUNTS, SEVERITIES, Metric, find, is_measure, is_sample
 from siegebench.strictjson import Refused
 from siegebench.threat import MAX_EPS, Access, Norm, parse_target
 
 ROUNDING = 1e-6  # stored numbers have six digits
-ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
-NEEDS = {  # required slots per track; a row of a track that is not known here is shown, and ranked by nobody
-    **dict.fromkeys(ATTACKING, ("threat",)),
-    "backdoor": ("backdoor",),
-    "poisoning": ("backdoor",),
-    "input_detection": ("detector",),
-    "model_detection": ("detector",),
-    "corruption": ("corruption", "severities"),
-    "camouflage": ("camouflage", "stage"),
-    "certified": ("threat",),
-}
 
 
 # --------------------------------------------------------------------------------------------------------------- values
@@ -165,6 +154,7 @@ class CellPart(Part):
     camouflage: Entry | None = None
     stage: dict[Literal["scenes", "ss"], Annotated[int, Field(ge=1)]] | None = None
     certifier: Entry | None = None
+    study: Entry | None = None
     radii: Annotated[list[Annotated[Number, Field(ge=0)]], Field(min_length=1)] | None = None
     inputs: Inputs | None = None
     threat: Threat | None = None

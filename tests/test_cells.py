@@ -70,6 +70,7 @@ CHANGES: dict[str, Any] = {
     "corruption": {"name": "fog", "version": 1},
     "camouflage": {"name": "flat", "version": 1},
     "certifier": {"name": "ibp", "version": 1},
+    "study": {"name": "fsba", "version": 1},
     "radii": [0.25, 0.5],
     "stage": {"scenes": 64, "ss": 4},
     "severities": [1, 2, 3],

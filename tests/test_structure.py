@@ -21,11 +21,11 @@ from tests import rows
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = "siegebench"
 FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
-ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption", "camouflage", "certifier")
+ALGORITHMS = ("attack", "defense", "backdoor", "detector", "corruption", "camouflage", "certifier", "study")
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "TrainedDetector",
     "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "SceneSource", "ObjectDetectorSource",
-    "Corruption", "Camouflage", "Certifier",
+    "Corruption", "Camouflage", "Certifier", "Study",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 

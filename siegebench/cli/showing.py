@@ -214,6 +214,7 @@ def _row_lines(row: Result, store: Path) -> Iterable[str]:
         "corruption",
         "camouflage",
         "certifier",
+        "study",
     ):
         description = getattr(row.cell, slot)
         if description is not None:

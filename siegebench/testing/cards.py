@@ -20,6 +20,7 @@ METHODS = (
     "corruption",
     "camouflage",
     "certifier",
+    "study",
 )  # kinds whose entries implement a paper
 
 

@@ -10,6 +10,7 @@ from siegebench.tracks.corruption import CorruptionBoard
 from siegebench.tracks.detection import InputDetectionBoard, ModelDetectionBoard
 from siegebench.tracks.evasion import PatchBoard, QueryBoard, TransferBoard, WhiteBoxBoard
 from siegebench.tracks.poisoning import PoisoningBoard
+from siegebench.tracks.study import StudyBoard
 
 TRACKS: dict[str, type[BoardSpec]] = {
     "white_box": WhiteBoxBoard,
@@ -23,4 +24,5 @@ TRACKS: dict[str, type[BoardSpec]] = {
     "corruption": CorruptionBoard,
     "camouflage": CamouflageBoard,
     "certified": CertifiedBoard,
+    "study": StudyBoard,
 }

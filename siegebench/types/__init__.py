@@ -20,12 +20,13 @@ from siegebench.types.detectors import (
     TrainedDetector,
     Verdict,
 )
+from siegebench.types.studies import Figures, Study
 from siegebench.types.zoo import DataSource, ModelSource, ObjectDetectorSource, SceneSource
 
 __all__ = [
     "Attack", "BackdoorAttack", "Camouflage", "Certificate", "Certifier", "Class", "Corruption", "Count", "DataSource",
-    "DatasetDetector", "Defense", "Detector", "Entry", "InputDetector", "Lesson", "Material", "Measure",
+    "DatasetDetector", "Defense", "Detector", "Entry", "Figures", "InputDetector", "Lesson", "Material", "Measure",
     "MinimalAttack", "ModelDetector", "ModelSource", "Number", "ObjectDetectorSource", "Poisoned", "Poisoning",
-    "Positive", "Probe", "Role", "SceneSource", "Scorer", "Share", "Source", "TrainedDetector", "Verdict",
+    "Positive", "Probe", "Role", "SceneSource", "Scorer", "Share", "Source", "Study", "TrainedDetector", "Verdict",
     "WrappingAttack",
 ]  # fmt: skip
