@@ -275,12 +275,13 @@ class Row(Part):
 
     @model_validator(mode="after")
     def _of_the_vocabulary(self) -> Self:
+        own = self.cell.measure is not None or self.cell.study is not None  # it names its figures itself
         for name, figure in self.metrics.items():
             metric = find(name)
-            if metric is None and not (self.cell.measure is not None and is_measure(name)):
+            if metric is None and not (own and is_measure(name)):
                 raise Refused("no such figure", "metrics", name)
             try:
-                if metric is not None and self.cell.measure is None:
+                if metric is not None and not own:
                     figure.within(metric)
             except Refused as error:
                 raise Refused(str(error), "metrics", name, *error.loc) from None
