@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
@@ -206,7 +206,14 @@ class TextClassifier(Classifier):
 
     def features(self, x: Tensor) -> Tensor:
         e = x if x.is_floating_point() else self.embed(x)
-        return self.body(e, e.detach().abs().amax(dim=2) > 0)
+        return self.body(e, self.real(e))
+
+    @staticmethod
+    def real(e: Tensor) -> Tensor:
+        """Which embeddings [n, T, d] are no padding, bool [n, T]; the first one of an empty text is not."""
+        found = e.detach().abs().amax(dim=2) > 0
+        first = torch.arange(e.shape[1], device=e.device) == 0
+        return found | (~found.any(dim=1, keepdim=True) & first)
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         logits: Tensor = self.head(self.features(x))
@@ -237,26 +244,25 @@ class AttentiveText(TextClassifier):
         """A number for each state [n, T, width], [n, T], before the softmax."""
         raise NotImplementedError
 
-    def weighed(self, e: Tensor, added: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """(logits [n, classes], attention [n, T], which sums to 1) of embeddings.
-
-        Args:
-            added: (scores, which tokens are real) to other scores.
-        """
-        real = e.detach().abs().amax(dim=2) > 0
-        real = real | (~real.any(dim=1, keepdim=True) & (torch.arange(e.shape[1], device=e.device) == 0))
-        h = self.states(e, real)
-        s = self.scores(h)
-        s = s if added is None else added(s, real)
-        a = s.masked_fill(~real, -torch.inf).softmax(dim=1)
-        logits: Tensor = self.head((a[:, :, None] * h).sum(dim=1))
-        return logits, a
+    def attention(self, s: Tensor, real: Tensor) -> Tensor:
+        """The weights of the tokens, [n, T]: a softmax over those that are no padding."""
+        return s.masked_fill(~real, -torch.inf).softmax(dim=1)
 
     def body(self, e: Tensor, real: Tensor) -> Tensor:
-        real = real | (~real.any(dim=1, keepdim=True) & (torch.arange(e.shape[1], device=e.device) == 0))
         h = self.states(e, real)
-        a = self.scores(h).masked_fill(~real, -torch.inf).softmax(dim=1)
-        return (a[:, :, None] * h).sum(dim=1)
+        return (self.attention(self.scores(h), real)[:, :, None] * h).sum(dim=1)
+
+
+def attentive(model: nn.Module) -> AttentiveText:
+    """The classifier of texts with attention inside a model and its wrappers.
+
+    Raises:
+        NotApplicable: when there is none.
+    """
+    found = text_classifier(model)
+    if not isinstance(found, AttentiveText):
+        raise NotApplicable(f"{found.card.name} has no attention over its tokens; use a model such as text_gru")
+    return found
 
 
 def text_classifier(model: nn.Module) -> TextClassifier:
