@@ -116,7 +116,7 @@ class AttentionVAT(Defense):
 
 def answer(net: AttentiveText, h: Tensor, s: Tensor, real: Tensor) -> Tensor:
     """Logits from the states h [n, T, d] of the words and their scores s [n, T]."""
-    out: Tensor = net.head((net.attention(s, real)[:, :, None] * h).sum(dim=1))
+    out: Tensor = net.head((net.weigh(s, real)[:, :, None] * h).sum(dim=1))
     return out
 
 

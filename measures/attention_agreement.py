@@ -38,7 +38,7 @@ class AttentionAgreement(Measure):
         with torch.no_grad():
             e = oracle.model.embed(x)
             real = net.real(e)
-            a = net.attention(net.scores(net.states(e, real)), real)
+            a = net.weigh(net.scores(net.states(e, real)), real)
         words = real.sum(dim=1)
         enough = words >= FEWEST
         importance = g.norm(dim=2)

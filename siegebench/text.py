@@ -244,13 +244,13 @@ class AttentiveText(TextClassifier):
         """A number for each state [n, T, width], [n, T], before the softmax."""
         raise NotImplementedError
 
-    def attention(self, s: Tensor, real: Tensor) -> Tensor:
+    def weigh(self, s: Tensor, real: Tensor) -> Tensor:
         """The weights of the tokens, [n, T]: a softmax over those that are no padding."""
         return s.masked_fill(~real, -torch.inf).softmax(dim=1)
 
     def body(self, e: Tensor, real: Tensor) -> Tensor:
         h = self.states(e, real)
-        return (self.attention(self.scores(h), real)[:, :, None] * h).sum(dim=1)
+        return (self.weigh(self.scores(h), real)[:, :, None] * h).sum(dim=1)
 
 
 def attentive(model: nn.Module) -> AttentiveText:
