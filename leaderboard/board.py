@@ -306,8 +306,8 @@ def what(row: Result) -> str:
         return f"{label(cell.backdoor) if cell.backdoor else 'clean'} model, seed {cell.seed}"
     if cell.inputs is not None:
         return cell.labels["inputs"]
-    without = cell.backdoor or cell.corruption or cell.camouflage or cell.certifier or cell.leak or {"name": "clean"}
-    return label(cell.theft or cell.attack or cell.measure or without)
+    done = cell.theft or cell.attack or cell.measure or cell.backdoor or cell.doing or {"name": "clean"}
+    return label(done)
 
 
 def marks(rows: Iterable[Result]) -> list[Mark]:

@@ -18,6 +18,7 @@ from . import (
     poisoning,
     privacy,
     published,
+    study,
     submitted,
     supervisors,
 )
@@ -41,7 +42,7 @@ def _boards(rows: Sequence[Result]) -> list[Board]:
     return [
         *evasion.boards(rows), *backdoor.boards(rows), *detection.boards(rows), *supervisors.boards(rows),
         *corruption.boards(rows), *poisoning.boards(rows), *camouflage.boards(rows),
-        *certified.boards(rows), *extraction.boards(rows), *privacy.boards(rows),
+        *certified.boards(rows), *extraction.boards(rows), *privacy.boards(rows), *study.boards(rows),
     ]  # fmt: skip
 
 

@@ -246,7 +246,7 @@ def of_line(record: Record, board: Board, line: Line) -> Content:
 def of_row(row: Result) -> Content:
     """One run for a row: all its numbers, with intervals and counts."""
     cell = row.cell
-    last = cell.theft or cell.attack or cell.measure or cell.detector or cell.corruption or cell.camouflage
+    last = cell.doing
     parts = [cell.model, cell.defense, cell.backdoor, last]
     name = "/".join(label(part) for part in parts if part is not None)
     labels = cell.labels

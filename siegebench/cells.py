@@ -24,8 +24,9 @@ BITS = 32  # of the numbers of classes and groups
 Status = Literal["ok", "error", "not_applicable"]
 SLOTS = (
     "model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage", "certifier", "theft",
-    "leak", "sharing",
+    "leak", "sharing", "study",
 )  # fmt: skip
+DOING = ("theft", "attack", "measure", "detector", "corruption", "camouflage", "certifier", "leak", "study")
 ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
 NEEDS = {  # required slots per track; a row of a track that is not known here is shown, and ranked by nobody
     **dict.fromkeys(ATTACKING, ("threat",)),
@@ -38,6 +39,7 @@ NEEDS = {  # required slots per track; a row of a track that is not known here i
     "certified": ("threat",),
     "extraction": ("theft", "attack", "threat"),
     "privacy": ("leak", "sharing", "client"),
+    "study": ("study",),
 }
 
 
@@ -71,6 +73,7 @@ class Cell:
         severities: severities of the corruption; only with a corruption.
         stage: number of training `scenes` on which a texture is made, and samples `ss` along each side of a pixel for
             its scores; only with a camouflage.
+        study: an experiment with a victim of its own; `model` then says only that.
         radii: radii of the certificates, ascending, in the norm of the threat, whose eps is the largest; only with a
             certifier and without an attack.
         pool: description of the images, without labels, that a thief asks about; only with a theft.
@@ -102,6 +105,7 @@ class Cell:
     leak: dict[str, Any] | None = None
     sharing: dict[str, Any] | None = None
     client: dict[str, Any] | None = None
+    study: dict[str, Any] | None = None
     inputs: dict[str, Any] | None = None
     threat: dict[str, Any] | None = None
     surrogates: list[dict[str, Any]] | None = None
@@ -166,19 +170,14 @@ class Cell:
         return "/".join(_safe(p) for p in parts)
 
     @property
+    def doing(self) -> dict[str, Any] | None:
+        """The entry that the cell is about: what is done to the victim, or asked about it; None where it is trained."""
+        return next((found for slot in DOING if (found := getattr(self, slot)) is not None), None)
+
+    @property
     def file(self) -> str:
         """Path of the row below the store."""
-        last = (
-            self.theft
-            or self.attack
-            or self.measure
-            or self.detector
-            or self.corruption
-            or self.camouflage
-            or self.certifier
-            or self.leak
-            or {"name": "clean"}
-        )
+        last = self.doing or {"name": "clean"}
         return f"{self.folder}/{_safe(label(last))}-{self.key[:16]}.json"
 
 
@@ -301,7 +300,9 @@ class Result:
         Raises:
             ConfigError: with the name of the first one.
         """
-        unknown = vocabulary.unknown([*self.metrics], of_measure=self.cell.measure is not None)
+        unknown = vocabulary.unknown(
+            [*self.metrics], of_measure=self.cell.measure is not None or self.cell.study is not None
+        )
         unknown = unknown or next((name for name in self.counts if name not in vocabulary.COUNTS), None)
         unknown = unknown or next((s for s in self.samples if s != "n" and not vocabulary.is_sample(s)), None)
         if unknown is not None:

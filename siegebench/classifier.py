@@ -76,6 +76,14 @@ class Classifier(nn.Module):
         """Input of the last linear layer, [n, d]."""
         raise NotImplementedError
 
+    def embed(self, x: Tensor) -> Tensor:
+        """What `forward` also takes in place of integer inputs x, with gradients: the embeddings of a text.
+
+        Raises:
+            NotApplicable: for models of inputs that are no integers.
+        """
+        raise NotApplicable(f"{self.card.name} has no embeddings; its inputs have gradients themselves")
+
     def fresh(self, seed: int) -> Classifier:
         """The same architecture with new weights."""
         raise NotImplementedError
@@ -245,6 +253,9 @@ class Wrapped(Classifier):
 
     def features(self, x: Tensor) -> Tensor:
         return self.inner.features(x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.inner.embed(x)
 
     def fresh(self, seed: int) -> Classifier:
         return self.inner.fresh(seed)

@@ -30,6 +30,7 @@ class Kind:
         channels: C.
         low, high: the box of the model's inputs.
         grid: the stored integers are the model's inputs times this number; None if both are equal.
+        whole: the model's inputs are integers themselves, such as the code points of a text.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Kind:
     low: float
     high: float
     grid: int | None = None
+    whole: bool = False
 
     def check(self, stored: Tensor | Rows, name: str) -> None:
         """Refuse data that is not stored in the form of this kind.
@@ -52,7 +54,7 @@ class Kind:
 
     def load(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Stored numbers as model inputs."""
-        x = stored.to(dtype, copy=True)  # nobody writes into the stored images
+        x = stored.to(self.dtype if self.whole else dtype, copy=True)  # nobody writes into the stored images
         return x if self.grid is None else x.div_(self.grid)
 
     def store(self, x: Tensor) -> Tensor:
@@ -78,7 +80,9 @@ SEQUENCE = Kind("sequence", torch.float32, channels=3, low=0.0, high=1.0)
 PLANAR = replace(SEQUENCE, channels=2)  # x and y only
 # a film of 0 and 1 as a strip: frames and their two polarities one below the other, so that l0 counts events
 EVENTS = Kind("events", torch.uint8, channels=1, low=0.0, high=1.0)
-KINDS = {kind.name: kind for kind in (IMAGE, SEQUENCE, EVENTS)}  # by the names in `takes`; one for each name
+# Unicode code points [N, 1, 1, L], 0 ends a text; a character is what l0 counts
+TEXT = Kind("text", torch.int64, channels=1, low=0, high=0x10FFFF, whole=True)
+KINDS = {kind.name: kind for kind in (IMAGE, SEQUENCE, EVENTS, TEXT)}  # by the names in `takes`; one for each name
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ class EntryKind:
     @property
     def plural(self) -> str:
         """As `siegebench list` names it, and the module of its contract tests in `siegebench.testing`."""
-        return f"{self.name}s"
+        return f"{self.name.removesuffix('y')}ies" if self.name.endswith("y") else f"{self.name}s"
 
     def base_class(self) -> type:
         """The base class; imports torch."""
@@ -50,6 +50,7 @@ KINDS: dict[str, EntryKind] = {
         EntryKind("theft", "thefts", "Thefts of models", "siegebench.types:Theft"),
         EntryKind("leak", "leaks", "Leaks of gradients", "siegebench.types:Leak"),
         EntryKind("sharing", "sharings", "Rules of sharing gradients", "siegebench.types:Sharing"),
+        EntryKind("study", "studies", "Studies", "siegebench.types:Study"),
         EntryKind("object_detector", "zoo", "Object detectors", "siegebench.types:ObjectDetectorSource", also="model"),
         EntryKind("model", "zoo", "Models", "siegebench.types:ModelSource"),
         EntryKind("dataset", "zoo", "Datasets", "siegebench.types:DataSource"),

@@ -30,6 +30,17 @@ def _real(delta: Tensor) -> torch.dtype:
     return delta.dtype if delta.is_floating_point() else torch.float32
 
 
+def precision(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The type in which a model gets x: this one, and for integers, such as code points, their own."""
+    return dtype if x.is_floating_point() else x.dtype
+
+
+def share_changed(x_adv: Tensor, x: Tensor) -> Tensor:
+    """How many places of texts [n, 1, 1, L] differ, as a fraction of the characters of x; [n], at most 1."""
+    changed, own = (x_adv != x).flatten(1).sum(dim=1), (x != 0).flatten(1).sum(dim=1)
+    return (changed / own.clamp(min=1)).clamp(max=1)
+
+
 def size(delta: Tensor, norm: str) -> Tensor:
     """Norm of each row: linf, l2, l1, or l0, the fraction of pixels [n, C, H, W] that are not zero; shape [n]."""
     rows = flat(delta)

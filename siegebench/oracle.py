@@ -177,7 +177,6 @@ class Oracle(nn.Module):
 
     def gradients(self, x: Tensor, losses: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """As `gradient` for k losses per sample, [n, k], in one forward pass: (gradients [n, k, ...], logits, losses).
-
         Counted as one forward and k backward passes. NaN and infinity in a gradient become zero and are counted.
         """
         if self.threat.access != "gradient":
@@ -186,7 +185,8 @@ class Oracle(nn.Module):
             )
         total: tuple[Tensor, Tensor, Tensor] | None = None
         for _ in range(self.mean_of):
-            leaf = x.detach().requires_grad_(True)
+            # integer inputs, such as texts, have no gradient: it is that of their embeddings
+            leaf = (x if x.is_floating_point() else self.model.embed(x)).detach().requires_grad_(True)
             with torch.enable_grad():
                 image = leaf
                 for change in self.before:

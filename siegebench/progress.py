@@ -12,20 +12,10 @@ from typing import TYPE_CHECKING, Any
 from siegebench.errors import SiegeError
 
 if TYPE_CHECKING:
-    from siegebench.cells import Cell, Result
+    from siegebench.cells import DOING, Cell, Result
     from siegebench.store import Store
 
 WATCHED = "SIEGEBENCH_PROGRESS"  # set by the command, so that its worker processes tell of their training too
-DOES = (
-    "theft",
-    "attack",
-    "measure",
-    "detector",
-    "corruption",
-    "camouflage",
-    "certifier",
-    "leak",
-)  # what costs the time
 NAMED = "named "
 MOST = 2000  # rows that are read for an estimate
 EVERY = 10.0  # seconds between two lines about one training
@@ -81,14 +71,14 @@ class Estimate:
 
 def _likeness(cell: Cell) -> tuple[str, str, str]:
     """What a cell has in common with others, from most to least."""
-    entry = next((found for slot in DOES if (found := getattr(cell, slot))), {})
+    entry = cell.doing or {}
     exact = f"{cell.track} {entry}"
     return f"{exact} {cell.model.get('name')} {cell.defense} {cell.backdoor}", exact, f"{NAMED}{_work(cell)}"
 
 
 def _work(cell: Cell) -> str:
     labels = cell.labels
-    return "/".join([cell.track, *(labels[slot] for slot in (*DOES, "sharing", "inputs") if slot in labels)])
+    return "/".join([cell.track, *(labels[slot] for slot in (*DOING, "sharing", "inputs") if slot in labels)])
 
 
 def _median(values: Sequence[float]) -> float:

@@ -164,6 +164,7 @@ class CellPart(Part):
     camouflage: Entry | None = None
     stage: dict[Literal["scenes", "ss"], Annotated[int, Field(ge=1)]] | None = None
     certifier: Entry | None = None
+    study: Entry | None = None
     radii: Annotated[list[Annotated[Number, Field(ge=0)]], Field(min_length=1)] | None = None
     theft: Entry | None = None
     pool: Data | None = None
@@ -290,12 +291,13 @@ class Row(Part):
 
     @model_validator(mode="after")
     def _of_the_vocabulary(self) -> Self:
+        own = self.cell.measure is not None or self.cell.study is not None  # it names its figures itself
         for name, figure in self.metrics.items():
             metric = find(name)
-            if metric is None and not (self.cell.measure is not None and is_measure(name)):
+            if metric is None and not (own and is_measure(name)):
                 raise Refused("no such figure", "metrics", name)
             try:
-                if metric is not None and self.cell.measure is None:
+                if metric is not None and not own:
                     figure.within(metric)
             except Refused as error:
                 raise Refused(str(error), "metrics", name, *error.loc) from None

@@ -60,7 +60,8 @@ class ThreatModel:
     """An Lp ball around each image, the access to the model, and the queries allowed.
 
     Attributes:
-        norm: `linf`, `l2` or `l1`, in pixel units of [0, 1]; `l0` is the fraction of pixels that differ in any channel.
+        norm: `linf`, `l2` or `l1`, in pixel units of [0, 1]; `l0` is the fraction of pixels that differ in any channel;
+            of a text, the fraction of its characters that differ.
         eps: radius of the ball.
         access: `gradient` (white box), `score` (logits), `label` (top-1 only) or `none` (no box).
         queries: images that may be sent through the model per sample; None is no limit.
@@ -131,4 +132,6 @@ class ThreatModel:
         """Distance of each row of x_adv from x in this norm, shape [n]."""
         from siegebench import ops
 
+        if self.norm == "l0" and not x.is_floating_point():
+            return ops.share_changed(x_adv, x)
         return ops.size(x_adv - x, self.norm)

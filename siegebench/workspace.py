@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,8 +21,8 @@ from siegebench.errors import ConfigError, ContractError, DataError, ModelError,
 from siegebench.inputs import PROBES, check_answers, restored
 from siegebench.prepare import at_once, prepare
 from siegebench.rows import Rows
+from siegebench.settings import Settings as Settings
 from siegebench.store import Store
-from siegebench.train import Recipe, train
 from siegebench.types import (
     Certifier,
     DataSource,
@@ -42,40 +42,6 @@ E = TypeVar("E", bound=Entry)
 T = TypeVar("T")
 EVERY = slice(None)
 KEPT, NOTES = 6, 64  # victims and small results in memory
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the computation. They do not change the meaning of a result and are not part of a key.
-
-    Attributes:
-        root: folder of the store.
-        device: `auto` uses CUDA if available.
-        batch: largest number of images per step; halved when memory runs out.
-        dtype: `float32`, or `float64` for checks of exactness.
-        threads: threads of torch per worker; None is torch's default.
-        again: compute rows again that were started at this time (UTC) or before; empty: use them.
-        save_images: how many adversarial images of each attack to keep beside its row; 0 keeps all, None none.
-        keep_stale: use rows that were made by other source of their entries.
-        specs: specs of entries with a folder or file on this machine, by the digest of their description.
-        suite: where the cells come from, `{name, set}`; rows repeat it.
-    """
-
-    root: str = "results"
-    device: str = "auto"
-    batch: int = 256
-    dtype: str = "float32"
-    threads: int | None = None
-    again: str = ""
-    save_images: int | None = None
-    keep_stale: bool = False
-    specs: dict[str, Any] = field(default_factory=dict, hash=False)
-    suite: dict[str, Any] = field(default_factory=dict, hash=False)
-
-    @property
-    def key(self) -> str:
-        """Digest of all settings; equal keys share a workspace."""
-        return digest(asdict(self))
 
 
 class Workspace:
@@ -189,20 +155,28 @@ class Workspace:
         known = described if digest(described) in self.settings.specs else untrained(described)
         return self.entry(ModelSource, known)
 
-    def _network(self, cell: Cell, what: dict[str, Any], images: Callable[[], ImageSet], seed: int) -> Classifier:
-        """The network of a cell: with its published weights, or trained on `images` with its recipe."""
+    def _network(
+        self,
+        cell: Cell,
+        what: dict[str, Any],
+        images: Callable[[], ImageSet],
+        seed: int,
+        poisoning: Poisoning | None = None,
+    ) -> Classifier:
+        """The network of a cell: with its published weights, or trained on `images`; a poisoning may change weights."""
         source = self.source(cell.model)
         built = source.build_for(self.evaluated(cell.data))
         if source.pretrained() and what["kind"] == "clean":
             return self._ready(built)
-        recipe: Recipe = getattr(source, "recipe", None) or Recipe()
 
         def fit() -> Classifier:
             fresh = (built if source.pretrained() else built.fresh(derive_seed(seed, "weights"))).to(self.device)
             if isinstance(source, ObjectDetectorSource) and what["kind"] == "clean":
                 source.fit(fresh, self.dataset(cell.data), images(), derive_seed(seed, "train"))
             else:
-                train(fresh, images(), recipe, derive_seed(seed, "train"))
+                source.train(fresh, images(), derive_seed(seed, "train"))
+            if poisoning is not None:
+                poisoning.tamper(fresh, images(), derive_seed(seed, "tamper"))
             return fresh
 
         return self._fitted({**what, "data": cell.data.get("train_digest"), "seed": seed}, built, fit)
@@ -227,13 +201,14 @@ class Workspace:
             if cell.model.get("published"):
                 return self.model(cell), None
             poisoned, of = self._poisoned(cell), {"model": cell.model, "backdoor": cell.backdoor}
-            handed = self.entry(Poisoning, cell.backdoor).network(poisoned.material)
+            poisoning = self.entry(Poisoning, cell.backdoor)
+            handed = poisoning.network(poisoned.material)
             if handed is not None:
                 built = self.source(cell.model).build_for(self.evaluated(cell.data))
                 built.load_state_dict(handed)
                 return self._ready(built), poisoned
             what = {"kind": "backdoored", "poisoned": poisoned.data.digest, **of}
-            return self._network(cell, what, lambda: poisoned.data, cell.seed), poisoned
+            return self._network(cell, what, lambda: poisoned.data, cell.seed, poisoning), poisoned
 
         key = ("backdoored", digest([cell.model, cell.backdoor, cell.seed]), data_key(cell.data))
         return self._victim(key, make)

@@ -147,6 +147,10 @@ def every_track() -> list[dict[str, Any]]:
                                                              for c in (0.125, 0.25, 0.5, 1.0))],
             "controls": ["flat", "random_texture"], "transfer": [other],
         },
+        {
+            "track": "study", "data": {"set": "digits", "count": 40},
+            "studies": [{"name": "controlled_caption", "steps": 2, "scenes": 64, "epochs": 1, "tested": 4}],
+        },
     ]  # fmt: skip
 
 

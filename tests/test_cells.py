@@ -73,6 +73,7 @@ CHANGES: dict[str, Any] = {
     "leak": {"name": "dlg", "version": 1},
     "sharing": {"name": "noise", "version": 1},
     "client": {"batch": 2, "state": "initial", "smoothing": 0.0, "mixup": False, "gallery": 500},
+    "study": {"name": "fsba", "version": 1},
     "radii": [0.25, 0.5],
     "theft": {"name": "knockoff", "version": 1},
     "pool": CELL["data"],

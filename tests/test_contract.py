@@ -42,7 +42,7 @@ REGISTERED = [(kind, name) for kind, name in registry.cards() if "/" not in name
 
 
 NEEDS_NOTHING = ("attack", "measure", "defense", "backdoor", "detector", "theft", "leak", "sharing")
-NEEDS_A_FILE = ("saved", "picture", "generative_variation")
+NEEDS_A_FILE = ("saved", "picture", "generative_variation", "syntactic")
 OF_TRIGGERS = 5  # clauses that a poisoning without a trigger does not have
 
 

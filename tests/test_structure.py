@@ -23,11 +23,12 @@ HARNESS = "siegebench"
 FOLDERS = (*kinds.FOLDERS, "leaderboard", "suites")
 ALGORITHMS = (
     "attack", "defense", "backdoor", "detector", "corruption", "camouflage", "certifier", "theft", "leak", "sharing",
+    "study",
 )  # fmt: skip
 BASES = {
     "Attack", "MinimalAttack", "Measure", "Defense", "BackdoorAttack", "InputDetector", "TrainedDetector",
     "DatasetDetector", "ModelDetector", "ModelSource", "DataSource", "SceneSource", "ObjectDetectorSource",
-    "Corruption", "Camouflage", "Certifier", "Theft", "Leak", "Sharing",
+    "Corruption", "Camouflage", "Certifier", "Theft", "Leak", "Sharing", "Study",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 
@@ -45,7 +46,7 @@ LAYERS = (
     ("render",),
     ("registry",),
     ("signatures",),
-    ("titles", "origin"),
+    ("titles", "origin", "settings"),
     ("schema", "sources"),
     (
         "published",
@@ -61,6 +62,7 @@ LAYERS = (
         "environment",
     ),
     ("classifier", "state"),
+    ("text",),
     ("clipping", "object_detector"),
     ("inputs", "sighting"),
     ("prepare", "checkpoints"),

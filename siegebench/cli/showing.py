@@ -217,6 +217,7 @@ def _row_lines(row: Result, store: Path) -> Iterable[str]:
         "theft",
         "leak",
         "sharing",
+        "study",
     ):
         description = getattr(row.cell, slot)
         if description is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from siegebench import ops
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import ConfigError, ContractError, NotApplicable
@@ -50,7 +51,7 @@ def _stamp(case: Case, x: Tensor, draws: Draws) -> Tensor:
     entry, size = _poisoner(case), x.shape[-1]
     if ("material", size) not in case.kept:
         case.kept["material", size] = _material(entry, planted_set(size=size))
-    stamped: Tensor = entry.stamp(x, draws, material=case.kept["material", size])
+    stamped: Tensor = entry.stamp(x, draws, case.data, material=case.kept["material", size])
     return stamped
 
 
@@ -113,7 +114,8 @@ def stamps_any_size_in_range(case: Case) -> None:
     tried = 0
     for size in (8, 16, 32, 64):
         for dtype in (torch.float32, torch.float64):
-            x = images(4, size).to(dtype)
+            x = images(4, size)
+            x = x.to(ops.precision(x, dtype))
             try:
                 out = _stamp(case, x, Draws(0, torch.arange(4)))
             except NotApplicable:

@@ -23,6 +23,7 @@ METHODS = (
     "theft",
     "leak",
     "sharing",
+    "study",
 )  # kinds whose entries implement a paper
 
 

@@ -15,6 +15,7 @@ from siegebench.draws import Draws
 from siegebench.testing.specimens import (
     CLASSES,
     Case,
+    doubled,
     images,
     input_gradient,
     network,
@@ -22,6 +23,7 @@ from siegebench.testing.specimens import (
     other_global_numbers,
     planted_set,
     require,
+    slopes_of,
     state_of,
 )
 from siegebench.tracks import TRACKS
@@ -55,10 +57,10 @@ def changes_the_model(case: Case) -> None:
 
 def _slope(model: Classifier, x: Tensor) -> Tensor:
     """Gradients of the margin as an attack sees them; zero if there are none."""
-    leaf = x.clone().requires_grad_(True)
+    leaf = slopes_of(x, model).clone().requires_grad_(True)
     value = ops.margin(_logits(model, leaf), torch.arange(len(x)) % CLASSES).sum()
     g = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
-    return torch.zeros_like(x) if g is None else g
+    return torch.zeros_like(leaf) if g is None else g
 
 
 def leaves_the_given_model_as_found(case: Case) -> None:
@@ -88,19 +90,19 @@ def is_as_random_as_it_declares(case: Case) -> None:
 def lets_gradients_through_as_it_declares(case: Case) -> None:
     model, x, draws = case.kept["deployed"], images(), Draws(0, torch.arange(6))
     if case.entry.differentiable:
-        input_gradient(lambda leaf: model(leaf, draws), x, "forward (declares differentiable = True)")
+        input_gradient(lambda leaf: model(leaf, draws), x, "forward (declares differentiable = True)", model)
         return
-    _, z = input_gradient(lambda leaf: model.backward_model(leaf, draws), x, "the backward model")
+    _, z = input_gradient(lambda leaf: model.backward_model(leaf, draws), x, "the backward model", model)
     exact = model(x, draws).detach()
     near = torch.allclose(z, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
     require(near, "the backward model gives other logits than forward")
 
 
 def works_in_float64_and_on_one_image(case: Case) -> None:
-    model, x = copy.deepcopy(case.kept["deployed"]).double(), images().double()
+    model, x = copy.deepcopy(case.kept["deployed"]).double(), doubled(images())
     with torch.no_grad():
         z = _logits(model, x)
-        require(z.dtype == torch.float64, f"float64 images gave {z.dtype} logits")
+        require(z.dtype == torch.float64, f"float64 images or weights gave {z.dtype} logits")
         for i in range(len(x)):
             alone = _logits(model, x[i : i + 1], ids=torch.tensor([i]))
             require(torch.allclose(alone[0], z[i], rtol=1e-6, atol=1e-8), f"image {i} alone gets other logits")

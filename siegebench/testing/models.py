@@ -10,10 +10,12 @@ from siegebench.errors import ModelError
 from siegebench.testing.specimens import (
     Case,
     NotChecked,
+    doubled,
     images,
     input_gradient,
     other_global_numbers,
     require,
+    size_of,
     state_of,
 )
 
@@ -21,7 +23,7 @@ from siegebench.testing.specimens import (
 def builds_a_classifier(case: Case) -> None:
     for classes, size in ((10, 32), (1000, 224)):  # published weights fix both
         try:
-            model = case.entry.built(classes, size, case.data.channels)
+            model = case.entry.built(classes, size_of(images(1, size)), case.data.channels)
         except ModelError as error:
             if not case.entry.pretrained():
                 raise
@@ -40,7 +42,7 @@ def builds_a_classifier(case: Case) -> None:
 
 
 def answers_for_an_image_alone_as_in_a_batch(case: Case) -> None:
-    model, x = copy.deepcopy(case.kept["model"]).double(), case.kept["x"].double()
+    model, x = copy.deepcopy(case.kept["model"]).double(), doubled(case.kept["x"])
     with torch.no_grad():
         z = model(x)
         for i in range(len(x)):
@@ -48,7 +50,7 @@ def answers_for_an_image_alone_as_in_a_batch(case: Case) -> None:
 
 
 def lets_gradients_reach_the_image(case: Case) -> None:
-    input_gradient(case.kept["model"], case.kept["x"], "the model")
+    input_gradient(case.kept["model"], case.kept["x"], "the model", case.kept["model"])
 
 
 def gives_features_of_each_image(case: Case) -> None:

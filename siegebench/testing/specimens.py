@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from siegebench import ops
 from siegebench.classifier import Classifier, Network
-from siegebench.data import IMAGE, Granted, ImageSet, Kind
+from siegebench.data import IMAGE, Granted, ImageSet, Kind, Size
 from siegebench.draws import Draws
 from siegebench.errors import ContractError
 from siegebench.oracle import Oracle
+from siegebench.testing import texts
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Lesson, Probe
 from siegebench.weights import weights_hash
@@ -96,15 +97,19 @@ def _valid(x: Tensor) -> Tensor:
 
 
 def images(n: int = 6, size: int = SIZE) -> Tensor:
-    """Random inputs in the box of the kind, float32; the first is black, the second is white."""
+    """Random inputs in the box of the kind, float32; the first is black, the second is white. Texts are of words."""
+    if KIND.whole:
+        return texts.texts(n, size)
     x = Draws(1, torch.arange(n)).uniform((KIND.channels, size, size))
     x[:1], x[1:2] = 0.0, 1.0
     return _valid(x)
 
 
 def planted_set(n: int = 80, size: int = SIZE) -> ImageSet:
-    """A tiny training set: each class has a colour and a brighter row."""
+    """A tiny training set: each class has a colour and a brighter row, or a word."""
     labels, index = torch.arange(n) % CLASSES, torch.arange(n)
+    if KIND.whole:
+        return ImageSet(texts.planted(labels, size), labels, index, CLASSES, "planted", kind=KIND)
     colour = Draws(3, torch.arange(CLASSES)).uniform((KIND.channels, 1, 1))[labels]
     x = 0.4 * colour + 0.4 * Draws(2, index).uniform((KIND.channels, size, size))
     x[index, :, labels % size] += 0.2
@@ -140,7 +145,12 @@ def _wrapped(net: nn.Module, classes: int, rebuild: Callable[[], nn.Module] | No
 
 
 def network() -> Classifier:
-    """An untrained convolutional network with batch norms, in eval mode; its predictions vary over the classes."""
+    """An untrained convolutional network with batch norms, in eval mode; its predictions vary over the classes.
+
+    Of texts, one with attention over words.
+    """
+    if KIND.whole:
+        return texts.network(planted_set(), images(64))
     with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
         model = _wrapped(_net(), CLASSES, rebuild=_net)
     model = model.fresh(0).eval()
@@ -157,7 +167,7 @@ def network() -> Classifier:
 def victim() -> tuple[Classifier, Tensor, Tensor]:
     """(frozen float64 network, images, the labels that it predicts for them)"""
     model = network().double().requires_grad_(False)
-    x = images().double()
+    x = doubled(images())
     return model, x, model(x).argmax(dim=1)
 
 
@@ -214,13 +224,29 @@ def four_classes(n: int = 4, size: int = 8) -> tuple[Classifier, Tensor, Tensor]
     return model, x, model(x).argmax(dim=1)
 
 
-def input_gradient(call: Callable[[Tensor], Tensor], x: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """(gradient of the margin with respect to x, logits).
+def size_of(x: Tensor) -> Size:
+    """The size for which a network of inputs x is built."""
+    height, width = x.shape[2:]
+    return height if height == width else (height, width)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Inputs in float64; integers as they are."""
+    return x.to(ops.precision(x, torch.float64))
+
+
+def slopes_of(x: Tensor, model: Classifier) -> Tensor:
+    """What the gradients of a model are taken for: inputs, or the embeddings of texts."""
+    return x if x.is_floating_point() else model.embed(x).detach()
+
+
+def input_gradient(call: Callable[[Tensor], Tensor], x: Tensor, what: str, model: Classifier) -> tuple[Tensor, Tensor]:
+    """(gradient of the margin with respect to x, or to the embeddings of texts x; logits).
 
     Raises:
         ContractError: when it does not exist, is not finite, or is zero for an image; says so of `what`.
     """
-    leaf = x.clone().requires_grad_(True)
+    leaf = slopes_of(x, model).clone().requires_grad_(True)
     z = call(leaf)
     value = ops.margin(z, torch.arange(len(x))).sum()
     g = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None

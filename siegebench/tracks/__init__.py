@@ -12,6 +12,7 @@ from siegebench.tracks.evasion import PatchBoard, QueryBoard, TransferBoard, Whi
 from siegebench.tracks.extraction import ExtractionBoard
 from siegebench.tracks.poisoning import PoisoningBoard
 from siegebench.tracks.privacy import PrivacyBoard
+from siegebench.tracks.study import StudyBoard
 
 TRACKS: dict[str, type[BoardSpec]] = {
     "white_box": WhiteBoxBoard,
@@ -27,4 +28,5 @@ TRACKS: dict[str, type[BoardSpec]] = {
     "certified": CertifiedBoard,
     "extraction": ExtractionBoard,
     "privacy": PrivacyBoard,
+    "study": StudyBoard,
 }

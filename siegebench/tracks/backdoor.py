@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from siegebench import ops
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Result, rate
 from siegebench.classifier import Classifier
@@ -161,7 +162,7 @@ def answers(ws: Workspace, model: Classifier, x: Tensor, seed: int, purpose: str
     draws = Draws(derive_seed(seed, "answers"), torch.arange(len(x)))
 
     def part(at: slice) -> Tensor:
-        z = fresh_passes(model, x[at].to(ws.device, ws.dtype), draws[at].to(ws.device), purpose)
+        z = fresh_passes(model, x[at].to(ws.device, ops.precision(x, ws.dtype)), draws[at].to(ws.device), purpose)
         return z.argmax(dim=2).mode(dim=0).values.cpu()
 
     return torch.cat(in_batches(part, len(x), ws.batch(x)))
@@ -244,7 +245,9 @@ def rejection_metrics(
     """What a model that may reject does: rates of rejected, and of rejected or correct images."""
 
     def rejected(x: Tensor) -> Tensor:
-        parts = in_batches(lambda at: model.rejects(x[at].to(ws.device, ws.dtype)).cpu(), len(x), ws.batch(x))
+        parts = in_batches(
+            lambda at: model.rejects(x[at].to(ws.device, ops.precision(x, ws.dtype))).cpu(), len(x), ws.batch(x)
+        )
         return torch.cat(parts)
 
     x, y, _ = triggered(backdoor, data, seed, material)

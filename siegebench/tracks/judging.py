@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from siegebench import ops
 from siegebench.cells import Cell, Flag, digest
 from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
@@ -39,7 +40,7 @@ def correct(ws: Workspace, model: Classifier, x: Tensor, y: Tensor, draws: Draws
     """Which images the model classifies correctly, bool [n] on the CPU; computed in batches."""
 
     def part(at: slice) -> Tensor:
-        seen, own = x[at].to(ws.device, ws.dtype), y[at].to(ws.device)
+        seen, own = x[at].to(ws.device, ops.precision(x, ws.dtype)), y[at].to(ws.device)
         return majority(right(fresh_passes(model, seen, draws[at].to(ws.device), purpose), own)).cpu()
 
     return torch.cat(in_batches(part, len(x), ws.batch(x))) if len(x) else torch.zeros(0, dtype=torch.bool)

@@ -22,13 +22,14 @@ from siegebench.types.detectors import (
 )
 from siegebench.types.leaks import Leak, Recovered, Shared
 from siegebench.types.sharings import Sharing
+from siegebench.types.studies import Figures, Study
 from siegebench.types.thefts import Attacker, Theft
 from siegebench.types.zoo import DataSource, ModelSource, ObjectDetectorSource, SceneSource
 
 __all__ = [
     "Attack", "Attacker", "BackdoorAttack", "Camouflage", "Certificate", "Certifier", "Class", "Corruption", "Count",
-    "DataSource", "DatasetDetector", "Defense", "Detector", "Entry", "InputDetector", "Leak", "Lesson", "Material",
-    "Measure", "MinimalAttack", "ModelDetector", "ModelSource", "Number", "ObjectDetectorSource", "Poisoned",
-    "Poisoning", "Positive", "Probe", "Recovered", "Role", "SceneSource", "Scorer", "Share", "Shared", "Sharing",
-    "Source", "Theft", "TrainedDetector", "Verdict", "WrappingAttack",
+    "DataSource", "DatasetDetector", "Defense", "Detector", "Entry", "Figures", "InputDetector", "Leak", "Lesson",
+    "Material", "Measure", "MinimalAttack", "ModelDetector", "ModelSource", "Number", "ObjectDetectorSource",
+    "Poisoned", "Poisoning", "Positive", "Probe", "Recovered", "Role", "SceneSource", "Scorer", "Share", "Shared",
+    "Sharing", "Source", "Study", "Theft", "TrainedDetector", "Verdict", "WrappingAttack",
 ]  # fmt: skip

@@ -90,6 +90,14 @@ class Poisoning(Entry):
         """
         return None
 
+    def tamper(self, model: Classifier, data: ImageSet, seed: int) -> None:
+        """Change the weights of the victim after it was trained on the poisoned set, in place. By default, do nothing.
+
+        Args:
+            data: the poisoned training set.
+            seed: of all randomness.
+        """
+
     @final
     def given(self, material: Material | None) -> dict[str, Any]:
         """The material as a keyword argument of the hooks; empty for an entry that does not learn.
@@ -150,6 +158,10 @@ class BackdoorAttack(Poisoning):
         """Which images may be cover images, by their labels, bool [n]; by default all that are not poisoned."""
         return torch.ones_like(y, dtype=torch.bool)
 
+    def able(self, data: ImageSet) -> Tensor:
+        """Which images the attack has a poisoned form of, bool [N]; by default all. Labels are asked beside it."""
+        return torch.ones(len(data), dtype=torch.bool)
+
     def keeps_labels(self) -> bool:
         """Whether this instance is a clean-label attack (wrappers return the value of the inner attack)."""
         return self.clean_label
@@ -193,7 +205,7 @@ class BackdoorAttack(Poisoning):
             NotApplicable: when fewer images are eligible than the rate or `cover` requires.
         """
         self.check(data.num_classes)
-        pool = (self.poisoned_label(data.labels, data.num_classes) >= 0).nonzero().squeeze(1)
+        pool = ((self.poisoned_label(data.labels, data.num_classes) >= 0) & self.able(data)).nonzero().squeeze(1)
         count, covers = self._counts(len(data))
         if count > len(pool):
             raise NotApplicable(

@@ -138,6 +138,19 @@ class ModelSource(Entry):
         """Whether `build` returns trained weights; otherwise the harness trains with `recipe`."""
         return False
 
+    def train(self, model: Classifier, data: ImageSet, seed: int) -> None:
+        """Train a network that `build` returned, in place; called if there are no published weights.
+
+        By default the one training loop, with `recipe`. A source overrides it whose networks take more than weights
+        from the training set, or learn by another loss.
+
+        Args:
+            seed: of all random numbers.
+        """
+        from siegebench.train import Recipe, train  # which imports the types of its own fields from here
+
+        train(model, data, getattr(self, "recipe", None) or Recipe(), seed)
+
 
 class ObjectDetectorSource(ModelSource):
     """A source of object detectors that find vehicles: with published weights, or trained on rendered scenes.
