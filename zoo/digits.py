@@ -55,7 +55,7 @@ class Digits(DataSource):
 def _table() -> NDArray[np.float64]:
     """The 64 grey levels and the label of each scan [1797, 65], as `sklearn.datasets.load_digits` reads them.
 
-    The file is read directly: importing scikit-learn takes longer than planning a suite, and every worker loads the set.
+    The file is read directly: importing scikit-learn takes longer than planning a suite, and every worker needs them.
     """
     found = importlib.util.find_spec("sklearn")
     assert found is not None
