@@ -165,12 +165,18 @@ def _file(path: Path) -> _File:
 
 def _read(path: Path) -> _File:
     modified, content = path.stat().st_mtime_ns, path.read_bytes()
+    return _File(*_understood(content), modified)
+
+
+@cache
+def _understood(content: bytes) -> tuple[str, tuple[tuple[int, str], ...]]:
+    """The hash and the imports of a source text."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # it cannot be imported either
-        return _File(hashlib.sha256(content).hexdigest()[:LENGTH], (), modified)
+        return hashlib.sha256(content).hexdigest()[:LENGTH], ()
     text = "".join(_dump(tree))
-    return _File(hashlib.sha256(text.encode()).hexdigest()[:LENGTH], tuple(_imports(tree)), modified)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH], tuple(_imports(tree))
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
