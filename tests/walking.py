@@ -62,7 +62,7 @@ def _go(checkout: str, folder: str, wanted: list[Step], told: str) -> None:
     assert not [name for name in sys.modules if name.partition(".")[0] == "siegebench"], "siegebench is loaded"
     os.chdir(folder)
     os.environ.update(PYTHONPATH=checkout, OMP_NUM_THREADS="1", COLUMNS="120")
-    sys.path[:0] = [checkout]
+    sys.path[:0] = ["", checkout]
     import torch
 
     torch.set_num_threads(1)
