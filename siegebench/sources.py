@@ -68,7 +68,7 @@ def check_loaded(cells: Iterable[Cell]) -> None:
         if (description := getattr(cell, slot)) is not None and "answers" not in description
     }
     for path in sorted({file for kind, name in entries for file in _files_of(kind, name)}):
-        if path.stat().st_mtime_ns != _file(path).modified and _read(path).hash != _file(path).hash:
+        if _read(path).hash != _file(path).hash:  # whatever its time says: clocks of files tick in milliseconds
             raise ConfigError(f"{path}: edited after this Python process loaded it; restart Python to run the new code")
 
 
@@ -155,7 +155,6 @@ def _roots(top: str) -> list[Path]:
 class _File(NamedTuple):
     hash: str
     imports: tuple[tuple[int, str], ...]  # (leading dots, dotted name)
-    modified: int
 
 
 @cache
@@ -165,13 +164,17 @@ def _file(path: Path) -> _File:
 
 
 def _read(path: Path) -> _File:
-    modified, content = path.stat().st_mtime_ns, path.read_bytes()
+    return _understood(path.read_bytes())
+
+
+@cache
+def _understood(content: bytes) -> _File:
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # it cannot be imported either
-        return _File(hashlib.sha256(content).hexdigest()[:LENGTH], (), modified)
+        return _File(hashlib.sha256(content).hexdigest()[:LENGTH], ())
     text = "".join(_dump(tree))
-    return _File(hashlib.sha256(text.encode()).hexdigest()[:LENGTH], tuple(_imports(tree)), modified)
+    return _File(hashlib.sha256(text.encode()).hexdigest()[:LENGTH], tuple(_imports(tree)))
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:

@@ -49,15 +49,23 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of pytest-xdist have in common; each has a folder of its own below it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "common"
+    folder.mkdir(exist_ok=True)
+    kit.share(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def real_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_store(tmp_path_factory: pytest.TempPathFactory, common: Path) -> Path:
     """The store of a tiny run of every track, made once for all processes of pytest-xdist; only for reading."""
     from siegebench import api
     from siegebench.workspace import Settings
 
-    own = tmp_path_factory.mktemp("real")
-    parallel = "PYTEST_XDIST_WORKER" in os.environ  # then each process has a folder of its own below a common one
-    store = (tmp_path_factory.getbasetemp().parent if parallel else own) / "store"
+    own, store = tmp_path_factory.mktemp("real"), common / "store"
     patch = pytest.MonkeyPatch()
     with runs.known(own / "site", patch):
         suite = runs.suite(own / "every.yaml", *runs.every_track(), data={"set": "digits", "count": 20})

@@ -77,3 +77,16 @@ def data_folder() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("needs real data: set SIEGEBENCH_DATA to the folder with the parquet files and weights/")
     return Path(named)
+
+
+_shared: list[Path] = []
+
+
+def share(folder: Path) -> None:
+    """Called once, before the first test, with a folder that all processes of pytest-xdist have in common."""
+    _shared[:] = [folder]
+
+
+def shared_folder() -> Path:
+    """A folder of this run of the tests, for what is made once and then only read; the store's locks guard it."""
+    return _shared[0]

@@ -53,6 +53,7 @@ def boards(rate: float) -> list[dict[str, Any]]:
         "nad": {"teacher": once, "student": once},
         "abl": {"isolation": once, "recipe": once, "unlearning": 1},
         "elr": {"recipe": once},
+        "dam": {"images": 20, "pretraining": once, "recipe": once, "steps": 2, "merging_steps": 2},
         "dbd": {"features": once, "head": once, "recipe": once},
         "generative_variation_standin": {
             "generator": {"name": "diffpure", "t": 4, "steps": 2, "width": 4, "recipe": once},

@@ -219,17 +219,15 @@ def test_everything_is_computed_again_when_asked(finished: tuple[Path, Path], st
     assert len(list((store / "history").rglob("*.json"))) == 2
 
 
-def test_the_command_says_what_is_stale(finished: tuple[Path, Path], store: Path, tmp_path: Path) -> None:
+def test_the_command_says_what_is_stale(finished: tuple[Path, Path], store: Path, call: runs.Call) -> None:
     file = finished[0]
     age(store, "attack")
-    told = runs.run("run", file, "--store", store, "--dry-run", folder=tmp_path)
-    assert "stale   white_box: " in told.stdout
-    assert "2 cells, 1 to compute, 1 stored rows are stale" in told.stdout
-    done = runs.run("run", file, "--store", store, "--executor", "serial", "--save-images", folder=tmp_path)
-    assert (
-        "1 stored rows were made by other code of attack fgsm: computed again (--keep-stale keeps them)" in done.stderr
-    )
-    assert "2 cells: 1 computed, 1 stored before" in done.stderr
+    _, out, _ = call("run", file, "--store", store, "--dry-run")
+    assert "stale   white_box: " in out
+    assert "2 cells, 1 to compute, 1 stored rows are stale" in out
+    _, _, err = call("run", file, "--store", store, "--executor", "serial", "--threads", 1, "--save-images")
+    assert "1 stored rows were made by other code of attack fgsm: computed again (--keep-stale keeps them)" in err
+    assert "2 cells: 1 computed, 1 stored before" in err
     assert len(list(store.rglob("fgsm-*.images.safetensors"))) == 1
     assert list(store.rglob("fgsm-*.images/*.png"))
 

@@ -379,9 +379,11 @@ def test_a_model_trained_again_elsewhere_is_the_same_model(trained: Path, tmp_pa
 
 
 def test_two_runs_over_one_store_share_the_work(store: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
+    log, place = tmp_path / "log", tmp_path / "place"
+    place.mkdir()  # however long one of them takes to start, the other waits there
     tags = [f"t{i}" for i in range(12)]
-    attacks = [{"name": "outsider/step", "tag": t, "seconds": 0.4, "log": str(log)} for t in tags]
+    step = {"name": "outsider/step", "seconds": 0.2, "log": str(log), "meets": str(place)}
+    attacks = [{**step, "tag": t} for t in tags]
     file = runs.suite(tmp_path / "s.yaml", runs.board(attacks=attacks))
     both = [runs.start("run", file, "--store", store, "--executor", "serial", "--json", folder=tmp_path) for _ in "ab"]
     told = [p.communicate(timeout=240) for p in both]

@@ -12,7 +12,8 @@ import pytest
 
 from siegebench import kinds
 from tests import runs
-from tests.test_walk import ROOT, steps, walk
+from tests.test_walk import ROOT, steps
+from tests.walking import walk
 
 PAGE = "docs/submitting.md"
 

@@ -18,6 +18,7 @@ import pytest
 
 import siegebench as sb
 from siegebench import api, cli, direct, kinds, signatures
+from tests.walking import Step, walk
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ("make setup", "make leaderboard", "make test", "make check", "source ")  # install, or run everything
@@ -35,49 +36,6 @@ SMALLER = {
         "boards.0.corruptions=[contrast]", "boards.1.corruptions=[light_shift]",
     ],
 }  # fmt: skip
-# All steps in one process, because importing torch takes longer than most of them. Each one starts without any card or
-# entry of the others in memory, as a process of its own would.
-WALK = """
-import contextlib, importlib, io, json, runpy, sys, traceback
-from pathlib import Path
-from siegebench import catalogue, cli, registry, signatures
-
-def forget():
-    for cached in (registry.cards, registry.entry_class, signatures._source):
-        cached.cache_clear()
-    for name in [name for name in sys.modules if name.endswith(".my_defense")]:
-        del sys.modules[name]
-    importlib.invalidate_caches()
-
-done = []
-for kind, text in json.load(sys.stdin):
-    forget()
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        if kind == "file":
-            path, content = text
-            Path(path).write_text(content)
-        elif kind == "python":
-            exec(compile(text, "<page>", "exec"), {"__name__": "__main__"})
-        elif kind == "script":
-            try:
-                runpy.run_path(text, run_name="__main__")
-            except Exception:
-                code = 1
-                traceback.print_exc()
-        elif text == ["make", "docs"]:
-            catalogue.main()
-        else:
-            sys.argv = text
-            try:
-                cli.main()
-            except SystemExit as end:
-                code = end.code or 0
-    done.append((kind, text, code, out.getvalue(), err.getvalue()))
-print(json.dumps(done), file=sys.__stdout__)
-"""
-Step = tuple[str, object]
-Done = tuple[str, object, int, str, str]
 
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
@@ -128,16 +86,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def environment(checkout: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-
-
-def walk(checkout: Path, wanted: list[Step], folder: Path | None = None) -> list[Done]:
-    """Do the steps, and return what each one printed; in the checkout, or in another folder."""
-    went = subprocess.run(
-        [sys.executable, "-c", WALK], cwd=folder or checkout, env=environment(checkout), input=json.dumps(wanted),
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert went.returncode == 0, went.stderr
-    return [tuple(step) for step in json.loads(went.stdout)]
 
 
 def test_the_commands_and_examples_of_the_readme_run(checkout: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small networks with and without a backdoor, trained once a process and shared by the backdoor tests."""
+"""Small networks with and without a backdoor, trained once a run of the tests and shared by the backdoor tests."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from siegebench import registry
+from siegebench import artifacts, registry
 from siegebench.classifier import Classifier, Network
 from siegebench.data import Granted, ImageSet, split_clean
 from siegebench.draws import Draws
+from siegebench.store import Store
 from siegebench.train import Recipe, train
 from siegebench.types import BackdoorAttack, Material, Poisoned
+from tests import kit
 
 RECIPE = Recipe(epochs=8, batch=64, augment="none")
 ONE = Draws(0, torch.zeros(1, dtype=torch.long))  # what model-level and training entries are given
@@ -73,9 +75,15 @@ def victim(name: str | None, **parameters: Any) -> tuple[Classifier, Poisoned | 
     """(the 32x32 network trained on the poisoned digits, the poisoned set); no name: on the clean digits."""
     data = digits()[0]
     poisoned = None if name is None else backdoor(name, **parameters).poison(data, 0)
-    model = byobnet()
-    train(model, data if poisoned is None else poisoned.data, RECIPE, 0)
-    return model.requires_grad_(False), poisoned
+    seen = data if poisoned is None else poisoned.data
+
+    def fit() -> Network:
+        model = byobnet()
+        train(model, seen, RECIPE, 0)
+        return model
+
+    model = artifacts.trained(Store(kit.shared_folder()), {"kind": "victim", "data": seen.digest}, byobnet(), fit)
+    return model.eval().requires_grad_(False), poisoned
 
 
 def granted(poisoned: Poisoned | None, sets: tuple[ImageSet, ImageSet, ImageSet, ImageSet], *sees: str) -> Granted:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from siegebench.data import ImageSet, stratified
 from siegebench.types import DataSource
@@ -36,7 +39,8 @@ class Digits(DataSource):
     def load(self, split: str) -> ImageSet:
         if split not in self.known_splits():
             raise self.no_split("digits", split)
-        scans, labels = load_digits(return_X_y=True)
+        table = _table()
+        scans, labels = table[:, :-1], table[:, -1]
         grey = np.round(scans.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         large = [np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BILINEAR)) for scan in grey]
         images = torch.from_numpy(np.stack(large))[:, None].expand(-1, self.channels, -1, -1).contiguous()
@@ -45,3 +49,16 @@ class Digits(DataSource):
         test = torch.zeros(len(full), dtype=torch.bool)
         test[stratified(full, TEST, 0, "test split")] = True
         return full.select((test if split == "test" else ~test).nonzero().squeeze(1), f"digits {split}")
+
+
+@cache
+def _table() -> NDArray[np.float64]:
+    """The 64 grey levels and the label of each scan [1797, 65], as `sklearn.datasets.load_digits` reads them.
+
+    The file is read directly: importing scikit-learn takes longer than planning a suite, and every worker needs them.
+    """
+    found = importlib.util.find_spec("sklearn")
+    assert found is not None
+    assert found.origin is not None
+    file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    return np.loadtxt(file, delimiter=",")

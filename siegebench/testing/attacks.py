@@ -30,6 +30,7 @@ from siegebench.testing.specimens import (
     victim,
 )
 from siegebench.threat import ACCESSES, NORMS, TOLERANCE, Norm, ThreatModel
+from siegebench.weights import weights_hash
 
 # an attack must succeed at the smallest distance times this factor
 WITHIN = {"gradient": 1.5, "score": 4.0, "label": 4.0, "none": 4.0}
@@ -43,6 +44,7 @@ def _threat(case: Case, norm: Norm, eps: float | None = None, queries: int | Non
 
 
 def _attack(
+    case: Case,
     attack: Any,
     model: Classifier,
     x: Tensor,
@@ -51,10 +53,15 @@ def _attack(
     ids: Tensor | None = None,
     goal: Tensor | None = None,
     start: Tensor | None = None,
+    anew: bool = False,
 ) -> tuple[Tensor, Oracle]:
+    """(images, oracle) of an attack; with `anew` it learns again what it has learned about this model before."""
     draws = Draws(0, torch.arange(len(x)) if ids is None else ids)
     oracle = Oracle(model, threat, draws, goal=goal, start=start)
-    lesson = lesson_of(attack, model, threat, x.shape[-1])
+    key = ("lesson", id(attack), weights_hash(model.state_dict()), threat, x.shape[-1])
+    if anew or key not in case.kept:
+        case.kept[key] = lesson_of(attack, model, threat, x.shape[-1])
+    lesson = case.kept[key]
     return attack(oracle, x, y, threat, draws, lesson), oracle
 
 
@@ -67,17 +74,17 @@ def returns_images_of_the_right_shape_range_and_budget(case: Case) -> None:
     for norm in _norms(case):
         model, x, y = victim()
         model_before, x_before, y_before = state_of(model), x.clone(), y.clone()
-        case.kept[norm], _ = _attack(case.quick, model, x, y, _threat(case, norm))  # its __call__ checks the rest
+        case.kept[norm], _ = _attack(case, case.quick, model, x, y, _threat(case, norm))  # its __call__ checks the rest
         case.kept["model as found", norm] = state_of(model) == model_before
         case.kept["images as found", norm] = torch.equal(x, x_before) and torch.equal(y, y_before)
         # an eps so large that the box limits the attack
-        _attack(case.quick, model, x[:3], y[:3], _threat(case, norm, 0.5 * x[0].numel() ** ROOT[norm]))
+        _attack(case, case.quick, model, x[:3], y[:3], _threat(case, norm, 0.5 * x[0].numel() ** ROOT[norm]))
 
 
 def changes_nothing_at_eps_0(case: Case) -> None:
     model, x, y = victim()
     for norm in _norms(case):
-        out, _ = _attack(case.quick, model, x[:3], y[:3], _threat(case, norm, 0.0))
+        out, _ = _attack(case, case.quick, model, x[:3], y[:3], _threat(case, norm, 0.0))
         if not case.entry.minimises():  # a minimum-norm attack may exceed eps
             far = float((out - x[:3]).abs().max())
             require(far == 0, f"{norm}: changed a pixel by {far:.3g} at eps 0")
@@ -87,7 +94,7 @@ def gives_the_same_result_for_the_same_draws(case: Case) -> None:
     model, x, y = victim()
     for norm in _norms(case):
         with other_global_numbers(99):
-            again, _ = _attack(case.quick, model, x, y, _threat(case, norm))
+            again, _ = _attack(case, case.quick, model, x, y, _threat(case, norm), anew=True)
         require(torch.equal(again, case.kept[norm]), f"{norm}: a second run gave other images")
 
 
@@ -96,7 +103,7 @@ def treats_a_sample_alone_as_in_a_batch(case: Case) -> None:
     ids = torch.arange(len(x))
     for norm in _norms(case):
         for how, i in (("in reverse order", ids.flip(0)), ("alone", ids[3:4]), ("in a batch of two", ids[[5, 2]])):
-            out, _ = _attack(case.quick, model, x[i], y[i], _threat(case, norm), i)
+            out, _ = _attack(case, case.quick, model, x[i], y[i], _threat(case, norm), i)
             far = ops.size(out - case.kept[norm][i], "linf")
             # float64: the only remaining difference is rounding in the victim's kernels
             require(far.max() < 1e-7, f"{norm}: sample {int(i[far.argmax()])} gets another result {how}")
@@ -117,7 +124,7 @@ def is_refused_with_less_access_than_it_needs(case: Case) -> None:
     need, norm = case.entry.access(), _norms(case)[0]
     for access in ACCESSES[ACCESSES.index(need) + 1 :]:
         try:
-            _attack(case.quick, model, x, y, _threat(case, norm).with_access(access))
+            _attack(case, case.quick, model, x, y, _threat(case, norm).with_access(access))
         except ContractError:
             continue
         raise ContractError(f"needs {need} access and ran with {access} access")
@@ -129,7 +136,7 @@ def keeps_the_query_budget(case: Case) -> None:
     model, x, y = victim()
     for norm in _norms(case):
         for x_, y_ in ((x, y), (x[:1], y[:1])):
-            _, oracle = _attack(case.entry, model, x_, y_, _threat(case, norm, queries=QUERIES))
+            _, oracle = _attack(case, case.entry, model, x_, y_, _threat(case, norm, queries=QUERIES))
             most = int(oracle.ledger.queries.max())
             require(most <= QUERIES, f"{norm}: {most} queries for one sample, {QUERIES} granted")
 
@@ -146,7 +153,7 @@ def books_its_passes(case: Case) -> None:
             case.quick.learn(oracle, data, threat, Draws(0, data.ids))
             require(oracle.ledger.forwards.sum() > 0, f"{norm}: no forward pass was counted during learn")
             continue
-        ledger = _attack(case.quick, model, x, y, threat)[1].ledger
+        ledger = _attack(case, case.quick, model, x, y, threat)[1].ledger
         require(ledger.forwards.min() > 0, f"{norm}: no forward pass was counted for some samples")
         if case.entry.access() == "gradient":
             require(ledger.backwards.min() > 0, f"{norm}: no backward pass was counted for some samples")
@@ -163,7 +170,7 @@ def breaks_a_half_space_near_its_closed_form(case: Case) -> None:
         model, x, y = halfspace(norm)
         for factor, attack in ((0.9, case.quick), (WITHIN[case.entry.access()], case.entry)):
             eps = factor * NEAREST[norm]
-            out, _ = _attack(attack, model, x, y, _threat(case, norm, eps))
+            out, _ = _attack(case, attack, model, x, y, _threat(case, norm, eps))
             fooled = (model(out).argmax(dim=1) != y) & (ops.size(out - x, norm) <= eps * (1 + TOLERANCE))
             if factor > 1 and case.entry.for_transfer:  # a step in the right direction suffices
                 fooled = ops.margin(model(out), y) > ops.margin(model(x), y)
@@ -176,7 +183,7 @@ def breaks_the_same_half_space_behind_scaled_logits_or_shows_that_it_is_blind(ca
         return
     for norm in _norms(case):
         model, x, y = halfspace(norm, scale=2.0**20)  # the cross-entropy has no gradient left
-        out, oracle = _attack(case.entry, model, x, y, _threat(case, norm, 2 * NEAREST[norm]))
+        out, oracle = _attack(case, case.entry, model, x, y, _threat(case, norm, 2 * NEAREST[norm]))
         fooled = ops.margin(model(out), y) > (ops.margin(model(x), y) if case.entry.for_transfer else 0)
         blind = 2 * int(oracle.ledger.blind.sum()) > int(oracle.ledger.backwards.sum())
         found = f"{norm}: {int(fooled.sum())} of {len(x)} misclassified with scaled logits"
@@ -191,19 +198,25 @@ def aims_at_the_class_it_is_told(case: Case) -> None:
         if entry.restricted:  # what it reaches is its own affair: it must listen
             model, x, y = victim()
             told = [
-                _attack(case.quick, model, x, y, replace(_threat(case, norm), target=c), goal=torch.full_like(y, c))[0]
+                _attack(
+                    case, case.quick, model, x, y, replace(_threat(case, norm), target=c), goal=torch.full_like(y, c)
+                )[0]
                 for c in (0, 1)
             ]
             require(not torch.equal(*told), f"{norm}: gave the same images for two classes")
             continue
         model, x, y = halfspace(norm)
-        out, _ = _attack(entry, model, x, y, _threat(case, norm, WITHIN[entry.access()] * NEAREST[norm]), goal=1 - y)
+        out, _ = _attack(
+            case, entry, model, x, y, _threat(case, norm, WITHIN[entry.access()] * NEAREST[norm]), goal=1 - y
+        )
         reached = _reached(case, model, x, out, 1 - y)
         require(reached.all(), f"{norm}: {int(reached.sum())} of {len(x)} became the other class of a half-space")
         model, x, y = four_classes()
         for step in (1, 2, 3):
             goal = (y + step) % 4
-            out, _ = _attack(case.quick, model, x, y, _threat(case, norm, 0.1 * x[0].numel() ** ROOT[norm]), goal=goal)
+            out, _ = _attack(
+                case, case.quick, model, x, y, _threat(case, norm, 0.1 * x[0].numel() ** ROOT[norm]), goal=goal
+            )
             nearer = ops.gain(model(out), y, goal) > ops.gain(model(x), y, goal)
             nearer |= (out == x).flatten(1).all(dim=1) & entry.minimises()  # none found
             require(nearer.all(), f"{norm}: {int(nearer.sum())} of {len(x)} moved towards the class {step} further on")
@@ -216,10 +229,10 @@ def starts_from_the_points_it_is_given(case: Case) -> None:
     for norm in _norms(case):
         threat = _threat(case, norm, WITHIN[entry.access()] * NEAREST[norm])
         model, x, y = halfspace(norm)
-        found, _ = _attack(entry, model, x, y, threat)
+        found, _ = _attack(case, entry, model, x, y, threat)
         hit = ops.hit(model(found).argmax(dim=1), y, None)
         model, x, y = halfspace(norm, scale=2.0**20)  # the same boundary, and hardly a gradient to find it by
-        out, _ = _attack(case.quick, model, x, y, threat, start=found)
+        out, _ = _attack(case, case.quick, model, x, y, threat, start=found)
         kept = ops.hit(model(out).argmax(dim=1), y, None)[hit]
         require(
             kept.all(), f"{norm}: {int(kept.sum())} of {len(kept)} misclassified, started from misclassified points"

@@ -51,10 +51,10 @@ def uneven() -> tuple[Classifier, Tensor, Tensor]:
     ("attack", "norm", "queries", "factor"),
     [
         (RayS(stop_at_eps=False), "linf", 2000, 1.1),
-        (SignFlip(stop_at_eps=False), "linf", 4000, 1.3),
+        (SignFlip(stop_at_eps=False), "linf", 2000, 1.3),
         (HopSkipJump(), "l2", 2000, 1.15),
         (HopSkipJump(), "linf", 2000, 1.35),
-        (Boundary(), "l2", 4000, 1.1),
+        (Boundary(), "l2", 2000, 1.1),
         (GeoDA(), "l2", 2000, 1.2),
         (GeoDA(), "linf", 2000, 1.2),
         (SignOPT(), "l2", 2000, 1.2),
@@ -113,7 +113,7 @@ def test_what_others_spent_is_not_spent_again(linear: Classifier, kind: type[Min
 def test_more_queries_find_smaller_perturbations(kind: type[MinimalAttack], norm: Norm) -> None:
     model, x, y = uneven()
     far = []
-    for queries in (12, 1200):
+    for queries in (12, 600):
         x_adv, _ = kit.attack_with(kind(queries=queries, stop_at_eps=False), model, x, y, label_threat(norm))
         broken = model(x_adv).argmax(1) != y
         assert bool((broken | (x_adv == x).flatten(1).all(1)).all())  # broken, or left as it was
@@ -144,9 +144,9 @@ def test_stopping_at_eps(kind: type[MinimalAttack], norm: Norm) -> None:
 @every_kind
 def test_a_sample_alone_fares_as_in_a_batch(kind: type[MinimalAttack], norm: Norm) -> None:
     model, x, y = uneven()
-    attack = kind(queries=333, stop_at_eps=False)
+    attack = kind(queries=167, stop_at_eps=False)
     together, oracle = kit.attack_with(attack, model, x, y, label_threat(norm))
-    for rows in (*torch.arange(8).split(1)[::3], torch.tensor([3, 1, 0, 7, 2, 6, 5, 4])):
+    for rows in (torch.tensor([6]), torch.tensor([3, 1, 0, 7, 2, 6, 5, 4])):
         draws = Draws(0, rows)
         own = Oracle(model, label_threat(norm), draws)
         alone = attack(own, x[rows], y[rows], label_threat(norm), draws)

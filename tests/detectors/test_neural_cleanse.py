@@ -75,8 +75,8 @@ def test_neural_cleanse_inverts_triggers_of_the_right_place_and_size() -> None:
 
 def test_neural_cleanse_treats_each_target_alone() -> None:
     model, clean = regions(PLANTED), dark()
-    together = detector("neural_cleanse", batch=8, steps=80).inverted(model, clean, 7)[0]
-    alone = detector("neural_cleanse", batch=8, steps=80, together=1).inverted(model, clean, 7)[0]
+    together = detector("neural_cleanse", batch=8, steps=40).inverted(model, clean, 7)[0]
+    alone = detector("neural_cleanse", batch=8, steps=40, together=1).inverted(model, clean, 7)[0]
     assert bool((together < 100).all())
     torch.testing.assert_close(alone, together, rtol=1e-3, atol=1e-3)
 

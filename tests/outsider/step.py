@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -25,15 +26,17 @@ class Step(Attack):
         seconds: slept for each batch, so that a run can be cut off.
         ends: how it ends.
         log: a file that gets one line for each batch.
+        meets: a folder; no batch is attacked before two processes have come there.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS
-    local: ClassVar[tuple[str, ...]] = ("log",)
+    local: ClassVar[tuple[str, ...]] = ("log", "meets")
 
     tag: str = ""
     seconds: float = 0.0
     ends: Literal["well", "raises", "exits", "dies", "dies once", "too far"] = "well"
     log: str | None = None
+    meets: str | None = None
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         before = 0
@@ -42,6 +45,10 @@ class Step(Attack):
                 file.seek(0)
                 before = file.read().count(f"{self.tag}\n")
                 file.write(f"{self.tag}\n")
+        if self.meets is not None:
+            (Path(self.meets) / str(os.getpid())).touch()
+            while len(list(Path(self.meets).iterdir())) < 2:
+                time.sleep(0.01)
         time.sleep(self.seconds)
         if self.ends == "raises":
             raise RuntimeError(f"step {self.tag} fell over")

@@ -316,7 +316,7 @@ def test_hub_data_that_is_not_at_hand_fails_at_once(tmp_path: Path, monkeypatch:
     start = time.monotonic()
     with pytest.raises(DataError, match="not in the hub's cache and could not be fetched"):
         load({"name": "hub", "dataset": "someone/toy", "num_classes": 3})
-    assert time.monotonic() - start < 10  # the hub's own client tries for most of a minute
+    assert time.monotonic() - start < 30  # the hub's own client tries for most of a minute
     with pytest.raises(DataError, match="not the name of a data set"):
         load({"name": "hub", "dataset": "one/two/three", "num_classes": 3})
 

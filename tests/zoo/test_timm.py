@@ -94,7 +94,7 @@ def test_tag_that_is_not_in_the_cache_fails_at_once(tmp_path: Path, monkeypatch:
         source.build(num_classes=1000, size=160)
     with pytest.raises(ModelError, match="not in the hub's cache"):
         source.identity()
-    assert time.monotonic() - start < 15  # the hub's own client tries for most of a minute
+    assert time.monotonic() - start < 30  # the hub's own client tries for most of a minute
 
 
 def test_a_hub_that_does_not_answer_is_noticed_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_a_hub_that_does_not_answer_is_noticed_soon(tmp_path: Path, monkeypatch:
     start = time.monotonic()
     with pytest.raises(ModelError, match="not in the hub's cache"):
         built("timm/test_resnet.r160_in1k", num_classes=1000)
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 30
 
 
 @pytest.fixture
