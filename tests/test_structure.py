@@ -49,6 +49,9 @@ LAYERS = (
         "published",
         "store",
         "records",
+        "heads",
+    },
+    {
         "reuse",
         "pickles",
         "weights",
