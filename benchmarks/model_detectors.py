@@ -8,6 +8,8 @@ two. A pass is the forward and backward pass of one image.
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +57,7 @@ def judged(detector: dict[str, object], *, planted: bool) -> tuple[Verdict, int]
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cleanse = {"name": "neural_cleanse", "batch": BATCH}
     arms = {"name": "k_arm", "batch": BATCH, "least": 10, "bound": 0.2 / SIDE**2}  # a fifth of a pixel, all are dark
     for planted in (True, False):

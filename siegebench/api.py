@@ -23,7 +23,7 @@ from siegebench.evaluation import now
 from siegebench.executors import STARTED, Executor, Report, SerialExecutor, executor, interruptible
 from siegebench.inputs import gradients, image_kind
 from siegebench.plan import Plan, plan
-from siegebench.reuse import reason
+from siegebench.reuse import reasons
 from siegebench.sources import check_loaded
 from siegebench.store import Store
 from siegebench.threat import Norm
@@ -134,10 +134,10 @@ def run(
             report(cell, status)
 
     todo = []
+    found = reasons(planned.cells, store, settings)
     for cell in planned.cells:
-        found = reason(cell, store, settings)
-        if found:
-            why[found] += 1
+        if found[cell.key]:
+            why[found[cell.key]] += 1
             todo.append(cell)
         else:
             tell(cell, "cached")

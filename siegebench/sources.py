@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from siegebench import registry
 from siegebench.card import Registered
-from siegebench.cells import SLOTS, Cell, Result, digest, source_of
+from siegebench.cells import SLOTS, Cell, digest, source_of
 from siegebench.errors import ConfigError
 from siegebench.kinds import FOLDERS, KINDS
 
@@ -45,9 +45,10 @@ def of_slots(slots: Mapping[str, Any]) -> dict[str, str]:
     return out
 
 
-def changed(row: Result) -> list[str]:
-    """The entries of a row whose source is another one now, such as `defense jpeg`; none if it has no hashes."""
-    return [f"{slot} {row.cell.labels.get(slot, '')}".strip() for slot in differ(row.sources, of(row.cell))]
+def changed(cell: Cell, stored: Mapping[str, str]) -> list[str]:
+    """The entries whose source is another one than in the stored hashes of a row, such as `defense jpeg`."""
+    found = differ(stored, of(cell)) if stored else []
+    return [f"{slot} {cell.labels.get(slot, '')}".strip() for slot in found]
 
 
 def differ(stored: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -99,15 +99,15 @@ def test_relative_and_full_imports_of_own_entries_are_followed() -> None:
 def test_a_row_is_stale_if_a_hash_differs_and_not_if_it_has_none(folder: Path, tmp_path: Path) -> None:
     mine = cell(attack=MINE)
     row = result(mine, sources=sources.of(mine))
-    assert sources.changed(row) == []
+    assert sources.changed(row.cell, row.sources) == []
     store = Store(tmp_path / "store")
     store.put(row)
     (got,) = store.rows()
     assert got.sources == row.sources
     (folder / "mine.py").write_text(ENTRY.replace("half(2)", "half(3)"))
     sources.forget()
-    assert sources.changed(got) == ["attack planted/mine"]
-    assert sources.changed(result(mine)) == [], "a row of an earlier version cannot be judged"
+    assert sources.changed(got.cell, got.sources) == ["attack planted/mine"]
+    assert sources.changed(mine, {}) == [], "a row of an earlier version cannot be judged"
 
 
 def test_a_process_that_loaded_older_code_is_told_to_start_again(folder: Path) -> None:

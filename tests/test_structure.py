@@ -52,6 +52,9 @@ LAYERS = (
         "published",
         "store",
         "records",
+        "heads",
+    },
+    {
         "reuse",
         "pickles",
         "weights",

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from siegebench.errors import ConfigError
+from siegebench.heads import heads
 from siegebench.progress import Estimate, about, earlier
-from siegebench.reuse import reason, stale
+from siegebench.reuse import reasons, stale
 from siegebench.store import Store
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ def show(
     store = Store(settings.root)
     estimate = Estimate(planned.cells, slots, earlier(store))
     changed = stale(planned.cells, store)
+    found = heads(planned.cells, store)
+    stored = {key for key, head in found.items() if head.status != "error"}
     words = {
-        cell.key: "stale" if cell.key in changed else "stored" if store.finished(cell) else "to do"
+        cell.key: "stale" if cell.key in changed else "stored" if cell.key in stored else "to do"
         for cell in planned.cells
     }
-    compute = {cell.key: again or bool(reason(cell, store, settings)) for cell in planned.cells}
+    compute = {key: again or bool(why) for key, why in reasons(planned.cells, store, settings).items()}
     seconds = {cell.key: estimate.of(cell) for cell in planned.cells}
     board_of = {key: i for i, keys in reversed([*enumerate(planned.boards)]) for key in keys}
     if as_json:
