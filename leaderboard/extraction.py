@@ -321,8 +321,8 @@ def _theft(
     found = marks(rows)
     line = Line(names=names, control=control, keys=tuple(r.cell.key for r in rows))
     if copies is None:
-        told = reasons or ["not measured with the largest budget"]
-        return replace(line, reasons=tuple(told), flags=in_order(found)), None
+        why = reasons or ["not measured with the largest budget"]
+        return replace(line, reasons=tuple(why), flags=in_order(found)), None
     budgets = [_budget(c.rows[0]) for c in at if c is not None]
     numbers = {"agreement": copies.number("agreement"), **{name: copies.number(name) for name in OF_COPY}}
     numbers |= {f"agreement@{b}": c.number("agreement") for b, c in zip(budgets, filter(None, at), strict=True)}

@@ -50,7 +50,12 @@ def _title(board: Board, column: str) -> str:
 def _names(lines: Sequence[Line]) -> dict[int, str]:
     """Labels of the lines, without the model if there is only one."""
     single = len({line.names.get("model") for line in lines}) == 1
-    return {id(line): " / ".join(v for k, v in line.names.items() if not single or k != "model") for line in lines}
+    return {id(line): _entry(line) if single else line.title for line in lines}
+
+
+def _entry(line: Line) -> str:
+    """The names of a line without the model."""
+    return " / ".join(name for kind, name in line.names.items() if kind != "model")
 
 
 # ------------------------------------------------------------------------------------------------- clean and robust
@@ -80,7 +85,7 @@ def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[
                 "high": y(number.high if number.high is not None else value),
                 "series": models.index(line.names["model"]) % SERIES,
                 "status": "control" if line.control else "ranked" if line.rank else "unranked",
-                "name": short(line.names["defense"]),  # the colour names the model
+                "name": short(_entry(line)),  # the colour names the model
                 "title": f"{line.title}: {titles[1]} {shown(value, 'rate')} %, {titles[0]} {shown(other, 'rate')} %",
                 "href": link(line),
             }

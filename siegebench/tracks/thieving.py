@@ -56,8 +56,9 @@ class WatchedOracle(Oracle):
     def _pass(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, rows = super()._pass(x)
         top = z.detach().argmax(dim=1).cpu()
+        draws = Draws(self.draws.seed, self.draws.ids[rows]) if self.undefended.randomized else None
         with torch.no_grad():
-            plain = self._in_parts(self.undefended, x, None).argmax(dim=1).cpu()
+            plain = self._in_parts(self.undefended, x, draws).argmax(dim=1).cpu()
         self.asked.queries.add_(len(x))
         self.asked.answers.add_(top.bincount(minlength=self.num_classes))
         self.asked.flips.add_(int((top != plain).sum()))
