@@ -49,7 +49,7 @@ class SoftLabel(Leak):
 
     large: Count = 2
     grid: Count = 40_001
-    steps: int = 2000
+    steps: int = 600
     restarts: Count = 2
     tv: float = 1000.0
 
@@ -59,7 +59,7 @@ class SoftLabel(Leak):
         if self.steps == 0:
             return Recovered(labels=labels)
         shape, kind = (1, *shared.shape), shared.model.kind
-        starts = [draws.normal((math.prod(shape),), r, "start").to(labels) for r in range(self.restarts)]
+        starts = [0.5 + draws.normal((math.prod(shape),), r, "start").to(labels) / 10 for r in range(self.restarts)]
         of, repeated = distance(shared, self.restarts, cosine=False), labels.repeat(self.restarts, 1, 1)
         weight = self.tv * shared.sharing.noise(1) ** 2
 
