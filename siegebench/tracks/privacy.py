@@ -165,11 +165,11 @@ class PrivacyBoard(BoardSpec):
         metrics["utility_cos"] = {"value": useful}
         if epsilon is not None:
             metrics["epsilon"] = {"value": epsilon}
-        packed = {name: pack(found[name]) for name in ("identified", "label_right") if name in found}
+        samples: dict[str, Any] = {name: pack(found[name]) for name in RATES.values() if name in found}
         return Result(
             cell=cell,
             metrics=metrics,
-            samples={"n": len(data), **packed},
+            samples={"n": len(data), **samples},
             counts={"attacked": len(data), "backwards": passes, "backwards_per_sample": passes / len(data)},
             arrays={name: found[name].numpy() for name in NUMBERS if name in found},
             weights=weights,
