@@ -50,7 +50,7 @@ def _title(board: Board, column: str) -> str:
 def _names(lines: Sequence[Line]) -> dict[int, str]:
     """Labels of the lines, without the model if there is only one."""
     single = len({line.names.get("model") for line in lines}) == 1
-    return {id(line): line.names["defense"] if single else line.title for line in lines}
+    return {id(line): line.names.get("defense", line.entry) if single else line.title for line in lines}
 
 
 # ------------------------------------------------------------------------------------------------- clean and robust

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from siegebench import ops
@@ -61,6 +60,8 @@ def _assigned(found: Recovered, x: Tensor, y: Tensor) -> tuple[Tensor | None, Te
     """What was recovered, in the order of the private images of each client."""
     if x.shape[1] == 1:
         return found.images, found.labels
+    from scipy.optimize import linear_sum_assignment  # the package must import without scipy
+
     a, b = (found.labels, y) if found.images is None else (found.images, x)
     assert a is not None
     cost = torch.cdist(a.flatten(2), b.flatten(2)).square().transpose(1, 2)  # [m, private, recovered]
