@@ -242,6 +242,7 @@ def _useful(cell: Cell, ws: Workspace, model: Classifier, rule: Sharing, public:
     y = _labels(cell, images.labels[index], images.num_classes).to(ws.device, ws.dtype)
     each = {k: g[None] for k, g in per_image(model, ws.pixels(images, index), y).items()}
     released = flat(rule(each, Draws(seed, torch.zeros(1, dtype=torch.long, device=ws.device))))
-    cos = F.cosine_similarity(released, flat({k: g.mean(dim=1) for k, g in each.items()}))
+    true = flat({k: g.mean(dim=1) for k, g in each.items()})
+    cos = F.cosine_similarity(released.double(), true.double()).clamp(-1, 1)
     n = len(images)
     return float(cos), rule.epsilon(min(1.0, USEFUL_BATCH / n), max(1, round(n / USEFUL_BATCH)), DELTA)
