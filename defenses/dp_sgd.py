@@ -97,7 +97,7 @@ class DPSGD(Defense):
                     u = one.normal(tuple(p.shape), step, name)[0].to(like)
                     g = (total[name] + z * self.norm * u) / (rate * len(images))
                     velocity[name] = self.momentum * velocity.get(name, torch.zeros_like(g)) + g
-                    p -= self.lr * velocity[name]
+                    p.sub_(self.lr * velocity[name])
             if not bool(torch.isfinite(like).all()):
                 raise ModelError(f"dp_sgd: the weights are not finite after {step + 1} steps; lower lr ({self.lr:g})")
 

@@ -140,6 +140,11 @@ class Line:
         return " / ".join(self.names.values())
 
     @property
+    def entry(self) -> str:
+        """The last of its names: the ranked entry without its model."""
+        return list(self.names.values())[-1]
+
+    @property
     def key(self) -> tuple[str, ...]:
         """Its names: unique on a board, which a joined title need not be."""
         return tuple(self.names.values())

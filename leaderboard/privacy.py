@@ -32,7 +32,7 @@ from .board import (
     slug,
     stored,
 )
-from .figures import Scatter
+from .figures import Bars
 from .stats import Vector, mcnemar
 
 ABOUT = (
@@ -114,7 +114,7 @@ def _board(members: list[Result]) -> Board:
         ),
         primary="identified",
         row_metric="identified",
-        figure=Scatter("utility_cos", "identified"),
+        figure=Bars(good=("utility_cos", "useful"), bad=("identified", "identified")),
         lines=placed,
         notes=(
             f"By chance {100 / int(client['gallery']):.2g} % of the images are identified. PSNR is a median: recovered "

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from siegebench import ops
@@ -48,12 +47,12 @@ def scores(found: Recovered, x: Tensor, y: Tensor, galleries: Tensor) -> Scores:
         a, b = images.flatten(0, 1), x.flatten(0, 1)
         mse = (a - b).square().flatten(1).mean(dim=1)
         out["psnr"] = (-10 * mse.clamp(min=1e-30).log10()).clamp(max=MOST_PSNR)
-        out["ssim"] = ops.ssim(a, b)
+        out["ssim"] = ops.ssim(a, b).clamp(-1, 1)
         out["identified"] = identified(summary(a), summary(b), galleries)
     if labels is not None:
         p, q = labels.flatten(0, 1), y.flatten(0, 1)
         out["label_right"] = p.argmax(dim=1) == q.argmax(dim=1)
-        out["label_l1"] = (p - q).abs().sum(dim=1)
+        out["label_l1"] = (p - q).abs().sum(dim=1).clamp(max=2)
     return Scores(**out)
 
 
@@ -61,6 +60,8 @@ def _assigned(found: Recovered, x: Tensor, y: Tensor) -> tuple[Tensor | None, Te
     """What was recovered, in the order of the private images of each client."""
     if x.shape[1] == 1:
         return found.images, found.labels
+    from scipy.optimize import linear_sum_assignment  # the package must import without scipy
+
     a, b = (found.labels, y) if found.images is None else (found.images, x)
     assert a is not None
     cost = torch.cdist(a.flatten(2), b.flatten(2)).square().transpose(1, 2)  # [m, private, recovered]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -32,6 +33,8 @@ RULES: list[Spec] = [
 TOGETHER = 64  # private images that are attacked at once
 USEFUL_BATCH = 64  # public images of the batch on which the usefulness of a rule is measured
 PIECE = 2000  # public images read at once
+RATES = {"identified": "identified", "label_acc": "label_right"}  # metric to score
+NUMBERS = ("psnr", "ssim", "label_l1")  # scores of which the median is told
 DELTA = 1e-5  # of the stated epsilon, for one epoch of such batches
 
 
@@ -157,29 +160,33 @@ class PrivacyBoard(BoardSpec):
             )
         if fingerprint(model) != weights:
             raise ContractError(f"{cell.title}: the network was changed by the leak")
-        found = {name: torch.cat([getattr(p, name) for p in parts]).cpu()
-                 for name in Scores.__dataclass_fields__ if getattr(parts[0], name) is not None}  # fmt: skip
-        total = len(data)
-        metrics: dict[str, dict[str, float]] = {
-            name: rate(int(found[sample].sum()), total)
-            for name, sample in (("identified", "identified"), ("label_acc", "label_right")) if sample in found
-        }  # fmt: skip
-        metrics |= {
-            name: {"value": float(found[name].double().median()), "n": total}
-            for name in ("psnr", "ssim", "label_l1") if name in found
-        }  # fmt: skip
+        found = {name: torch.cat([getattr(p, name) for p in parts]).cpu() for name in _given(parts[0])}
+        metrics = _figures(found, len(data))
         metrics["utility_cos"] = {"value": useful}
         if epsilon is not None:
             metrics["epsilon"] = {"value": epsilon}
-        packed = {name: pack(found[name]) for name in ("identified", "label_right") if name in found}
+        samples: dict[str, Any] = {name: pack(found[name]) for name in RATES.values() if name in found}
         return Result(
             cell=cell,
             metrics=metrics,
-            samples={"n": total, **packed},
-            counts={"attacked": total, "backwards": passes, "backwards_per_sample": passes / total},
-            arrays={name: found[name].numpy() for name in ("psnr", "ssim", "label_l1") if name in found},
+            samples={"n": len(data), **samples},
+            counts={"attacked": len(data), "backwards": passes, "backwards_per_sample": passes / len(data)},
+            arrays={name: found[name].numpy() for name in NUMBERS if name in found},
             weights=weights,
         )
+
+
+def _given(of: Scores) -> list[str]:
+    """What the attacker recovered, by the names of its scores."""
+    return [f.name for f in fields(of) if getattr(of, f.name) is not None]
+
+
+def _figures(found: dict[str, Tensor], total: int) -> dict[str, dict[str, float]]:
+    """Rates and medians over the private images."""
+    out = {name: rate(int(found[of].sum()), total) for name, of in RATES.items() if of in found}
+    return out | {
+        name: {"value": float(found[name].double().median()), "n": total} for name in NUMBERS if name in found
+    }
 
 
 def network(cell: Cell, ws: Workspace) -> Classifier:
@@ -235,6 +242,7 @@ def _useful(cell: Cell, ws: Workspace, model: Classifier, rule: Sharing, public:
     y = _labels(cell, images.labels[index], images.num_classes).to(ws.device, ws.dtype)
     each = {k: g[None] for k, g in per_image(model, ws.pixels(images, index), y).items()}
     released = flat(rule(each, Draws(seed, torch.zeros(1, dtype=torch.long, device=ws.device))))
-    cos = F.cosine_similarity(released, flat({k: g.mean(dim=1) for k, g in each.items()}))
+    true = flat({k: g.mean(dim=1) for k, g in each.items()})
+    cos = F.cosine_similarity(released.double(), true.double()).clamp(-1, 1)
     n = len(images)
     return float(cos), rule.epsilon(min(1.0, USEFUL_BATCH / n), max(1, round(n / USEFUL_BATCH)), DELTA)

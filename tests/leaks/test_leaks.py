@@ -17,7 +17,7 @@ matching: Any = pytest.importorskip("siegebench.leaks._matching")
 soft: Any = pytest.importorskip("siegebench.leaks.soft_label")
 newton: Any = pytest.importorskip("siegebench.leaks._lbfgs")
 
-DLG = {"name": "dlg", "steps": 500, "restarts": 1}
+DLG = {"name": "dlg", "steps": 150, "restarts": 1}
 
 
 def test_a_linear_layer_with_a_bias_leaks_its_input_exactly() -> None:
@@ -46,16 +46,19 @@ def test_the_label_of_a_single_image_is_the_sign_of_a_gradient(bias: bool) -> No
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("mixed", [True, False])
 def test_soft_labels_and_features_are_read_off(bias: bool, mixed: bool) -> None:
-    x, y = clients.digits(8)
+    x, y = clients.digits(4)
     model = clients.linear_first(x, 43, bias)
     wanted = F.one_hot(y, 43).float()
     wanted = 0.7 * wanted + 0.3 * wanted.roll(1, 0) if mixed else 0.8 * wanted + 0.2 / 43
     of = clients.shared(model, x, wanted)
-    labels, features = soft.labels_and_features(of, 2, 40_001)
+    labels, features = soft.labels_and_features(of, 2, 8001)
     assert (labels - wanted).abs().max() < 1e-3
     assert (features - model.features(x)).abs().max() < 1e-2
+    if bias:  # the length of the gradient is not needed
+        of = clients.shared(model, x, wanted, {"name": "clip", "norm": 0.01})
+        assert (soft.labels_and_features(of, 2, 8001)[0] - wanted).abs().max() < 1e-2
     of = clients.shared(model, x, wanted, {"name": "noise", "sigma": 0.1})
-    assert (soft.labels_and_features(of, 2, 40_001)[0] - wanted).abs().sum(dim=1).median() > 0.5
+    assert (soft.labels_and_features(of, 2, 8001)[0] - wanted).abs().sum(dim=1).median() > 0.5
 
 
 def test_a_leak_for_one_image_refuses_several() -> None:
@@ -65,21 +68,21 @@ def test_a_leak_for_one_image_refuses_several() -> None:
 
 
 def test_dlg_recovers_digits_and_rules_of_sharing_lower_that() -> None:
-    x, y = clients.digits(3)
+    x, y = clients.digits(2)
     model = clients.lenet(x)
     found = clients.leaked(DLG, clients.shared(model, x, y))
     assert clients.psnr(found, x).median() > 20
     assert torch.equal(found.labels[:, 0].argmax(dim=1), y)
     assert clients.psnr(clients.leaked(DLG, clients.shared(model, x, y, "clip")), x).median() > 20
     for rule in ({"name": "noise", "sigma": 1.0}, {"name": "prune", "share": 0.95}):
-        less = clients.leaked({**DLG, "steps": 150}, clients.shared(model, x, y, rule))
+        less = clients.leaked({**DLG, "steps": 100}, clients.shared(model, x, y, rule))
         assert clients.psnr(less, x).median() < 15, rule
 
 
 def test_inverting_gradients_comes_near_without_second_derivatives_of_activations() -> None:
-    x, y = clients.digits(3)
+    x, y = clients.digits(2)
     of = clients.shared(clients.lenet(x), x, y)
-    found = clients.leaked({"name": "inverting_gradients", "steps": 200}, of)
+    found = clients.leaked({"name": "inverting_gradients", "steps": 150}, of)
     blind = clients.leaked("prior", of)
     assert clients.psnr(found, x).median() > clients.psnr(blind, x).median() + 2
     assert torch.equal(found.labels[:, 0].argmax(dim=1), y)

@@ -27,7 +27,7 @@ def suite(folder: Path, **changes: Any) -> str:
         (
             {"client": {"batch": 4}},
             "soft_label",
-            "leak 'soft_label' recovers 1 image of a client; this board has batch",
+            "leak 'soft_label' recovers 1 image of a client; the clients have batch: 4",
         ),
         (
             {"client": {"batch": 3}, "leaks": ["dlg"]},
