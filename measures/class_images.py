@@ -41,8 +41,8 @@ class ClassImages(Measure):
 
     Cost: steps forward and backward passes for each class and start; the training of the judge.
 
-    Differs from the paper: images of 32 pixels. No inpainting, super-resolution or translation: they are shown as
-    pictures there, and their error does not fall on small images. The start is grey, not a sample of the class.
+    Differs from the paper: the start is grey, not a draw from a normal distribution fitted to the class. No inpainting,
+    super-resolution or translation, which the paper shows as pictures. The judge is ours.
 
     Attributes:
         eps, step, steps: of the ascent.

@@ -112,7 +112,7 @@ class Inversion(Measure):
 
 
 class Decoder(nn.Module):
-    """Feature maps [n, c, h, w] to images in [0, 1], by doubling their size until the image fits.
+    """Feature maps [n, c, h, w] to images in [0, 1], by doubling their size, and resizing at the end.
 
     Args:
         shape: (c, h, w).
@@ -122,7 +122,7 @@ class Decoder(nn.Module):
     def __init__(self, shape: tuple[int, ...], size: tuple[int, ...]) -> None:
         super().__init__()
         self.size = size[1:]
-        doublings = max(1, math.ceil(math.log2(max(size[1] / shape[1], size[2] / shape[2]))))
+        doublings = max(1, round(math.log2(max(size[1] / shape[1], size[2] / shape[2]))))
         layers: list[nn.Module] = [nn.BatchNorm2d(shape[0])]
         inside, outside = shape[0], WIDTH
         for _ in range(doublings):

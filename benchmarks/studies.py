@@ -1,0 +1,90 @@
+"""Tables of two studies, from the stored rows of their suites.
+
+    siegebench run medical
+    siegebench run robust_models_gtsrb
+    python benchmarks/studies.py --store results
+
+`medical`: balanced accuracy (mean over the classes) of each network on clean images, and at each eps under uniform
+noise and under all attacks together. `robust_models_gtsrb`: the cues of both networks, only over the images that both
+classify correctly, with the number of these images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siegebench.cells import Result, canonical, label
+from siegebench.store import Store
+
+Vector = np.ndarray[Any, Any]
+
+
+def balanced(right: Vector, labels: Vector) -> float:
+    """Mean over the classes of the share of right answers."""
+    return float(np.mean([right[labels == c].mean() for c in np.unique(labels)]))
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Print a Markdown table; numbers with three digits."""
+    print("|", " | ".join(head), "|")
+    print("|" + "---|" * len(head))
+    for line in lines:
+        print("|", " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in line), "|")
+
+
+def medical(rows: Sequence[Result]) -> None:
+    """Balanced accuracy by network and eps: under noise, and under all attacks together."""
+
+    def key(row: Result) -> tuple[str, str, str]:
+        return row.cell.data["name"], label(row.cell.model), label(row.cell.defense)
+
+    lines = []
+    for (data, model, defense), of_model in groupby(sorted(rows, key=key), key):
+        mine = list(of_model)
+        labels = mine[0].whole("label")
+        if defense != "none" or labels is None:
+            continue
+        line: list[object] = [data, model, len(labels), balanced(mine[0].outcome("clean"), labels)]
+        for eps in sorted({r.cell.threat["eps"] for r in mine if r.cell.threat}):
+            here = [r for r in mine if r.cell.threat and r.cell.threat["eps"] == eps]
+            noise = [r.outcome("robust") for r in here if r.cell.attack and r.cell.attack["name"] == "uniform_noise"]
+            line.append(f"{255 * eps:.0f}/255: {balanced(noise[0], labels):.3f}" if noise else "-")
+            line.append(balanced(np.logical_and.reduce([r.outcome("robust") for r in here]), labels))
+        lines.append(line)
+    most = max((len(line) for line in lines), default=4)
+    table(["data", "network", "images", "clean", *["noise", "attacked"] * ((most - 4) // 2)], lines)
+
+
+def cues(store: Store, rows: Sequence[Result]) -> None:
+    """Share of correct answers on each cue, over the images that all victims of a network classify correctly."""
+    for _, group in groupby(sorted(rows, key=lambda r: canonical(r.cell.model)), lambda r: canonical(r.cell.model)):
+        found = {label(row.cell.defense): store.arrays(row.cell) for row in group}
+        if len(found) < 2:
+            continue
+        both = np.logical_and.reduce([arrays["clean"] for arrays in found.values()])
+        names = [name for name in next(iter(found.values())) if name not in ("ids", "clean")]
+        print(f"over {both.sum()} of {len(both)} images, which all of them classify correctly")
+        table(["cue", *found], [[n, *(float(arrays[n][both].mean()) for arrays in found.values())] for n in names])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, default=Path("results"))
+    store = Store(parser.parse_args().store)
+    rows = [row for row in store.rows() if row.status == "ok"]
+    attacked = [row for row in rows if row.cell.attack is not None and row.cell.data["name"].endswith("_balanced")]
+    whole = {
+        row.cell.data["count"] for row in attacked if row.cell.attack and row.cell.attack["name"] == "uniform_noise"
+    }
+    medical([row for row in attacked if row.cell.data["count"] in whole])
+    cues(store, [row for row in rows if row.cell.measure is not None and row.cell.measure["name"] == "cues"])
+
+
+if __name__ == "__main__":
+    main()
