@@ -162,16 +162,17 @@ class LogitRank(Measure):
         """(float64 logits of training images [n, classes], their error, affine dimension of the true features)"""
         order, head = draws.order("asked").cpu()[: self.images], _head(oracle.model)
         features: list[Tensor] = []
-        if head is not None:
-            handle = head.register_forward_pre_hook(lambda _m, args: features.append(args[0].double().flatten(1)))
-        z = torch.cat([self._asked(oracle, data, i) for i in order.split(at_once(data.stored, oracle.rows.device))])
-        if head is not None:
-            handle.remove()
+        handles = [] if head is None else [head.register_forward_pre_hook(lambda _m, a: features.append(a[0].double()))]
+        try:
+            z = torch.cat([self._asked(oracle, data, i) for i in order.split(at_once(data.stored, oracle.rows.device))])
+        finally:
+            for handle in handles:
+                handle.remove()
         exact = 2 * torch.finfo(oracle.dtype).eps * float(z.abs().max())
         if oracle.model.randomized:
             few = order[:64]
             exact = max(exact, float((self._asked(oracle, data, few) - z[: len(few)]).square().mean().sqrt() / 2**0.5))
-        return z, exact, _rank(torch.cat(features)) if features else 0
+        return z, exact, _rank(torch.cat(features).flatten(1)) if features else 0
 
     @staticmethod
     def _asked(oracle: Oracle, data: ImageSet, index: Tensor) -> Tensor:

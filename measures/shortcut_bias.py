@@ -104,7 +104,7 @@ class ShortcutBias(Measure):
         out = {f"acc_{cue}": a for cue, a in acc.items()} | {"preferred": max(acc.values())}
         if float(above.sum()) > 0:
             share = above / above.sum()
-            out["entropy"] = float(-(share * share.clamp(min=1e-12).log()).sum()) / math.log(len(cues))
+            out["entropy"] = float((share * share.clamp(min=1e-12).log()).sum().abs()) / math.log(len(cues))
         return out
 
     @staticmethod

@@ -150,7 +150,17 @@ def test_timm_networks_with_random_weights_and_1000_classes(name: str) -> None:
     draws = Draws(0, own.ids)
     z, exact, spanned = entry.learn(Oracle(model, ThreatModel(), draws), own, ThreatModel(), draws)
     found, gap = rank.dimension(z, exact)
-    print(name, found, spanned, round(gap, 1))
+    print(
+        name,
+        "width",
+        model.features(own.pixels(slice(2))).shape[1],
+        "spanned",
+        spanned,
+        "read",
+        found,
+        "gap",
+        round(gap, 1),
+    )
     assert found == spanned
 
 
@@ -165,3 +175,24 @@ def test_a_published_network_with_ten_classes_reveals_nothing() -> None:
     with torch.no_grad():
         z = model(x).double()
     assert dims(z, 1e-5, "logits") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_published_network_with_more_classes_than_features_is_read_to_the_unit() -> None:
+    """YOLOX-nano: 80 classes on 64 features, with a layer of its own for each stride; only its sigmoids are seen."""
+    folder = kit.data_folder() / "weights" / "yolox-nano"
+    if not (folder / "yoloxN.param").is_file():
+        pytest.skip("needs the published YOLOX-nano in the folder of SIEGEBENCH_DATA")
+    source: Any = registry.build("model", {"name": "yolox_nano", "checkpoint": str(folder / "yoloxN.param")})
+    images: Any = registry.build("dataset", "gtsrb")
+    x = images.scan("test").select(torch.arange(6)).pixels()
+    with torch.no_grad():
+        p = source.detector(size=32).net(nn.functional.interpolate(x, (416, 416), mode="bilinear") * 255)
+    p = p[..., 5:].double().split([52 * 52, 26 * 26, 13 * 13], dim=1)
+    for part in p:
+        z = (part.log() - (1 - part).log()).flatten(0, 1)
+        exact = 2 * torch.finfo(torch.float32).eps * float(z.abs().max())
+        assert rank.dimension(z, exact)[0] == 64
+        assert rank.dimension(z.round(decimals=4), max(exact, 0.3e-4))[0] == 64
+        assert rank.dimension(z.round(decimals=0), 0.3)[0] == 0
