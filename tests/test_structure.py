@@ -59,7 +59,7 @@ LAYERS = (
         "environment",
     ),
     ("classifier", "state"),
-    ("clipping", "object_detector"),
+    ("clipping", "object_detector", "spikes"),
     ("inputs", "sighting"),
     ("prepare", "checkpoints"),
     ("layers", "bounds"),
