@@ -38,7 +38,10 @@ SMALL: dict[str, dict[str, Any] | None] = {
 ENTRIES = [
     (kind, name)
     for kind, name in registry.cards()
-    if "/" not in name and kind not in ("model", "dataset") and SMALL.get(name, {}) is not None
+    if "/" not in name
+    and kind not in ("model", "dataset")
+    and SMALL.get(name, {}) is not None
+    and {"image", "any"} & set(registry.find(kind, name)[0].card.takes)
 ]
 
 

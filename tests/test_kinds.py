@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -144,6 +145,9 @@ def test_an_oracle_takes_its_box_from_the_model() -> None:
         ("attacks", {"name": "eot", "attack": "outsider/step"}, "attack 'eot' takes image, sequence, the data is wave"),
         ("defenses", "jpeg", "defense 'jpeg' takes image, the data is wave"),
         ("measures", "masking", "measure 'masking' takes image, the data is wave"),
+        ("models", "spiking_film", "model 'spiking_film' takes events, the data is wave"),
+        ("attacks", "motion_no_box", "attack 'motion_no_box' takes sequence, the data is wave"),
+        ("models", "spiking", "model 'spiking' takes image, the data is wave"),
         ("models", "cifar_resnet20", "model 'cifar_resnet20' takes image, the data is wave"),
     ],
 )
@@ -182,6 +186,56 @@ def test_another_kind_goes_through_the_same_evaluator(tmp_path: Path) -> None:
     struck = [r for r in found if r.cell.attack]
     assert all(r.metrics["clean_acc"]["value"] > 0.9 for r in struck)
     assert min(r.metrics["robust_acc"]["value"] for r in struck) < 0.5
+
+
+def test_sequences_and_events_go_through_the_boards_of_images(tmp_path: Path, call: runs.Call) -> None:
+    t, phase = np.arange(72)[None, :, None, None], np.arange(28)[None, None, :, None]
+    motions = np.concatenate([9000 * np.sin(speed * t[0] / 9 + phase[0]) * np.ones(3) for speed in (1, 3) * 4])
+    np.savez(
+        tmp_path / "motions.npz", positions=motions.astype(np.int16), starts=np.arange(9) * 72,
+        classes=["slow", "fast"], labels=np.array([0, 1] * 4), test=np.arange(8) > 5,
+    )  # fmt: skip
+    pictures, labels = np.zeros((48, 8, 8), dtype=np.uint8), np.arange(48) % 2
+    pictures[labels == 0, :, 4:], pictures[labels == 1, 4:] = 255, 255
+    pictures[np.arange(48), np.arange(48) % 8, np.arange(48) // 8] ^= 128
+    np.savez(
+        tmp_path / "bars.npz", x_train=pictures[:40], y_train=labels[:40], x_test=pictures[40:], y_test=labels[40:]
+    )
+    films = {
+        "name": "saccades",
+        "set": {"name": "arrays", "file": str(tmp_path / "bars.npz")},
+        "size": None,
+        "frames": 3,
+    }
+    recipe = {"epochs": 4, "batch": 16, "lr": 0.02, "augment": "none"}
+    no_box = {"name": "motion_no_box", "epochs": 1, "steps": 2, "centres": 4, "width": 8}
+    skeletons = {"set": {"name": "cmu_mocap", "file": str(tmp_path / "motions.npz"), "frames": 16}, "count": 10}
+    linf = [{"norm": "linf", "eps": 0.05}]
+    path = runs.suite(
+        tmp_path / "suite.yaml",
+        {"track": "white_box", "attacks": ["fgsm"], "threats": linf,
+         "measures": [{"name": "motion_change", "attack": "uniform_noise"}]},
+        {"track": "transfer", "surrogates": [], "attacks": ["uniform_noise", no_box], "threats": linf},
+        {"track": "white_box", "data": {"set": films}, "measures": [],
+         "models": [{"name": "spiking_film", "steps": 3, "recipe": recipe}],
+         "attacks": [{"name": "spike_gradient", "attack": {"name": "sda", "iterations": 8}}],
+         "threats": [{"norm": "l0", "eps": 0.02}, {"norm": "l0", "eps": 1}]},
+        data=skeletons, models=[{"name": "temporal_cnn", "width": 16, "recipe": recipe}],
+    )  # fmt: skip
+    found = rows(tmp_path, path)
+    assert [row.cell.data["kind"] for row in found].count("events") == 2
+    assert [row.cell.data["kind"] for row in found].count("sequence") == 4
+    assert all(row.counts["attacked"] > 0 for row in found if row.cell.attack)
+    near, far = sorted((r for r in found if r.cell.data["kind"] == "events"), key=lambda r: r.cell.threat["eps"])
+    assert far.metrics["robust_acc"]["value"] < far.metrics["clean_acc"]["value"]
+    assert near.metrics["robust_acc"]["value"] >= far.metrics["robust_acc"]["value"]
+    assert near.metrics["median_distance"] == far.metrics["median_distance"]
+    code, _, said = call(
+        "report", "--store", str(tmp_path / "store"), "--format", "html", "--out", str(tmp_path / "p.html")
+    )
+    assert (code, said.count("rror")) == (0, 0)
+    page = (tmp_path / "p.html").read_text()
+    assert all(word in page for word in ("motion_no_box", "sda", "temporal_cnn", "spiking_film"))
 
 
 def test_images_that_are_not_square_go_through_every_track(tmp_path: Path) -> None:

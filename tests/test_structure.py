@@ -66,7 +66,7 @@ LAYERS = (
     ),
     ("classifier", "state"),
     ("text",),
-    ("clipping", "object_detector"),
+    ("clipping", "object_detector", "spikes"),
     ("inputs", "sighting"),
     ("prepare", "checkpoints"),
     ("layers", "bounds", "per_image"),
