@@ -52,7 +52,7 @@ class FSBA(Study):
 
     photographs: DataSource
     split: str = "train"
-    steps: Count = 500
+    steps: Count = 300
     batch: Count = 32
     poisoned: Positive = 0.1
     weight: Positive = 1.0
