@@ -135,7 +135,7 @@ class ControlledCaption(Study):
     eps: Annotated[tuple[Number, ...], Field(min_length=1)] = (16 / 255, 32 / 255)
     steps: Count = 40
     scenes: Count = 4000
-    epochs: Count = 12
+    epochs: Count = 8
     lr: Positive = 2e-3
     tested: Count = 100
 
