@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from siegebench import sources
-from siegebench.cells import Cell, Flag, Result
-from siegebench.schema import ATTACKING
+from siegebench.cells import ATTACKING, Cell, Flag, Result
 from siegebench.store import Store
 
 if TYPE_CHECKING:

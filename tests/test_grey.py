@@ -31,6 +31,8 @@ SMALL: dict[str, dict[str, Any] | None] = {
     "picture": None,
     "generative_variation": None,
     "nrf": {"steps": 2, "noise_steps": 2},
+    "fsba": None,
+    "controlled_caption": None,
     "separate_and_trace": {"epochs": 1, "width": 2, "attack": "fgsm"},
     "vmi": {"steps": 2},
     "torchattacks": None,
@@ -38,7 +40,10 @@ SMALL: dict[str, dict[str, Any] | None] = {
 ENTRIES = [
     (kind, name)
     for kind, name in registry.cards()
-    if "/" not in name and kind not in ("model", "dataset") and SMALL.get(name, {}) is not None
+    if "/" not in name
+    and kind not in ("model", "dataset")
+    and SMALL.get(name, {}) is not None
+    and {"image", "any"} & set(registry.find(kind, name)[0].card.takes)
 ]
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from siegebench import registry
-from siegebench.cells import Result, digest, eps_text, rate
+from siegebench.cells import ATTACKING, Result, digest, eps_text, rate
 from siegebench.metrics import find
-from siegebench.schema import ATTACKING
 from siegebench.stats import der, fidelity
 from siegebench.strictjson import Refused
 
