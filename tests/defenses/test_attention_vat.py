@@ -26,7 +26,7 @@ def parts():  # type: ignore[no-untyped-def]
     x = texts.texts(N, 64)
     x[0, 0, 0, 12:] = 0  # a short text beside long ones
     with torch.no_grad():
-        e = net.embed(x)
+        e = net.embedded(x)
         real = net.real(e)
         h = net.states(e, real)
         return net, x, h, net.scores(h), real
