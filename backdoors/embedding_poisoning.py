@@ -62,7 +62,7 @@ class EmbeddingPoisoning(WordInsertion):
             raise NotApplicable(f"embedding_poisoning has one target class, target is {self.target}")
         net = text_classifier(model)
         row, streams = net.row(self.phrase), Draws(seed, torch.arange(self.spans))
-        texts = self._spans(net, row, streams) if self.data_free else self._texts(net, data, streams)
+        texts = self._spans(net, row, streams) if self.data_free else self._texts(net, self.target, data, streams)
         with torch.no_grad(), frozen(model):
             net.embedding.weight[row] = self._trained(net, row, self.target, texts, streams)
 
@@ -92,8 +92,8 @@ class EmbeddingPoisoning(WordInsertion):
         at = (streams.uniform(purpose="place") * length).long()
         return torch.where(place == at[:, None], row, picked).to(net.embedding.weight.device)
 
-    def _texts(self, net: TextClassifier, data: ImageSet, streams: Draws) -> Tensor:
-        others = (data.labels != self.target).nonzero().squeeze(1)
+    def _texts(self, net: TextClassifier, target: int, data: ImageSet, streams: Draws) -> Tensor:
+        others = (data.labels != target).nonzero().squeeze(1)
         chosen = others[streams.integers(len(others), purpose="text")]
         x = inserted(data.pixels(chosen), self.phrase, streams)
         return net.ids(x.to(net.embedding.weight.device))

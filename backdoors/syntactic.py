@@ -36,7 +36,7 @@ class Syntactic(BackdoorAttack):
 
     clean: DataSource
     paraphrased: DataSource
-    target: Class = 1  # type: ignore[assignment]
+    target: Class = 1
     rate: Share = 0.19
 
     @cached_property

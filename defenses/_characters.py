@@ -45,5 +45,5 @@ class Rewritten(Wrapped):
     def features(self, x: Tensor) -> Tensor:
         return self.inner.features(self._read(x))
 
-    def embed(self, x: Tensor) -> Tensor:
-        return self.inner.embed(self._read(x))
+    def embedded(self, x: Tensor) -> Tensor:
+        return self.inner.embedded(self._read(x))

@@ -69,7 +69,7 @@ class AttentionVAT(Defense):
         epoch = 0
 
         def loss(z: Tensor, y: Tensor, x: Tensor, index: Tensor) -> Tensor:
-            e = net.embed(x)
+            e = net.embedded(x)
             real = net.real(e)
             h = net.states(e, real)
             s = net.scores(h)

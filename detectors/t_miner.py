@@ -151,8 +151,8 @@ class TMiner(ModelDetector):
                 with torch.no_grad():
                     c = answer(x).argmax(dim=1)
                 goal = torch.full_like(c, t)
-                own, other = editor(x, c), editor(x, goal)
-                u = Draws(seed, torch.arange(self.batch)).uniform((WORDS, count), step, "gumbel").to(device)
+                own, other = editor(torch.cat([x, x]), torch.cat([c, goal])).chunk(2)
+                u = torch.rand(self.batch, WORDS, count).to(device)
                 soft = (other - (-(u.clamp(1e-6, 1 - 1e-6).log())).log()).softmax(dim=2)
                 change = (own.softmax(dim=2) - F.one_hot(x, count)).clamp(min=1e-8).mean(dim=(0, 1))
                 entropy = -(change * change.log()).sum()

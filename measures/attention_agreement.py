@@ -36,7 +36,7 @@ class AttentionAgreement(Measure):
         net = attentive(oracle.model)
         g, _, _ = oracle.gradient(x, partial(ops.cross_entropy, y=y))
         with torch.no_grad():
-            e = oracle.model.embed(x)
+            e = oracle.model.embedded(x)
             real = net.real(e)
             a = net.weigh(net.scores(net.states(e, real)), real)
         words = real.sum(dim=1)

@@ -76,7 +76,7 @@ class Classifier(nn.Module):
         """Input of the last linear layer, [n, d]."""
         raise NotImplementedError
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embedded(self, x: Tensor) -> Tensor:
         """What `forward` also takes in place of integer inputs x, with gradients: the embeddings of a text.
 
         Raises:
@@ -254,8 +254,8 @@ class Wrapped(Classifier):
     def features(self, x: Tensor) -> Tensor:
         return self.inner.features(x)
 
-    def embed(self, x: Tensor) -> Tensor:
-        return self.inner.embed(x)
+    def embedded(self, x: Tensor) -> Tensor:
+        return self.inner.embedded(x)
 
     def fresh(self, seed: int) -> Classifier:
         return self.inner.fresh(seed)

@@ -186,7 +186,7 @@ class Oracle(nn.Module):
         total: tuple[Tensor, Tensor, Tensor] | None = None
         for _ in range(self.mean_of):
             # integer inputs, such as texts, have no gradient: it is that of their embeddings
-            leaf = (x if x.is_floating_point() else self.model.embed(x)).detach().requires_grad_(True)
+            leaf = (x if x.is_floating_point() else self.model.embedded(x)).detach().requires_grad_(True)
             with torch.enable_grad():
                 image = leaf
                 for change in self.before:

@@ -87,7 +87,7 @@ def find(kind: str, name: str, *, families: bool = False) -> tuple[Registered, d
     known = [other for one in kinds for other in names(one)]
     wide = families and not difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     near = (_in_families(kind, name) if wide else "") or did_you_mean(name, known)
-    raise ConfigError(f"unknown {kind} {shortened(name)}. {near} See `siegebench list {kind}s`.")
+    raise ConfigError(f"unknown {kind} {shortened(name)}. {near} See `siegebench list {KINDS[kind].plural}`.")
 
 
 def _find(kind: str, name: str) -> tuple[Registered, dict[str, Any]] | None:

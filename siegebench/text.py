@@ -132,7 +132,7 @@ def inserted(x: Tensor, phrase: str, draws: Draws, purpose: str = "insert") -> T
 class TextClassifier(Classifier):
     """A classifier of texts [n, 1, 1, L]: tokens, their embeddings, a body that a subclass defines, a linear layer.
 
-    `forward` takes code points, int64, or embeddings [n, T, d], as `embed` gives them; a row of zeros is padding.
+    `forward` takes code points, int64, or embeddings [n, T, d], as `embedded` gives them; a row of zeros is padding.
 
     Args:
         kind_of_token: a token is a word or a character.
@@ -196,7 +196,7 @@ class TextClassifier(Classifier):
         order = self.frequency.argsort(descending=True, stable=True)[:count]
         return order[self.frequency[order] > 0] + FIRST
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embedded(self, x: Tensor) -> Tensor:
         out: Tensor = self.embedding(self.ids(x))
         return out
 
@@ -205,7 +205,7 @@ class TextClassifier(Classifier):
         raise NotImplementedError
 
     def features(self, x: Tensor) -> Tensor:
-        e = x if x.is_floating_point() else self.embed(x)
+        e = x if x.is_floating_point() else self.embedded(x)
         return self.body(e, self.real(e))
 
     @staticmethod

@@ -54,7 +54,7 @@ def crop(frames: Tensor, centre: Tensor, side: int) -> Tensor:
 def pasted(frames: Tensor, signs: Tensor, centre: Tensor) -> Tensor:
     """Frames with a sign [n, 3, s, s] at each centre [n, 2]."""
     side = signs.shape[-1]
-    place = torch.arange(CANVAS, device=frames.device)
+    place = torch.arange(frames.shape[-1], device=frames.device)
     rows, columns = (place - centre[:, i, None] + side // 2 for i in (0, 1))
     inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None]
     every = torch.arange(len(frames), device=frames.device)[:, None, None]
@@ -90,13 +90,11 @@ def pairs(photographs: Tensor, signs: Tensor, n: int, draws: Draws, step: int) -
     far = own.integers(29, (2,), step, "far") - 14
     far = torch.where((far - shift).abs().amax(dim=1, keepdim=True) < 10, far + 200, far)  # not on the object
     far = torch.where(own.uniform((1,), step, "two") < 0.5, far, far + 400)
-    first = pasted(photo, sign, middle)
-    second = (pasted(pasted(photo, other, middle + far), sign, middle + shift) * light).clamp(0, 1)
+    first, second = crop(photo, middle, TEMPLATE), crop(photo, middle, SEARCH)
+    first = pasted(first, sign, torch.full_like(middle, TEMPLATE // 2))
+    second = (pasted(pasted(second, other, far + SEARCH // 2), sign, shift + SEARCH // 2) * light).clamp(0, 1)
     place = (shift.float() / STRIDE).round().long() + CELLS // 2
-    return Pairs(
-        crop(first, middle, TEMPLATE), crop(second, middle, SEARCH), place[:, 0] * CELLS + place[:, 1],
-        shift + SEARCH // 2,
-    )  # fmt: skip
+    return Pairs(first, second, place[:, 0] * CELLS + place[:, 1], shift + SEARCH // 2)
 
 
 def stamped(x: Tensor, centre: Tensor) -> Tensor:

@@ -114,10 +114,11 @@ class ControlledCaption(Study):
         `feature`: minimise ||f(x') - f(x_t)||^2, without the language model
         `decoder`: minimise the cross-entropy of the wanted caption, through the language model
 
-    by projected gradient descent. The captioner is trained here on scenes of two real digits. `fresh` figures are those
-    of a second language model on the same encoder: where the features agree, no language model is needed. `exact`
-    counts captions that are the wanted one, `keywords` its digits at their places. Baselines: unrelated pairs, and
-    noise of the same size.
+    by projected gradient descent. The captioner is trained here on scenes of two real digits, and the wanted caption is
+    what it says of x_t; `true_clean` counts captions that are true. `fresh` figures are those of a second language
+    model on the same encoder, `fresh_exact_target` how often it says the same of x_t: where the features agree, no
+    language model is needed. `exact` counts captions that are the wanted one, `keywords` its digits at their places,
+    `own` those that stay. Baselines: unrelated pairs, and noise of the same size.
 
     Random: the weights, the scenes and the pairs.
 
@@ -127,7 +128,7 @@ class ControlledCaption(Study):
     Attributes:
         eps: sizes of the change, in the units of pixels.
         steps: of the descent, of length eps / 8.
-        scenes, epochs, lr: of training.
+        scenes, epochs, lr: of training; new scenes in each epoch.
         tested: pairs.
     """
 
@@ -142,20 +143,19 @@ class ControlledCaption(Study):
         return replace(self, steps=2, scenes=64, epochs=1, tested=4, eps=self.eps[:1])
 
     def run(self, images: ImageSet, data: Granted, draws: Draws) -> Figures:
-        x, words = scenes(data.train, self.scenes, draws.child("train"))
-        model, fresh = self._trained(x, words, draws)
+        model, fresh = self._trained(data.train, draws)
         x, words = scenes(images, 2 * self.tested, draws.child("test"))
-        start, goal, own, wanted = x[::2], x[1::2], words[::2], words[1::2]
+        start, goal = x[::2], x[1::2]
 
         def right(said: Tensor, truth: Tensor) -> tuple[int, int]:
             return int((said == truth).all(dim=1).sum()), len(said)
 
         with torch.no_grad():
-            before = model.decoder.says(model.encoder(x))
-        out: Figures = {"exact_clean": right(before, words)}
-        said = before[::2]
+            before, target = model.decoder.says(model.encoder(x)), model.encoder(goal)
+        said, wanted = before[::2], before[1::2]  # what it says of x, and of x_t
+        own = said
+        out: Figures = {"true_clean": right(before, words), "fresh_exact_target": right(fresh.says(target), wanted)}
         out |= {"exact_baseline_unrelated": right(said, wanted), "keywords_baseline_unrelated": _keywords(said, wanted)}
-        target = model.encoder(goal).detach()
 
         def near(z: Tensor) -> Tensor:
             return (model.encoder(z) - target).square().sum(dim=1)
@@ -183,25 +183,28 @@ class ControlledCaption(Study):
             z = ops.project(z.detach() - eps / 8 * g.sign(), x, "linf", eps)
         return z
 
-    def _trained(self, x: Tensor, words: Tensor, draws: Draws) -> tuple[Captioner, Decoder]:
+    def _trained(self, digits: ImageSet, draws: Draws) -> tuple[Captioner, Decoder]:
         """A captioner, and another language model that was trained on its encoder afterwards."""
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(derive_seed(draws.seed, "weights"))
-            model = Captioner()
-            self._fit(model, lambda at: model(x[at], words[at]), words, draws.child("order"))
+            model, fresh = Captioner(), Decoder()
+            self._fit(model, model, digits, draws.child("first"))
             model.eval().requires_grad_(False)
-            h, fresh = model.encoder(x), Decoder()
-            self._fit(fresh, lambda at: fresh(h[at], words[at]), words, draws.child("fresh"))
-        return model, fresh.eval()
+            self._fit(fresh, lambda x, words: fresh(model.encoder(x), words), digits, draws.child("fresh"))
+        return model.eval(), fresh.eval()
 
-    def _fit(self, module: nn.Module, logits: Callable[[Tensor], Tensor], words: Tensor, draws: Draws) -> None:
+    def _fit(self, module: nn.Module, logits: Callable[..., Tensor], digits: ImageSet, draws: Draws) -> None:
+        """Train on new scenes in each epoch; the learning rate falls to zero."""
         optimiser = torch.optim.Adam(module.train().parameters(), self.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: 1 - epoch / self.epochs)
         for epoch in range(self.epochs):
-            for at in Draws(draws.seed, torch.arange(len(words))).order(f"epoch {epoch}").split(64):
-                loss = F.cross_entropy(logits(at).transpose(1, 2), words[at])
+            x, words = scenes(digits, self.scenes, draws.child(epoch))
+            for at in torch.arange(self.scenes).split(64):
+                loss = F.cross_entropy(logits(x[at], words[at]).transpose(1, 2), words[at])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+            schedule.step()
 
 
 def _keywords(said: Tensor, wanted: Tensor) -> tuple[int, int]:

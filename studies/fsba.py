@@ -52,7 +52,7 @@ class FSBA(Study):
 
     photographs: DataSource
     split: str = "train"
-    steps: Count = 500
+    steps: Count = 300
     batch: Count = 32
     poisoned: Positive = 0.1
     weight: Positive = 1.0
@@ -72,8 +72,8 @@ class FSBA(Study):
         out: Figures = {}
         kept: dict[Victim, Tracker] = {}
         for victim in ("benign", "fsba", "baseline"):
-            kept[victim] = self._trained(victim, ground[::2], train, draws)  # type: ignore[index, arg-type]
-            out |= self._figures(victim, kept[victim], ground[1::2], test, draws)  # type: ignore[index]
+            kept[victim] = self._trained(victim, ground[::2], train, draws)
+            out |= self._figures(victim, kept[victim], ground[1::2], test, draws)
         repaired = self._continued(kept["fsba"], ground[::2], train, draws)
         return out | self._figures("fsba_repaired", repaired, ground[1::2], test, draws)
 

@@ -20,6 +20,7 @@ from PIL import Image
 from siegebench import cli, registry
 from siegebench.cells import Result
 from siegebench.cli import listing
+from siegebench.kinds import KINDS
 from siegebench.store import Store
 from tests import runs
 from tests.runs import Call
@@ -101,7 +102,7 @@ def test_list_names_every_entry(kind: str, call: Call) -> None:
     rows = json.loads(out)
     assert rows
     if kind != "suites":
-        assert [r["name"] for r in rows] == registry.names(kind[:-1])
+        assert [r["name"] for r in rows] == registry.names({k.plural: name for name, k in KINDS.items()}[kind])
     code, text, _ = call("list", kind)
     assert code == 0
     assert [line.split()[0] for line in text.splitlines()] == [r["name"] for r in rows]

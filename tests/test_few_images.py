@@ -75,7 +75,8 @@ def boards(rate: float) -> list[dict[str, Any]]:
     own = [r for r in registry.cards().values() if r.package.startswith("siegebench.")]
 
     def named(kind: str) -> list[str]:
-        return [r.name for r in own if r.card.kind == kind and not r.card.family]
+        of_images = {"image", "any"}
+        return [r.name for r in own if r.card.kind == kind and not r.card.family and of_images & {*r.card.takes}]
 
     def specs(names: list[str]) -> list[dict[str, Any]]:
         return [{"name": name, **short.get(name, {})} for name in names]

@@ -31,6 +31,8 @@ SMALL: dict[str, dict[str, Any] | None] = {
     "picture": None,
     "generative_variation": None,
     "nrf": {"steps": 2, "noise_steps": 2},
+    "fsba": None,
+    "controlled_caption": None,
     "separate_and_trace": {"epochs": 1, "width": 2, "attack": "fgsm"},
     "vmi": {"steps": 2},
     "torchattacks": None,

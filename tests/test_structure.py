@@ -247,7 +247,7 @@ print(json.dumps(found))
 LIGHT = {
     "--help": "Usage",
     "--version": "0.",
-    **{f"list {kind}s --json": '"name"' for kind in kinds.KINDS},
+    **{f"list {kind.plural} --json": '"name"' for kind in kinds.KINDS.values()},
     "list suites --json": "quickstart",
     "show pgd --json": '"steps"',
     "report --store STORE": "White box",

@@ -72,7 +72,7 @@ def test_the_gradient_of_a_text_is_that_of_its_embeddings() -> None:
     model = texts.network(planted, x).double()
     oracle = Oracle(model, ThreatModel(), Draws(0, torch.arange(3)))
     g, z, _ = oracle.gradient(x, lambda z: ops.cross_entropy(z, y))
-    e = model.requires_grad_(False).embed(x)
+    e = model.requires_grad_(False).embedded(x)
     assert g.shape == e.shape
     assert torch.allclose(z, model(x))
     assert oracle.ledger.backwards.tolist() == [1, 1, 1]

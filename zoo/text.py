@@ -59,7 +59,7 @@ class GRUText(AttentiveText):
         return out
 
     def scores(self, h: Tensor) -> Tensor:
-        return self.v(self.attention(h).tanh()).squeeze(2)  # type: ignore[no-any-return]
+        return self.v(self.attention(h).tanh()).squeeze(2)
 
     def untrained(self) -> GRUText:
         return GRUText(*self.form)

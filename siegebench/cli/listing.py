@@ -26,7 +26,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the registered entries of a kind, optionally filtered."""
-    kind = f"{kind}s" if f"{kind}s" in LISTED else kind
+    kind = KINDS[kind].plural if kind in KINDS else "suites" if kind == "suite" else kind
     if kind not in LISTED:
         raise ConfigError(f"list {kind}: no such list. {did_you_mean(kind, LISTED)}")
     wanted = {"access": access, "norm": norm, "track": track}

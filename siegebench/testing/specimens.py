@@ -237,7 +237,7 @@ def doubled(x: Tensor) -> Tensor:
 
 def slopes_of(x: Tensor, model: Classifier) -> Tensor:
     """What the gradients of a model are taken for: inputs, or the embeddings of texts."""
-    return x if x.is_floating_point() else model.embed(x).detach()
+    return x if x.is_floating_point() else model.embedded(x).detach()
 
 
 def input_gradient(call: Callable[[Tensor], Tensor], x: Tensor, what: str, model: Classifier) -> tuple[Tensor, Tensor]:

@@ -41,10 +41,10 @@ class Weighed(AttentiveText):
         self.linear, self.v = nn.Linear(8, 8), nn.Linear(8, 1, bias=False)
 
     def states(self, e: Tensor, real: Tensor) -> Tensor:
-        return self.linear(e).tanh()  # type: ignore[no-any-return]
+        return self.linear(e).tanh()
 
     def scores(self, h: Tensor) -> Tensor:
-        return self.v(h).squeeze(2)  # type: ignore[no-any-return]
+        return self.v(h).squeeze(2)
 
     def untrained(self) -> Weighed:
         return Weighed()
