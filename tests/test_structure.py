@@ -53,8 +53,8 @@ LAYERS = (
         "store",
         "records",
         "heads",
-    },
-    {
+    ),
+    (
         "reuse",
         "pickles",
         "weights",
