@@ -25,7 +25,19 @@ from siegebench.types import Defense
 PAGES = sorted((Path(__file__).resolve().parent.parent / "docs" / "replications").glob("*.md"))
 COMMAND = re.compile(r"siegebench run ([^#`\n]+?)(?: *# *([^\n]+?))? *(?=`|\n|$)")
 BOARD = re.compile(r"(\w+), (all|\d+) images(?:, (\w+) ([\d./]+))?: ([^:]+)")
-KNOWN = ("attack", "defense", "measure", "backdoor", "detector", "camouflage", "certifier", "theft", "leak", "study")
+KNOWN = (
+    "attack",
+    "defense",
+    "measure",
+    "backdoor",
+    "detector",
+    "camouflage",
+    "certifier",
+    "theft",
+    "leak",
+    "sharing",
+    "study",
+)
 UNDECLARED = {"randomized_features.md", "rnd.md"}  # commands without a board
 
 
