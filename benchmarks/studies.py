@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from siegebench.leaderboard.board import display
 
 from siegebench.cells import Result, canonical, label
-from siegebench.leaderboard.board import display
 from siegebench.store import Store
 
 Vector = np.ndarray[Any, Any]
