@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from siegebench.leaderboard.board import display
 
 from siegebench.cells import Result, canonical, label
 from siegebench.store import Store
@@ -41,8 +42,10 @@ def table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
 def medical(rows: Sequence[Result]) -> None:
     """Balanced accuracy by network and eps: under noise, and under all attacks together."""
 
+    models = display(row.cell.model for row in rows)
+
     def key(row: Result) -> tuple[str, str, str]:
-        return row.cell.data["name"], label(row.cell.model), label(row.cell.defense)
+        return row.cell.data["name"], models[canonical(row.cell.model)], label(row.cell.defense)
 
     lines = []
     for (data, model, defense), of_model in groupby(sorted(rows, key=key), key):

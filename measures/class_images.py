@@ -16,7 +16,7 @@ from siegebench.draws import Draws, derive_seed
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
 from siegebench.train import Recipe, train
-from siegebench.types import Count, Measure, Positive
+from siegebench.types import Count, Lesson, Measure, Positive
 
 from . import _maps
 
@@ -71,7 +71,7 @@ class ClassImages(Measure):
         return judge.requires_grad_(False)
 
     def run(
-        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Classifier
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
     ) -> dict[str, Any]:
         first = oracle.as_attacked(self.averaged)[:1]  # the images belong to no sample; they are counted on the first
         wanted = torch.arange(oracle.num_classes, device=x.device).repeat_interleave(self.seeds)

@@ -16,7 +16,7 @@ from siegebench.draws import Draws, derive_seed
 from siegebench.errors import NotApplicable
 from siegebench.oracle import Oracle
 from siegebench.threat import ThreatModel
-from siegebench.types import Count, DataSource, Measure, Positive
+from siegebench.types import Count, DataSource, Lesson, Measure, Positive
 
 from . import _maps
 
@@ -88,7 +88,7 @@ class Inversion(Measure):
         return decoder.eval().requires_grad_(False)
 
     def run(
-        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: nn.Module
+        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
     ) -> dict[str, Any]:
         metrics, again = self._restored(oracle, x, lesson, "")
         if self.other is not None:
