@@ -236,8 +236,10 @@ class LogitRank(Measure):
 
 
 def _rank(h: Tensor) -> int:
-    s = torch.linalg.svdvals(h - h.mean(dim=0))
-    return int((s > 10 * torch.finfo(torch.float32).eps * s[0]).sum())
+    """Affine dimension of features [n, d], above the errors of float32."""
+    n, d = h.shape
+    floor = 2 * torch.finfo(torch.float32).eps * float(h.abs().max()) * (n**0.5 + d**0.5)
+    return int((torch.linalg.svdvals(h - h.mean(dim=0)) > floor).sum())
 
 
 def _head(model: Classifier) -> nn.Linear | None:
