@@ -16,6 +16,8 @@ ABOUT = (
     "beside their baselines and are not ranked; they enter no other board."
 )
 REASON = "a study is shown, not ranked"
+HELP = "A figure of the study; its replication page explains it."
+SHOWN = 6  # columns in the terminal; the page and the exports have all
 
 
 def boards(rows: Sequence[Result]) -> list[Board]:
@@ -33,10 +35,7 @@ def _board(members: list[Result], name: str) -> Board:
     lines = tuple(_line(names[key], rows) for key, rows in group(members, lambda r: canonical(r.cell.study)).items())
     figures = list(dict.fromkeys(metric for row in members for metric in row.metrics))
     columns = tuple(
-        Column(
-            figure, figure.replace("_", " "), "score", "A figure of the study; its replication page explains it.", ""
-        )
-        for figure in figures
+        Column(figure, figure.replace("_", " "), "score", HELP, "", main=k < SHOWN) for k, figure in enumerate(figures)
     )
     data = str(members[0].cell.data["name"])
     return Board(

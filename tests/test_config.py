@@ -39,7 +39,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["siegebench", "run", *map(str, words), "--executor", "serial"])
         monkeypatch.setattr("siegebench.evaluation.evaluate", lambda *_, **__: pytest.fail("a cell was computed"))
-        monkeypatch.setattr("siegebench.workspace.train", lambda *_, **__: pytest.fail("a model was trained"))
+        monkeypatch.setattr("siegebench.train.train", lambda *_, **__: pytest.fail("a model was trained"))
         with pytest.raises(SystemExit) as left:
             cli.main()
         out, err = capsys.readouterr()

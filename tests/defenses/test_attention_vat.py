@@ -46,7 +46,7 @@ def test_the_change_is_the_worst_small_one_and_padding_gets_none(interpretable: 
     assert bool((far >= 0).all())
     noise = Draws(1, torch.arange(N)).normal((s.shape[1],)) * real
     other = module.divergence(z, module.answer(net, h, s + 0.5 * module.unit(noise), real))
-    assert interpretable or float(far.mean()) > float(other.mean())
+    assert interpretable or float(far.detach().mean()) > float(other.detach().mean())
 
 
 def test_agreement_is_one_where_attention_is_importance() -> None:
