@@ -142,7 +142,7 @@ def test_a_backdoor_is_added_checked_and_measured(checkout: Path) -> None:
         said[" ".join(text[:3]) if kind == "command" else text[0]] = out
     assert "FAIL" not in said["siegebench check my_backdoor"]
     ranked = said["siegebench run try"]
-    assert re.search(r"^ *\d(-\d)? +clp ", ranked, re.MULTILINE)
+    assert re.search(r"^ *(\d(-\d)?|–) +clp ", ranked, re.MULTILINE)  # at the edge of what may be ranked
     assert "my_backdoor" not in ranked, "below the table stand backdoors that did not work"
 
 
