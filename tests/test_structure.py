@@ -50,8 +50,6 @@ LAYERS = (
         "store",
         "records",
         "heads",
-    },
-    {
         "reuse",
         "pickles",
         "weights",

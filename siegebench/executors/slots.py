@@ -5,6 +5,7 @@ What a worker is, a process or a Ray actor, is said by an object with the method
 
 from __future__ import annotations
 
+import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from siegebench.progress import clock
 from siegebench.store import Store
 from siegebench.workspace import Settings
 
+PATIENCE = 8.0  # seconds until it is said that no worker starts
 MAX_CRASHES = 2  # retries of a cell whose worker died, before it is written as an error
 CRASHED = "crashed"
 
@@ -44,6 +46,9 @@ class Workers(Protocol):
     def kill(self, slot: int) -> None:
         """End the worker of a slot at once."""
 
+    def waiting(self) -> str:
+        """What to say when no worker has started after a while; empty for nothing."""
+
     def refused(self, times: int) -> Exception | None:
         """What to raise when a worker died `times` times, if no worker can be expected to live."""
 
@@ -70,6 +75,7 @@ def run_in_slots(
         ConfigError: when no slot is left.
     """
     queues = _Queues(cells, slots)
+    patience: float | None = time.monotonic() + PATIENCE  # until it is said that no worker starts
     crashes: dict[str, int] = {}
     running: dict[Future[Any], _Job] = {}
     busy: list[Cell] = []  # currently computed by another run
@@ -92,9 +98,14 @@ def run_in_slots(
 
     running.update({workers.start(slot): _Job(slot) for slot in range(slots)})
     while busy or queues.left() or any(job.cell is not None for job in running.values()):
-        nearest = min((job.ends for job in running.values() if job.ends is not None), default=None)
+        ends = [job.ends for job in running.values()]
+        nearest = min((end for end in (*ends, patience) if end is not None), default=None)
         left = None if nearest is None else max(0.0, nearest - time.monotonic())
         done, _ = wait(running, timeout=left, return_when=FIRST_COMPLETED)
+        if patience is not None and (done or time.monotonic() >= patience):
+            patience = None
+            if not done and (told := workers.waiting()):
+                print(told, file=sys.stderr, flush=True)
         for job in running.values() if not done else ():
             if job.ends is not None and job.ends <= time.monotonic():
                 job.expired, job.ends = True, None

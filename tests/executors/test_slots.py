@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ class Pretending:
 
     def kill(self, slot: int) -> None:
         self.at[slot].set_result("dies")
+
+    def waiting(self) -> str:
+        return "no worker has started yet"
 
     def refused(self, times: int) -> Exception | None:
         return None
@@ -128,3 +132,25 @@ def test_a_cell_that_another_run_computes_is_waited_for_at_the_end(count: int, t
     workers = Pretending({"shared": ["busy", "cached"]})
     ended = run(workers, [named("shared"), named("a"), named("b")], tmp_path, count)
     assert ended == {"shared": "cached", "a": "ok", "b": "ok"}
+
+
+class Late(Pretending):
+    """Workers that are ready after a while."""
+
+    def start(self, slot: int) -> Future[Any]:
+        future: Future[Any] = Future()
+        threading.Timer(0.5, future.set_result, [""]).start()
+        return future
+
+
+@pytest.mark.parametrize(("patience", "said"), [(0.05, "no worker has started yet\n"), (60.0, "")])
+def test_that_no_worker_starts_is_said_once(
+    patience: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slots, "PATIENCE", patience)
+    ended: list[str] = []
+    run_in_slots(
+        [named("a"), named("b")], Settings(root=str(tmp_path)), lambda cell, status: ended.append(status), Late({}), 1
+    )
+    assert ended.count("ok") == 2
+    assert capsys.readouterr().err == said
