@@ -5,8 +5,10 @@ What a worker is, a process or a Ray actor, is said by an object with the method
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +16,7 @@ from typing import Any, Protocol
 from siegebench.cells import Cell
 from siegebench.errors import ConfigError
 from siegebench.executors.running import BUSY, STARTED, Report, write_failure
-from siegebench.progress import clock
+from siegebench.progress import Estimate, clock, earlier
 from siegebench.store import Store
 from siegebench.workspace import Settings
 
@@ -74,7 +76,8 @@ def run_in_slots(
     Raises:
         ConfigError: when no slot is left.
     """
-    queues = _Queues(cells, slots)
+    estimate = Estimate([], slots, earlier(Store(settings.root)))
+    queues = _Queues(longest_first(cells, estimate.of), slots)
     patience: float | None = time.monotonic() + PATIENCE  # until it is said that no worker starts
     crashes: dict[str, int] = {}
     running: dict[Future[Any], _Job] = {}
@@ -159,6 +162,20 @@ def _crashed(cell: Cell, settings: Settings, times: int) -> str:
 def _expired(cell: Cell, settings: Settings, limit: float, times: int) -> str:
     told = f"stopped after {clock(limit)}, the limit of a cell: raise --limit, or give the attack fewer steps"
     return "error" if write_failure(cell, settings, TimeoutError(told), times) else "cached"
+
+
+def longest_first(cells: list[Cell], seconds: Callable[[Cell], float | None]) -> list[Cell]:
+    """Cells of one victim and track, the longest first; cells that no stored row is like stay before them, in order."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(str((cell.track, cell.model, cell.backdoor, cell.defense)), []).append(cell)
+    times = {cell.key: seconds(cell) for cell in cells}
+
+    def order(cell: Cell) -> float:
+        known = times[cell.key]
+        return -math.inf if known is None else -known
+
+    return [cell for group in groups.values() for cell in sorted(group, key=order)]
 
 
 class _Queues:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pytest
 from siegebench.cells import Cell
 from siegebench.errors import ConfigError
 from siegebench.executors import slots
-from siegebench.executors.slots import WorkerLost, run_in_slots
+from siegebench.executors.slots import WorkerLost, longest_first, run_in_slots
 from siegebench.store import Store
 from siegebench.workspace import Settings
-from tests.test_store import cell
+from tests.test_store import cell, result
 
 
 class Pretending:
@@ -154,3 +155,16 @@ def test_that_no_worker_starts_is_said_once(
     )
     assert ended.count("ok") == 2
     assert capsys.readouterr().err == said
+
+
+def test_the_longest_cells_of_a_model_come_first_by_the_times_of_stored_rows(tmp_path: Path) -> None:
+    cells = [named("short"), named("other", "n"), named("long"), named("new")]
+    seconds = {"short": 1.0, "long": 9.0, "other": 5.0}
+    ordered = longest_first(cells, lambda cell: seconds.get(name_of(cell)))
+    assert [name_of(cell) for cell in ordered] == ["new", "long", "short", "other"]
+    store = Store(tmp_path)
+    for one in cells[:3]:
+        store.put(replace(result(one), timing={"seconds": seconds[name_of(one)]}))
+    workers = Pretending({})
+    run_in_slots(cells, Settings(root=str(tmp_path)), lambda *_: None, workers, 1)
+    assert [name for _, name in workers.went] == ["new", "long", "short", "other"]
