@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,11 @@ from siegebench.types import Count, MinimalAttack
 
 AT_ONCE = 64  # flips of one film that are tried in one pass
 TINY = 1e-20  # below every gradient that lowers the loss
+
+
+def _kept(z: Tensor, y: Tensor) -> Tensor:
+    """How far the network is from misclassifying, [n]; the attack follows its gradient."""
+    return -ops.margin(z, y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,7 @@ class SDA(MinimalAttack):
         live = torch.arange(len(x), device=x.device)
         for n in range(self.iterations):
             now = flipped(x[live], strength[live] >= 0)
-            g, z, _ = oracle[live].gradient(now, lambda z, y=y[live]: -ops.margin(z, y))
+            g, z, _ = oracle[live].gradient(now, partial(_kept, y=y[live]))
             done[live] = z.argmax(dim=1) != y[live]
             more = (~done[live]).nonzero().squeeze(1)
             if not len(more):
@@ -86,7 +92,7 @@ class SDA(MinimalAttack):
             alone = torch.zeros(len(x), k, x[0].numel(), dtype=torch.bool, device=x.device)
             alone.scatter_(2, part[:, :, None], True)
             z = oracle.repeat(k).logits(flipped(x.repeat_interleave(k, dim=0), alone.flatten(0, 1)))
-            found.append(-ops.margin(z, y.repeat_interleave(k)).view(len(x), k))
+            found.append(_kept(z, y.repeat_interleave(k)).view(len(x), k))
         return torch.cat(found, dim=1)
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -27,7 +28,7 @@ def cosines(n: int) -> Tensor:
     return basis
 
 
-MAKE = {"dct": cosines, "pixel": torch.eye}
+MAKE: dict[str, Callable[[int], Tensor]] = {"dct": cosines, "pixel": torch.eye}
 ROUNDS = {"dct": ("dct",), "pixel": ("pixel",), "both": ("dct", "pixel")}
 
 

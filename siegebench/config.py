@@ -28,8 +28,8 @@ RENAMED = {"checks": "measures"}  # keys of earlier versions, still read, and th
 class Suite(Strict):
     """A named list of boards. `data`, `models` and `seeds` at the top are defaults for boards without their own.
 
-    `attack`, `defense`, `backdoor`, `detector` and `camouflage` are what `$attack`, ... on its boards stand for, see
-    `placeholders`.
+    `attack`, `defense`, `backdoor`, `detector`, `camouflage` and `certifier` are what `$attack`, ... on its boards
+    stand for, see `placeholders`.
     """
 
     suite: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -42,6 +42,7 @@ class Suite(Strict):
     backdoor: Spec | None = None
     detector: Spec | None = None
     camouflage: Spec | None = None
+    certifier: Spec | None = None
     boards: Annotated[list[Board], Field(min_length=1)]
 
     _inventory: Inventory = PrivateAttr()

@@ -60,7 +60,7 @@ class Heads:
         known = self._known.get(name)
         if known is None or known[0] != before:
             row = None if before is None else self._store.get(cell)
-            known = None if row is None else (before, Head.of(row))
+            known = None if before is None or row is None else (before, Head.of(row))
             self._learn(name, path, known)
         return known[1] if known is not None and known[1].key == cell.key else None
 

@@ -7,7 +7,8 @@
 
 A board is left out if the key of its placeholder is not set, or if the entry is for other boards: an attack for the
 track of its access and the norms of its threats, a defense for the tracks that it declares, a backdoor for a target or
-for certifiers, a detector for inputs or for models. Everything else about the entry is checked later, like any other.
+for certifiers, a detector for inputs or for models, a certifier for the norms of the threats. Everything else about the
+entry is checked later, like any other.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any
 
 from siegebench import registry
 from siegebench.errors import ConfigError
-from siegebench.types import Attack, BackdoorAttack, Camouflage, Defense, Entry, ModelDetector, Poisoning
+from siegebench.types import Attack, BackdoorAttack, Camouflage, Certifier, Defense, Entry, ModelDetector, Poisoning
 from siegebench.yamlmarks import Document, Loc
 
-KEYS = ("attack", "defense", "backdoor", "detector", "camouflage")
+KEYS = ("attack", "defense", "backdoor", "detector", "camouflage", "certifier")
 
 
 def fill(document: Document) -> None:
@@ -81,8 +82,8 @@ def _fits(entry: Entry, board: Any) -> bool:
     track = str(board.get("track"))
     if isinstance(entry, Defense):
         return entry.ranked_in(track)
+    norms = {threat.get("norm") for threat in board.get("threats") or () if isinstance(threat, dict)}
     if isinstance(entry, Attack):
-        norms = {threat.get("norm") for threat in board.get("threats") or () if isinstance(threat, dict)}
         access = {
             "white_box": ("gradient",),
             "query": ("score", "label"),
@@ -95,6 +96,8 @@ def _fits(entry: Entry, board: Any) -> bool:
         return "poisons" in board
     if isinstance(entry, Camouflage):
         return track == "camouflage"
+    if isinstance(entry, Certifier):
+        return bool(norms & entry.norms)
     return isinstance(entry, ModelDetector) == (track == "model_detection")
 
 

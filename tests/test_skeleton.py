@@ -26,7 +26,7 @@ from siegebench.types import Entry
 from tests import kit, runs
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = ("attack", "defense", "backdoor", "detector", "camouflage")
+KINDS = ("attack", "defense", "backdoor", "detector", "camouflage", "certifier")
 
 
 def load(path: Path, name: str) -> type[Entry]:

@@ -23,7 +23,9 @@ def _kinds(incomplete: str) -> list[str]:
 
 
 def new(
-    kind: Annotated[str, typer.Argument(help="attack, defense, backdoor or detector.", autocompletion=_kinds)],
+    kind: Annotated[
+        str, typer.Argument(help="attack, defense, backdoor, detector, camouflage or certifier.", autocompletion=_kinds)
+    ],
     name: Annotated[str, typer.Argument(help="snake_case name; becomes NAME.py and NAME.yaml.")],
     folder: Annotated[Path | None, typer.Option(help="Where to write; default: the folder of that kind.")] = None,
     as_json: Json = False,

@@ -83,6 +83,9 @@ class _Processes:
         for process in list(processes.values()):
             process.kill()
 
+    def waiting(self) -> str:
+        return ""
+
     def refused(self, times: int) -> Exception | None:
         if self._started.is_set():
             return None

@@ -130,7 +130,7 @@ class _Actors:
         self._ray, self._root = ray, Path(root).absolute()
         self._store = Store(self._root)
         self._class = ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=0)(_Worker)
-        self._threads = threads
+        self._threads, self._gpus = threads, gpus
         self._actors: dict[int, Any] = {}
         self._away: dict[int, bool] = {}  # whether the worker of a slot has another file system
         self._calls: dict[Future[Any], _Call] = {}
@@ -180,6 +180,15 @@ class _Actors:
 
     def refused(self, times: int) -> Exception | None:
         return None
+
+    def waiting(self) -> str:
+        """For a run in which no worker has started: what was asked for, what the cluster has free, what to type."""
+        free, whole = self._ray.available_resources(), self._ray.cluster_resources()
+        told = ", ".join(f"{free.get(name, 0):g} of {whole.get(name, 0):g} {name}s free" for name in ("CPU", "GPU"))
+        return (
+            f"no worker has started yet: one needs {self._threads} CPUs and {self._gpus:g} GPUs, the Ray cluster has "
+            f"{told}; wait for it, or press Ctrl-C and give lower --threads or --gpus, or start more nodes"
+        )
 
     def __enter__(self) -> _Actors:
         self._root.mkdir(parents=True, exist_ok=True)

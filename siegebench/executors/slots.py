@@ -5,7 +5,10 @@ What a worker is, a process or a Ray actor, is said by an object with the method
 
 from __future__ import annotations
 
+import math
+import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,10 +16,11 @@ from typing import Any, Protocol
 from siegebench.cells import Cell
 from siegebench.errors import ConfigError
 from siegebench.executors.running import BUSY, STARTED, Report, write_failure
-from siegebench.progress import clock
+from siegebench.progress import Estimate, clock, earlier
 from siegebench.store import Store
 from siegebench.workspace import Settings
 
+PATIENCE = 8.0  # seconds until it is said that no worker starts
 MAX_CRASHES = 2  # retries of a cell whose worker died, before it is written as an error
 CRASHED = "crashed"
 
@@ -44,6 +48,9 @@ class Workers(Protocol):
     def kill(self, slot: int) -> None:
         """End the worker of a slot at once."""
 
+    def waiting(self) -> str:
+        """What to say when no worker has started after a while; empty for nothing."""
+
     def refused(self, times: int) -> Exception | None:
         """What to raise when a worker died `times` times, if no worker can be expected to live."""
 
@@ -69,7 +76,9 @@ def run_in_slots(
     Raises:
         ConfigError: when no slot is left.
     """
-    queues = _Queues(cells, slots)
+    estimate = Estimate([], slots, earlier(Store(settings.root)))
+    queues = _Queues(longest_first(cells, estimate.of), slots)
+    patience: float | None = time.monotonic() + PATIENCE  # until it is said that no worker starts
     crashes: dict[str, int] = {}
     running: dict[Future[Any], _Job] = {}
     busy: list[Cell] = []  # currently computed by another run
@@ -92,9 +101,14 @@ def run_in_slots(
 
     running.update({workers.start(slot): _Job(slot) for slot in range(slots)})
     while busy or queues.left() or any(job.cell is not None for job in running.values()):
-        nearest = min((job.ends for job in running.values() if job.ends is not None), default=None)
+        ends = [job.ends for job in running.values()]
+        nearest = min((end for end in (*ends, patience) if end is not None), default=None)
         left = None if nearest is None else max(0.0, nearest - time.monotonic())
         done, _ = wait(running, timeout=left, return_when=FIRST_COMPLETED)
+        if patience is not None and (done or time.monotonic() >= patience):
+            patience = None
+            if not done and (told := workers.waiting()):
+                print(told, file=sys.stderr, flush=True)
         for job in running.values() if not done else ():
             if job.ends is not None and job.ends <= time.monotonic():
                 job.expired, job.ends = True, None
@@ -148,6 +162,20 @@ def _crashed(cell: Cell, settings: Settings, times: int) -> str:
 def _expired(cell: Cell, settings: Settings, limit: float, times: int) -> str:
     told = f"stopped after {clock(limit)}, the limit of a cell: raise --limit, or give the attack fewer steps"
     return "error" if write_failure(cell, settings, TimeoutError(told), times) else "cached"
+
+
+def longest_first(cells: list[Cell], seconds: Callable[[Cell], float | None]) -> list[Cell]:
+    """Cells of one victim and track, the longest first; cells that no stored row is like stay before them, in order."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(str((cell.track, cell.model, cell.backdoor, cell.defense)), []).append(cell)
+    times = {cell.key: seconds(cell) for cell in cells}
+
+    def order(cell: Cell) -> float:
+        known = times[cell.key]
+        return -math.inf if known is None else -known
+
+    return [cell for group in groups.values() for cell in sorted(group, key=order)]
 
 
 class _Queues:

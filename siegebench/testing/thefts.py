@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from siegebench.classifier import Classifier
+from siegebench.data import IMAGE
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
 from siegebench.testing.specimens import (
-    CHANNELS,
     SIZE,
     Case,
     network,
@@ -70,7 +70,7 @@ def _stolen(
     draws = Draws(0, torch.arange(budget))
     blank = network().fresh
     attacker = Attacker(
-        (CHANNELS, SIZE, SIZE), pool if case.entry.pooled else None, case.granted(), blank,
+        (IMAGE.channels, SIZE, SIZE), pool if case.entry.pooled else None, case.granted(), blank,
         lambda x, answers, seed, augment: student(blank, RECIPE, x, answers, seed, augment),
     )  # fmt: skip
     oracle = _Watched(victim, ThreatModel(access=access or case.entry.access(), queries=1), draws)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import pytest
 from siegebench.cells import Cell
 from siegebench.errors import ConfigError
 from siegebench.executors import slots
-from siegebench.executors.slots import WorkerLost, run_in_slots
+from siegebench.executors.slots import WorkerLost, longest_first, run_in_slots
 from siegebench.store import Store
 from siegebench.workspace import Settings
-from tests.test_store import cell
+from tests.test_store import cell, result
 
 
 class Pretending:
@@ -52,6 +54,9 @@ class Pretending:
 
     def kill(self, slot: int) -> None:
         self.at[slot].set_result("dies")
+
+    def waiting(self) -> str:
+        return "no worker has started yet"
 
     def refused(self, times: int) -> Exception | None:
         return None
@@ -128,3 +133,38 @@ def test_a_cell_that_another_run_computes_is_waited_for_at_the_end(count: int, t
     workers = Pretending({"shared": ["busy", "cached"]})
     ended = run(workers, [named("shared"), named("a"), named("b")], tmp_path, count)
     assert ended == {"shared": "cached", "a": "ok", "b": "ok"}
+
+
+class Late(Pretending):
+    """Workers that are ready after a while."""
+
+    def start(self, slot: int) -> Future[Any]:
+        future: Future[Any] = Future()
+        threading.Timer(0.5, future.set_result, [""]).start()
+        return future
+
+
+@pytest.mark.parametrize(("patience", "said"), [(0.05, "no worker has started yet\n"), (60.0, "")])
+def test_that_no_worker_starts_is_said_once(
+    patience: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slots, "PATIENCE", patience)
+    ended: list[str] = []
+    run_in_slots(
+        [named("a"), named("b")], Settings(root=str(tmp_path)), lambda cell, status: ended.append(status), Late({}), 1
+    )
+    assert ended.count("ok") == 2
+    assert capsys.readouterr().err == said
+
+
+def test_the_longest_cells_of_a_model_come_first_by_the_times_of_stored_rows(tmp_path: Path) -> None:
+    cells = [named("short"), named("other", "n"), named("long"), named("new")]
+    seconds = {"short": 1.0, "long": 9.0, "other": 5.0}
+    ordered = longest_first(cells, lambda cell: seconds.get(name_of(cell)))
+    assert [name_of(cell) for cell in ordered] == ["new", "long", "short", "other"]
+    store = Store(tmp_path)
+    for one in cells[:3]:
+        store.put(replace(result(one), timing={"seconds": seconds[name_of(one)]}))
+    workers = Pretending({})
+    run_in_slots(cells, Settings(root=str(tmp_path)), lambda *_: None, workers, 1)
+    assert [name for _, name in workers.went] == ["new", "long", "short", "other"]
