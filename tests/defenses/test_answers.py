@@ -124,5 +124,5 @@ def test_it_turns_the_gradient_of_a_thief_further_than_noise() -> None:
     assert isinstance(poisoned.change, Poisoned)
     p = poisoned.change.surrogate(x).softmax(dim=1)
     noisy = registry.build(Defense, {"name": "noisy_answers", "eps": 0.5}).structure(model)
-    turned = [float(deviation(p, y, d(x, draws).softmax(dim=1)).mean()) for d in (poisoned, noisy)]
+    turned = [float(deviation(p, y, d(x, draws).softmax(dim=1)).detach().mean()) for d in (poisoned, noisy)]
     assert turned[0] > turned[1]
