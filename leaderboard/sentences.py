@@ -142,8 +142,11 @@ def privacy(lines: Sequence[Line]) -> str:
     """Of boards of sharing rules: what the plain gradients give away, and what is left under the best rule."""
     if not leaders(lines):
         return nothing(lines)
-    plain = [line.value("identified") or 0.0 for line in lines if line.rank and line.names["sharing"] == "plain"]
+    ranked = [line for line in lines if line.rank]
+    plain = [line.value("identified") or 0.0 for line in ranked if line.names["sharing"] == "plain"]
     before = f"From plain gradients {_span(plain, ' %')} of the images are identified" if plain else ""
+    if len(plain) == len(ranked):
+        return _told(before)
     return _told(before, first(lines, "identified", ("gives away", "give away"), " %"))
 
 

@@ -74,6 +74,11 @@ def test_a_control_above_chance_is_seen() -> None:
     assert reasons(found, "noise") == ""
 
 
+def test_a_board_of_plain_gradients_alone_says_what_they_give_away() -> None:
+    (board,) = rank.boards([row("dlg", 190)])
+    assert board.result == "From plain gradients 95.0 % of the images are identified."
+
+
 def test_clients_that_differ_have_their_own_boards() -> None:
     other = row("dlg", 150)
     cell = Cell(**{**other.cell.as_dict(), "client": {**CLIENT, "batch": 4}})
