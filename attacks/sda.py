@@ -19,11 +19,6 @@ AT_ONCE = 64  # flips of one film that are tried in one pass
 TINY = 1e-20  # below every gradient that lowers the loss
 
 
-def _kept(z: Tensor, y: Tensor) -> Tensor:
-    """How far the network is from misclassifying, [n]; the attack follows its gradient."""
-    return -ops.margin(z, y)
-
-
 @dataclass(frozen=True, kw_only=True)
 class SDA(MinimalAttack):
     """Generation and reduction of flips of x in {0, 1}, with L = z_y - max_{j != y} z_j.
@@ -64,12 +59,12 @@ class SDA(MinimalAttack):
         live = torch.arange(len(x), device=x.device)
         for n in range(self.iterations):
             now = flipped(x[live], strength[live] >= 0)
-            g, z, _ = oracle[live].gradient(now, partial(_kept, y=y[live]))
+            g, z, _ = oracle[live].gradient(now, partial(lead, y=y[live]))
             done[live] = z.argmax(dim=1) != y[live]
             more = (~done[live]).nonzero().squeeze(1)
             if not len(more):
                 break
-            live, now, g, loss = live[more], now[more], ops.flat(g[more]), -ops.margin(z[more], y[live[more]])
+            live, now, g, loss = live[more], now[more], ops.flat(g[more]), lead(z[more], y[live[more]])
             gain = -(1 - 2 * ops.flat(now)) * g  # by how much a flip lowers L, to first order
             noise = TINY * draws[live].uniform(gain.shape[1:], n, "entries").to(gain)
             gain = torch.where(gain > 0, gain, noise).masked_fill(strength[live] >= 0, -1.0)
@@ -92,7 +87,7 @@ class SDA(MinimalAttack):
             alone = torch.zeros(len(x), k, x[0].numel(), dtype=torch.bool, device=x.device)
             alone.scatter_(2, part[:, :, None], True)
             z = oracle.repeat(k).logits(flipped(x.repeat_interleave(k, dim=0), alone.flatten(0, 1)))
-            found.append(_kept(z, y.repeat_interleave(k)).view(len(x), k))
+            found.append(lead(z, y.repeat_interleave(k)).view(len(x), k))
         return torch.cat(found, dim=1)
 
     @staticmethod
@@ -110,6 +105,11 @@ class SDA(MinimalAttack):
             low[rows] = torch.where(wrong, middle[rows], low[rows])
             high[rows] = torch.where(wrong, high[rows], middle[rows])
         return flipped(x, selected & (rank >= low[:, None]))
+
+
+def lead(z: Tensor, y: Tensor) -> Tensor:
+    """L = z_y - max_{j != y} z_j, [n]; negative for a misclassified film."""
+    return -ops.margin(z, y)
 
 
 def flipped(x: Tensor, which: Tensor) -> Tensor:
