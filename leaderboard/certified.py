@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import bdtrc
 
 from siegebench import registry, signatures
-from siegebench.cells import Result, canonical, eps_text, label
+from siegebench.cells import Result, canonical, eps_text, label, pack
 
 from . import columns, flags, sentences
 from .board import (
@@ -155,7 +155,11 @@ def _board(members: list[Result], others: list[Result], twins: flags.Twins) -> B
         ),
         lines=placed,
         result=sentences.proof(placed, "certified_acc"),
-        notes=(*_notes(members), *((TRIGGERED,) if any("worst_backdoor" in line.texts for line in placed) else ())),
+        notes=(
+            *_notes(members),
+            f"Two entries are compared image by image by what is certified within {texts[_middle(radii)]}.",
+            *((TRIGGERED,) if any("worst_backdoor" in line.texts for line in placed) else ()),
+        ),
     )  # fmt: skip
 
 
@@ -215,8 +219,13 @@ def _line(
     harmed, texts = _triggered([r for r in poisoned if r.status == "ok" and "abstained_triggered" in r.samples], radii)
     return replace(
         line, numbers={**numbers, **harmed}, texts=texts, reasons=tuple(reasons), flags=in_order(found),
-        uncaught=_uncaught(control, found),
+        uncaught=_uncaught(control, found), kept=pack(kept := rows.certified(_middle(radii))), kept_of=len(kept),
     ), mean  # fmt: skip
+
+
+def _middle(radii: Sequence[float]) -> int:
+    """The radius at which two entries are compared image by image."""
+    return len(radii) // 2
 
 
 def _uncaught(control: bool, found: Sequence[Mark]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from siegebench.leaderboard import rank
+from siegebench.leaderboard import pairs, rank
 from siegebench.leaderboard.board import Board, Line
 
 from siegebench.cells import Cell, Result, pack, rate
@@ -203,3 +203,12 @@ def test_the_result_says_who_proves_most_and_what_undefended_networks_allow() ->
     )
     (nothing,) = rank.boards([proved(IBP, (0, 0, 0)), *attacks()])
     assert nothing.result == "No certifier proves anything at these radii."
+
+
+def test_two_certifiers_are_compared_image_by_image_within_the_middle_radius() -> None:
+    (board,) = rank.boards([proved(IBP, (100, 50, 20)), proved(named("crown"), (120, 60, 30)), *attacks()])
+    for line in board.lines:
+        assert pairs.kept(line).sum() == round(line.kept_of * (line.value("certified_acc@1") or 0.0))
+    compared = [pairs.kept(line) for line in board.lines]
+    assert sorted(int(one.sum()) for one in compared) == [50, 60]
+    assert any("image by image" in note for note in board.notes)
