@@ -17,7 +17,7 @@ from siegebench import api
 from siegebench.cells import digest
 from siegebench.config import load_suite
 from siegebench.errors import ConfigError
-from siegebench.executors import RayExecutor, executor, slots
+from siegebench.executors import RayExecutor, executor
 from siegebench.executors import ray as module
 from siegebench.store import Store
 from siegebench.workspace import Settings
@@ -130,32 +130,6 @@ def test_what_the_cluster_has_no_room_for_is_refused_in_one_line(
     engine = RayExecutor(address=cluster.address, gpus=0.5)
     with pytest.raises(ConfigError, match=r"0 GPUs; a worker needs 1 CPUs and 0.5 GPUs: lower --threads or --gpus"):
         api.run(load_suite(str(serial[0])), Settings(root=str(tmp_path)), how=engine)
-
-
-def test_a_cluster_that_is_full_says_so_and_the_run_goes_on(
-    cluster: Any, serial: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr(slots, "PATIENCE", 0.5)
-    store = runs.with_artifacts(serial[1], tmp_path / "store")
-    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-    try:
-        room = int(ray.cluster_resources()["CPU"])
-
-        @ray.remote(num_cpus=room)
-        def hold() -> None:
-            time.sleep(15)
-
-        holding = hold.remote()
-        time.sleep(3)
-        engine = RayExecutor(slots=1, address=cluster.address)
-        outcome = api.run(load_suite(str(serial[0])), Settings(root=str(store), threads=1), how=engine)
-        ray.get(holding)
-    finally:
-        ray.shutdown()
-    assert outcome.ended == {"ok": 5}
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("no worker has started yet")]
-    assert f"one needs 1 CPUs and 0 GPUs, the Ray cluster has 0 of {room} CPUs free" in line
 
 
 @pytest.mark.parametrize(
