@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from siegebench import registry
+from siegebench import placeholders, registry
 from siegebench.config import Suite
 from siegebench.kinds import KINDS
 from siegebench.types import Entry
@@ -62,7 +62,7 @@ def smaller(suite: Suite, wanted: set[str], board: str = "") -> dict[str, Any]:
         wanted: names of entries; a list with none of them keeps its first two.
         board: track of the boards that are kept; all by default.
     """
-    whole = suite.model_dump(mode="json", exclude_unset=True)
+    whole = suite.model_dump(mode="json", exclude_unset=True, exclude=set(placeholders.KEYS))  # they are filled in
     boards = [one for one in whole["boards"] if not board or one["track"] == board]
     for one in (whole, *boards):
         one.update(_fewer(one))

@@ -34,6 +34,7 @@ from tests import runs
 from tests.shown import PAGES, ROOT, Shown, commands, smaller
 from tests.test_replications import commands as declared
 from tests.test_replications import suite_of
+from tests.test_soundness import small as untrained
 
 WALKED = {
     "README.md": "tests/test_walk.py", "CONTRIBUTING.md": "tests/test_walk.py",
@@ -280,7 +281,7 @@ def test_the_runs_of_a_page_end_without_an_error(page: str, call: runs.Call) -> 
 
 @pytest.fixture
 def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with copies of the benchmarks, a checkpoint and a verifier; networks that are planted in a moment."""
+    """A folder with copies of the benchmarks, a checkpoint and a verifier; networks that are not trained."""
     import torch
     from safetensors.torch import save_file
 
@@ -299,8 +300,8 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     verifier.write_text("#!/bin/sh\necho unknown\n")
     verifier.chmod(verifier.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{verifier.parent}:{os.environ['PATH']}")
-    short = soundness.Planting(points=2, epochs=1, restarts=1, steps=1, hidden=(8,), tries=1, every=1)
-    monkeypatch.setitem(soundness.SETS, "small", {"one": short})
+    monkeypatch.setitem(soundness.SETS, "small", {"one": soundness.Planting(hidden=(8,))})
+    monkeypatch.setattr(soundness, "planted", lambda *_, **__: untrained())
     return tmp_path
 
 
