@@ -175,6 +175,12 @@ class Cell:
         return next((found for slot in DOING if (found := getattr(self, slot)) is not None), None)
 
     @property
+    def work(self) -> str:
+        """The track and what is done, by name: cells of the same work take about the same time."""
+        labels = self.labels
+        return "/".join([self.track, *(labels[slot] for slot in (*DOING, "sharing", "inputs") if slot in labels)])
+
+    @property
     def file(self) -> str:
         """Path of the row below the store."""
         last = self.doing or {"name": "clean"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from siegebench.errors import SiegeError
 
 if TYPE_CHECKING:
-    from siegebench.cells import DOING, Cell, Result
+    from siegebench.cells import Cell, Result
     from siegebench.store import Store
 
 WATCHED = "SIEGEBENCH_PROGRESS"  # set by the command, so that its worker processes tell of their training too
@@ -73,12 +73,7 @@ def _likeness(cell: Cell) -> tuple[str, str, str]:
     """What a cell has in common with others, from most to least."""
     entry = cell.doing or {}
     exact = f"{cell.track} {entry}"
-    return f"{exact} {cell.model.get('name')} {cell.defense} {cell.backdoor}", exact, f"{NAMED}{_work(cell)}"
-
-
-def _work(cell: Cell) -> str:
-    labels = cell.labels
-    return "/".join([cell.track, *(labels[slot] for slot in (*DOING, "sharing", "inputs") if slot in labels)])
+    return f"{exact} {cell.model.get('name')} {cell.defense} {cell.backdoor}", exact, f"{NAMED}{cell.work}"
 
 
 def _median(values: Sequence[float]) -> float:
