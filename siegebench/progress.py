@@ -222,7 +222,7 @@ def timing(results: Iterable[Result]) -> list[str]:
     for row in results:
         seconds, training = row.timing.get("seconds", 0.0), row.timing.get("training", 0.0)
         spent["training"] = spent.get("training", 0.0) + training
-        work = _work(row.cell)
+        work = row.cell.work
         spent[work] = spent.get(work, 0.0) + max(0.0, seconds - training)
     total = sum(spent.values())
     if not total:
