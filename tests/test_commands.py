@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 import yaml
+from siegebench.zoo import vehicle_scenes
 
 from siegebench import cli, inventory, soundness
 from siegebench.data import ImageSet
@@ -211,6 +213,9 @@ def planned_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inventory, "network", network)
     monkeypatch.setattr(ImageSet, "digest", property(digest))
     monkeypatch.setattr(DataSource, "scan", kept)
+    monkeypatch.setattr(
+        vehicle_scenes, "_cached", lambda *of: torch.zeros(of[2], 3, 64, 64, dtype=torch.uint8)
+    )  # not drawn
 
 
 _scanned: dict[Any, ImageSet] = {}
@@ -282,7 +287,6 @@ def test_the_runs_of_a_page_end_without_an_error(page: str, call: runs.Call) -> 
 @pytest.fixture
 def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with copies of the benchmarks, a checkpoint and a verifier; networks that are not trained."""
-    import torch
     from safetensors.torch import save_file
 
     from siegebench import api, registry
