@@ -69,6 +69,11 @@ class ShortcutBias(Measure):
                 f"shortcut_bias: {test.name} has {test.num_classes} classes, the network {oracle.num_classes}; give "
                 "the data that it was trained on"
             )
+        if test.kind.channels != oracle.model.kind.channels:
+            raise DataError(
+                f"shortcut_bias: images of {test.name} have {test.kind.channels} channels, the network takes "
+                f"{oracle.model.kind.channels}; give the data that it was trained on"
+            )
         acc, n = float((self._labels(oracle, test, draws.seed) == test.labels).double().mean()), len(test)
         chance = float(test.labels.bincount().max()) / n
         flags = []

@@ -34,6 +34,7 @@ from tests.broken import (
     object_detectors,
     sharings,
     sources,
+    studies,
     thefts,
 )
 from tests.broken.attacks import FGSM, Descends
@@ -126,6 +127,7 @@ KINDS = (
     sharings,
     object_detectors,
     sources,
+    studies,
     thefts,
 )
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from siegebench import registry
 from siegebench.classifier import Classifier, Network
-from siegebench.data import IMAGE
 from siegebench.draws import Draws
 from siegebench.per_image import per_image
+from siegebench.testing import specimens
 from siegebench.testing.specimens import CLASSES, Case, images, other_global_numbers, require, state_of
 from siegebench.types import Recovered, Shared, Sharing
 
@@ -18,7 +18,7 @@ SIZE, M = 8, 5  # of the images, and clients of one image each
 
 def _net() -> nn.Module:
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(IMAGE.channels * SIZE * SIZE, 24), nn.Sigmoid(), nn.Linear(24, CLASSES)
+        nn.Flatten(), nn.Linear(specimens.KIND.channels * SIZE * SIZE, 24), nn.Sigmoid(), nn.Linear(24, CLASSES)
     )
 
 
@@ -26,7 +26,13 @@ def network() -> Classifier:
     """A smooth network whose first layer is linear with a bias."""
     with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
         net = _net()
-    made = Network(net, num_classes=CLASSES, mean=(0.0,) * IMAGE.channels, std=(1.0,) * IMAGE.channels, rebuild=_net)
+    made = Network(
+        net,
+        num_classes=CLASSES,
+        mean=(0.0,) * specimens.KIND.channels,
+        std=(1.0,) * specimens.KIND.channels,
+        rebuild=_net,
+    )
     return made.fresh(0).eval().requires_grad_(False)
 
 
@@ -43,7 +49,7 @@ def shared(model: Classifier, index: Tensor, sharing: str = "plain") -> Shared:
     each = per_image(model, x, torch.nn.functional.one_hot(y, CLASSES).float())
     released = rule({k: g[:, None] for k, g in each.items()}, Draws(0, index))
     mean = images(40, SIZE)[M + 2 :].mean(dim=0)
-    return Shared(released, model, rule, 1, (IMAGE.channels, SIZE, SIZE), mean)
+    return Shared(released, model, rule, 1, (specimens.KIND.channels, SIZE, SIZE), mean)
 
 
 def _found(case: Case, index: Tensor, scale: float = 1.0) -> Recovered:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from siegebench.classifier import Classifier
-from siegebench.data import IMAGE
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.testing import specimens
 from siegebench.testing.specimens import (
     SIZE,
     Case,
@@ -70,7 +70,7 @@ def _stolen(
     draws = Draws(0, torch.arange(budget))
     blank = network().fresh
     attacker = Attacker(
-        (IMAGE.channels, SIZE, SIZE), pool if case.entry.pooled else None, case.granted(), blank,
+        (specimens.KIND.channels, SIZE, SIZE), pool if case.entry.pooled else None, case.granted(), blank,
         lambda x, answers, seed, augment: student(blank, RECIPE, x, answers, seed, augment),
     )  # fmt: skip
     oracle = _Watched(victim, ThreatModel(access=access or case.entry.access(), queries=1), draws)

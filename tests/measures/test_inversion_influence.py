@@ -18,9 +18,9 @@ influence: Any = pytest.importorskip("siegebench.measures.inversion_influence")
 
 
 def found(sigma: float) -> dict[str, float]:
-    x, y = clients.digits(2)
+    x, y = clients.digits(3)
     x = torch.nn.functional.avg_pool2d(x, 2)
-    model, threat, draws = clients.lenet(x), ThreatModel(norm="linf", eps=0.1), Draws(0, torch.arange(2))
+    model, threat, draws = clients.lenet(x), ThreatModel(norm="linf", eps=0.1), Draws(0, torch.arange(3))
     measure = registry.build(Measure, {"name": "inversion_influence", "sigma": sigma})
     return dict(measure(Oracle(model, threat, draws), x, y, threat, draws)["metrics"])
 
