@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from siegebench.cells import DOING
 from siegebench.errors import SiegeError
 
 if TYPE_CHECKING:
-    from siegebench.cells import DOING, Cell, Result
+    from siegebench.cells import Cell, Result
     from siegebench.store import Store
 
 WATCHED = "SIEGEBENCH_PROGRESS"  # set by the command, so that its worker processes tell of their training too
