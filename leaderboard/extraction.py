@@ -331,7 +331,7 @@ def _theft(
     numbers = {name: number for name, number in numbers.items() if number.value is not None}
     lift: Vector | None = None
     if reference is None:
-        known = " or ".join(registry.with_trait("theft", "reference"))
+        known = " or ".join(n for n in registry.with_trait("theft", "reference") if _same_images({"name": n}, rows[0]))
         reasons.append(f"its control was not run: {known}")
     else:
         lift = copies.agree - reference.agree
