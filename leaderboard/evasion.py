@@ -225,7 +225,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
         facts={
             **slice_facts(members[0]),
             "threat": ball,
-            "change": change(threat),
+            "change": change(threat, str(cell.data.get("kind", "image"))),
             "access": f"{threat['access']}{limit}",
         },
         columns=columns.filled([*main, *each, passes, *columns.EVASION_MORE], placed),

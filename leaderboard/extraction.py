@@ -268,6 +268,8 @@ def _thefts(members: list[Result]) -> Board:
             line, lift = _theft(
                 {"model": models[model], "theft": name}, of, [found.get(name) for found in at], reference
             )
+            if fitting and not line.control and all(_untrained(found) for found in fitting):
+                line = replace(line, reasons=(*line.reasons, "its only control is an untrained network"))
             lines.append(line)
             if lift is not None:
                 lifts[line.key] = lift
@@ -291,6 +293,10 @@ def _thefts(members: list[Result]) -> Board:
         lines=placed,
         result=sentences.loot(placed, "agreement_lift"),
     )
+
+
+def _untrained(control: _Copies) -> bool:
+    return _declared("theft", control.description).get("trains") is False
 
 
 def _same_images(control: Mapping[str, Any], row: Result) -> bool:
@@ -331,7 +337,7 @@ def _theft(
     numbers = {name: number for name, number in numbers.items() if number.value is not None}
     lift: Vector | None = None
     if reference is None:
-        known = " or ".join(registry.with_trait("theft", "reference"))
+        known = " or ".join(n for n in registry.with_trait("theft", "reference") if _same_images({"name": n}, rows[0]))
         reasons.append(f"its control was not run: {known}")
     else:
         lift = copies.agree - reference.agree

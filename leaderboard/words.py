@@ -63,12 +63,24 @@ def interval(number: Number, unit: Unit) -> str:
     return f"{shown(number.low, unit)}–{shown(number.high, unit)}"
 
 
-def change(threat: Mapping[str, Any]) -> str:
-    """What an attacker may change, in words; empty for norms without words."""
+def change(threat: Mapping[str, Any], kind: str = "image") -> str:
+    """What an attacker may change in inputs of a kind, in words; empty for norms and kinds without words."""
     eps = float(threat["eps"])
-    return {
-        "linf": f"every pixel by at most {255 * eps:g} of 255 grey levels",
-        "l2": f"the whole image by a Euclidean length of at most {eps:g}",
-        "l1": f"the sum of all pixels by at most {eps:g}",
-        "l0": f"at most {100 * eps:g} % of the pixels, by any amount",
-    }.get(str(threat["norm"]), "")
+    share = f"at most {100 * eps:g} % of the"
+    words = {
+        "image": {
+            "linf": f"every pixel by at most {255 * eps:g} of 255 grey levels",
+            "l2": f"the whole image by a Euclidean length of at most {eps:g}",
+            "l1": f"the sum of all pixels by at most {eps:g}",
+            "l0": f"{share} pixels, by any amount",
+        },
+        "sequence": {
+            "linf": f"every coordinate by at most {eps:g}",
+            "l2": f"the whole sequence by a Euclidean length of at most {eps:g}",
+            "l1": f"the sum of all coordinates by at most {eps:g}",
+            "l0": f"{share} joints in frames, by any amount",
+        },
+        "events": {"l0": f"{share} places at which an event can be"},
+        "text": {"l0": f"{share} characters, by any others"},
+    }
+    return words.get(kind, {}).get(str(threat["norm"]), "")

@@ -59,6 +59,9 @@ class CertifiedBoard(AttackBoard):
             if threat.target is not None:
                 told = "a certificate holds for all classes: leave the target out"
                 raise inventory.document.error((*self.where("threats"), j, "target"), told)
+        for j, threat in enumerate(self.threats):
+            with inventory.blame((*self.where("threats"), j, "eps")):
+                threat.model("gradient", None)
         for certifier in self.named(inventory, "certifiers"):
             if not norms & certifier.entry.norms:
                 able, wanted = ", ".join(sorted(certifier.entry.norms)), ", ".join(sorted(norms))

@@ -67,7 +67,10 @@ class ExtractionBoard(BoardSpec):
         attack = inventory.resolve(Attack, self.attack, self.where("attack"))
         if attack.entry.learning() or attack.entry.exploring() or attack.entry.access() == "none":
             raise blame(attack.where, f"attack {attack.name!r} does not attack a copy alone; use one such as pgd")
-        balls = [threat.model(self.access, None) for threat in self.threats]
+        balls = []
+        for j, threat in enumerate(self.threats):
+            with inventory.blame((*self.where("threats"), j, "eps")):
+                balls.append(threat.model(self.access, None))
         refuse_repeats(inventory, self.threats, self.where("threats"), [(b.norm, b.eps, b.target) for b in balls])
         for j, ball in enumerate(balls):
             if ball.norm not in attack.entry.handles():

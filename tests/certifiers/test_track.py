@@ -111,6 +111,7 @@ def test_a_certifier_that_claims_too_much_makes_the_command_fail(
     [
         ({"threats": [{"norm": "l1", "eps": 1}], "attacks": ["apgd"]}, "certifies l2, linf; the threats are l1"),
         ({"threats": [{"norm": "linf", "eps": 0.1, "target": 3}], "attacks": ["pgd"]}, "leave the target out"),
+        ({"threats": [{"norm": "linf", "eps": -0.1}], "attacks": ["pgd"]}, r"yaml:\d+.*eps -0.1 is out of range"),
         ({"certifiers": ["ibb"]}, "Did you mean ibp"),
         ({"backdoors": ["label_flipping"]}, "has no trigger"),
         ({"backdoors": [{"name": "badnets", "rate": 0.9, "target": {"0": 1}}]}, "eligible"),

@@ -106,3 +106,21 @@ def test_measures_stand_beside_the_attacks_and_never_rank() -> None:
     html = page.render([board], [*rows, *flat, *checks])
     assert "Measures" in html
     assert "flatness delta" in html
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "said"),
+    [
+        (None, "linf", "every pixel by at most 8 of 255 grey levels"),
+        ("sequence", "linf", "every coordinate by at most 0.0313725"),
+        ("sequence", "l0", "at most 3.13725 % of the joints in frames, by any amount"),
+        ("events", "l0", "at most 3.13725 % of the places at which an event can be"),
+        ("text", "l0", "at most 3.13725 % of the characters, by any others"),
+    ],
+)
+def test_the_ball_is_told_in_the_words_of_the_kind_of_data(kind: str | None, norm: str, said: str) -> None:
+    row = attacked("pgd", 50)
+    cell = row.cell
+    data = cell.data if kind is None else {**cell.data, "kind": kind}
+    threat = {**(cell.threat or {}), "norm": norm, "eps": 8 / 255}
+    assert only([replace(row, cell=replace(cell, data=data, threat=threat))]).facts["change"] == said

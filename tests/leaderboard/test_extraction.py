@@ -156,3 +156,10 @@ def test_thefts_without_a_pool_stand_beside_each_pool() -> None:
     assert len(boards) == 2
     assert all("theft:random_network" in {c.id for c in b.columns} for b in boards)
     assert np.isclose(boards[0].lines[0].value("theft:random_network") or 0, 0.1)
+
+
+def test_an_untrained_network_is_no_sufficient_control() -> None:
+    weak = thefts([copied("knockoff", 150), copied("random_network", 20, pool=False)])
+    assert "its only control is an untrained network" in weak["knockoff"].reasons
+    both = [copied("knockoff", 150), copied("random_network", 60, pool=False), copied("shuffled_answers", 20)]
+    assert not thefts(both)["knockoff"].reasons, "the better of two controls may be the untrained one"

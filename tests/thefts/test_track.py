@@ -125,6 +125,7 @@ def test_the_boards_show_every_row(ran: Any) -> None:
         ({"thefts": ["mean_knockoff"], "queries": [3]}, r"s.yaml:\d+.*cannot ask about one image with 3 queries"),
         ({"thefts": ["own_labels"], "pool": {"set": "fashion_mnist"}}, r"s.yaml:\d+.*pool of the victim's classes"),
         ({"threats": [{"norm": "linf", "eps": 0.1, "target": 3}]}, r"s.yaml:\d+.*leave the target out"),
+        ({"threats": [{"norm": "linf", "eps": -0.1}]}, r"s.yaml:\d+.*eps -0.1 is out of range"),
         ({"attack": "loap"}, r"s.yaml:\d+.*handles l0, not linf"),
         ({"pool": {"set": "digits", "count": 60}, "queries": [60]}, r"s.yaml:\d+.*these are the evaluated images"),
         ({"copy": "cifar_resnet20"}, r"s.yaml:\d+.*"),
