@@ -135,8 +135,8 @@ def as_lm_eval(boards: Iterable[Board]) -> str:
 
 
 def _stderr(number: Number, unit: str) -> float | str:
-    if unit != "rate" or number.value is None or number.n is None or number.n < 2:
-        return "N/A"
+    if unit != "rate" or number.value is None or number.n is None or number.n < 2 or not 0 <= number.value <= 1:
+        return "N/A"  # a difference of rates has another error
     return float(f"{(number.value * (1 - number.value) / (number.n - 1)) ** 0.5:.6g}")
 
 

@@ -32,7 +32,7 @@ from .board import (
     stored,
 )
 from .figures import Curves, Scatter
-from .stats import ALPHA, Vector, mean_interval, paired_means
+from .stats import ALPHA, Vector, average, mean_interval, paired_means
 
 LITTLE = 0.02  # agreement above the control below which the answers are worth little
 NONE = "none"
@@ -76,7 +76,7 @@ class _Copies:
         values = [v for row in self.rows if (v := stored(row, name).value) is not None]
         keys = tuple(row.cell.key for row in self.rows)
         low, high = (mean_interval(self.agree.tolist()) or (None, None)) if name == "agreement" else (None, None)
-        return Number(float(np.mean(values)) if values else None, low, high, keys=keys)
+        return Number(average(values) if values else None, low, high, keys=keys)
 
 
 def boards(rows: Sequence[Result]) -> list[Board]:
@@ -332,7 +332,7 @@ def _theft(
     budgets = [_budget(c.rows[0]) for c in at if c is not None]
     numbers = {"agreement": copies.number("agreement"), **{name: copies.number(name) for name in OF_COPY}}
     numbers |= {f"agreement@{b}": c.number("agreement") for b, c in zip(budgets, filter(None, at), strict=True)}
-    numbers["queries"] = Number(float(np.mean([row.counts.get("queries", 0.0) for row in copies.rows])))
+    numbers["queries"] = Number(average([row.counts.get("queries", 0.0) for row in copies.rows]))
     numbers["seeds"] = Number(float(len(copies.rows)))
     numbers = {name: number for name, number in numbers.items() if number.value is not None}
     lift: Vector | None = None

@@ -33,7 +33,7 @@ from .board import (
     stored,
 )
 from .figures import Bars
-from .stats import Vector, mcnemar
+from .stats import Vector, average, mcnemar
 
 ABOUT = (
     "Clients release gradients of private images under a rule that the attacker knows. Ranked by the private images "
@@ -152,8 +152,8 @@ def _line(
         told = f"its plain gradients identify {100 * own.mean():.1f} % of the images, less than {100 * LEAKS:g} %"
         reasons.append(f"{told}: the leaks do not work here")
     useful = [r.metrics["utility_cos"]["value"] for r in rows if "utility_cos" in r.metrics]
-    if useful and float(np.mean(useful)) < USEFUL:
-        reasons.append(f"the release points elsewhere than the gradient (cosine {np.mean(useful):.2f} < {USEFUL:g})")
+    if useful and average(useful) < USEFUL:
+        reasons.append(f"the release points elsewhere than the gradient (cosine {average(useful):.2f} < {USEFUL:g})")
     flags = marks(rows)
     chance = rule.identified(True)
     if chance is not None and float(bdtrc(int(chance.sum()) - 1, len(chance), 1 / gallery)) < UNLIKELY:
@@ -191,5 +191,5 @@ def _numbers(rule: _Rule, by_leak: dict[str, list[Result]], leaks: dict[str, str
     for name in ("utility_cos", "epsilon"):
         values = [r.metrics[name]["value"] for r in rule.rows if name in r.metrics]
         if values:
-            numbers[name] = Number(float(np.mean(values)), keys=keys)
+            numbers[name] = Number(average(values), keys=keys)
     return numbers, max(alone, key=lambda leak: (alone[leak], leak)) if alone else ""

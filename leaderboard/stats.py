@@ -117,6 +117,11 @@ def _percentiles(found: Vector) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def average(values: Sequence[float]) -> float:
+    """The mean, also of the largest numbers, whose sum would overflow."""
+    return sum(v / len(values) for v in values)
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """95 % bootstrap interval of a mean; None for fewer than three values.
 

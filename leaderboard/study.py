@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from siegebench.cells import Result, canonical
 
 from .board import Board, Column, Line, Number, display, group, in_order, marks, problems, slice_facts, slice_of, slug
 from .figures import Dots
+from .stats import average
 
 ABOUT = (
     "A study brings its own victim, which answers with a box or a sentence and not with a class. Its figures are shown "
@@ -58,7 +57,7 @@ def _line(name: str, rows: list[Result]) -> Line:
     numbers = {}
     for figure in dict.fromkeys(m for r in good for m in r.metrics):
         values = [r.metrics[figure] for r in good if figure in r.metrics]
-        mean = float(np.mean([v["value"] for v in values]))
+        mean = average([float(v["value"]) for v in values])
         one = values[0] if len(values) == 1 else {}
         n = one.get("n")
         numbers[figure] = Number(mean, one.get("low"), one.get("high"), None if n is None else int(n), keys)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from siegebench.cells import DOING
 from siegebench.errors import SiegeError
 
 if TYPE_CHECKING:
