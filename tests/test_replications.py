@@ -38,7 +38,7 @@ KNOWN = (
     "sharing",
     "study",
 )
-UNDECLARED = {"randomized_features.md", "rnd.md"}  # commands without a board
+UNDECLARED = {"randomized_features.md"}  # a command without a board
 
 
 def commands(text: str) -> list[tuple[str, str]]:
