@@ -270,6 +270,11 @@ def _thefts(members: list[Result]) -> Board:
             )
             if fitting and not line.control and all(_untrained(found) for found in fitting):
                 line = replace(line, reasons=(*line.reasons, "its only control is an untrained network"))
+            elif _in_domain(of[0]) and not line.control and not any(_labelled(found.description) for found in fitting):
+                told = (
+                    "its images are of the victim's own data, and own_labels, which has their true labels, was not run"
+                )
+                line = replace(line, reasons=(*line.reasons, told))
             lines.append(line)
             if lift is not None:
                 lifts[line.key] = lift
@@ -299,10 +304,19 @@ def _untrained(control: _Copies) -> bool:
     return _declared("theft", control.description).get("trains") is False
 
 
+def _in_domain(row: Result) -> bool:
+    """Whether a thief asks about images of the victim's own data, whose true labels are worth as much as answers."""
+    return row.cell.pool is not None and row.cell.pool["source"] == row.cell.data["source"]
+
+
+def _labelled(theft: Mapping[str, Any]) -> bool:
+    return _declared("theft", theft).get("labelled") is True
+
+
 def _same_images(control: Mapping[str, Any], row: Result) -> bool:
     """Whether a control has no labelled images that a theft does not have: of the pool, or of the victim's data."""
     theft = row.cell.theft or {}
-    if _declared("theft", control).get("labelled") is True:
+    if _labelled(control):
         return row.cell.pool is not None
     return set(_sees(control)) <= set(_sees(theft))
 

@@ -18,11 +18,12 @@ SPECS = {
     "mean_knockoff": named("mean_knockoff", labels=False, repeat=5),
     "noise_theft": named("noise_theft", labels=False),
 }
+PHOTOGRAPHS = {**rows.DATA, "name": "photographs", "source": named("photographs")}
 REQUIRED = {"knockoff": 120, "label_knockoff": 100, "noise_theft": 40}
 
 
 def copied(
-    theft: str, agree: int, *, defense: str = "none", queries: int = 1000, pool: bool = True, **more: Any
+    theft: str, agree: int, *, defense: str = "none", queries: int = 1000, pool: Any = True, **more: Any
 ) -> Result:
     """The row of a copy that agrees on the first `agree` images."""
     flags = more.pop("flags", [])
@@ -30,7 +31,7 @@ def copied(
     return rows.checked(Result(
         cell=Cell(
             track="extraction", data=rows.DATA, model=named("resnet"), defense=named(defense), theft=theft_of,
-            attack=named("pgd"), pool=rows.DATA if pool else None,
+            attack=named("pgd"), pool=(PHOTOGRAPHS if pool is True else pool) or None,
             threat={"norm": "linf", "eps": 8 / 255, "access": more.pop("access", "score"), "queries": queries}, **more,
         ),
         metrics={
@@ -135,6 +136,13 @@ def test_the_control_has_the_images_of_the_theft() -> None:
 
 def test_without_a_control_no_theft_is_ranked() -> None:
     assert "its control was not run" in thefts(every())["knockoff"].reasons[0]
+
+
+def test_on_images_of_the_victims_own_data_the_control_has_their_labels() -> None:
+    weak = [copied("knockoff", 150, pool=rows.DATA), copied("shuffled_answers", 20, pool=rows.DATA)]
+    (reason,) = thefts(weak)["knockoff"].reasons
+    assert "own_labels, which has their true labels, was not run" in reason
+    assert not thefts([*weak, copied("own_labels", 60, pool=rows.DATA)])["knockoff"].reasons
 
 
 def test_several_seeds_are_one_line() -> None:
