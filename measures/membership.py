@@ -51,18 +51,20 @@ class Membership(Measure):
 
     Attributes:
         images: training images that are asked, at most.
+        averaged: forward passes averaged for each answer of a randomised model.
     """
 
     learns: ClassVar[bool] = True
     every: ClassVar[bool] = True
 
     images: Count = 2000
+    averaged: Count = 9
 
     def learn(self, oracle: Oracle, data: ImageSet, threat: ThreatModel, draws: Draws) -> Lesson:
         """(losses, labels, right answers) of training images."""
         index = stratified(data, self.images, draws.seed) if len(data) > self.images else torch.arange(len(data))
         y, device = data.labels[index], oracle.draws.ids.device
-        part = oracle[index.to(device)]
+        part = self._answers(oracle)[index.to(device)]
         z = torch.cat([part[i.to(device)].logits(data.pixels(index[i], oracle.dtype).to(device)).cpu()
                        for i in batches(data.stored.select(index), device)])  # fmt: skip
         return _losses(z, y), y.numpy(), (z.argmax(dim=1) == y).numpy()
@@ -71,7 +73,7 @@ class Membership(Measure):
         self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, lesson: Lesson = None
     ) -> dict[str, Any]:
         members, labels, right = lesson
-        z = oracle.logits(x).cpu()
+        z = self._answers(oracle).logits(x).cpu()
         losses, classes = _losses(z, y.cpu()), y.cpu().numpy()
         known = np.zeros(len(x), dtype=bool)
         known[draws.order("halves").cpu().numpy()[: len(x) // 2]] = True
@@ -97,6 +99,9 @@ class Membership(Measure):
             told = f"the halves of the test images differ: AUROC {metrics['auroc_control']:.3f} [{low:.3f}, {high:.3f}]"
             flags.append(Flag("control_differs", "info", told).as_dict())
         return {"metrics": metrics, "flags": flags}
+
+    def _answers(self, oracle: Oracle) -> Oracle:
+        return oracle.averaged(self.averaged) if oracle.model.randomized else oracle
 
 
 def _losses(z: Tensor, y: Tensor) -> Vector:

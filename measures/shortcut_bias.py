@@ -18,6 +18,7 @@ from siegebench.prepare import at_once
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import DataSource, Measure
 
+PASSES = 9  # averaged for each answer of a randomised model
 LEARNT = 2.0  # standard errors above chance, for a model that has learnt something
 
 
@@ -117,6 +118,7 @@ class ShortcutBias(Measure):
         """Top-1 labels of images of other splits, on the CPU; their passes are counted with the first image given."""
         device = oracle.rows.device
         asked = Oracle(oracle.model, oracle.threat, Draws(seed, data.ids.to(device)))
+        asked = asked.averaged(PASSES) if oracle.model.randomized else asked
         parts = []
         for index in torch.arange(len(data)).split(at_once(data.stored, device)):
             parts.append(asked[index.to(device)].labels(data.pixels(index, oracle.dtype).to(device)).cpu())

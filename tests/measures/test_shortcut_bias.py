@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from siegebench import registry
-from siegebench.classifier import Classifier, Network
+from siegebench.classifier import Classifier, Network, Wrapped
 from siegebench.data import ImageSet
 from siegebench.draws import Draws
 from siegebench.errors import DataError
@@ -118,3 +118,18 @@ def test_trained_networks_follow_what_is_more_available() -> None:
     assert bias_of({"availability": 4.0}, 0) > 0.3
     assert bias_of({"availability": 0.25}, 0) < -0.1  # the roles are swapped
     assert bias_of({"availability": 4.0, "nesting": 2}, 1) > bias_of({"availability": 4.0}, 1) + 0.05
+
+
+def test_a_randomised_model_is_asked_several_times() -> None:
+    """Noise that changes one answer in five hardly changes the mean of nine."""
+    data = {"name": "planted_glyphs", "count": 400}
+
+    class Noisy(Wrapped):
+        def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+            assert draws is not None
+            z: Tensor = self.inner(x)
+            return torch.where(draws.uniform((1,), purpose="noise") < 1 / 5, z.roll(1, dims=1), z)
+
+    noisy = Noisy(follower(data, "core")).eval()
+    noisy.randomized = True
+    assert measured(noisy, data)[0]["core"] > 0.93
