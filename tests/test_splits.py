@@ -36,8 +36,9 @@ def test_a_stratified_part_keeps_the_proportions(n: int, share: float, seed: int
     assert len(index) == count
     assert torch.equal(index, index.unique())  # sorted, none twice
     got = data.labels[index].bincount(minlength=10).double()
-    wanted = data.labels.bincount(minlength=10).double() * count / n
-    assert (got - wanted).abs().max() <= 1.0 + 1e-9
+    share_of = data.labels.bincount(minlength=10).double() / n
+    # each class is rounded to a whole number, and what all ten round together is spread in proportion
+    assert bool(((got - share_of * count).abs() <= 0.5 + 10 * 0.5 * share_of + 1e-9).all())
 
 
 @quick
