@@ -99,10 +99,11 @@ class Session:
             with environment(self._settings):
                 self._run = wandb.init(
                     project=self.target.project, entity=self.target.entity, id=self.id, mode=self.target.mode,
-                    dir=str(self.target.store), resume="allow", reinit="create_new", settings=settings, **about,
+                    dir=str(self.target.store.absolute()),  # W&B's process may have been started in another folder
+                    resume="allow", reinit="create_new", settings=settings, **about,
                 )  # fmt: skip
             url = self._run.url if self.target.mode == "online" else None
-            self.place = str(url or Path(self._run.dir).parent)
+            self.place = str(url or self.target.store / "wandb" / Path(self._run.dir).parent.name)
         except Exception as error:
             self._fail(error)
 
