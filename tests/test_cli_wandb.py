@@ -97,6 +97,22 @@ def test_a_run_with_wandb_has_the_same_rows_and_one_run(finished: Path, tmp_path
     assert re.search(f"offline-run-.*-{record.id}", err)
 
 
+def test_a_run_is_found_below_the_store_wherever_the_process_of_wandb_was_started(
+    finished: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb_session.leave()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    wandb.init(project="other", mode="offline").finish()
+    monkeypatch.chdir(tmp_path)
+    copied(finished, tmp_path, with_rows=True)
+    code, _, err = call(*RUN, "--wandb", "offline")
+    assert code == 0, err
+    (run,) = offline(tmp_path)
+    assert inspect(run)["config"]["suite"] == "small"
+    wandb_session.leave()
+
+
 def broken_log(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
