@@ -26,6 +26,7 @@ SLOTS = (
     "model", "defense", "attack", "measure", "backdoor", "detector", "corruption", "camouflage", "certifier", "theft",
     "leak", "sharing", "study",
 )  # fmt: skip
+# what a row is about: the first of these slots that it has names its file and its work
 DOING = ("theft", "attack", "measure", "detector", "corruption", "camouflage", "certifier", "leak", "study")
 ATTACKING = ("white_box", "query", "transfer", "patch")  # each row has an attack or a measure
 NEEDS = {  # required slots per track; a row of a track that is not known here is shown, and ranked by nobody

@@ -200,25 +200,12 @@ def _rows(name: str, store: Path) -> list[Result]:
 
 
 def _row_lines(row: Result, store: Path) -> Iterable[str]:
+    from siegebench.cells import SLOTS
     from siegebench.titles import titles
 
     yield f"{titles([row.cell])[row.cell.key]}: {row.status}"
     yield f"  key {row.cell.key}"
-    for slot in (
-        "model",
-        "defense",
-        "attack",
-        "measure",
-        "backdoor",
-        "detector",
-        "corruption",
-        "camouflage",
-        "certifier",
-        "theft",
-        "leak",
-        "sharing",
-        "study",
-    ):
+    for slot in SLOTS:
         description = getattr(row.cell, slot)
         if description is not None:
             yield f"  {slot}: {_listed(description)}"

@@ -8,23 +8,11 @@ from typing import Any
 
 from siegebench import registry, signatures
 from siegebench.card import Registered
-from siegebench.cells import canonical
+from siegebench.cells import SLOTS, canonical
 from siegebench.skeleton import LEFT
 from siegebench.testing.specimens import Case, require
 
-METHODS = (
-    "attack",
-    "defense",
-    "backdoor",
-    "detector",
-    "corruption",
-    "camouflage",
-    "certifier",
-    "theft",
-    "leak",
-    "sharing",
-    "study",
-)  # kinds whose entries implement a paper
+METHODS = tuple(slot for slot in SLOTS if slot not in ("model", "measure"))  # their entries implement papers
 
 
 def _card(case: Case) -> Registered:

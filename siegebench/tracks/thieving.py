@@ -49,8 +49,8 @@ class WatchedOracle(Oracle):
 
     def __init__(self, model: Classifier, undefended: Classifier, threat: ThreatModel, draws: Draws) -> None:
         super().__init__(model, threat, draws)
-        object.__setattr__(self, "undefended", undefended)
         self.undefended: Classifier
+        object.__setattr__(self, "undefended", undefended)  # as the model: not a submodule
         self.asked = Asked(*(torch.zeros(n, dtype=torch.long) for n in (1, model.num_classes, 1)))
 
     def _pass(self, x: Tensor) -> tuple[Tensor, Tensor]:
