@@ -26,6 +26,7 @@ from siegebench.cli import (
     evaluating,
     importing,
     listing,
+    rechecking,
     scanning,
     showing,
     soundness,
@@ -53,6 +54,7 @@ app.command()(soundness.soundness)
 app.add_typer(tracking.app)
 app.command("import")(importing.import_)
 app.add_typer(submitting.app)
+app.command()(rechecking.recheck)
 INTERRUPTED = 130
 ALL = "all"  # value of --save-images without a number
 

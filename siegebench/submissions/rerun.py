@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from siegebench.cells import PROTOCOL, SCHEMA, Result, canonical, digest
 from siegebench.errors import ConfigError
 from siegebench.files import write_atomic
-from siegebench.submissions import plausible
+from siegebench.submissions.again import compared, compute, planned
 from siegebench.submissions.form import REVIEW, Agreement, Review, Status, read
 from siegebench.submissions.validate import Submission, suite_file
 
 if TYPE_CHECKING:
+    from siegebench.config import Suite
     from siegebench.executors import Report
+    from siegebench.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,14 @@ def rerun(
     Raises:
         ConfigError, DataError, ModelError: when a row is of no cell of its suite here, before anything is computed.
     """
-    from siegebench import api
-    from siegebench.config import Suite, load_suite
-    from siegebench.plan import Plan, plan
-    from siegebench.workspace import Settings
+    from siegebench.settings import Settings
 
     plans: dict[str, tuple[Suite, Plan]] = {}
     for file, row in submission.rows.items():
         origin = row.given["suite"]
         made = canonical(origin)
         if made not in plans:
-            name, changes = str(origin["name"]), list(origin.get("set", ()))
-            own = suite_file(submission, name)
-            suite = load_suite(str(own) if own is not None else name, changes)
-            plans[made] = suite, plan(suite)
+            plans[made] = planned(origin, suite_file(submission, str(origin["name"])))
         known = {cell.key for cell in plans[made][1].cells}
         if row.cell.key not in known:
             raise ConfigError(
@@ -90,19 +86,15 @@ def rerun(
     found: dict[str, Result] = {}
     with tempfile.TemporaryDirectory() as own_store:
         settings = Settings(root=str(store or own_store), threads=threads, device=device)
-        for made, (suite, planned) in plans.items():
-            keys = {submission.rows[f].cell.key for f in wanted if canonical(submission.rows[f].given["suite"]) == made}
-            planned.cells = [cell for cell in planned.cells if cell.key in keys]
-            outcome = api.run(suite, settings, planned=planned, report=report, again=store is not None)
-            found |= {row.cell.key: row for row in outcome.results}
+        for made, (suite, plan) in plans.items():
+            keys = [row.cell.key for f in wanted if canonical((row := submission.rows[f]).given["suite"]) == made]
+            found |= compute(suite, plan, keys, settings, report=report, again=store is not None)
     return [_compared(submission, file, found[submission.rows[file].cell.key]) for file in wanted]
 
 
 def _compared(submission: Submission, file: str, again: Result) -> Rerun:
     row = submission.rows[file]
-    why = plausible.disagreement(row, again)
-    same = plausible.outcome_digest(row) == plausible.outcome_digest(again)
-    agreed: Agreement = "differs" if why else "equal" if same else "within"
+    agreed, why = compared(row, again)
     return Rerun(file, row.cell.key, row.cell.title, agreed, why)
 
 
