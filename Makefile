@@ -6,8 +6,10 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.siegebench-installed
+SECONDS ?= 150
+SALT ?=
 
-.PHONY: setup leaderboard picture axe shell test slow check types format docs site submission-check submission-comment clean
+.PHONY: setup leaderboard board recheck axe shell test slow check types format docs site submission-check submission-comment clean
 
 setup: $(STAMP)
 
@@ -19,9 +21,15 @@ $(STAMP): pyproject.toml constraints.txt
 leaderboard: setup
 	$(BIN)/siegebench run quickstart
 
-# the picture of the README, from the rows of the quickstart; needs Chromium
-picture: setup
-	$(BIN)/siegebench report --format png --out docs/board.png
+# The page and the picture of the rows in leaderboard/rows; the picture needs Chromium. `siegebench run SUITE --store
+# leaderboard` measures them.
+board: setup
+	$(BIN)/siegebench report --store leaderboard --format html --out docs/leaderboard.html
+	$(BIN)/siegebench report --store leaderboard --format png --out docs/board.png
+
+# a random sample of those rows, computed again
+recheck: setup
+	$(BIN)/siegebench recheck --store leaderboard --seconds $(SECONDS) --salt "$(SALT)"
 
 # axe-core, with which a test looks for barriers on the page; without npm the test says that it is missing
 axe:
@@ -59,7 +67,6 @@ site: docs
 # The submissions that differ from BASE, as the job of a pull request checks them; the report goes to out/.
 BASE ?= origin/main
 RERUN ?= 0
-SALT ?=
 PY ?= $(BIN)/python
 submission-check: setup
 	$(PY) -m siegebench submit check --since "$(BASE)" --rerun $(RERUN) --salt "$(SALT)" --out out/submissions.json

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
-import torch.nn.functional as F
 from siegebench.zoo.fastest_det import FastestDetNet
+from siegebench.zoo.verified_net import FORMS, layers
 from torch import Tensor, nn
 
 Channels = tuple[float, ...]
@@ -38,79 +37,6 @@ class _SmallVGG(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(x).flatten(1))
         return logits
-
-
-class _Block(nn.Module):
-    """Residual block without batch norm."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1)
-        self.shortcut = nn.Sequential(*([nn.Conv2d(inside, outside, 1, stride)] if stride > 1 else []))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
-
-
-class _ResNetB(nn.Module):
-    def __init__(self, planes: int, layers: int, flat: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, planes, 3, 2, 1)
-        width = 2 * planes
-        self.layer1 = nn.Sequential(_Block(planes, width, 2), _Block(width, width, 1))
-        if layers == 2:
-            self.layer2 = nn.Sequential(_Block(width, width, 2), _Block(width, width, 1))
-        self.linear1, self.linear2 = nn.Linear(flat, 100), nn.Linear(100, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer1(F.relu(self.conv1(x)))
-        if hasattr(self, "layer2"):
-            x = self.layer2(x)
-        logits: Tensor = self.linear2(F.relu(self.linear1(x.flatten(1))))
-        return logits
-
-
-def resnet2b() -> nn.Module:
-    """The small residual networks of VNN-COMP 2021: two blocks, 112,006 parameters."""
-    return _ResNetB(8, 1, 1024)
-
-
-def resnet4b() -> nn.Module:
-    """Four blocks, 123,734 parameters."""
-    return _ResNetB(16, 2, 512)
-
-
-def _layers(convolutions: list[nn.Conv2d], *widths: int) -> nn.Module:
-    """Convolutions, then linear layers, with ReLU between all of them."""
-    layers: list[nn.Module] = []
-    for convolution in convolutions:
-        layers += [convolution, nn.ReLU()]
-    layers.append(nn.Flatten())
-    for inside, outside in pairwise(widths):
-        layers += [nn.Linear(inside, outside), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def cnn_a() -> nn.Module:
-    """CNN-A of the semidefinite verification paper."""
-    return _layers([nn.Conv2d(3, 16, 4, 2, 1), nn.Conv2d(16, 32, 4, 2, 1)], 2048, 100, 10)
-
-
-def oval_deep() -> nn.Module:
-    """The 'deep' network of the OVAL benchmark, provably trained."""
-    convolutions = [nn.Conv2d(3, 8, 4, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1)]
-    return _layers([*convolutions, nn.Conv2d(8, 8, 4, 2, 1)], 512, 100, 10)
-
-
-def marabou_medium() -> nn.Module:
-    """The 'medium' network of the Marabou benchmark, plainly trained."""
-    return _layers([nn.Conv2d(3, 16, 4, 2), nn.Conv2d(16, 32, 4, 2)], 1152, 128, 64, 10)
-
-
-def madry_cnn() -> nn.Module:
-    """A small MNIST network, adversarially trained."""
-    return _layers([nn.Conv2d(1, 4, 5, 2, 2), nn.Conv2d(4, 8, 5, 2, 2)], 392, 128, 10)
 
 
 def spiking_as_relu() -> nn.Module:
@@ -145,10 +71,12 @@ class Published:
     cut: int = 0
 
 
-OVAL_MEAN, OVAL_STD = (0.485, 0.456, 0.406), (0.225, 0.225, 0.225)
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-CNN_A_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
-CNN_A_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+def _verified(name: str, correct: float, data: str = "cifar10_jpeg") -> Published:
+    form, shape = FORMS[name], (1, 28, 28) if data == "mnist1000" else (3, 32, 32)
+    make = partial(layers, name, 10, *shape)
+    return Published(make, data, correct, count=500, mean=form.mean, std=form.std)
+
+
 signs = partial(small_vgg, 43)
 NETWORKS = {
     "I-BAU/badnets_8_02_ckpt.pth": Published(small_vgg, correct=78.10),
@@ -156,14 +84,12 @@ NETWORKS = {
     "I-BAU/l2_inv_0_02_ckpt.pth": Published(small_vgg, correct=77.34),
     "I-BAU/gtsrbbadnets_8_02_ckpt.pth": Published(signs, "gtsrb", 96.44, cut=5),
     "I-BAU/gtsrbtrojan_wm_2_02_ckpt.pth": Published(signs, "gtsrb", 96.63, cut=5),
-    "alpha-beta-CROWN/resnet2b.pth": Published(resnet2b, correct=68.4, count=500, mean=CIFAR_MEAN, std=CIFAR_STD),
-    "alpha-beta-CROWN/resnet4b.pth": Published(resnet4b, correct=75.4, count=500, mean=CIFAR_MEAN, std=CIFAR_STD),
-    "alpha-beta-CROWN/cifar_cnn_a_adv4.model": Published(
-        cnn_a, correct=57.6, count=500, mean=CNN_A_MEAN, std=CNN_A_STD
-    ),
-    "alpha-beta-CROWN/oval_cifar_deep.pth": Published(oval_deep, correct=55.0, count=500, mean=OVAL_MEAN, std=OVAL_STD),
-    "alpha-beta-CROWN/cifar_marabou_medium.pth": Published(marabou_medium, correct=70.8, count=500),
-    "alpha-beta-CROWN/MadryCNN_no_maxpool_tiny.pt": Published(madry_cnn, "mnist1000", 97.2, count=500),
+    "alpha-beta-CROWN/resnet2b.pth": _verified("resnet2b", 68.4),
+    "alpha-beta-CROWN/resnet4b.pth": _verified("resnet4b", 75.4),
+    "alpha-beta-CROWN/cifar_cnn_a_adv4.model": _verified("cnn_a", 57.6),
+    "alpha-beta-CROWN/oval_cifar_deep.pth": _verified("oval_deep", 55.0),
+    "alpha-beta-CROWN/cifar_marabou_medium.pth": _verified("marabou_medium", 70.8),
+    "alpha-beta-CROWN/MadryCNN_no_maxpool_tiny.pt": _verified("madry_tiny", 97.2, data="mnist1000"),
     "sinabs/mnist_params.pt": Published(spiking_as_relu, "mnist1000", 98.0, count=500),
     "FastestDet/weight_AP05_0.253207_280-epoch.pth": Published(FastestDetNet, ""),
 }
