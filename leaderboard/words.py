@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from siegebench.cells import canonical, digest, label
+from siegebench.titles import telling
 
 if TYPE_CHECKING:
     from .board import Number
@@ -28,7 +29,7 @@ def display(descriptions: Iterable[Mapping[str, Any] | None]) -> dict[str, str]:
         by_label[label(description)][canonical(description)] = _leaves(description or {})
     out: dict[str, str] = {}
     for name, same in by_label.items():
-        varying = sorted({k for v in same.values() for k in v if len({o.get(k) for o in same.values()}) > 1})
+        varying = telling(same.values())
         for key, leaves in same.items():
             shown = [f"{k.rpartition('.')[2]}={leaves[k][:20]}" for k in varying if k in leaves]
             out[key] = f"{name} ({', '.join(shown)})" if len(same) > 1 else name

@@ -51,7 +51,7 @@ def display(kind: str, descriptions: Iterable[Mapping[str, Any]]) -> dict[str, s
         alike[label(description)][canonical(description)] = leaves(description)
     out: dict[str, str] = {}
     for name, same in alike.items():
-        varying = sorted({k for v in same.values() for k in v if len({canonical(o.get(k)) for o in same.values()}) > 1})
+        varying = telling(same.values())
         for key, values in same.items():
             usual = leaves(_defaults(kind, values.get("name"))) if varying else {}
             other = [k for k in varying if k in values and not (k in usual and _equal(usual[k], values[k]))]
@@ -59,6 +59,14 @@ def display(kind: str, descriptions: Iterable[Mapping[str, Any]]) -> dict[str, s
             out[key] = f"{name}({shown})" if shown else name
     twice = {text for text, n in Counter(out.values()).items() if n > 1}
     return {key: f"{text} #{digest(key)[:6]}" if text in twice else text for key, text in out.items()}
+
+
+def telling(alike: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys in which mappings differ; without hashes of files where the others are enough."""
+    alike = list(alike)
+    varying = sorted({k for v in alike for k in v if len({canonical(o.get(k)) for o in alike}) > 1})
+    readable = [k for k in varying if k.rpartition(".")[2] != "sha256"]
+    return readable if len({canonical([v.get(k) for k in readable]) for v in alike}) == len(alike) else varying
 
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:

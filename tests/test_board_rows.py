@@ -7,10 +7,10 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-
-from siegebench.cells import Result
 from siegebench.leaderboard import export, rank
 from siegebench.leaderboard.board import Board
+
+from siegebench.cells import Result
 from siegebench.reporting import report, stored
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,7 @@ def test_every_row_says_where_when_and_by_which_commit_it_was_measured(kept: lis
     for row in kept:
         assert row.status != "error", row.cell.title
         assert re.fullmatch(r"[0-9a-f]{40}", str(row.env["commit"])), (row.cell.title, row.env["commit"])
-        assert row.env["device"] and row.env["torch"] and row.given["suite"]["name"], row.cell.title
+        assert all((row.env["device"], row.env["torch"], row.given["suite"]["name"])), row.cell.title
         assert datetime.fromisoformat(row.timing["started"]) <= datetime.fromisoformat(row.timing["ended"])
 
 

@@ -43,6 +43,16 @@ def test_names_tell_namesakes_apart() -> None:
     assert len(set(display([a, b]).values())) == 2
 
 
+def test_hashes_of_files_are_named_only_where_nothing_else_differs() -> None:
+    net = {"name": "net", "version": 1, "architecture": "a", "sha256": "0" * 64}
+    other = {**net, "sha256": "1" * 64}
+    assert set(display([net, {**other, "architecture": "b"}]).values()) == {
+        "net (architecture=a)",
+        "net (architecture=b)",
+    }
+    assert all("sha256" in name for name in display([net, other]).values())
+
+
 def shuffled(results: list[Result], seed: int) -> list[Result]:
     out = [Result.from_dict(json.loads(json.dumps(r.as_dict()))) for r in results]
     random.Random(seed).shuffle(out)
