@@ -252,6 +252,11 @@ def slice_of(row: Result) -> tuple[str, ...]:
     return tuple(str(row.cell.data.get(k, "")) for k in ("name", "split", "count", "digest", *limit))
 
 
+def data_kind(row: Result) -> str:
+    """The kind of its data."""
+    return str(row.cell.data.get("kind", "image"))
+
+
 def slice_facts(row: Result) -> dict[str, str]:
     """The slice for display."""
     data = row.cell.data

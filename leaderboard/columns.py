@@ -193,10 +193,11 @@ CAMOUFLAGE = (
     *(_more(f"area@{a}", f"{a} %", "rate", f"Views seen with {a} % of the paint covered.") for a in (12, 25, 50, 100)),
 )
 EXTRACTION = (
-    read("agreement", "Images that the copy of the strongest theft answers as the victim does; Wilson 95 % interval."),
-    Column("strongest", "Strongest", "text", "The theft whose copy agrees most often.", ""),
+    read("agreement", "Images that the best copy of a thief answers as the victim does; Wilson 95 % interval."),
+    Column("strongest", "Strongest", "text", "The theft whose copy agrees most often, or a control that agrees more.",
+           ""),
     Column("no_answers", "No answers", help="The same of the best control that was trained without asking.", better=""),
-    read("copy_acc", "Accuracy of the copy of the strongest theft."),
+    read("copy_acc", "Accuracy of that copy."),
     read("transfer_robust_acc", "Images, of those that the victim classifies correctly, that it still does after an "
          "attack on a copy; the lowest over the thefts."),
     read("clean_acc"),

@@ -10,7 +10,7 @@ from siegebench.metrics import find
 from siegebench.origin import again, by_hand
 
 from .board import SHORT, metric, what, why
-from .glossary import Glossary
+from .glossary import Glossary, meaning_of_figure
 from .submitted import STATUSES
 from .words import Unit, shown
 
@@ -35,7 +35,7 @@ def details(row: Result, main: str, glossary: Glossary) -> dict[str, Any]:
         "status": row.status,
         "main": None if value is None else f"{_title(main)} {_text(value, unit_of(main))}{_sign(main)}",
         "why": "" if row.status == "ok" else why(row),
-        "metrics": [_metric(name, value) for name, value in sorted(row.metrics.items())],
+        "metrics": [_metric(row, name, value) for name, value in sorted(row.metrics.items())],
         "counts": [{"name": name, "text": f"{value:,.6g}"} for name, value in sorted(row.counts.items())],
         "flags": [{**f, "anchor": glossary.flag(str(f["id"]))} for f in row.flags],
         "parts": [
@@ -91,13 +91,15 @@ def _sign(name: str) -> str:
     return " %" if unit_of(name) == "rate" else ""
 
 
-def _metric(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+def _metric(row: Result, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     value, unit = found.get("value"), unit_of(name)
     ends = (found.get("low"), found.get("high"))
     known = find(name)
+    own = [(slot, given) for slot in ("measure", "study") if (given := getattr(row.cell, slot)) is not None]
+    told = [meaning_of_figure(slot, str(given.get("name")), name) for slot, given in own]
     return {
         "name": name,
-        "help": known.help if known else "",
+        "help": next((meaning for meaning in told if meaning), known.help if known else ""),
         "text": "–" if value is None else _text(value, unit) + _sign(name),
         "interval": "–".join(_text(end, unit) for end in ends if end is not None),
         "n": f"{found['n']:,.6g}" if isinstance(found.get("n"), (int, float)) else "",

@@ -19,6 +19,7 @@ from .board import (
     Line,
     Mark,
     Number,
+    data_kind,
     display,
     group,
     high_first,
@@ -161,8 +162,9 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
             numbers |= _guarded_numbers(good)
             safe[detectors[key]] = _survivors(good)
             if not any(has(r.cell.attack, "detector_aware") for r in good):
-                known = ", ".join(registry.with_trait("attack", "detector_aware"))
-                reasons.append(f"no attack that knows the detector was run; add one of {known}")
+                known = ", ".join(registry.with_trait("attack", "detector_aware", data_kind(members[0])))
+                told = f"; add one of {known}" if known else "; none takes this kind of data"
+                reasons.append(f"no attack that knows the detector was run{told}")
             found += _weaker(good)
         reasons += sorted({f"check failed: {mark.id}" for mark in found if mark.severity == "fail"})
         line = _line(detectors[key], rows, numbers, reasons, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import numpy as np
 from siegebench import registry
 from siegebench.cells import Result, ball_text, canonical, label, pack
 
-from . import columns, flags, over, sentences, subgroups
+from . import columns, flags, measures, over, sentences, subgroups
 from .board import (
     Board,
     Column,
     Line,
     Mark,
     Number,
+    data_kind,
     display,
     group,
     high_first,
@@ -38,7 +40,6 @@ from .board import (
     why,
 )
 from .figures import Scatter
-from .measures import measured
 from .stats import Vector, mcnemar
 from .words import change
 
@@ -102,9 +103,15 @@ def _family(row: Result) -> str:
     return canonical([row.cell.track, slice_of(row), threat, row.cell.surrogates])
 
 
-def _required() -> str:
-    """The required attacks: a white-box entry needs one of them, plain or inside a wrapper."""
-    return " or ".join(registry.with_trait("attack", "required"))
+@lru_cache(maxsize=64)
+def _required(kind: str, cards: int) -> tuple[str, str]:
+    """(trait, the attacks with it that take a kind of data): a white-box entry needs one, plain or inside a wrapper.
+
+    Where no required attack takes the kind of data, an iterative one is needed; none where there is none of these.
+    """
+    traits = ("required", "iterative")
+    found = ((trait, " or ".join(registry.with_trait("attack", trait, kind))) for trait in traits)
+    return next((pair for pair in found if pair[1]), ("", "any attack"))
 
 
 def _order(members: Sequence[Result]) -> tuple[Any, ...]:
@@ -204,16 +211,10 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
         "transfer": f"Transfer from {sources}" if sources else "No box",
         "patch": "Patch",
     }[cell.track]
+    required = _required(data_kind(members[0]), id(registry.cards()))[1]
     each = [
         *_attack_columns([r for r in usual if r.cell.attack is not None], attacks, targeted),
-        *columns.under(
-            "measure",
-            sorted(measured(usual)),
-            "score",
-            "A diagnostic measure; never ranked.",
-            "",
-            heading="Measures",
-        ),
+        *measures.columns(usual),
     ]
     primary, main = ("target_rate", columns.TARGETED) if targeted else ("robust_acc", columns.EVASION)
     passes = replace(columns.PASSES, main=cell.track != "query")  # queries have their own column
@@ -225,7 +226,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
         facts={
             **slice_facts(members[0]),
             "threat": ball,
-            "change": change(threat, str(cell.data.get("kind", "image"))),
+            "change": change(threat, data_kind(members[0])),
             "access": f"{threat['access']}{limit}",
         },
         columns=columns.filled([*main, *each, passes, *columns.EVASION_MORE], placed),
@@ -235,7 +236,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
         if cell.track == "query" and not targeted
         else Scatter("clean_acc", "robust_acc"),
         lines=placed,
-        notes=(NOTES[cell.track].format(required=_required()), *subgroups.alike(placed)),
+        notes=(NOTES[cell.track].format(required=required), *subgroups.alike(placed)),
         result=sentences.resistance(placed, primary) if targeted else sentences.survival(placed, primary),
     )
 
@@ -284,13 +285,14 @@ def _line(
     if not rows.good:
         reasons.append("no attack was completed")
     elif cell.track == "white_box":
-        if not any(flags.has(r.cell.attack, "required") for r in rows.good):
-            reasons.append(f"required attack missing: {_required()}")
+        trait, required = _required(data_kind(rows.every[0]), id(registry.cards()))
+        if trait and not any(flags.has(r.cell.attack, trait) for r in rows.good):
+            reasons.append(f"required attack missing: {required}")
         if label(cell.defense) != "none" and not any(r.cell.adaptive for r in rows.good):
             aims = " that can be targeted" if _target(rows.every[0]) is not None else ""
             reasons.append(f"no adaptive attack: none was run against this defense{aims}")
     judged = control and cell.track == "white_box" and _target(rows.every[0]) is None
-    numbers |= {f"measure:{name}": number for name, number in measured(rows.every).items()}
+    numbers |= {f"measure:{name}": number for name, number in measures.measured(rows.every).items()}
     return Line(
         names=names, numbers=numbers, texts=texts, reasons=tuple(reasons), flags=found, control=control,
         judged=judged, uncaught=flags.uncaught(rows.good, found) if judged else "",

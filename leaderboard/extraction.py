@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from siegebench import registry, signatures
+from siegebench import registry
 from siegebench.cells import Result, ball_text, canonical, label
 
 from . import columns, sentences
@@ -31,6 +29,7 @@ from .board import (
     slug,
     stored,
 )
+from .copies import Copies, Thieves, budget_of, control_of, copies_of, declared, exceeds, has, thieves_of
 from .figures import Curves, Scatter
 from .stats import ALPHA, Vector, average, mean_interval, paired_means
 
@@ -43,40 +42,15 @@ OF_VICTIMS = (
     "A thief asks the victim about images and trains a copy on the answers. Ranked by agreement: how often the copy of "
     "the strongest theft gives the victim's answer to held-out real images, with the largest budget; low is better. "
     "Entries whose agreements do not differ significantly in a paired test on the same images share a rank group, "
-    "ordered by clean accuracy. A defense that changes more than 1 % of the decisions is not ranked."
+    "ordered by clean accuracy. A defense that changes more than 1 % of the decisions is not ranked. A theft counts "
+    "only if it exceeds its control significantly on some victim with the same network, and for at least the agreement "
+    "of its control; where no theft exceeds its control, the answers are worth nothing and no victim is ranked."
 )
 OF_THEFTS = (
     "Copies of undefended victims, with the largest budget. Ranked by what the answers are worth: agreement with the "
     "victim minus that of the best control with the same images and without the answers to them. A theft that does not "
     "exceed its control significantly, in a paired test on the same images, is not ranked."
 )
-
-
-@dataclass(frozen=True)
-class _Copies:
-    """The finished rows of one theft on one victim with one budget: one row a seed."""
-
-    description: Mapping[str, Any]
-    name: str
-    rows: tuple[Result, ...]
-
-    @property
-    def control(self) -> bool:
-        return is_control("theft", self.description)
-
-    @property
-    def agree(self) -> Vector:
-        """How often each image agrees, over the seeds, [N]."""
-        return np.asarray(np.mean([row.outcome("agree") for row in self.rows], axis=0))
-
-    def number(self, name: str) -> Number:
-        """A figure; one row keeps its interval, several give their mean."""
-        if len(self.rows) == 1:
-            return stored(self.rows[0], name)
-        values = [v for row in self.rows if (v := stored(row, name).value) is not None]
-        keys = tuple(row.cell.key for row in self.rows)
-        low, high = (mean_interval(self.agree.tolist()) or (None, None)) if name == "agreement" else (None, None)
-        return Number(average(values) if values else None, low, high, keys=keys)
 
 
 def boards(rows: Sequence[Result]) -> list[Board]:
@@ -99,28 +73,7 @@ def _where(row: Result) -> tuple[Any, ...]:
     return slice_of(row), canonical(row.cell.copy), canonical(row.cell.attack), canonical(ball)
 
 
-def _budget(row: Result) -> int:
-    return int((row.cell.threat or {}).get("queries") or 0)
-
-
-def _copies(rows: Sequence[Result], budget: int, names: Mapping[str, str]) -> dict[str, _Copies]:
-    """The finished thefts with one budget, by name."""
-    good = [r for r in rows if r.status == "ok" and "agree" in r.samples and _budget(r) == budget]
-    found = group(good, lambda r: names[canonical(r.cell.theft)])
-    return {name: _Copies(of[0].cell.theft or {}, name, tuple(of)) for name, of in found.items()}
-
-
-def _has(description: Mapping[str, Any], trait: str) -> bool:
-    return trait in registry.traits("theft", str(description.get("name")))
-
-
-def _declared(kind: str, description: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The class attributes of an entry; none of one that is not registered."""
-    name = str((description or {}).get("name"))
-    return signatures.declared(kind, name) if (kind, name) in registry.cards() else {}
-
-
-def _lacking(row: Result, thefts: Sequence[_Copies]) -> list[str]:
+def _lacking(row: Result, thefts: Sequence[Copies]) -> list[str]:
     """Why a victim is not ranked: required thefts that were not run on it."""
     labels_only = (row.cell.threat or {}).get("access") == "label"
     tried = {str(theft.description["name"]) for theft in thefts}
@@ -130,8 +83,8 @@ def _lacking(row: Result, thefts: Sequence[_Copies]) -> list[str]:
         if name not in tried and (reads_labels or not labels_only):
             out.append(name)
     lacking = [f"not attacked by {', '.join(out)}"] if out else []
-    random = _declared("defense", row.cell.defense).get("randomized") is True
-    if random and not any(_has(theft.description, "averaging") for theft in thefts):
+    random = declared("defense", row.cell.defense).get("randomized") is True
+    if random and not any(has(theft.description, "averaging") for theft in thefts):
         known = " or ".join(registry.with_trait("theft", "averaging"))
         lacking.append(f"random, and not attacked by a theft that averages, such as {known}")
     return lacking
@@ -143,15 +96,16 @@ def _lacking(row: Result, thefts: Sequence[_Copies]) -> list[str]:
 def _victims(members: list[Result]) -> Board:
     first, names = members[0], display(r.cell.theft for r in members)
     models, defenses = display(r.cell.model for r in members), display(r.cell.defense for r in members)
-    budgets = sorted({_budget(r) for r in members})
+    budgets = sorted({budget_of(r) for r in members})
     lines, agree = [], {}
-    for (model, defense), rows in group(
-        members, lambda r: (canonical(r.cell.model), canonical(r.cell.defense))
-    ).items():
-        line, worst = _victim({"model": models[model], "defense": defenses[defense]}, rows, names, budgets)
-        lines.append(line)
-        if worst is not None:
-            agree[line.key] = worst
+    for model, of_model in group(members, lambda r: canonical(r.cell.model)).items():
+        victims = group(of_model, lambda r: canonical(r.cell.defense))
+        thieves = thieves_of([copies_of(rows, budgets[-1], names) for rows in victims.values()])
+        for defense, rows in victims.items():
+            line, worst = _victim({"model": models[model], "defense": defenses[defense]}, rows, names, budgets, thieves)
+            lines.append(line)
+            if worst is not None:
+                agree[line.key] = worst
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
         gap, p = paired_means(agree[a.key], agree[b.key])
@@ -192,7 +146,7 @@ def _common(what: str, members: Sequence[Result]) -> dict[str, Any]:
         "facts": {
             **slice_facts(first), "pool": asked, "answers": f"{threat['access']}s",
             "copy": "the victim's network" if cell.copy is None else label(cell.copy),
-            "queries": ", ".join(map(str, sorted({_budget(r) for r in members}))),
+            "queries": ", ".join(map(str, sorted({budget_of(r) for r in members}))),
             "transfer": f"{label(cell.attack)}, {ball_text(threat)}",
         },
         "row_metric": "agreement",
@@ -200,10 +154,10 @@ def _common(what: str, members: Sequence[Result]) -> dict[str, Any]:
 
 
 def _victim(
-    names: dict[str, str], rows: list[Result], shown: Mapping[str, str], budgets: Sequence[int]
+    names: dict[str, str], rows: list[Result], shown: Mapping[str, str], budgets: Sequence[int], thieves: Thieves
 ) -> tuple[Line, Vector | None]:
-    """The line of a victim, and how often each image agrees with the copy of the strongest theft."""
-    every = [_copies(rows, budget, shown) for budget in budgets]
+    """The line of a victim, and how often each image agrees with the best copy that a thief can have."""
+    every = [copies_of(rows, budget, shown) for budget in budgets]
     thefts = [found for found in every[-1].values() if not found.control]
     control = is_control("model", rows[0].cell.model) or is_control("defense", rows[0].cell.defense)
     reasons = ([CONTROL] if control else []) + problems(rows) + _lacking(rows[0], thefts)
@@ -213,7 +167,12 @@ def _victim(
     )  # fmt: skip
     if not thefts:
         return replace(line, reasons=line.reasons or ("no theft was measured completely",)), None
-    strongest = max(thefts, key=lambda found: (found.agree.mean(), found.name))
+    if thieves.reason:
+        line = replace(line, reasons=(*line.reasons, thieves.reason))
+    counted = [found for found in thefts if found.name not in thieves.idle] or thefts
+    # a thief who gains nothing by asking keeps the copy of its control
+    unaided = [found for theft in counted if (found := control_of(theft.rows[0], every[-1])[0]) is not None]
+    strongest = max((*unaided, *counted), key=lambda found: (found.agree.mean(), found.name))
     numbers = {"agreement": strongest.number("agreement"), "copy_acc": strongest.number("copy_acc")}
     numbers |= {name: stored(strongest.rows[0], name) for name in OF_VICTIM}
     transfers = [n for found in thefts if (n := found.number("transfer_robust_acc")).value is not None]
@@ -232,13 +191,13 @@ def _victim(
     return replace(line, numbers=numbers, texts={"strongest": strongest.name}, flags=found_flags), strongest.agree
 
 
-def _trained(control: _Copies) -> bool:
+def _trained(control: Copies) -> bool:
     """Whether a control is a trained network that never asked."""
-    said = _declared("theft", control.description)
+    said = declared("theft", control.description)
     return said.get("needs") == "none" and said.get("trains") is not False
 
 
-def _labels_suffice(row: Result, thefts: Sequence[_Copies]) -> list[Mark]:
+def _labels_suffice(row: Result, thefts: Sequence[Copies]) -> list[Mark]:
     """Flag a defense under which labels give a better copy than scores."""
     by_labels = [t for t in thefts if t.description.get("labels") is True]
     by_scores = [t for t in thefts if t.description.get("labels") is not True]
@@ -257,24 +216,13 @@ def _labels_suffice(row: Result, thefts: Sequence[_Copies]) -> list[Mark]:
 
 def _thefts(members: list[Result]) -> Board:
     first, names = members[0], display(r.cell.theft for r in members)
-    models, budgets = display(r.cell.model for r in members), sorted({_budget(r) for r in members})
+    models, budgets = display(r.cell.model for r in members), sorted({budget_of(r) for r in members})
     lines, lifts = [], {}
     for model, rows in group(members, lambda r: canonical(r.cell.model)).items():
-        at = [_copies(rows, budget, names) for budget in budgets]
-        references = [found for found in at[-1].values() if found.control and _has(found.description, "reference")]
+        at = [copies_of(rows, budget, names) for budget in budgets]
         for name, of in group(rows, lambda r: names[canonical(r.cell.theft)]).items():
-            fitting = [found for found in references if _same_images(found.description, of[0])]
-            reference = max(fitting, key=lambda found: (found.agree.mean(), found.name), default=None)
-            line, lift = _theft(
-                {"model": models[model], "theft": name}, of, [found.get(name) for found in at], reference
-            )
-            if fitting and not line.control and all(_untrained(found) for found in fitting):
-                line = replace(line, reasons=(*line.reasons, "its only control is an untrained network"))
-            elif _in_domain(of[0]) and not line.control and not any(_labelled(found.description) for found in fitting):
-                told = (
-                    "its images are of the victim's own data, and own_labels, which has their true labels, was not run"
-                )
-                line = replace(line, reasons=(*line.reasons, told))
+            found = [copies.get(name) for copies in at]
+            line, lift = _theft({"model": models[model], "theft": name}, of, found, *control_of(of[0], at[-1]))
             lines.append(line)
             if lift is not None:
                 lifts[line.key] = lift
@@ -300,41 +248,15 @@ def _thefts(members: list[Result]) -> Board:
     )
 
 
-def _untrained(control: _Copies) -> bool:
-    return _declared("theft", control.description).get("trains") is False
-
-
-def _in_domain(row: Result) -> bool:
-    """Whether a thief asks about images of the victim's own data, whose true labels are worth as much as answers."""
-    return row.cell.pool is not None and row.cell.pool["source"] == row.cell.data["source"]
-
-
-def _labelled(theft: Mapping[str, Any]) -> bool:
-    return _declared("theft", theft).get("labelled") is True
-
-
-def _same_images(control: Mapping[str, Any], row: Result) -> bool:
-    """Whether a control has no labelled images that a theft does not have: of the pool, or of the victim's data."""
-    theft = row.cell.theft or {}
-    if _labelled(control):
-        return row.cell.pool is not None
-    return set(_sees(control)) <= set(_sees(theft))
-
-
-def _sees(theft: Mapping[str, Any]) -> tuple[str, ...]:
-    """The labelled images that a theft uses, by its card."""
-    found = registry.cards().get(("theft", str(theft.get("name"))))
-    return () if found is None else found.card.sees
-
-
 def _theft(
-    names: dict[str, str], rows: list[Result], at: Sequence[_Copies | None], reference: _Copies | None
+    names: dict[str, str], rows: list[Result], at: Sequence[Copies | None], reference: Copies | None, lacking: str
 ) -> tuple[Line, Vector | None]:
     """The line of a theft on one victim, and how much more often than its control each image agrees.
 
     Args:
         at: its finished rows for each budget, the largest last.
         reference: the control that it is compared with.
+        lacking: why that does not suffice.
     """
     control, copies = is_control("theft", rows[0].cell.theft), at[-1]
     reasons = ([CONTROL] if control else []) + problems(rows)
@@ -343,27 +265,26 @@ def _theft(
     if copies is None:
         why = reasons or ["not measured with the largest budget"]
         return replace(line, reasons=tuple(why), flags=in_order(found)), None
-    budgets = [_budget(c.rows[0]) for c in at if c is not None]
+    budgets = [budget_of(c.rows[0]) for c in at if c is not None]
     numbers = {"agreement": copies.number("agreement"), **{name: copies.number(name) for name in OF_COPY}}
     numbers |= {f"agreement@{b}": c.number("agreement") for b, c in zip(budgets, filter(None, at), strict=True)}
     numbers["queries"] = Number(average([row.counts.get("queries", 0.0) for row in copies.rows]))
     numbers["seeds"] = Number(float(len(copies.rows)))
     numbers = {name: number for name, number in numbers.items() if number.value is not None}
     lift: Vector | None = None
-    if reference is None:
-        known = " or ".join(n for n in registry.with_trait("theft", "reference") if _same_images({"name": n}, rows[0]))
-        reasons.append(f"its control was not run: {known}")
-    else:
+    if reference is not None:
         lift = copies.agree - reference.agree
-        gain, p = paired_means(copies.agree, reference.agree)
+        gain = float(lift.mean())
         low, high = mean_interval(lift.tolist()) or (None, None)
         numbers["agreement_lift"] = Number(
             gain, low, high, len(lift), (*line.keys, *(r.cell.key for r in reference.rows))
         )
         numbers["control"] = reference.number("agreement")
         told = f"agrees on {100 * copies.agree.mean():.1f} %, {reference.name} on {100 * reference.agree.mean():.1f} %"
-        if not control and (gain <= 0 or p > ALPHA):
+        if not control and not exceeds(copies, reference):
             reasons.append(f"not better than its control: {told}")
         if not control and gain < LITTLE:
             found.append(Mark("flag", "no_lift", told))
+    if lacking and not control:
+        reasons.append(lacking)
     return replace(line, numbers=numbers, reasons=tuple(reasons), flags=in_order(found)), lift

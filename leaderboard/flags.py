@@ -12,7 +12,7 @@ from siegebench import registry
 from siegebench.cells import Result, canonical, eps_text, label
 
 from .board import OF_CLEAN as OF_IMAGES
-from .board import Mark, metric, slice_of
+from .board import Mark, data_kind, metric, slice_of
 from .stats import Vector, tolerance
 
 GAP = 0.20  # drop of robust accuracy from PGD on cross-entropy to the worst case over all attacks
@@ -252,9 +252,9 @@ def not_searched(rows: Sequence[Result]) -> list[Mark]:
         return []
     if any(has(r.cell.attack, "adaptive") for r in rows):
         return []
-    able = ", ".join(registry.with_trait("attack", "adaptive"))
+    able = ", ".join(registry.with_trait("attack", "adaptive", data_kind(rows[0])))
     told = f"{able} was not run: the adaptive attacks are only those that the defense declares itself"
-    return [Mark("info", "not_searched", told)]
+    return [Mark("info", "not_searched", told)] if able else []
 
 
 def uncaught(white: Sequence[Result], flags: Iterable[Mark]) -> str:

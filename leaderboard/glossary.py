@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
-from siegebench import registry
+from siegebench import registry, signatures
 from siegebench.cells import SLOTS, Result
 from siegebench.errors import ConfigError
 from siegebench.kinds import KINDS
@@ -72,6 +73,38 @@ def _card(kind: str, name: str) -> dict[str, str] | None:
     except ConfigError:
         return None
     return {"summary": card.summary, "paper": card.paper}
+
+
+def meaning_of_figure(slot: str, name: str, figure: str) -> str:
+    """What a figure of a measure or study means: from the docstring of its class, else the summary of its card."""
+    if (slot, name) not in registry.cards():
+        return ""
+    told = _figures(slot, name, id(registry.cards()))
+    family = figure.partition("@")[0]
+    found = next((meaning for pattern, meaning in told if re.fullmatch(pattern, family)), "")
+    return found or f"A figure of {name}: {registry.cards()[slot, name].card.summary}"
+
+
+@lru_cache(maxsize=256)
+def _figures(slot: str, name: str, cards: int) -> list[tuple[str, str]]:
+    """(pattern, meaning) of the figures that docstrings list as `name, other_name    meaning`, exact names first.
+
+    Capital letters and dots stand for any word: `METHOD_deletion`, `..._relative`.
+    """
+    exact, wild = list[tuple[str, str]](), list[tuple[str, str]]()
+    try:
+        docstrings = signatures.docstrings(slot, name)
+    except ConfigError:  # a card of another package may name a file that does not exist
+        docstrings = []
+    for docstring in docstrings:
+        text = docstring.partition("\nAttributes:")[0]
+        for names, first, rest in re.findall(r"^ {4}(\S+(?:, \S+)*) {2,}(\S.*)((?:\n {6,}\S.*)*)", text, re.MULTILINE):
+            meaning = " ".join(f"{first} {rest}".split())
+            for word in names.split(", "):
+                pattern = re.sub(r"[A-Z]+|\\\.\\\.\\\.", lambda _: r"\w+", re.escape(word))
+                if word.strip(".") and re.fullmatch(r"[\w.]+", word):
+                    (exact if pattern == word else wild).append((pattern, meaning))
+    return exact + wild
 
 
 @cache

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from siegebench import registry
 from siegebench.cells import Result, label
 
-from .board import Number, metric
+from .board import Column, Number, metric
+from .glossary import meaning_of_figure
+
+
+def columns(rows: Sequence[Result]) -> list[Column]:
+    """A column for each number of a measure."""
+    out = []
+    for title in sorted(measured(rows)):
+        measure, _, figure = title.rpartition(" ")
+        told = meaning_of_figure("measure", measure.partition(" ")[0].partition("(")[0], figure)
+        told = f"A diagnostic measure; never ranked. {told}".strip()
+        out.append(Column(f"measure:{title}", title, "score", told, "", False, "measure", "Measures"))
+    return out
 
 
 def measured(rows: Sequence[Result]) -> dict[str, Number]:

@@ -8,6 +8,7 @@ from siegebench.cells import Result, canonical
 
 from .board import Board, Column, Line, Number, display, group, in_order, marks, problems, slice_facts, slice_of, slug
 from .figures import Dots
+from .glossary import meaning_of_figure
 from .stats import average
 
 ABOUT = (
@@ -15,7 +16,6 @@ ABOUT = (
     "beside their baselines and are not ranked; they enter no other board."
 )
 REASON = "a study is shown, not ranked"
-HELP = "A figure of the study; its replication page explains it."
 SHOWN = 6  # columns in the terminal; the page and the exports have all
 
 
@@ -34,7 +34,8 @@ def _board(members: list[Result], name: str) -> Board:
     lines = tuple(_line(names[key], rows) for key, rows in group(members, lambda r: canonical(r.cell.study)).items())
     figures = list(dict.fromkeys(metric for row in members for metric in row.metrics))
     columns = tuple(
-        Column(figure, figure.replace("_", " "), "score", HELP, "", main=k < SHOWN) for k, figure in enumerate(figures)
+        Column(figure, figure.replace("_", " "), "score", meaning_of_figure("study", name, figure), "", main=k < SHOWN)
+        for k, figure in enumerate(figures)
     )
     data = str(members[0].cell.data["name"])
     return Board(

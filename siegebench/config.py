@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
@@ -14,7 +14,7 @@ from siegebench.bundled import suite_path
 from siegebench.errors import did_you_mean, shortened
 from siegebench.inventory import Inventory, NamedData
 from siegebench.tracks import TRACKS
-from siegebench.tracks.base import BoardSpec, DataSpec, Seeds, Spec, Specs, Strict, ThreatSpec
+from siegebench.tracks.base import BoardSpec, DataSpec, Seeds, Spec, Specs, Strict
 from siegebench.yamlmarks import Document
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ RENAMED = {"checks": "measures"}  # keys of earlier versions, still read, and th
 class Suite(Strict):
     """A named list of boards. `data`, `models` and `seeds` at the top are defaults for boards without their own.
 
-    `attack`, `defense`, `backdoor`, `detector`, `camouflage` and `certifier` are what `$attack`, ... on its boards
-    stand for, see `placeholders`.
+    `attack`, `defense` and the other kinds in `kinds.PLACED` are what `$attack`, ... on its boards stand for, see
+    `placeholders`.
     """
 
     suite: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -43,6 +43,9 @@ class Suite(Strict):
     detector: Spec | None = None
     camouflage: Spec | None = None
     certifier: Spec | None = None
+    theft: Spec | None = None
+    leak: Spec | None = None
+    sharing: Spec | None = None
     boards: Annotated[list[Board], Field(min_length=1)]
 
     _inventory: Inventory = PrivateAttr()
@@ -112,9 +115,7 @@ def parse_suite(document: Document) -> Suite:
 def _check_keys(document: Document) -> None:
     """Check for unknown keys first: the message suggests the nearest key, and a typo may cause further errors."""
 
-    def known(model: type[BaseModel], data: Any, loc: tuple[Any, ...]) -> None:
-        if not isinstance(data, dict):
-            return
+    def known(model: type[BaseModel], data: dict[str, Any], loc: tuple[Any, ...]) -> None:
         names = [field.alias or name for name, field in model.model_fields.items()]
         for key in list(data):
             new = RENAMED.get(key, key)
@@ -125,24 +126,39 @@ def _check_keys(document: Document) -> None:
                 warnings.warn_explicit(text, FutureWarning, file, int(line))
             elif key not in names:
                 raise document.error((*loc, key), f"unknown key {shortened(key)}. {did_you_mean(str(key), names)}")
+        for name, field in zip(names, model.model_fields.values(), strict=True):
+            found = data.get(name)
+            items = enumerate(found) if isinstance(found, list) else [(None, found)]
+            for i, item in items:
+                at = (*loc, name) if i is None else (*loc, name, i)
+                if (model, name) == (Suite, "boards") and i is not None:
+                    check_track(item, at)
+                for inner in _models(field.annotation, item):
+                    known(inner, item, at)
 
-    data = document.data
-    known(Suite, data, ())
-    known(DataSpec, data.get("data"), ("data",))
-    boards = data.get("boards")
-    for i, board in enumerate(boards if isinstance(boards, list) else []):
-        loc = ("boards", i)
+    def check_track(board: Any, loc: tuple[Any, ...]) -> None:
         if not isinstance(board, dict):
             raise document.error(loc, f"a board is a mapping with track, models, ...; found {shortened(board)}")
         track = board.get("track")
         if not isinstance(track, str) or track not in TRACKS:
             where = (*loc, "track") if "track" in board else loc
             raise document.error(where, f"unknown track {shortened(track)}. {did_you_mean(str(track), TRACKS)}")
-        known(TRACKS[track], board, loc)
-        known(DataSpec, board.get("data"), (*loc, "data"))
-        threats = board.get("threats")
-        for j, threat in enumerate(threats if isinstance(threats, list) else []):
-            known(ThreatSpec, threat, (*loc, "threats", j))
+
+    known(Suite, document.data, ())
+
+
+def _models(annotation: Any, value: Any) -> Iterator[type[BaseModel]]:
+    """The models of a type that a mapping is for: those of whose required literals it has one, such as its track."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fixed = {
+            name: get_args(field.annotation)
+            for name, field in annotation.model_fields.items()
+            if field.is_required() and get_origin(field.annotation) is Literal
+        }
+        if isinstance(value, dict) and all(value.get(name) in options for name, options in fixed.items()):
+            yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner, value)
 
 
 def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
@@ -154,6 +170,8 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
         return loc[:-1], f"{shown} is missing"
     if first["loc"][-1:] == ("str",):
         return loc, f"{shown}: expected a name or a mapping with `name`, found {shortened(first.get('input'))}"
+    if first["type"].startswith("model_"):
+        return loc, f"{shown}: expected a mapping, found {shortened(first.get('input'))}"
     message = first["msg"].removeprefix("Value error, ")
     found = "" if "found" in message else f", found {shortened(first.get('input'))}"
     return loc, f"{shown}: {message}{found}"

@@ -71,3 +71,7 @@ def kind_of(base: type) -> EntryKind:
 
 
 FOLDERS: tuple[str, ...] = tuple(dict.fromkeys(kind.folder for kind in KINDS.values()))
+# kinds that a suite may have a placeholder for, such as `$defense`; each is a key of a suite
+PLACED: tuple[str, ...] = (
+    "attack", "defense", "backdoor", "detector", "camouflage", "certifier", "theft", "leak", "sharing",
+)  # fmt: skip

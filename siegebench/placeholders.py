@@ -7,8 +7,8 @@
 
 A board is left out if the key of its placeholder is not set, or if the entry is for other boards: an attack for the
 track of its access and the norms of its threats, a defense for the tracks that it declares, a backdoor for a target or
-for certifiers, a detector for inputs or for models, a certifier for the norms of the threats. Everything else about the
-entry is checked later, like any other.
+for certifiers, a detector for inputs or for models, a certifier for the norms of the threats, a theft for what the
+victim answers. Everything else about the entry is checked later, like any other.
 """
 
 from __future__ import annotations
@@ -18,10 +18,24 @@ from typing import Any
 
 from siegebench import registry
 from siegebench.errors import ConfigError
-from siegebench.types import Attack, BackdoorAttack, Camouflage, Certifier, Defense, Entry, ModelDetector, Poisoning
+from siegebench.kinds import PLACED
+from siegebench.threat import ThreatModel
+from siegebench.types import (
+    Attack,
+    BackdoorAttack,
+    Camouflage,
+    Certifier,
+    Defense,
+    Entry,
+    Leak,
+    ModelDetector,
+    Poisoning,
+    Sharing,
+    Theft,
+)
 from siegebench.yamlmarks import Document, Loc
 
-KEYS = ("attack", "defense", "backdoor", "detector", "camouflage", "certifier")
+KEYS = PLACED
 
 
 def fill(document: Document) -> None:
@@ -98,6 +112,11 @@ def _fits(entry: Entry, board: Any) -> bool:
         return track == "camouflage"
     if isinstance(entry, Certifier):
         return bool(norms & entry.norms)
+    if isinstance(entry, Theft):
+        access = board.get("access", "score")
+        return access in ("score", "label") and ThreatModel(access=access).grants(entry.access())
+    if isinstance(entry, (Leak, Sharing)):
+        return track == "privacy"
     return isinstance(entry, ModelDetector) == (track == "model_detection")
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints, overlo
 
 from pydantic import TypeAdapter, ValidationError
 
-from siegebench.card import Registered, read
+from siegebench.card import Card, Registered, read
 from siegebench.errors import ConfigError, did_you_mean, shortened
 from siegebench.kinds import FOLDERS, KINDS, kind_of
 
@@ -125,9 +125,14 @@ def traits(kind: str, name: str) -> frozenset[str]:
     return frozenset(found.card.members.get(str(given.get("target")), ()) if found.card.family else found.card.traits)
 
 
-def with_trait(kind: str, trait: str) -> list[str]:
-    """The entries of a kind that have a trait."""
-    return [name for name in names(kind) if trait in traits(kind, name)]
+def with_trait(kind: str, trait: str, data: str = "") -> list[str]:
+    """The entries of a kind that have a trait; those that take a kind of data, if one is given."""
+    found = [name for name in names(kind) if trait in traits(kind, name)]
+    return [name for name in found if not data or _takes(find(kind, name)[0].card, data)]
+
+
+def _takes(card: Card, data: str) -> bool:
+    return data in card.takes or ANY in card.takes
 
 
 @cache
@@ -272,9 +277,9 @@ def check_takes(entry: Entry, data: str) -> None:
         ConfigError: with the entry and the kinds that it takes.
     """
     name, kind = entry._name, kind_of(type(entry)).name  # type: ignore[attr-defined]
-    takes = find(kind, name)[0].card.takes
-    if data not in takes and ANY not in takes:
-        raise ConfigError(f"{kind} {name!r} takes {', '.join(takes)}, the data is {data}")
+    card = find(kind, name)[0].card
+    if not _takes(card, data):
+        raise ConfigError(f"{kind} {name!r} takes {', '.join(card.takes)}, the data is {data}")
     for field in fields(entry):
         inner = getattr(entry, field.name)
         if hasattr(inner, "_name"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 from siegebench.classifier import Classifier
 from siegebench.data import IMAGE, ImageSet, Kind
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import ModelError, NotApplicable
+from siegebench.errors import ConfigError, ModelError, NotApplicable
 from siegebench.progress import Training
 from siegebench.types import Count, Positive, Share
 
@@ -51,6 +51,28 @@ class Recipe:
     warmup: Share = 0.1
     augment: Augment = "crop"
     smoothing: Share = 0.0
+
+
+def check_augment(entry: Any, kind: Kind) -> None:
+    """Refuse an entry that augments other data than images, in a recipe or a nested entry too.
+
+    Raises:
+        ConfigError: with the path of `augment` inside the entry as its attribute `loc`.
+    """
+    for loc, how in _augmentations(entry) if kind.name != IMAGE.name else ():
+        told = f"{entry._name!r}: {'.'.join(loc)}: {how} is for images, the data is {kind.name}; set `augment: none`"
+        error = ConfigError(f"{told} (a recipe that is given takes nothing from the recipe of the card)")
+        error.loc = loc  # type: ignore[attr-defined]
+        raise error
+
+
+def _augmentations(part: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    for field in fields(part):
+        value, here = getattr(part, field.name), (*loc, field.name)
+        if field.name == "augment" and value in get_args(Augment)[1:]:
+            yield here, value
+        elif hasattr(value, "_name") or isinstance(value, Recipe):
+            yield from _augmentations(value, here)
 
 
 def augmented(x: Tensor, how: Augment, draws: Draws, epoch: int, kind: Kind = IMAGE) -> Tensor:

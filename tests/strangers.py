@@ -51,7 +51,9 @@ def changed(rng: random.Random, value: Any) -> Any:
     if isinstance(value, bool):
         near = [not value]
     elif isinstance(value, (int, float)):
-        near = [-value, value + 1, value * 1000, value / 3, float(value), str(value), 10**308 * 1.0, 1e-300, 0, 1]
+        float_too = not isinstance(value, int) or abs(value) < 10**300
+        floats = [value / 3, float(value)] if float_too else []
+        near = [-value, value + 1, value * 1000, *floats, str(value), 10**308 * 1.0, 1e-300, 0, 1]
     elif isinstance(value, str):
         near = [value + "x", value[:-1], value[::-1], value.upper(), EVIL, "", value * 50, [value], "other"]
     elif isinstance(value, list):

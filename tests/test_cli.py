@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from siegebench import cli, registry
+from siegebench.bundled import bundled_suites
 from siegebench.cells import Result
 from siegebench.cli import listing
 from siegebench.kinds import KINDS
@@ -139,6 +140,16 @@ def test_show_prints_a_suite(call: Call, finished: Path) -> None:
     (shown,) = json.loads(call("show", "quickstart", "--json")[1])
     assert len(shown["boards"]) == 8
     assert "board 0: white_box" in call("show", finished / "s.yaml")[1]
+
+
+def test_show_prints_everything_of_a_name(call: Call) -> None:
+    both = sorted({name for _, name in registry.cards()} & {path.stem for path in bundled_suites()})
+    assert "spiking" in both
+    for name in both:
+        assert {item["kind"] for item in json.loads(call("show", name, "--json")[1])} > {"suite"}
+    out = call("show", "spiking")[1]
+    assert out.startswith("model spiking (version ")
+    assert "\nsuite spiking: " in out
 
 
 def test_lists_are_named_in_singular_too(call: Call) -> None:

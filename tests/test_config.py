@@ -140,6 +140,22 @@ def test_overrides_that_do_not_fit(assignment: str, words: str, refused: Callabl
     assert words in said
 
 
+@pytest.mark.parametrize(
+    ("suite", "assignment", "words"),
+    [
+        ("privacy_digits", "boards.0.client={bacth: 2}", "unknown key 'bacth'. Did you mean batch?"),
+        ("privacy_digits", "boards.0.client=3", "boards.0.client: expected a mapping, found 3"),
+        ("extraction_digits", "boards.0.pool={set: digits, splt: train}", "unknown key 'splt'. Did you mean split?"),
+        ("extraction_digits", "boards.0.threats=[{norm: linf, epz: 1}]", "unknown key 'epz'. Did you mean eps?"),
+        ("open_set_gtsrb", "boards.0.inputs=[{kind: corrupted, severitis: [1]}]", "unknown key 'severitis'. Did"),
+    ],
+)
+def test_keys_below_a_key_of_a_board(suite: str, assignment: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load_suite(suite, [assignment])
+    assert str(refusal.value).startswith(f"--set {assignment}: {words}")
+
+
 def test_overrides_that_fit(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(GOOD)

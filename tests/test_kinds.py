@@ -164,6 +164,26 @@ def test_what_does_not_fit_is_refused_with_its_line(tmp_path: Path, slot: str, s
     assert f"suite.yaml:{line}" in str(caught.value)
 
 
+def test_a_recipe_that_augments_is_refused_with_its_line(tmp_path: Path) -> None:
+    board = {"track": "white_box", "attacks": ["outsider/step"], "threats": [{"norm": "linf", "eps": 0.1}]}
+    path = runs.suite(
+        tmp_path / "suite.yaml", board, data={"set": "outsider/waves", "count": 40},
+        models=[{"name": runs.MODEL, "recipe": {"epochs": 6}}],
+    )  # fmt: skip
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "recipe" in text)
+    with pytest.raises(
+        ConfigError, match=rf"suite.yaml:{line}:\d+: .*recipe.augment: crop is for images, the data is wave"
+    ):
+        plan(load_suite(str(path)))
+
+
+def test_the_default_measure_is_run_only_on_data_that_it_takes(tmp_path: Path) -> None:
+    board = {"track": "white_box", "attacks": ["outsider/step"], "threats": [{"norm": "linf", "eps": 0.1}]}
+    assert {cell.measure is None for cell in plan(load_suite(str(suite(tmp_path, "outsider/waves", board)))).cells} == {
+        True
+    }
+
+
 def test_an_entry_inside_another_is_asked_too() -> None:
     spec = {"name": "eot", "attack": "outsider/step"}
     registry.check_takes(registry.build("attack", spec), "image")

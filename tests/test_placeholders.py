@@ -40,6 +40,9 @@ def tracks(suite: Suite) -> list[str]:
         ("backdoor", "certifier_availability", ["certified"]),
         ("detector", "strip", ["input_detection"]),
         ("detector", "neural_cleanse", ["model_detection"]),
+        ("theft", "jacobian", ["extraction"]),
+        ("leak", "analytic", ["privacy"]),
+        ("sharing", "clip", ["privacy"]),
     ],
 )
 def test_try_evaluates_an_entry_where_it_belongs(key: str, name: str, expected: list[str]) -> None:
@@ -47,7 +50,7 @@ def test_try_evaluates_an_entry_where_it_belongs(key: str, name: str, expected: 
 
 
 def test_try_evaluates_every_entry_of_these_kinds() -> None:
-    for key in ("attack", "defense", "backdoor", "detector"):
+    for key in ("attack", "defense", "backdoor", "detector", "theft", "leak", "sharing"):
         for name in registry.names(key):
             if "/" in name or None in [p["default"] for p in signatures.parameters(key, name).values()]:
                 continue  # of another package, or with a parameter to choose

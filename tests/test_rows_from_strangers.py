@@ -266,6 +266,11 @@ def try_cards(folder: Path, seeds: range) -> Counter[str]:
     return seen
 
 
+def test_any_value_may_be_changed_again() -> None:
+    for value in strangers.VALUES:
+        strangers.changed(random.Random(0), value)
+
+
 def test_mutated_cards_are_refused_in_one_line_or_read(tmp_path: Path) -> None:
     seen = try_cards(tmp_path, range(200))
     assert min(seen.values()) > 10, seen

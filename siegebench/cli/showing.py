@@ -17,7 +17,7 @@ from siegebench.cli import complete
 from siegebench.cli.listing import as_text, entry
 from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 from siegebench.errors import ConfigError, did_you_mean
-from siegebench.kinds import KINDS
+from siegebench.kinds import KINDS, PLACED
 from siegebench.origin import again, by_hand
 from siegebench.progress import clock
 
@@ -31,7 +31,6 @@ FLAGS: dict[str, dict[str, Any]] = {
     "defense": {"trains": False, "randomized": False, "differentiable": True},
     "backdoor": {"clean_label": False},
 }
-TRIED = ("attack", "defense", "backdoor", "detector")  # kinds with boards in the suite `try`
 
 
 def show(
@@ -42,12 +41,15 @@ def show(
     store: StorePath = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Show an entry with its parameters, a suite with its boards, or a stored row and how to make it again."""
+    """Show entries with their parameters, a suite with its boards, or a stored row and how to make it again.
+
+    An entry and a suite may have the same name; both are shown.
+    """
     entries = [described(kind, name) for kind in KINDS if _known(kind, name, alone=True)]
-    suites = [suite(path) for path in _suites(name)] if not entries else []
+    suites = [suite(path) for path in _suites(name)]
     rows = _rows(name, store) if not (entries or suites) else []
     if as_json:
-        print(as_text(entries or suites or [{**row.as_dict(), "again": again(row)} for row in rows]))
+        print(as_text([*entries, *suites, *({**row.as_dict(), "again": again(row)} for row in rows)]))
         return
     lines = [line for item in entries for line in _entry_lines(item)]
     lines += [line for item in suites for line in _suite_lines(item)]
@@ -122,7 +124,7 @@ def _entry_lines(item: Mapping[str, Any]) -> Iterable[str]:
     if item["control"]:
         yield "  a planted control: listed, never ranked"
     yield f"  check it: siegebench check {name}"
-    if kind in TRIED and not item["control"]:
+    if kind in PLACED and not item["control"]:
         yield f"  evaluate it: siegebench run try --set {kind}={name}"
 
 
@@ -167,7 +169,7 @@ def _suite_lines(item: Mapping[str, Any]) -> Iterable[str]:
             if key != "track":
                 yield f"    {key}: {_listed(value)}"
     target = item["name"] if item["file"] == f"{item['name']}.yaml" else item["file"]
-    asked = re.search(r"'\$(attack|defense|backdoor|detector)'", str(item["boards"]))
+    asked = re.search(rf"'\$({'|'.join(PLACED)})'", str(item["boards"]))
     given = f" --set {asked.group(1)}=NAME" if asked else ""
     yield f"  its cells and their time: siegebench run {target}{given} --dry-run"
 

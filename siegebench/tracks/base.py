@@ -14,6 +14,7 @@ from siegebench.inventory import Inventory, Named, NamedData, NamedModel
 from siegebench.kinds import KINDS
 from siegebench.metrics import SEVERITIES
 from siegebench.threat import Access, Norm, Rule, ThreatModel, parse_number, parse_target
+from siegebench.train import check_augment
 from siegebench.types import Attack, DataSource, Defense, ModelSource, Poisoning, Probe
 from siegebench.yamlmarks import Loc
 
@@ -112,6 +113,10 @@ class BoardSpec(Strict):
         specs = getattr(self, slot) or ()
         return [inventory.resolve(kind, spec, self.where(slot, i)) for i, spec in enumerate(specs)]
 
+    def fitting(self, inventory: Inventory, slot: str, kind: str) -> list[Named[Any]]:
+        """The entries of a list that are run on this kind of data; a board may leave out some of its defaults."""
+        return self.named(inventory, slot)
+
     def check(self, inventory: Inventory) -> None:
         """Refuse unknown names, invalid parameters and invalid combinations.
 
@@ -178,9 +183,10 @@ class BoardSpec(Strict):
         for slot in self.slots:
             if slot == "models" and inventory.given is not None:
                 continue
-            for named in self.named(inventory, slot):
+            for named in self.fitting(inventory, slot, kind.name):
                 with inventory.blame(named.where):
                     registry.check_takes(named.entry, kind.name)
+                    check_augment(named.entry, kind)
                     for spec in named.entry.adaptive if isinstance(named.entry, Defense) else ():
                         registry.check_takes(inventory.resolve(Attack, spec, named.where).entry, kind.name)
 

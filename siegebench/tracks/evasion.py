@@ -110,12 +110,13 @@ class AttackBoard(BoardSpec):
         trained = model.trained or any(s.trained for s in surrogates or ())
         shown = None if surrogates is None else [_member(s, SURROGATE_SEED) for s in surrogates]
         own: list[Named[Attack]] = self.named(inventory, "attacks")
-        measures: list[Named[Measure]] = self.named(inventory, "measures") if "measures" in self.slots else []
+        kind = data.images.kind.name
+        measures: list[Named[Measure]] = self.fitting(inventory, "measures", kind) if "measures" in self.slots else []
         defenses: list[Named[Defense]] = self.named(inventory, "defenses")
         for defense in defenses:
             defended = inventory.identified(defense)
             knowing = [inventory.resolve(Attack, spec, defense.where) for spec in self.known(defense)]
-            knowing = [a for a in knowing if takes(a, data.images.kind.name)]
+            knowing = [a for a in knowing if takes(a, kind)]
             adaptive = [a.description for a in knowing]
             trains = trained or defense.entry.trains
             extra = [a for a in knowing if a.description not in [o.description for o in own]]
@@ -164,6 +165,7 @@ class WhiteBoxBoard(AttackBoard):
     """Robust accuracy under white-box attacks, including the adaptive attacks of each defense.
 
     Attributes:
+        measures: `masking` if left out, on the kinds of data that it takes.
         search: the attack that adapts to a victim by itself, run on every defended entry; `none` leaves it out, which
             the page shows.
     """
@@ -172,6 +174,12 @@ class WhiteBoxBoard(AttackBoard):
     measures: list[Spec] = Field(default=["masking"])
     search: Spec = "adaptive_search"
     slots: ClassVar[dict[str, str]] = {**AttackBoard.slots, "measures": "measure"}
+
+    def fitting(self, inventory: Inventory, slot: str, kind: str) -> list[Named[Any]]:
+        found = super().fitting(inventory, slot, kind)
+        if slot == "measures" and slot not in self.model_fields_set:
+            return [named for named in found if takes(named, kind)]
+        return found
 
     def known(self, defense: Named[Defense]) -> tuple[Spec, ...]:
         searched = () if self.search == "none" or defense.name == "none" else (self.search,)

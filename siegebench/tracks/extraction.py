@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -125,7 +125,15 @@ class ExtractionBoard(BoardSpec):
             raise inventory.document.error(where, f"{told} {data.images.kind.name}")
         if images.digest == data.images.digest:
             raise inventory.document.error(where, "these are the evaluated images; give the thief others")
-        return NamedData(images, inventory.described(source, self.pool.split, images))
+        pool = NamedData(images, inventory.described(source, self.pool.split, images))
+        if _split_of(pool) == _split_of(data):
+            both = int(torch.isin(images.ids, data.images.ids).sum())
+            if both:
+                told = f"{both} of the {len(images)} images of the pool are evaluated too"
+                raise inventory.document.error(
+                    self.where("pool", "split"), f"{told}; give the thief another split than {self.pool.split!r}"
+                )
+        return pool
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
         data = self.images(inventory)
@@ -168,6 +176,10 @@ class ExtractionBoard(BoardSpec):
         found += [*convention_flags(ws, cell, victim, data, clean), *conduct_flags(ws, cell, victim, data)]
         result.flags, result.weights = [flag.as_dict() for flag in found], weights
         return result
+
+
+def _split_of(data: NamedData) -> tuple[Any, Any]:
+    return data.description["source"], data.description["split"]
 
 
 def _posteriors(cell: Cell, ws: Workspace, model: Classifier, data: ImageSet, of: str) -> Tensor:

@@ -62,6 +62,23 @@ def test_unranked_with_its_reason(results: list[Result], reason: str) -> None:
     assert any(reason in r for r in entry.reasons), entry.reasons
 
 
+@pytest.mark.parametrize(
+    ("kind", "attack", "reason"),
+    [
+        ("sequence", "fgsm", "required attack missing: apgd or pgd"),  # AutoAttack does not take sequences
+        ("sequence", "pgd", ""),
+        ("events", "sda", ""),  # no iterative attack takes them
+        ("image", "pgd", "required attack missing: autoattack"),
+    ],
+)
+def test_a_required_attack_takes_the_kind_of_data(kind: str, attack: str, reason: str) -> None:
+    row = attacked(attack, 90, data={**make.DATA, "kind": kind})
+    undefended = only([row]).lines[0]
+    assert undefended.reasons == ((reason,) if reason else ())
+    searched = only([attacked(attack, 90, defense="jpeg", data={**make.DATA, "kind": kind})]).lines[0]
+    assert ("not_searched" in {f.id for f in searched.flags}) is (kind == "image")
+
+
 def test_what_is_enough_to_be_ranked() -> None:
     wrapped = named("bpda", attack=named("autoattack"))  # adaptive and required in one
     board = only([

@@ -48,6 +48,9 @@ def every(defense: str = "none", agree: dict[str, int] | None = None, **more: An
     return [copied(name, k, defense=defense, **more) for name, k in (agree or REQUIRED).items()]
 
 
+SHUFFLED = copied("shuffled_answers", 20)  # the control of thefts without labelled images
+
+
 def victims(results: list[Result]) -> Board:
     return next(b for b in rank.boards(results) if b.primary == "agreement")
 
@@ -63,7 +66,7 @@ def by_defense(board: Board) -> dict[str, Line]:
 
 def test_victims_are_ranked_by_their_worst_copy() -> None:
     board = victims([
-        *every(), *every("coarse_answers", {"knockoff": 60, "label_knockoff": 90, "noise_theft": 20}),
+        *every(), SHUFFLED, *every("coarse_answers", {"knockoff": 60, "label_knockoff": 90, "noise_theft": 20}),
         copied("no_victim", 70, pool=False), copied("knockoff", 80, queries=200), copied("self_copy", 200, pool=False),
     ])  # fmt: skip
     lines = by_defense(board)
@@ -79,29 +82,64 @@ def test_victims_are_ranked_by_their_worst_copy() -> None:
 
 
 def test_a_victim_without_the_required_thefts_is_shown_and_not_ranked() -> None:
-    lines = by_defense(victims([*every(), copied("knockoff", 20, defense="reverse_sigmoid")]))
+    lines = by_defense(victims([*every(), SHUFFLED, copied("knockoff", 20, defense="reverse_sigmoid")]))
     assert lines["reverse_sigmoid"].rank is None
     assert lines["reverse_sigmoid"].reasons == ("not attacked by label_knockoff, noise_theft",)
     assert lines["none"].rank == (1, 1)
 
 
 def test_a_random_defense_needs_a_theft_that_averages() -> None:
-    without = by_defense(victims(every("noisy_answers")))["noisy_answers"]
+    without = by_defense(victims([*every(), SHUFFLED, *every("noisy_answers")]))["noisy_answers"]
     assert without.reasons == ("random, and not attacked by a theft that averages, such as mean_knockoff",)
-    line = by_defense(victims([*every("noisy_answers"), copied("mean_knockoff", 30, defense="noisy_answers")]))
-    assert line["noisy_answers"].rank == (1, 1)
+    averaged = copied("mean_knockoff", 130, defense="noisy_answers")
+    line = by_defense(victims([*every(), SHUFFLED, *every("noisy_answers"), averaged]))["noisy_answers"]
+    assert line.rank == (2, 2)
+    assert line.texts["strongest"] == "mean_knockoff"  # it has no control here, and others show that thefts work
 
 
 def test_on_a_label_board_only_thefts_by_labels_are_required() -> None:
-    (line,) = victims([copied("label_knockoff", 100, access="label")]).lines
+    found = [copied(name, k, access="label") for name, k in (("label_knockoff", 100), ("shuffled_answers", 20))]
+    (line,) = victims(found).lines
     assert line.rank == (1, 1)
 
 
 def test_a_defense_that_costs_decisions_is_not_ranked() -> None:
     found = every("reverse_sigmoid", flags=[rows.flag("utility_lost", "fail")])
-    line = by_defense(victims([*every(), *found]))["reverse_sigmoid"]
+    line = by_defense(victims([*every(), SHUFFLED, *found]))["reverse_sigmoid"]
     assert line.rank is None
     assert line.reasons == ("check failed: utility_lost",)
+
+
+def test_victims_are_not_ranked_where_no_theft_exceeds_its_control() -> None:
+    weak = {"knockoff": 60, "label_knockoff": 50, "noise_theft": 20}
+    unasked = [copied("own_labels", 110), copied("own_labels", 110, defense="coarse_answers")]
+    board = victims([*every(), *every("coarse_answers", weak), *unasked, SHUFFLED])
+    lines = by_defense(board)
+    assert [line.names["defense"] for line in board.ranked] == ["coarse_answers", "none"]
+    assert lines["coarse_answers"].value("agreement") == 110 / N  # what a thief has who never asks
+    assert lines["coarse_answers"].texts["strongest"] == "own_labels"
+    nothing = victims([*every(agree=weak), *every("coarse_answers"), *unasked[:1], copied(
+        "own_labels", 150, defense="coarse_answers"
+    )])  # fmt: skip
+    assert not nothing.ranked
+    assert nothing.result == "Nothing is ranked yet (no theft exceeds its control on this network)."
+
+
+def test_a_theft_that_never_exceeds_its_control_does_not_count() -> None:
+    found = [*every(agree={"knockoff": 150, "label_knockoff": 150, "noise_theft": 60}, pool=rows.DATA), *(
+        copied(name, k, pool=rows.DATA) for name, k in (("own_labels", 150), ("shuffled_answers", 20))
+    )]  # fmt: skip
+    by_noise = [copied("noise_theft", 60, pool=False), *(r for r in found if r.cell.theft != SPECS["noise_theft"])]
+    (line,) = victims(by_noise).lines
+    assert line.texts["strongest"] == "noise_theft"
+    assert line.value("agreement") == 60 / N
+    assert line.value("theft:knockoff") == 150 / N
+
+
+def test_without_a_control_no_victim_is_ranked() -> None:
+    (line,) = victims(every()).lines
+    assert line.rank is None
+    assert line.reasons[0].startswith("knockoff: its control was not run: own_labels or random_network")
 
 
 def test_a_theft_is_ranked_by_what_it_exceeds_its_control() -> None:
@@ -147,7 +185,7 @@ def test_on_images_of_the_victims_own_data_the_control_has_their_labels() -> Non
 
 def test_several_seeds_are_one_line() -> None:
     found = [copied(name, k + s, seed=s) for name, k in REQUIRED.items() for s in (0, 1)]
-    (line,) = victims(found).lines
+    (line,) = victims([*found, *(copied("shuffled_answers", 20, seed=s) for s in (0, 1))]).lines
     assert line.value("agreement") == (120.5) / N
     assert line.value("seeds") == 2
     assert line.rank == (1, 1)

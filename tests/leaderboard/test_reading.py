@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from siegebench.leaderboard import page, plots, rank
+from siegebench.leaderboard import details, glossary, page, plots, rank
 from siegebench.leaderboard.stats import mcnemar
 
 from siegebench.cells import Result, rate, unpack
@@ -66,6 +66,37 @@ def test_the_page_is_complete_without_javascript(everything: Built) -> None:
     outside = re.sub(r"<noscript>.*?</noscript>", "", text, flags=re.DOTALL)
     assert not [i for i in Page(outside).ids if i.startswith("row-")]
     assert len(Page(outside).tags) < len(Page(text).tags) / 2
+
+
+@pytest.mark.parametrize(
+    ("measure", "figure", "meaning"),
+    [
+        ("flatness", "marginal_delta", "mean |Delta|; smaller is flatter"),
+        ("flatness", "marginal_delta_relative", "divided by the standard deviation over the images"),
+        ("explanations", "answer_own_top", "shared part of the strongest 10 % of the pixels"),
+        ("layer_criticality", "criticality", "1 - mean over the images of cos(p before, p after), mean over `resets` "),
+        ("calibration", "unheard_of", "A figure of calibration: "),
+        ("nobody", "figure", ""),
+    ],
+)
+def test_a_figure_of_a_measure_has_a_meaning(measure: str, figure: str, meaning: str) -> None:
+    found = glossary.meaning_of_figure("measure", measure, figure)
+    assert found.startswith(meaning)
+    assert bool(found) is bool(meaning)
+
+
+def test_the_meanings_stand_in_the_row_and_above_the_column() -> None:
+    cell = replace(attacked("pgd", 90).cell, attack=None, measure=make.named("flatness"))
+    row = Result(cell=cell, metrics={"class_delta": {"value": 0.5}})
+    (shown,) = details.details(row, "", glossary.Glossary([row], []))["metrics"]
+    assert shown["help"].startswith("mean |Delta|")
+    rows = [attacked("pgd", 90), row]
+    board = only(rows)
+    (column,) = [c for c in board.columns if c.group == "measure"]
+    assert column.help.startswith("A diagnostic measure; never ranked. mean |Delta|")
+    text = page.render([board], rows)
+    for track in ("Theft", "Shared gradients", "Studies"):
+        assert f"<li><b>{track}</b>" in text
 
 
 def test_a_row_says_when_where_and_how_it_was_made() -> None:

@@ -128,6 +128,10 @@ def test_the_boards_show_every_row(ran: Any) -> None:
         ({"threats": [{"norm": "linf", "eps": -0.1}]}, r"s.yaml:\d+.*eps -0.1 is out of range"),
         ({"attack": "loap"}, r"s.yaml:\d+.*handles l0, not linf"),
         ({"pool": {"set": "digits", "count": 60}, "queries": [60]}, r"s.yaml:\d+.*these are the evaluated images"),
+        (
+            {"pool": {"set": "digits", "split": "test", "count": 100}, "queries": [60]},
+            r"s.yaml:\d+:\d+: 60 of the 100 ",
+        ),
         ({"copy": "cifar_resnet20"}, r"s.yaml:\d+.*"),
         ({"defenses": ["fine_pruning"]}, r"s.yaml:\d+.*not for the extraction track"),
         ({"coppy": MODEL}, r"s.yaml:\d+.*Did you mean copy"),
