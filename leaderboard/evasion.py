@@ -64,6 +64,7 @@ TARGETED = (
     "Targeted attacks. Ranked by the rate of images classified as their target class, with the worst case over the "
     f"attacks for each image. Images of that class and misclassified clean images are not attacked. {SAME}"
 )
+DIAGNOSTIC = "A diagnostic measure; never ranked."
 HEADING = "Under each attack"
 NOTES = {
     "white_box": "An entry is ranked only if {required} was run and, if it has a defense, an adaptive attack too.",
@@ -206,13 +207,9 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
     }[cell.track]
     each = [
         *_attack_columns([r for r in usual if r.cell.attack is not None], attacks, targeted),
-        *columns.under(
-            "measure",
-            sorted(measured(usual)),
-            "score",
-            "A diagnostic measure; never ranked.",
-            "",
-            heading="Measures",
+        *(
+            replace(column, over=column.title.rpartition(" ")[0])
+            for column in columns.under("measure", sorted(measured(usual)), "score", DIAGNOSTIC, "", heading="Measures")
         ),
     ]
     primary, main = ("target_rate", columns.TARGETED) if targeted else ("robust_acc", columns.EVASION)

@@ -61,6 +61,13 @@ def display(kind: str, descriptions: Iterable[Mapping[str, Any]]) -> dict[str, s
     return {key: f"{text} #{digest(key)[:6]}" if text in twice else text for key, text in out.items()}
 
 
+def changed(kind: str, description: Mapping[str, Any]) -> str:
+    """The parameters of an entry that are not its defaults: `availability=4, nesting=2`; empty for an unknown entry."""
+    usual = leaves(_defaults(kind, description.get("name")))
+    own = {k: v for k, v in leaves(description).items() if k in usual and not _equal(usual[k], v)}
+    return ", ".join(f"{k}={_short(v)}" for k, v in own.items())
+
+
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
     """The values of a nested mapping by dotted path; nested entries without their own name in the path."""
     if isinstance(value, Mapping):
@@ -84,7 +91,10 @@ def _defaults(kind: str, name: Any) -> dict[str, Any]:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    """Whether a default is what is stored."""
     try:
+        if isinstance(one, tuple):
+            one = list(one)  # as it is stored
         return one == other or (isinstance(one, str) and parse_number(one) == other)
     except ValueError:
         return False
