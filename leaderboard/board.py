@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from siegebench import registry
 from siegebench.cells import Result, canonical, label, rate
+from siegebench.titles import changed
 
 from .figures import Figure
 from .stats import rank_groups
@@ -66,6 +67,7 @@ class Column:
         main: also shown in the terminal; other columns appear only on the page and in the exports.
         group: columns of one group are comparable with each other (one per attack).
         heading: heading above the columns of the group.
+        over: what the titles of some columns of the group begin with; the page shows it once, above them.
     """
 
     id: str
@@ -76,6 +78,7 @@ class Column:
     main: bool = True
     group: str = ""
     heading: str = ""
+    over: str = ""
 
 
 @dataclass(frozen=True, order=True)
@@ -261,6 +264,8 @@ def slice_facts(row: Result) -> dict[str, str]:
     """The slice for display."""
     data = row.cell.data
     facts = {"data": str(data["name"])}
+    if varied := changed("dataset", data.get("source") or {}):
+        facts["data parameters"] = varied
     for key, title in (("split", "split"), ("count", "images"), ("train", "training images")):
         if data.get(key):
             facts[title] = str(data[key])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
-from . import pairs, plots
+from . import pairs, plots, sentences
 from .board import SHORT, Board, Column, Line
 from .glossary import Glossary
-from .sentences import leaders
 from .words import interval, shown
 
 FEW = 100  # a board of fewer images is a demonstration
+_PARTS = re.compile(r": | (?=on |from |in )")  # of a title: the kind of board, and the rest
 SIGNS = {"rate": "%"}
 
 
@@ -44,11 +45,22 @@ def as_card(board: Board, glossary: Glossary) -> dict[str, Any]:
         ],
         "entry": board.entry,
         "ranked": [line for line in lines if line["place"]],
+        "idle": board.result.startswith(sentences.IDLE),
         "unranked": [line for line in lines if not line["place"]],
         "figures": plots.figures(board, lambda line: f"#{anchors[id(line)]}"),
         "lines": lines,
         "pairs": pairs.neighbours(board.lines),
     }
+
+
+def contents(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The boards by kind, each with what its title says beyond the kind; those without a ranked entry apart."""
+    found: dict[str, dict[str, Any]] = {}
+    for card in cards:
+        kind, *rest = _PARTS.split(card["title"], maxsplit=1)
+        part = found.setdefault(kind, {"kind": kind, "boards": [], "idle": []})
+        part["idle" if card["idle"] else "boards"].append({**card, "name": "".join(rest) or kind})
+    return list(found.values())
 
 
 def _size(board: Board) -> str:
@@ -70,7 +82,12 @@ def _parts(board: Board) -> tuple[list[Column], list[dict[str, Any]]]:
     for column in columns:
         if column.group:
             parts.setdefault(column.heading or column.group, []).append(column)
-    return main, [{"title": title, "columns": found} for title, found in parts.items()]
+    return main, [{"title": title, "columns": found, "heads": _heads(title, found)} for title, found in parts.items()]
+
+
+def _heads(title: str, columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """What stands above the columns of a part, and above how many: its title, or what their own titles begin with."""
+    return [(over or title, len([*run])) for over, run in groupby(columns, key=lambda column: column.over)]
 
 
 def _filled(line: Line, column: Column) -> bool:
@@ -100,7 +117,8 @@ def _column(board: Board, column: Column, part: int) -> dict[str, Any]:
     primary = column.id == board.primary
     sign = SIGNS.get(column.unit, "")
     return {
-        "title": column.title, "help": column.help, "unit": sign, "kind": column.unit, "primary": primary, "part": part,
+        "title": column.title.removeprefix(f"{column.over} "), "help": column.help, "unit": sign, "kind": column.unit,
+        "primary": primary, "part": part,
     }  # fmt: skip
 
 
@@ -110,7 +128,7 @@ def _line(
     own = f"entry-{board.id}-{position}"
     name, under = _headline(line)
     worst = _worst(board, line)
-    top = leaders(board.lines)
+    top = sentences.leaders(board.lines)
     loud = [f for f in line.flags if f.severity != "info"]
     return {
         "anchor": own,

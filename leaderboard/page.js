@@ -1,7 +1,9 @@
 "use strict";
 const bar = document.getElementById("bar"), field = document.getElementById("filter"), count = document.getElementById("count");
 const nothing = document.getElementById("nothing");
+const LONG = 100, SOME = 20;  // lines of a table that are shown at first, and at least so many that are not ranked
 const lines = [...document.querySelectorAll("tr.line")];
+const listed = Object.fromEntries([...document.querySelectorAll("nav li")].map(li => [li.firstElementChild.hash.slice(1), li]));
 
 /* What a filter looks for: the board, the text of the line, its flags, and the heads of the columns in which it has a value. */
 document.querySelectorAll(".board .wide table").forEach(table => {
@@ -15,23 +17,52 @@ document.querySelectorAll(".board .wide table").forEach(table => {
 
 function filter() {
   const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-  lines.forEach(tr => tr.hidden = !words.every(w => tr.words.includes(w)));
-  document.querySelectorAll(".board tbody").forEach(b => b.hidden = !!b.querySelector("tr.line") && !b.querySelector("tr.line:not([hidden])"));
+  lines.forEach(tr => tr.found = words.every(w => tr.words.includes(w)));
+  document.querySelectorAll(".wide table").forEach(show);
   document.querySelectorAll(".board").forEach(s => {
     s.hidden = words.length > 0 && !s.querySelector("tr.line:not([hidden])");
-    const card = document.querySelector('.cards a[href="#' + CSS.escape(s.id) + '"]');
-    if (card) card.parentNode.hidden = s.hidden;
+    if (listed[s.id]) listed[s.id].hidden = s.hidden;
   });
-  const left = lines.filter(tr => !tr.hidden).length;
+  document.querySelectorAll(".contents section, .contents details").forEach(s => s.hidden = !s.querySelector("li:not([hidden])"));
+  const left = lines.filter(tr => tr.found).length;
   count.textContent = words.length ? left + " of " + lines.length + " entries" : lines.length + " entries";
   nothing.hidden = !words.length || left > 0;
   if (words.length) reveal(words);
 }
 
+/* The lines of a table that the filter finds: the first of them, until somebody wants to see all. */
+function show(table) {
+  let more = 0, shown = 0;
+  [...table.tBodies].forEach(body => {
+    let room = table.whole ? Infinity : Math.max(LONG - shown, SOME);
+    const own = [...body.querySelectorAll("tr.line")];
+    own.forEach(tr => {
+      const seen = tr.found && room-- > 0;
+      more += tr.found && !seen;
+      shown += seen;
+      if (tr.hidden === seen) tr.hidden = !seen;
+    });
+    body.hidden = own.length > 0 && own.every(tr => tr.hidden);
+  });
+  const button = table.closest(".sheet").querySelector(".whole");
+  if (button) button.parentNode.hidden = !more;
+  if (button && more) button.textContent = "Show " + more + " more entries";
+}
+document.querySelectorAll(".wide table").forEach(table => {
+  if (table.querySelectorAll("tr.line").length <= LONG) return;
+  const line = document.createElement("p"), button = document.createElement("button");
+  line.className = "empty";
+  button.type = "button";
+  button.className = "whole";
+  button.addEventListener("click", () => { table.whole = true; show(table); table.closest(".wide").focus(); });
+  line.append(button);
+  table.closest(".sheet").append(line);
+});
+
 /* Switch on the columns that a filter names. */
 function reveal(words) {
   document.querySelectorAll(".board:not([hidden]) .switch:not(:checked)").forEach(box => {
-    const heads = [...box.parentNode.querySelectorAll("tr.heads ." + box.dataset.part)].map(th => th.textContent.toLowerCase());
+    const heads = [...box.closest(".sheet").querySelectorAll("tr.heads ." + box.dataset.part)].map(th => th.textContent.toLowerCase());
     box.checked = heads.some(h => words.some(w => w.length > 2 && h.includes(w)));
   });
 }
@@ -50,6 +81,7 @@ function sort(th) {
     });
     body.append(...order);
   });
+  show(th.closest("table"));
 }
 
 document.querySelectorAll("tr.heads th").forEach(th => {
@@ -166,7 +198,11 @@ document.getElementById("save").addEventListener("click", () => {
 });
 document.querySelectorAll("[data-go]").forEach(mark => mark.addEventListener("click", () => { location.hash = mark.dataset.go; }));
 addEventListener("hashchange", follow);
-addEventListener("beforeprint", () => { field.value = ""; filter(); });
+addEventListener("beforeprint", () => {
+  document.querySelectorAll(".wide table").forEach(table => { table.whole = true; });
+  field.value = "";
+  filter();
+});
 bar.hidden = false;
 filter();
 follow();

@@ -22,12 +22,13 @@ from siegebench.cells import PROTOCOL, Cell, Result
 
 from . import export
 from .board import Board, unique, what
-from .cards import as_card
+from .cards import as_card, contents
 from .details import details
 from .glossary import Glossary
 
 PICTURES, PICTURE_BYTES, PAGE_BYTES = 12, 2**18, 2**23  # of a row, of one picture, of all pictures of a page
 STRIP = 12  # pictures beside the table of a board
+CARDS = 12  # more boards than these are listed, a line each
 
 
 class _Bundled(BaseLoader):
@@ -66,6 +67,7 @@ def render(
     flags = [f.id for board in boards for line in board.lines for f in line.flags]
     glossary = Glossary(rows.values(), [*flags, *(str(f["id"]) for row in rows.values() for f in row.flags)])
     environment = _templates()
+    cards = [as_card(board, glossary) for board in boards]
     script = environment.get_template("page.js").render()
     return environment.get_template("page.html.j2").render(
         style=Markup(environment.get_template("page.css").render()),  # both are our own and contain nothing from rows
@@ -74,13 +76,14 @@ def render(
         tiles=_tiles(boards, rows),
         boards=[
             {
-                **as_card(board, glossary),
+                **card,
                 "rows": [[details(rows[key], main[key], glossary) for key in line.keys] for line in board.lines],
                 "strip": _strip(board, rows, beside),
                 "ids": _ids(board, rows, ids),
             }
-            for board in boards
+            for board, card in zip(boards, cards, strict=True)
         ],
+        contents=contents(cards) if len(cards) > CARDS else [],
         pictures=beside,
         others=[details(rows[key], "", glossary) for key in sorted(rows.keys() - main.keys())],
         glossary=glossary,

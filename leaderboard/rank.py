@@ -22,6 +22,7 @@ from . import (
     submitted,
     supervisors,
 )
+from .alike import told_apart
 from .board import Board, unique
 
 
@@ -35,7 +36,7 @@ def boards(results: Iterable[Result], figures: Sequence[Published] = ()) -> list
         figures: that others published; shown beside the lines, and ranked by nobody.
     """
     found = submitted.apart(unique(results), _boards)
-    return [published.with_published(submitted.with_status(board), figures) for board in found]
+    return told_apart([published.with_published(submitted.with_status(board), figures) for board in found])
 
 
 def _boards(rows: Sequence[Result]) -> list[Board]:

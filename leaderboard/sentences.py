@@ -5,6 +5,7 @@ Entries that share the first rank are named together. Entries without a defense 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,16 +15,22 @@ from .words import shown
 NONE = "none"  # the defense that does nothing
 LITTLE = 0.10  # an entry with a lower rate counts as broken
 NAMED = 3  # more entries than these are counted instead of named
-LEAD = "lead, too close to tell apart"
+TIED = "too close to tell apart"
 LONG = 80  # letters of a reason that is left to the table
-NOTHING = "Nothing is ranked yet; the table says why."
+IDLE = "Nothing is ranked yet"
+NOTHING = f"{IDLE}; the table says why."
 
 
 def nothing(lines: Sequence[Line]) -> str:
-    """Of boards on which nothing is ranked: why, if there is one reason for all entries."""
-    reasons = {line.reasons for line in lines if not line.control}
-    shared = next(iter(reasons)) if len(reasons) == 1 else ()
-    return f"Nothing is ranked yet ({shared[0]})." if len(shared) == 1 and len(shared[0]) <= LONG else NOTHING
+    """Of boards on which nothing is ranked: why, if one short reason holds for all entries or for most."""
+    mine = [line for line in lines if not line.control]
+    reasons = Counter(reason for line in mine for reason in line.reasons if len(reason) <= LONG)
+    if not reasons:
+        return NOTHING
+    ((reason, count),) = reasons.most_common(1)
+    if count == len(mine):
+        return f"{IDLE} ({reason})."
+    return f"{IDLE} ({count} of {len(mine)} entries: {reason})." if 2 * count > len(mine) else NOTHING
 
 
 def leaders(lines: Sequence[Line]) -> list[Line]:
@@ -52,11 +59,11 @@ def _span(values: Sequence[float], unit: str) -> str:
     return (low if low == high else f"{low} to {high}") + unit
 
 
-def first(lines: Sequence[Line], column: str, verbs: tuple[str, str], unit: str = " %") -> str:
+def first(lines: Sequence[Line], column: str, verbs: tuple[str, str, str], unit: str = " %") -> str:
     """`trades keeps 49.0 %`, or who shares the first rank.
 
     Args:
-        verbs: singular and plural.
+        verbs: singular, plural, and plural without a number, such as `keep most`.
     """
     top = leaders(lines)
     values = [line.value(column) or 0.0 for line in top]
@@ -64,8 +71,8 @@ def first(lines: Sequence[Line], column: str, verbs: tuple[str, str], unit: str 
         return f"{_called(top[0], lines)} {verbs[0]} {_span(values, unit)}"
     if len(top) <= NAMED:
         each = [f"{_called(line, lines)} ({_span([v], unit)})" for line, v in zip(top, values, strict=True)]
-        return f"{_and(each)} {LEAD}"
-    return f"{len(top)} entries {verbs[1]} {_span(values, unit)}, too close to tell apart"
+        return f"{_and(each)} {verbs[2]}, {TIED}"
+    return f"{len(top)} entries {verbs[1]} {_span(values, unit)}, {TIED}"
 
 
 def _told(*parts: str) -> str:
@@ -103,7 +110,7 @@ def survival(lines: Sequence[Line], column: str, *, of: str = "") -> str:
         before = f"{who} {_span(kept, ' %')}"
     gain = top[0].value("gain") if len(top) == 1 else None
     more = "" if gain is None else f" ({shown(gain, 'points')} points against the same network without a defense)"
-    return _told(before, first(lines, column, ("keeps", "keep"), unit) + more)
+    return _told(before, first(lines, column, ("keeps", "keep", "keep most"), unit) + more)
 
 
 def proof(lines: Sequence[Line], column: str) -> str:
@@ -116,7 +123,7 @@ def proof(lines: Sequence[Line], column: str) -> str:
         return "No certifier proves anything at these radii."
     bare = [line.value(column) or 0.0 for line in _bare(lines) if line not in top]
     before = f"Without a defense at most {_span([max(bare)], ' %')} are certified" if bare else ""
-    return _told(before, first(lines, column, ("certifies", "certify"), unit))
+    return _told(before, first(lines, column, ("certifies", "certify", "certify most"), unit))
 
 
 def copying(lines: Sequence[Line], column: str) -> str:
@@ -127,7 +134,7 @@ def copying(lines: Sequence[Line], column: str) -> str:
     bare = [line.value(column) or 0.0 for line in _bare(lines) if line not in top]
     who = "an undefended victim" if len(bare) != 1 else "the undefended victim"
     before = f"Copies of {who} agree with it on {_span(bare, ' %')} of the images" if bare else ""
-    return _told(before, first(lines, column, ("is copied to", "are copied to"), " %"))
+    return _told(before, first(lines, column, ("is copied to", "are copied to", "are copied least"), " %"))
 
 
 def loot(lines: Sequence[Line], column: str) -> str:
@@ -135,7 +142,7 @@ def loot(lines: Sequence[Line], column: str) -> str:
     if not leaders(lines):
         return nothing(lines)
     unit = " points of agreement above the control"
-    return _told(first(lines, column, ("gains", "gain"), unit))
+    return _told(first(lines, column, ("gains", "gain", "gain most"), unit))
 
 
 def privacy(lines: Sequence[Line]) -> str:
@@ -147,7 +154,7 @@ def privacy(lines: Sequence[Line]) -> str:
     before = f"From plain gradients {_span(plain, ' %')} of the images are identified" if plain else ""
     if len(plain) == len(ranked):
         return _told(before)
-    return _told(before, first(lines, "identified", ("gives away", "give away"), " %"))
+    return _told(before, first(lines, "identified", ("gives away", "give away", "give away least"), " %"))
 
 
 def resistance(lines: Sequence[Line], column: str) -> str:
@@ -156,7 +163,7 @@ def resistance(lines: Sequence[Line], column: str) -> str:
         return nothing(lines)
     bare = [line.value(column) or 0.0 for line in _bare(lines)]
     before = f"Without a defense the target class is reached for {_span(bare, ' %')} of the images" if bare else ""
-    return _told(before, first(lines, column, ("lets through", "let through"), " %"))
+    return _told(before, first(lines, column, ("lets through", "let through", "let through least"), " %"))
 
 
 def repair(lines: Sequence[Line]) -> str:
@@ -170,12 +177,15 @@ def repair(lines: Sequence[Line]) -> str:
         return _told(before, "no defense is ranked above doing nothing") if leaders(lines) else nothing(lines)
     asr, clean = ([v for line in top if (v := line.value(name)) is not None] for name in ("asr", "ca"))
     if not asr or not clean:
-        return _told(before, first(lines, "fidelity", ("has a fidelity of", "have fidelities of"), ""))
+        return _told(
+            before,
+            first(lines, "fidelity", ("has a fidelity of", "have fidelities of", "have the highest fidelity"), ""),
+        )
     kept = f"{_span(asr, ' %')}, with {_span(clean, ' %')} clean accuracy"
     if len(top) == 1:
         return _told(before, f"after {_called(top[0], lines)} {kept}")
     names = _and([_called(line, lines) for line in top]) if len(top) <= NAMED else f"any of {len(top)} defenses"
-    return _told(before, f"after {names} {kept}, too close to tell apart")
+    return _told(before, f"after {names} {kept}, {TIED}")
 
 
 def recovery(lines: Sequence[Line]) -> str:
@@ -188,7 +198,7 @@ def recovery(lines: Sequence[Line]) -> str:
         clean = bare.value("ca_clean_model")
         fall = "" if clean is None else f" from {shown(clean, 'rate')}"
         before = f"Without a defense the poisons lower the accuracy{fall} to {shown(bare.value('ca'), 'rate')} %"
-    return _told(before, first(lines, "ca", ("reaches", "reach"), " %"))
+    return _told(before, first(lines, "ca", ("reaches", "reach", "reach most"), " %"))
 
 
 def detection(lines: Sequence[Line], column: str, chance: float = 0.5) -> str:
@@ -197,9 +207,13 @@ def detection(lines: Sequence[Line], column: str, chance: float = 0.5) -> str:
     if not top:
         return nothing(lines)
     best = max(line.value(column) or 0.0 for line in top)
+    if best < chance - LITTLE:
+        return f"Every detector is worse than guessing: the highest AUROC is {shown(best, 'score')}."
     if best < chance + LITTLE:
         return f"No detector is much better than guessing: the highest AUROC is {shown(best, 'score')}."
-    said = first(lines, column, ("separates best, with an AUROC of", "separate best, with AUROCs of"), "")
+    said = first(
+        lines, column, ("separates best, with an AUROC of", "separate best, with AUROCs of", "separate best"), ""
+    )
     return _told(f"{said} ({'AUROC; ' if len(top) > 1 else ''}guessing: {chance:g})")
 
 
@@ -210,7 +224,7 @@ def verdicts(lines: Sequence[Line]) -> str:
         return nothing(lines)
     found, alarms = ([line.value(name) or 0.0 for line in top] for name in ("found", "false_alarms"))
     who = _and([_called(line, lines) for line in top]) if len(top) <= NAMED else f"{len(top)} detectors"
-    tie = ", too close to tell apart" if len(top) > 1 else ""
+    tie = f", {TIED}" if len(top) > 1 else ""
     verb = "find" if len(top) > 1 else "finds"
     return _told(
         f"{who} {verb} {_span(found, ' %')} of the backdoored models at {_span(alarms, ' %')} false alarms{tie}"

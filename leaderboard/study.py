@@ -16,6 +16,7 @@ ABOUT = (
     "beside their baselines and are not ranked; they enter no other board."
 )
 REASON = "a study is shown, not ranked"
+BASELINE = "baseline"  # the word that figures of baselines have, see `siegebench.types.Study`
 SHOWN = 6  # columns in the terminal; the page and the exports have all
 
 
@@ -49,7 +50,16 @@ def _board(members: list[Result], name: str) -> Board:
         row_metric=figures[0] if figures else "",
         figure=Dots("study", mean=figures[0] if figures else "", title=name),
         lines=lines,
+        result=_told(figures),
     )
+
+
+def _told(figures: list[str]) -> str:
+    """What the table has, as no figure of a study is the first of others."""
+    if not figures:
+        return "The study did not finish; the table says why."
+    baselines = sum(BASELINE in figure for figure in figures)
+    return f"{len(figures)} figures, {baselines} of them of baselines: shown, not ranked."
 
 
 def _line(name: str, rows: list[Result]) -> Line:

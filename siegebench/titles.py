@@ -69,6 +69,13 @@ def telling(alike: Iterable[Mapping[str, Any]]) -> list[str]:
     return readable if len({canonical([v.get(k) for k in readable]) for v in alike}) == len(alike) else varying
 
 
+def changed(kind: str, description: Mapping[str, Any]) -> str:
+    """The parameters of an entry that are not its defaults: `availability=4, nesting=2`; empty for an unknown entry."""
+    usual = leaves(_defaults(kind, description.get("name")))
+    own = {k: v for k, v in leaves(description).items() if k in usual and not _equal(usual[k], v)}
+    return ", ".join(f"{k}={_short(v)}" for k, v in own.items())
+
+
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
     """The values of a nested mapping by dotted path; nested entries without their own name in the path."""
     if isinstance(value, Mapping):
@@ -92,7 +99,10 @@ def _defaults(kind: str, name: Any) -> dict[str, Any]:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    """Whether a default is what is stored."""
     try:
+        if isinstance(one, tuple):
+            one = list(one)  # as it is stored
         return one == other or (isinstance(one, str) and parse_number(one) == other)
     except ValueError:
         return False

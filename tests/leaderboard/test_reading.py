@@ -227,11 +227,43 @@ def test_two_entries_are_compared_as_the_ranking_does(browse: Browse, everything
 
 
 @needs_browser
+def test_a_long_table_shows_its_first_lines_until_somebody_wants_all(browse: Browse, everything: Built) -> None:
+    steps = """
+    const seen = {}, sheet = document.querySelector(".sheet"), more = sheet.querySelector(".whole");
+    const shown = () => [".ranked", ".unranked"].map(b => sheet.querySelectorAll(b + " .line:not([hidden])").length);
+    seen.first = shown(); seen.all = document.getElementById("count").textContent; seen.button = more.textContent;
+    const clean = [...sheet.querySelectorAll("tr.heads th")].find(th => th.textContent.startsWith("Clean"));
+    clean.querySelector("button").click(); seen.sorted = shown();
+    seen.best = sheet.querySelector(".line:not([hidden]) .entry b").textContent;
+    const ask = text => { field.value = text; field.dispatchEvent(new Event("input")); };
+    ask("vit_tiny"); seen.found = shown(); seen.needless = more.parentNode.hidden; ask("");
+    more.click(); seen.whole = shown(); seen.gone = more.parentNode.hidden;
+    document.title = JSON.stringify(seen);
+    """
+    text = driven(everything[0], steps)
+    short = text.replace("LONG = 100, SOME = 20", "LONG = 3, SOME = 1")
+    assert short != text
+    seen = title(browse(short)[0])
+    board = everything[1][0]
+    ranked, unranked = len(board.ranked), len(board.unranked)
+    assert (seen["first"], seen["sorted"]) == ([3, 1], [3, 1])
+    assert (seen["all"], seen["button"]) == ("31 entries", f"Show {ranked + unranked - 4} more entries")
+    best = max(line.value("clean_acc") or 0 for line in board.ranked)
+    assert seen["best"] in {line.names["defense"] for line in board.ranked if line.value("clean_acc") == best}
+    assert sum(seen["found"]) == sum(line.names["model"] == "vit_tiny" for line in board.lines) <= 3
+    assert seen["needless"]
+    assert (seen["whole"], seen["gone"]) == ([ranked, unranked], True)
+
+
+@needs_browser
 @needs_axe
-@pytest.mark.parametrize(("size", "scheme"), [("1280,900", "light"), ("420,900", "dark")])
-def test_there_are_no_barriers(browse: Browse, everything: Built, size: str, scheme: str) -> None:
+@pytest.mark.parametrize(("size", "scheme", "cards"), [("1280,900", "light", page.CARDS), ("420,900", "dark", 0)])
+def test_there_are_no_barriers(
+    browse: Browse, everything: Built, monkeypatch: pytest.MonkeyPatch, size: str, scheme: str, cards: int
+) -> None:
     """axe-core finds no violation: roles, names, contrast, targets of 24 px, regions that scroll by keyboard."""
     _, boards, results = everything
+    monkeypatch.setattr(page, "CARDS", cards)
     png = base64.b64decode(
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     )

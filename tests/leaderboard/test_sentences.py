@@ -38,7 +38,7 @@ def test_a_tie_at_zero_has_no_winner() -> None:
 def test_ties_are_named_or_counted() -> None:
     two = [entry("a", 0.5, (1, 2)), entry("b", 0.48, (1, 2)), entry("none", 0.2, (3, 3))]
     assert sentences.survival(two, "robust_acc") == (
-        "The undefended network keeps 20.0 %; a (50.0 %) and b (48.0 %) lead, too close to tell apart."
+        "The undefended network keeps 20.0 %; a (50.0 %) and b (48.0 %) keep most, too close to tell apart."
     )
     many = [entry(f"d{i}", 0.5 + i / 100, (1, 9)) for i in range(9)]
     assert sentences.survival(many, "robust_acc") == "9 entries keep 50.0 to 58.0 %, too close to tell apart."
@@ -49,6 +49,8 @@ def test_without_a_rank_there_is_no_result() -> None:
     assert board.result == "Nothing is ranked yet (required attack missing: autoattack)."
     two = [replace(entry(name, 0.5, None), reasons=(why,)) for name, why in (("a", "one reason"), ("b", "another"))]
     assert sentences.survival(two, "robust_acc") == sentences.NOTHING, "the table has them"
+    three = [*two, replace(entry("c", 0.5, None), reasons=("a third one", "another"))]
+    assert sentences.survival(three, "robust_acc") == "Nothing is ranked yet (2 of 3 entries: another)."
     assert sentences.detection([entry("a", 0.5, None)], "robust_acc") == sentences.NOTHING
 
 
@@ -68,9 +70,10 @@ def test_backdoor_boards_say_what_triggers_do_before_and_after() -> None:
 def test_detectors_near_chance_do_not_win() -> None:
     lines = [entry("a", 0.55), entry("b", 0.52, (2, 2))]
     tied = [entry("a", 0.9, (1, 2)), entry("b", 0.8, (1, 2))]
-    told = "a (0.900) and b (0.800) lead, too close to tell apart (AUROC; guessing: 0.5)."
+    told = "a (0.900) and b (0.800) separate best, too close to tell apart (AUROC; guessing: 0.5)."
     assert sentences.detection(tied, "robust_acc") == told, "numbers have a unit"
     assert "No detector is much better than guessing" in sentences.detection(lines, "robust_acc")
+    assert "Every detector is worse than guessing" in sentences.detection([entry("a", 0.2)], "robust_acc")
 
 
 def test_a_planted_control_gains_nothing() -> None:
