@@ -37,10 +37,10 @@ def fit_probe(h: Tensor, y: Tensor, num_classes: int, decay: float) -> tuple[Ten
     def loss() -> Tensor:
         optimiser.zero_grad()
         value = F.cross_entropy(s @ weight.T + bias, y) + decay / 2 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(loss)
     outer = weight.detach() / std
     return outer, bias.detach() - outer @ mean
 
