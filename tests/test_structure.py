@@ -76,7 +76,7 @@ LAYERS = (
     ("search",),
     ("types",),
     ("guarded", "leakage"),
-    ("train", "catalogue", "skeleton", "doctor"),
+    ("train", "contrastive", "catalogue", "skeleton", "doctor"),
     ("inventory", "artifacts", "identity", "placeholders"),
     ("workspace", "given"),
     ("tracks",),
