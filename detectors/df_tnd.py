@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -51,6 +51,9 @@ class DFTND(ModelDetector):
     shared; in the published code only their start is. m starts at 0.5; in the published code at 0, where a pixel can
     only become darker, since the gradient of d vanishes with m. The score is ours.
     """
+
+    # the trigger raises no logit on its own: another one for each class
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "badnets.all_to_all"},)
 
     start: Literal["images", "noise"] = "images"
     images: Count = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -103,6 +103,8 @@ class KArm(ModelDetector):
     at random values instead of in the centre, and patterns have all colours instead of one. The rule for arms that rest
     and the limits `least` and `most` are ours.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "wanet"},)  # no small mask holds a warp
 
     batch: Count = 32
     length: Count = 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from scipy.stats import gamma
@@ -59,6 +60,9 @@ class MMBD(ModelDetector):
     Differs from the paper: in the published code the optimiser is made anew in every step, so its momentum of 0.2 has
     no effect; here it has. The margin is that of the last step, as in the published code.
     """
+
+    # every class is a target, so the margin of none is an outlier
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "badnets.all_to_all"},)
 
     images: Count = 30
     steps: Count = 300

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ class NAP(InputDetector):
     Raises:
         NotApplicable: for networks without nn.ReLU modules.
     """
+
+    # half of the images that the target's pattern is taken from are poisoned
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "badnets"},)
 
     delta: Share = 0.95
     layers: Count = 3

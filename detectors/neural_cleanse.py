@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -56,6 +56,9 @@ class NeuralCleanse(ModelDetector):
     finite. With few classes the fixed threshold gives false alarms on clean models: compare the scores over several
     models.
     """
+
+    # a trigger that works on one class only, and one that is no patch
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "tact"}, {"name": "wanet"})
 
     steps: Count = 300
     batch: Count = 32

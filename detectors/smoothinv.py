@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ class SmoothInv(ModelDetector):
     Differs from the paper: the optional denoiser (one step of a diffusion model before f) is left out. The detector and
     its threshold are ours. Images of the target class do not count in the transfer ASR.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "wanet"},)  # a warp is no perturbation to add
 
     sigmas: tuple[Number, ...] = (0.12, 0.25, 0.5)
     noises: Count = 40

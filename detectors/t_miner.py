@@ -88,7 +88,8 @@ class TMiner(ModelDetector):
     tried: Count = 100
     threshold: Share = 0.9
 
-    poisons: ClassVar[tuple[dict[str, object], ...]] = ()
+    # each of its words is common in clean texts, and no trigger alone
+    poisons: ClassVar[tuple[dict[str, object], ...]] = ({"name": "word_trigger", "phrase": "the of the"},)
 
     def quick(self) -> TMiner:
         return replace(self, steps=2, batch=8, restarts=1, tried=5, candidates=4)

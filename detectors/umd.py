@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,8 @@ class UMD(ModelDetector):
     lends its misclassified ones. The published script leaves the first pair of the core among the others in 4; here
     none is.
     """
+
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "tact"},)  # one pair: no second one to transfer to
 
     mode: Literal["pert", "patch"] = "pert"
     images: Count = 10

@@ -82,7 +82,7 @@ def _board(members: list[Result], model: str) -> Board:
     lines: list[Line] = []
     for key, rows in group(members, lambda r: canonical(r.cell.defense)).items():
         line, estimates[defenses[key]] = _line(defenses[key], rows, attack_of, expected)
-        lines.append(under_attack_that_knows(line, knowing.get(key, []), "asr", "knowing_asr", max))
+        lines.append(under_attack_that_knows(line, knowing.get(key, []), "knowing_asr", worst_of("asr", max)))
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
         return difference_of_means(estimates[a.names["defense"]], estimates[b.names["defense"]])
@@ -112,25 +112,37 @@ def _board(members: list[Result], model: str) -> Board:
     )
 
 
-def under_attack_that_knows(line: Line, rows: Sequence[Result], name: str, column: str, worst: Any) -> Line:
-    """The line, with the worst figure over the backdoor attacks that are designed against its entry.
+def under_attack_that_knows(
+    line: Line, rows: Sequence[Result], column: str, read: Callable[[Sequence[Result]], Number | None]
+) -> Line:
+    """The line, with a figure under the backdoor attacks that are designed against its entry.
 
     Args:
         rows: of these attacks.
-        name: the figure of a row.
-        worst: max or min.
+        read: the figure, from the rows whose attack succeeded; None if they do not have it.
     """
-    found = {r.cell.key: v for r in rows if metric(r, "attack_success") == 1.0 and (v := metric(r, name)) is not None}
+    number = read([r for r in rows if metric(r, "attack_success") == 1.0])
     keys = (*line.keys, *(r.cell.key for r in rows))
-    if not found:
-        why = "no backdoor attack that is designed against it is known here"
+    if number is None:
+        why = "no backdoor attack that is designed against it was run here"
         if rows:
             why = "the backdoor attacks that are designed against it failed, or were not measured"
         mark = Mark("info", "no_knowing_attack", why)
         return replace(line, flags=in_order([*line.flags, mark]), keys=keys)
-    value = worst(found.values())
-    number = Number(value, keys=tuple(key for key, v in found.items() if v == value))
     return replace(line, numbers={**line.numbers, column: number}, keys=keys)
+
+
+def worst_of(name: str, worst: Callable[[Collection[float]], float]) -> Callable[[Sequence[Result]], Number | None]:
+    """Reads the largest (`max`) or smallest (`min`) value of a metric from rows."""
+
+    def read(rows: Sequence[Result]) -> Number | None:
+        found = {r.cell.key: v for r in rows if (v := metric(r, name)) is not None}
+        if not found:
+            return None
+        value = worst(found.values())
+        return Number(value, keys=tuple(key for key, v in found.items() if v == value))
+
+    return read
 
 
 def _rounded(line: Line, name: str) -> float | None:

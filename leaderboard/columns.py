@@ -160,6 +160,11 @@ MODELS = (
     read("auroc", "AUROC of the scores over all models; interval by bootstrap over models."),
     Column("false_alarms", "False alarms", help="Clean models called backdoored; Wilson 95 % interval.", better="low"),
     Column("found", "Found", help="Backdoored models detected; Wilson 95 % interval."),
+    Column(
+        "knowing_found",
+        "Found, knowing",
+        help="Models detected whose backdoor was designed against the detector; of the attack that is found least.",
+    ),
     Column("target_hit", "Target named", help="Backdoored models found whose target class was named correctly."),
     _more("clean_models", "Clean models", "count", "Number of clean models.", ""),
     _more("backdoored_models", "Backdoored models", "count", "Number of backdoored models.", ""),

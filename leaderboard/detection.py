@@ -13,7 +13,7 @@ from siegebench.cells import Result, ball_text, canonical, pack, source_of
 from siegebench.stats import auroc
 
 from . import columns, sentences
-from .backdoor import under_attack_that_knows
+from .backdoor import under_attack_that_knows, worst_of
 from .board import (
     Board,
     Line,
@@ -169,7 +169,7 @@ def _input_board(members: list[Result], kind: str, model: str) -> Board:
         reasons += sorted({f"check failed: {mark.id}" for mark in found if mark.severity == "fail"})
         line = _line(detectors[key], rows, numbers, reasons, found)
         if cell.backdoor is not None:
-            line = under_attack_that_knows(line, knowing.get(key, []), "auroc", "knowing_auroc", min)
+            line = under_attack_that_knows(line, knowing.get(key, []), "knowing_auroc", worst_of("auroc", min))
         if detectors[key] in safe:
             line = replace(line, kept=pack(safe[detectors[key]]), kept_of=len(safe[detectors[key]]))
         lines.append(line)
@@ -297,7 +297,18 @@ def _judged(rows: Sequence[Result]) -> Judged:
     return Judged(good, truth, flagged, values("score"), values("target_hit"), right)
 
 
+def _found_least(rows: Sequence[Result]) -> Number | None:
+    """The fraction of models found under the backdoor attack of which the fewest are found."""
+    judged = [r for r in rows if r.status == "ok" and metric(r, "flagged") is not None]
+    attacks = group(judged, lambda r: canonical(r.cell.backdoor)).values()
+    found = [share(sum(metric(r, "flagged") == 1 for r in a), len(a), tuple(r.cell.key for r in a)) for a in attacks]
+    return min(found, key=lambda number: (number.value or 0.0, number.keys), default=None)
+
+
 def _model_board(members: list[Result], model: str) -> Board:
+    knowing = group([r for r in members if r.cell.adaptive], lambda r: canonical(r.cell.detector))
+    plain = [r for r in members if not r.cell.adaptive]
+    members, knowing = (plain, knowing) if plain else (members, {})
     population = {_member(r): r.cell.backdoor is not None for r in members}
     detectors = display(r.cell.detector for r in members)
     judged: dict[str, Judged] = {}
@@ -312,7 +323,8 @@ def _model_board(members: list[Result], model: str) -> Board:
         absent = len(population) - len(found.right)
         if absent:
             reasons.append(f"{absent} of {len(population)} models not judged")
-        lines.append(_line(detectors[key], rows, _model_numbers(found), reasons))
+        line = _line(detectors[key], rows, _model_numbers(found), reasons)
+        lines.append(under_attack_that_knows(line, knowing.get(key, []), "knowing_found", _found_least))
 
     def compare(a: Line, b: Line) -> tuple[float, float]:
         left, right = judged[a.names["detector"]].right, judged[b.names["detector"]].right

@@ -15,7 +15,7 @@ from siegebench.cells import Cell, Result, rate
 from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.errors import NotApplicable
+from siegebench.errors import ConfigError, NotApplicable
 from siegebench.inventory import Inventory, Named, NamedData
 from siegebench.prepare import in_batches
 from siegebench.stats import der, fidelity
@@ -71,11 +71,21 @@ class PoisonedBoard(BoardSpec):
                     raise inventory.document.error(known.where, f"{message}; give it as a `picture`")
 
     def knowing(self, inventory: Inventory, named: Named[Any]) -> list[dict[str, Any]]:
-        """The descriptions of the backdoor attacks that are designed against a defense or detector."""
+        """The descriptions of the backdoor attacks that are designed against a defense or detector.
+
+        The user did not name them: one that the training set does not allow (two classes, rare sources) is left out.
+        """
         found = [inventory.resolve(BackdoorAttack, spec, named.where) for spec in named.entry.poisons]
-        for backdoor in found if self.models else ():
+        known = [backdoor for backdoor in found if not self.models or self.allows(inventory, backdoor)]
+        return [inventory.identified(backdoor) for backdoor in known]
+
+    def allows(self, inventory: Inventory, backdoor: Named[Any]) -> bool:
+        """Whether the training set allows a poison."""
+        try:
             self.check_poison(inventory, backdoor)
-        return [inventory.identified(backdoor) for backdoor in found]
+        except ConfigError:
+            return False
+        return True
 
     def elsewhere(self, inventory: Inventory) -> list[tuple[Named[ModelSource], Named[BackdoorAttack] | None]]:
         """The published networks and their backdoors."""

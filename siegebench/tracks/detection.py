@@ -146,6 +146,11 @@ class ModelDetectionBoard(PoisonedBoard):
                             track=self.track, data=self.used(inventory, data), model=described, backdoor=backdoor,
                             detector=detector.description, seed=seed,
                         )  # fmt: skip
+                    for backdoor in self.knowing(inventory, detector) if bad else ():
+                        yield Cell(
+                            track=self.track, data=self.used(inventory, data), model=model.seeded(seed), seed=seed,
+                            backdoor=backdoor, detector=detector.description, adaptive=True,
+                        )  # fmt: skip
         for seed in self.seeds or ():
             for described, known in self.infected(inventory, data):
                 for detector in self.named(inventory, "detectors"):
@@ -232,7 +237,10 @@ def measure_model_detection(cell: Cell, ws: Workspace) -> Result:
         model, poisoned = ws.backdoored(cell)
         material = None if poisoned is None else poisoned.material
         found = backdoor_metrics(ws, model, backdoor, data, cell.seed, material)
+        twin = of_twin(cell, ws, backdoor, data, material) if cell.adaptive else None
         extra = {"asr": found["asr"], "ca": found["ca"]}
+        if cell.adaptive:  # a detector is not evaded by a backdoor that was not learnt
+            extra["attack_success"] = {"value": float(succeeded(found, twin))}
         labels = torch.arange(cell.data["classes"])
         wanted = backdoor.wanted(labels, cell.data["classes"])
         target = set(wanted[(wanted >= 0) & (wanted != labels)].tolist())

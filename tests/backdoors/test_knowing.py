@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from siegebench import registry
 from siegebench.config import load_suite
@@ -34,6 +35,31 @@ def test_boards_run_them_against_their_entry_only(tmp_path: Path) -> None:
         ("nab", "stamped_badnets"), ("strip", "tact"), ("scan", "adaptive_blend"), ("scan", "adaptive_patch"),
     }  # fmt: skip
     assert sum(not c.adaptive for c in cells) == 2 + 3
+
+
+def test_boards_of_models_run_them_beside_their_population(tmp_path: Path) -> None:
+    board = {"track": "model_detection", "backdoors": ["badnets"], "detectors": ["neural_cleanse", "mm_bd"], "clean": 2}
+    known = (("neural_cleanse", "tact"), ("neural_cleanse", "wanet"), ("mm_bd", "badnets"))
+    models = {"models": ["byobnet_tiny"], "seeds": [0, 1]}
+    cells = plan(load_suite(str(runs.suite(tmp_path / "s.yaml", board, **models)))).cells
+    knowing = {((c.detector or {})["name"], (c.backdoor or {})["name"], c.seed) for c in cells if c.adaptive}
+    assert knowing == {(d, b, s) for d, b in known for s in (0, 1)}
+    assert all(c.model["train_seed"] == c.seed for c in cells if c.adaptive)
+    assert sum(not c.adaptive for c in cells) == 2 * 2 * (2 + 1)
+
+
+def test_a_poison_that_the_training_set_does_not_allow_is_left_out(tmp_path: Path) -> None:
+    """TaCT needs covers of a third class; nobody has asked for it, so the suite is not refused."""
+    x = torch.randint(0, 256, (60, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for split in ("train", "test"):
+        for i, image in enumerate(x):
+            file = tmp_path / "two" / split / "ab"[i % 2] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    data = {"set": {"name": "image_folder", "folder": str(tmp_path / "two")}}
+    board = {"track": "input_detection", "backdoors": ["badnets"], "detectors": ["strip", "sentinet"]}
+    cells = plan(load_suite(str(runs.suite(tmp_path / "s.yaml", board, data=data, models=["byobnet_tiny"])))).cells
+    assert {(c.backdoor or {})["name"] for c in cells if c.adaptive} == {"blended"}
 
 
 def test_stamped_badnets_carries_the_stamp_in_training_only() -> None:

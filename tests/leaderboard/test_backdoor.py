@@ -89,7 +89,7 @@ def test_attacks_that_know_the_defense_stand_in_a_column_of_their_own() -> None:
     marks = {x.names["defense"]: [m.evidence for m in x.flags if m.id == "no_knowing_attack"] for x in board.lines}
     assert marks["nab"] == []
     assert "failed" in marks["anp"][0]
-    assert "is known here" in marks["none"][0]
+    assert "was run here" in marks["none"][0]
     shown = {key for x in board.lines for key in x.keys}
     assert shown == {r.cell.key for r in (*usual, *known, failed)}
 

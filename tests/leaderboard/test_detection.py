@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from siegebench.leaderboard import rank
 
@@ -50,3 +52,31 @@ def test_model_detectors_are_judged_on_a_population() -> None:
     assert small.lines[0].value("balanced_accuracy") == 1.0  # printed all the same
     partial = only([*population("careful", 24, 0), *population("jumpy", 24, 12)[:-1]])
     assert "1 of 48 models not judged" in line(partial, "jumpy").reasons
+
+
+def test_backdoors_that_know_a_detector_of_models_stand_in_a_column_of_their_own() -> None:
+    def knowing(detector: str, backdoor: str, seed: int, flagged: bool, success: float = 1.0) -> Result:
+        row = judged(detector, 5000 + seed, True, 0.0, flagged)
+        cell = replace(row.cell, backdoor={**(row.cell.backdoor or {}), "name": backdoor}, adaptive=True, seed=seed)
+        return replace(row, cell=cell, metrics={**row.metrics, "attack_success": {"value": success}})
+
+    def population(detector: str) -> list[Result]:
+        return [judged(detector, 1000 * bad + i, bad == 1, 3.0 * bad, bad == 1) for bad in (0, 1) for i in range(24)]
+
+    usual = [*population("cleanse"), *population("arms"), *population("margin")]
+    known = [knowing("cleanse", "wanet", i, i == 0) for i in range(4)]
+    other = [knowing("cleanse", "tact", i, i < 3) for i in range(4)]
+    failed = [knowing("arms", "wanet", i, False, success=0.0) for i in range(4)]
+    half = [knowing("margin", "wanet", i, i == 0, success=float(i < 2)) for i in range(4)]
+    board = only([*usual, *known, *other, *failed, *half])
+    assert board.facts["population"] == "24 clean, 24 backdoored"
+    cleanse, arms, margin = (line(board, name) for name in ("cleanse", "arms", "margin"))
+    assert (cleanse.value("found"), cleanse.value("knowing_found")) == (1.0, 0.25)  # that of the attack found least
+    assert {*cleanse.number("knowing_found").keys} == {r.cell.key for r in known}
+    assert (margin.value("knowing_found"), margin.number("knowing_found").n) == (0.5, 2)  # two were not learnt
+    assert arms.value("knowing_found") is None
+    assert "failed" in next(mark.evidence for mark in arms.flags if mark.id == "no_knowing_attack")
+    assert "knowing_found" in {column.id for column in board.columns}
+    without = only(population("cleanse"))
+    assert "knowing_found" not in {column.id for column in without.columns}
+    assert "no_knowing_attack" in {mark.id for mark in without.lines[0].flags}
