@@ -214,7 +214,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
     required = _required(data_kind(members[0]), id(registry.cards()))[1]
     each = [
         *_attack_columns([r for r in usual if r.cell.attack is not None], attacks, targeted),
-        *(replace(column, over=column.title.rpartition(" ")[0]) for column in measures.columns(usual)),
+        *measures.columns(usual),
     ]
     primary, main = ("target_rate", columns.TARGETED) if targeted else ("robust_acc", columns.EVASION)
     passes = replace(columns.PASSES, main=cell.track != "query")  # queries have their own column

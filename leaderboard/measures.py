@@ -18,7 +18,7 @@ def columns(rows: Sequence[Result]) -> list[Column]:
         measure, _, figure = title.rpartition(" ")
         told = meaning_of_figure("measure", measure.partition(" ")[0].partition("(")[0], figure)
         told = f"A diagnostic measure; never ranked. {told}".strip()
-        out.append(Column(f"measure:{title}", title, "score", told, "", False, "measure", "Measures"))
+        out.append(Column(f"measure:{title}", title, "score", told, "", False, "measure", "Measures", over=measure))
     return out
 
 

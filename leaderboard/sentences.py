@@ -85,6 +85,12 @@ def _bare(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if line.rank is not None and line.names.get("defense") == NONE]
 
 
+def _behind(lines: Sequence[Line], top: Sequence[Line]) -> list[Line]:
+    """Entries without a defense, if none of them is among the first."""
+    bare = _bare(lines)
+    return [] if any(line in top for line in bare) else bare
+
+
 def survival(lines: Sequence[Line], column: str, *, of: str = "") -> str:
     """Of boards that rank what is left under attack: who survives, and what undefended networks keep.
 
@@ -121,7 +127,7 @@ def proof(lines: Sequence[Line], column: str) -> str:
     unit = " % of the images, on average over the radii"
     if max(line.value(column) or 0.0 for line in top) == 0.0:
         return "No certifier proves anything at these radii."
-    bare = [line.value(column) or 0.0 for line in _bare(lines) if line not in top]
+    bare = [line.value(column) or 0.0 for line in _behind(lines, top)]
     before = f"Without a defense at most {_span([max(bare)], ' %')} are certified" if bare else ""
     return _told(before, first(lines, column, ("certifies", "certify", "certify most"), unit))
 
@@ -131,7 +137,7 @@ def copying(lines: Sequence[Line], column: str) -> str:
     top = leaders(lines)
     if not top:
         return nothing(lines)
-    bare = [line.value(column) or 0.0 for line in _bare(lines) if line not in top]
+    bare = [line.value(column) or 0.0 for line in _behind(lines, top)]
     who = "an undefended victim" if len(bare) != 1 else "the undefended victim"
     before = f"Copies of {who} agree with it on {_span(bare, ' %')} of the images" if bare else ""
     return _told(before, first(lines, column, ("is copied to", "are copied to", "are copied least"), " %"))

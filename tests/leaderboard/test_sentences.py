@@ -44,6 +44,17 @@ def test_ties_are_named_or_counted() -> None:
     assert sentences.survival(many, "robust_acc") == "9 entries keep 50.0 to 58.0 %, too close to tell apart."
 
 
+def test_undefended_networks_are_a_yardstick_only_if_none_of_them_leads() -> None:
+    best, behind = (
+        entry("none", 0.4, (1, 1)),
+        replace(entry("none", 0.2, (2, 2)), names={"model": "b", "defense": "none"}),
+    )
+    told = sentences.proof([best, behind], "robust_acc")
+    assert told == "net without a defense certifies 40.0 % of the images, on average over the radii."
+    told = sentences.proof([entry("ibp", 0.4, (1, 1)), behind], "robust_acc")
+    assert told.startswith("Without a defense at most 20.0 % are certified; ibp on net certifies 40.0 %")
+
+
 def test_without_a_rank_there_is_no_result() -> None:
     board = only([attacked("pgd", 150)])
     assert board.result == "Nothing is ranked yet (required attack missing: autoattack)."
