@@ -5,6 +5,7 @@
     ROOT/history/...                                rows that a newer row of the same cell has replaced
     ROOT/artifacts/KEY.safetensors, KEY.json        weights under the hash of their description, and the description
     ROOT/suites/NAME.json                           which cells a suite has (see `records`)
+    ROOT/shards/KEY-WHOSE/START-STOP.safetensors    finished images of a cell that is not finished (see `shards`)
     ROOT/.locks/                                    held while a cell or an artifact is computed
 
 Importing this needs no torch.

@@ -69,7 +69,7 @@ LAYERS = (
     ("clipping", "object_detector", "spikes"),
     ("inputs", "sighting"),
     ("prepare", "checkpoints"),
-    ("layers", "bounds", "per_image"),
+    ("layers", "bounds", "per_image", "shards"),
     ("traced",),
     ("ledger",),
     ("oracle",),

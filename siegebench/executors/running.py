@@ -35,6 +35,7 @@ def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Works
     Args:
         wait: wait for another run that computes the cell; otherwise return `busy` at once.
     """
+    from siegebench import shards
     from siegebench.evaluation import evaluate, failed
 
     if workspace is None:
@@ -57,6 +58,8 @@ def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Works
             refused.env, refused.timing, refused.sources = result.env, result.timing, result.sources
             store.put(refused)
             result = refused
+        if result.status != "error":
+            shards.remove(store.root, cell.key)
     return result.status
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from siegebench import ops
+from siegebench import ops, shards, sources
 from siegebench.artifacts import fingerprint
 from siegebench.cells import Cell, Flag, Result, bits, digest, rate
 from siegebench.cells import pack as pack_bits
@@ -24,7 +24,6 @@ from siegebench.errors import ContractError
 from siegebench.ledger import Ledger
 from siegebench.metrics import QUERY_MARKS
 from siegebench.oracle import Oracle
-from siegebench.prepare import in_batches
 from siegebench.threat import ThreatModel
 from siegebench.tracks.conduct import conduct_flags
 from siegebench.tracks.conventions import convention_flags
@@ -93,7 +92,6 @@ def _attack(
     else:
         lesson, spent = lesson_of(attack, cell, ws, seen, threat)
     most = len(indices) if ws.settings.save_images == 0 else ws.settings.save_images or 0
-    kept: dict[int, Tensor] = {}  # adversarial images, by the index of the first
 
     def found(at: slice, x: Tensor, y: Tensor, draws: Draws, goal: Tensor | None) -> tuple[Tensor, Ledger]:
         def make() -> tuple[Tensor, Ledger]:
@@ -116,10 +114,9 @@ def _attack(
         hits = right(z, y)
         far = threat.size(x_adv, x)
         inside = far <= threat.limit  # minimum-norm attacks may end outside
-        if at.start < most:
-            shown = torch.where(inside.view(-1, 1, 1, 1), x_adv, x)  # outside the budget nothing was found
-            kept[at.start] = shown[: most - at.start].detach().cpu().float()
+        some = slice(0, max(0, most - at.start))  # adversarial images to keep; outside the budget nothing was found
         out = {
+            "shown": torch.where(inside[some].view(-1, 1, 1, 1), x_adv[some], x[some]).detach().cpu().float(),
             "robust": majority(hits) | ~inside,
             "expected": torch.where(inside, hits.double().mean(dim=0), 1.0),
             "never": hits.all(dim=0) | ~inside,
@@ -146,15 +143,17 @@ def _attack(
             out["robust_8bit"] = majority(right(fresh_passes(victim, rounded, draws, "8bit"), y)) | ~inside
         return out
 
-    parts = in_batches(part, len(indices), ws.batch(data.stored))
+    whose = digest([sources.of(cell), fingerprint(seen), ws.settings.dtype, most])
+    left = shards.folder(ws.store.root, cell.key, whose)
+    parts = shards.by_parts(part, len(indices), ws.batch(data.stored), left)
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
     row = _row(cell, data, indices, threat, clean, victim, attack, got, aimed)
     row.counts.update(spent)
     row.flags += [flag.as_dict() for flag in attack.findings(lesson)]
     if ws.settings.save_images is not None:
         first = indices[:most]
-        found_images = [kept[k] for k in sorted(kept)] or [ws.pixels(data, first).cpu().float()]
-        row.images = {"images": torch.cat(found_images), "ids": data.ids[first], "labels": data.labels[first]}
+        shown = got["shown"] if got else ws.pixels(data, first).cpu().float()
+        row.images = {"images": shown, "ids": data.ids[first], "labels": data.labels[first]}
         row.images = {name: value.numpy() for name, value in row.images.items()}
     return row
 
