@@ -29,7 +29,7 @@ SMALLER = {
         "boards.1.queries=20", "models=[{name: byobnet_tiny, recipe: {epochs: 2, lr: 0.005, batch: 64}}]",
     ],
     "siegebench run try --set backdoor": [
-        "models=[{name: byobnet_tiny, recipe: {epochs: 4, lr: 0.005, batch: 64}}]", "boards.7.defenses=[none, clp]",
+        "models=[{name: byobnet_tiny, recipe: {epochs: 4, lr: 0.005, batch: 64}}]",
     ],
     "siegebench run corruption_digits": [
         "data.count=10", "models=[{name: byobnet_tiny, recipe: {epochs: 1}}]", "boards.0.defenses=[none]",
@@ -142,7 +142,8 @@ def test_a_backdoor_is_added_checked_and_measured(checkout: Path) -> None:
         said[" ".join(text[:3]) if kind == "command" else text[0]] = out
     assert "FAIL" not in said["siegebench check my_backdoor"]
     ranked = said["siegebench run try"]
-    assert re.search(r"^ *(\d(-\d)?|–) +clp ", ranked, re.MULTILINE)  # at the edge of what may be ranked
+    for defense in ("none", "fine_tuning"):
+        assert re.search(rf"^ *\d(-\d)? +{defense} ", ranked, re.MULTILINE), f"{defense} is not ranked"
     assert "my_backdoor" not in ranked, "below the table stand backdoors that did not work"
 
 
