@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -284,6 +285,7 @@ def main() -> None:
         read(given.html, given.shots)
         return
     if given.store is None:
+        sys.path.append(str(Path(__file__).resolve().parent.parent))
         from tests.rows import everything
 
         rows = everything()

@@ -1,7 +1,7 @@
 "use strict";
 const bar = document.getElementById("bar"), field = document.getElementById("filter"), count = document.getElementById("count");
 const nothing = document.getElementById("nothing");
-const LONG = 100, SOME = 20;  // lines of a table that are shown at first, and at least so many that are not ranked
+const LONG = 100, FOUND = 40, SOME = 20;  // lines of a table that are shown at first, while filtering, and at least of each part
 const lines = [...document.querySelectorAll("tr.line")];
 const listed = Object.fromEntries([...document.querySelectorAll("nav li")].map(li => [li.firstElementChild.hash.slice(1), li]));
 
@@ -32,9 +32,10 @@ function filter() {
 
 /* The lines of a table that the filter finds: the first of them, until somebody wants to see all. */
 function show(table) {
+  const most = field.value.trim() ? FOUND : LONG;
   let more = 0, shown = 0;
   [...table.tBodies].forEach(body => {
-    let room = table.whole ? Infinity : Math.max(LONG - shown, SOME);
+    let room = table.whole ? Infinity : Math.max(most - shown, SOME);
     const own = [...body.querySelectorAll("tr.line")];
     own.forEach(tr => {
       const seen = tr.found && room-- > 0;
@@ -49,7 +50,7 @@ function show(table) {
   if (button && more) button.textContent = "Show " + more + " more entries";
 }
 document.querySelectorAll(".wide table").forEach(table => {
-  if (table.querySelectorAll("tr.line").length <= LONG) return;
+  if (table.querySelectorAll("tr.line").length <= FOUND) return;
   const line = document.createElement("p"), button = document.createElement("button");
   line.className = "empty";
   button.type = "button";

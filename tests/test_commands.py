@@ -55,6 +55,7 @@ SMALLER = {
     "python benchmarks/conformance.py": "--images 3",
     "python benchmarks/grid.py": "--images 2 --queries 100 --networks resnet20",
     "python benchmarks/plus.py": "--images 2",
+    "python benchmarks/page.py": "--rows 200",
 }
 PUBLISHED = ROOT / "tests" / "published_files"
 STEM = {str(page.relative_to(ROOT)): page for page in PAGES}
