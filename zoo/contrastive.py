@@ -62,8 +62,8 @@ class Contrastive(ModelSource):
     Cost: two passes for each image and epoch.
 
     Differs from the paper: the views change the balance of the colours instead of their hue, and are not blurred. The
-    labelled images are some of those of the encoder, so that in a poisoned training set a few of them may be poisoned;
-    with images of the target class only, their labels are right.
+    labelled images are some of those of the encoder, so that some of them are poisoned if the training set is. If they
+    are many, a backdoor may get into the probe alone, and not into the encoder (docs/replications/ctrl.md).
 
     Attributes:
         network: the architecture; its weights are trained here.
