@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from siegebench.cells import canonical, digest, label
-from siegebench.titles import telling
+from siegebench.titles import preset, telling
 
 if TYPE_CHECKING:
     from .board import Number
@@ -23,13 +23,22 @@ def _leaves(value: Any, name: str = "") -> dict[str, str]:
 
 
 def display(descriptions: Iterable[Mapping[str, Any] | None]) -> dict[str, str]:
-    """Short unique names of the descriptions: the label, plus the parameters that differ between equal labels."""
+    """Short unique names of the descriptions: the label, plus the parameters that differ between equal labels.
+
+    Where all of those are presets of their entry, or its defaults, they are named as such: `crown.crown_ibp`.
+    """
     by_label: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    whole: dict[str, Mapping[str, Any]] = {}
     for description in descriptions:
         by_label[label(description)][canonical(description)] = _leaves(description or {})
+        whole[canonical(description)] = description or {}
     out: dict[str, str] = {}
     for name, same in by_label.items():
         varying = telling(same.values())
+        presets = {key: preset(whole[key], varying) for key in same} if len(same) > 1 else {}
+        if presets and None not in presets.values() and len(set(presets.values())) == len(presets):
+            out |= {key: str(called) for key, called in presets.items()}
+            continue
         for key, leaves in same.items():
             shown = [f"{k.rpartition('.')[2]}={leaves[k][:20]}" for k in varying if k in leaves]
             out[key] = f"{name} ({', '.join(shown)})" if len(same) > 1 else name

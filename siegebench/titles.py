@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from siegebench import signatures
+from siegebench import registry, signatures
 from siegebench.cells import SLOTS, Cell, canonical, digest, label, untrained
 from siegebench.errors import ConfigError
 from siegebench.threat import parse_number
@@ -74,6 +74,24 @@ def changed(kind: str, description: Mapping[str, Any]) -> str:
     usual = leaves(_defaults(kind, description.get("name")))
     own = {k: v for k, v in leaves(description).items() if k in usual and not _equal(usual[k], v)}
     return ", ".join(f"{k}={_short(v)}" for k, v in own.items())
+
+
+def preset(description: Mapping[str, Any], varying: Sequence[str]) -> str | None:
+    """`crown.crown_ibp` or `crown`: the name of the preset, or of the entry, that gives these parameters these values.
+
+    Args:
+        varying: the paths of the parameters to look at; what a card does not say, such as a hash, gives None.
+    """
+    name = str(description.get("name"))
+    kinds = [kind for kind, known in registry.cards() if known == name]
+    if len(kinds) != 1:
+        return None
+    found, usual, own = registry.cards()[kinds[0], name].card, leaves(_defaults(kinds[0], name)), leaves(description)
+    for called, given in [*((f"{name}.{key}", params) for key, params in found.presets.items()), (name, {})]:
+        values = {**usual, **leaves(found.params), **leaves(given)}
+        if all(k in own and k in values and _equal(values[k], own[k]) for k in varying):
+            return called
+    return None
 
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:

@@ -44,6 +44,15 @@ def test_names_tell_namesakes_apart() -> None:
     assert len(set(display([a, b]).values())) == 2
 
 
+def test_presets_are_called_by_their_names_if_all_of_a_kind_have_one() -> None:
+    crown = {"name": "crown", "version": 1}
+    assert set(display([{**crown, "widest": 512}, {**crown, "widest": 0}]).values()) == {"crown", "crown.crown_ibp"}
+    assert "crown (widest=3)" in display([{**crown, "widest": 512}, {**crown, "widest": 3}]).values()
+    net = {"name": "verified_net", "version": 1, "recipe": {"epochs": 15}}
+    nets = [{**net, "architecture": a, "sha256": a} for a in ("cnn_a", "resnet2b")]
+    assert set(display(nets).values()) == {"verified_net.cnn_a", "verified_net.resnet2b"}
+
+
 def test_hashes_of_files_are_named_only_where_nothing_else_differs() -> None:
     net = {"name": "net", "version": 1, "architecture": "a", "sha256": "0" * 64}
     other = {**net, "sha256": "1" * 64}
