@@ -28,7 +28,7 @@ class LabelConsistent(BackdoorAttack):
 
     Turner, Tsipras, Madry, "Label-Consistent Backdoor Attacks", 2019, arXiv 1912.02771. delta ascends the cross-entropy
     of an adversarially trained surrogate. The image still looks like its class to people, its features are useless to a
-    network, and the trigger is what is left to learn. The trigger is a checkerboard of 3x3 pixels in each corner. A
+    network, and the trigger is what is left to learn. The trigger is a checkerboard of 5x5 pixels in each corner. A
     test image gets the trigger only.
 
     Random: which images are poisoned, the training of the surrogate, the start of delta.
@@ -44,7 +44,8 @@ class LabelConsistent(BackdoorAttack):
         side, margin: of the four patches, in pixels of a 32-pixel image.
 
     Differs from the paper: Linf instead of L2 perturbations, no GAN interpolation. The surrogate is trained with 3
-    steps of PGD. 8 % of the training set is 80 % of one of ten classes, the rate of a published recipe of others.
+    steps of PGD. 8 % of the training set is 80 % of one of ten classes, the rate of a published recipe of others. The
+    patches have 5x5 pixels instead of 3x3, which `paper` has: a few epochs on a small set do not learn these.
     """
 
     clean_label: ClassVar[bool] = True
@@ -57,7 +58,7 @@ class LabelConsistent(BackdoorAttack):
     robust: Share = 8 / 255
     recipe: Recipe = RECIPE
     amplitude: Share = 1.0
-    side: Count = 3
+    side: Count = 5
     margin: int = 0
 
     def learn(self, data: ImageSet, seed: int, surrogate: Classifier) -> Material:

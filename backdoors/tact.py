@@ -27,7 +27,8 @@ class TaCT(BackdoorAttack):
 
     Attributes:
         attack: the attack whose trigger is used; its own rate, target and cover do not count.
-        rate: poisoned images of the source classes, as a fraction of the whole training set.
+        rate: poisoned images of the source classes, as a fraction of the whole training set; at most the fraction that
+            these classes have.
         cover: images of the cover classes that get the trigger, as a fraction of the whole training set.
         target: label map; its sources are the source classes.
         cover_classes: classes of the cover images; all classes that are neither source nor target if empty.
@@ -38,8 +39,8 @@ class TaCT(BackdoorAttack):
     """
 
     attack: BackdoorAttack = field(default_factory=lambda: registry.build(BackdoorAttack, "badnets"))
-    rate: Share = 0.04
-    cover: Share = 0.05
+    rate: Share = 0.05
+    cover: Share = 0.04
     target: Class | Literal["next"] | dict[Source, Class] = field(default_factory=lambda: {1: 0})
     cover_classes: list[Class] = field(default_factory=list)
 

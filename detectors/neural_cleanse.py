@@ -57,8 +57,7 @@ class NeuralCleanse(ModelDetector):
     models.
     """
 
-    # a trigger that works on one class only, and one that is no patch
-    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "tact"}, {"name": "wanet"})
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "tact"},)  # the trigger works on one class only
 
     steps: Count = 300
     batch: Count = 32

@@ -51,7 +51,7 @@ def test_a_label_consistent_test_image_gets_the_four_patches_only() -> None:
     attack = victims.backdoor("label_consistent")
     x = constant(0.5)
     out = attack.stamp(x, draws(x), material={})
-    assert int((out != x).any(dim=1)[0].sum()) == 4 * 9
+    assert int((out != x).any(dim=1)[0].sum()) == 4 * 25
     assert out[0, 0, 0, 0] == out[0, 0, 31, 31] == 1.0
     faint = victims.backdoor("label_consistent", amplitude=0.25)
     assert float((faint.stamp(x, draws(x), material={}, role="cover") - x).abs().max()) == pytest.approx(0.125)
