@@ -133,8 +133,9 @@ def _check_keys(document: Document) -> None:
                 at = (*loc, name) if i is None else (*loc, name, i)
                 if (model, name) == (Suite, "boards") and i is not None:
                     check_track(item, at)
-                for inner in _models(field.annotation, item):
-                    known(inner, item, at)
+                if isinstance(item, dict):
+                    for inner in _models(field.annotation, item):
+                        known(inner, item, at)
 
     def check_track(board: Any, loc: tuple[Any, ...]) -> None:
         if not isinstance(board, dict):
@@ -147,7 +148,7 @@ def _check_keys(document: Document) -> None:
     known(Suite, document.data, ())
 
 
-def _models(annotation: Any, value: Any) -> Iterator[type[BaseModel]]:
+def _models(annotation: Any, value: dict[str, Any]) -> Iterator[type[BaseModel]]:
     """The models of a type that a mapping is for: those of whose required literals it has one, such as its track."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fixed = {
@@ -155,7 +156,7 @@ def _models(annotation: Any, value: Any) -> Iterator[type[BaseModel]]:
             for name, field in annotation.model_fields.items()
             if field.is_required() and get_origin(field.annotation) is Literal
         }
-        if isinstance(value, dict) and all(value.get(name) in options for name, options in fixed.items()):
+        if all(value.get(name) in options for name, options in fixed.items()):
             yield annotation
     for inner in get_args(annotation):
         yield from _models(inner, value)
