@@ -44,8 +44,8 @@ def kind(row: Result) -> tuple[Any, ...]:
 def shown(rows: Iterable[Result], formats: Iterable[str] = FORMATS) -> None:
     rows = list(rows)
     boards = rank.boards(rows)
-    keys = {key for board in boards for line in board.lines for key in line.keys}
-    assert keys == {row.cell.key for row in rows}, "a row is on no board"
+    told = {key for board in boards for line in board.lines for key in line.keys}  # thefts are on two boards
+    assert told == {row.cell.key for row in rows}, "a row is on no board"
     rank.uncaught_controls(rows)
     tables.show(boards, tables.Console(file=io.StringIO(), width=100))
     for format_ in formats:
