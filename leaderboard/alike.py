@@ -13,7 +13,7 @@ SAID = {"images": "{} images", "training images": "{} training images", "data pa
 
 def told_apart(boards: Sequence[Board]) -> list[Board]:
     """The boards, in order, each with a title of its own."""
-    titles = {}
+    titles: dict[str, str] = {}
     for alike in group(boards, lambda board: board.title).values():
         names = _telling(alike) if len(alike) > 1 else []
         titles |= {board.id: ", ".join([board.title, *_said(board, names)]) for board in alike}
