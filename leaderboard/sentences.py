@@ -160,6 +160,8 @@ def privacy(lines: Sequence[Line]) -> str:
     before = f"From plain gradients {_span(plain, ' %')} of the images are identified" if plain else ""
     if len(plain) == len(ranked):
         return _told(before)
+    if any(line.names["sharing"] == "plain" for line in leaders(lines)):
+        return _told(before, "no rule gives away less")
     return _told(before, first(lines, "identified", ("gives away", "give away", "give away least"), " %"))
 
 

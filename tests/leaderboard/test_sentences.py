@@ -87,6 +87,17 @@ def test_detectors_near_chance_do_not_win() -> None:
     assert "Every detector is worse than guessing" in sentences.detection([entry("a", 0.2)], "robust_acc")
 
 
+def test_rules_that_give_away_as_much_as_plain_gradients_do_not_win() -> None:
+    def rule(sharing: str, ranks: tuple[int, int]) -> Line:
+        return Line(names={"model": "net", "sharing": sharing}, numbers={"identified": Number(1.0)}, rank=ranks)
+
+    told = "From plain gradients 100.0 % of the images are identified; "
+    tied = [rule("plain", (1, 2)), rule("clip", (1, 2))]
+    assert sentences.privacy(tied) == f"{told}no rule gives away less."
+    apart = [rule("plain", (2, 2)), rule("clip", (1, 1))]
+    assert sentences.privacy(apart) == f"{told}clip gives away 100.0 %."
+
+
 def test_a_planted_control_gains_nothing() -> None:
     with make.controls(*make.PLANTED):
         board = only([*ranked_row("autoattack", 2), attacked("no_op", outcome(180))])
