@@ -179,7 +179,7 @@ class ExtractionBoard(BoardSpec):
 
 
 def _split_of(data: NamedData) -> tuple[Any, Any]:
-    return data.description["source"], data.description["split"]
+    return data.description.get("source"), data.description.get("split")
 
 
 def _posteriors(cell: Cell, ws: Workspace, model: Classifier, data: ImageSet, of: str) -> Tensor:
