@@ -104,7 +104,7 @@ class KArm(ModelDetector):
     and the limits `least` and `most` are ours.
     """
 
-    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "wanet"},)  # no small mask holds a warp
+    poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "blended"},)  # a trigger of full size
 
     batch: Count = 32
     length: Count = 5
