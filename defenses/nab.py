@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siegebench.classifier import Classifier, Wrapped
+from siegebench.contrastive import features
 from siegebench.data import Granted, ImageSet
 from siegebench.draws import Draws, derive_seed
 from siegebench.train import Recipe, predict, train
 from siegebench.types import Count, DatasetDetector, Defense, Positive, Share
 
 from ._isolation import ISOLATION, easiest, train_above
-from ._simclr import FEATURES, HEAD, features, fit_head, pretrain, symmetric
+from ._simclr import FEATURES, HEAD, fit_head, pretrain, symmetric
 
 VERIFIER = Recipe(epochs=100, batch=32)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from siegebench import registry
+from siegebench import contrastive, registry
 from siegebench.draws import Draws
 from siegebench.train import Recipe, accuracy
 from siegebench.types import Defense
@@ -23,18 +23,18 @@ SIMCLR: Any = __import__(MODULE.__name__.replace(".dbd", "._simclr"), fromlist=[
 def test_the_contrastive_loss() -> None:
     h = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 1.0]])  # two pairs of equal views
     e = torch.exp(torch.tensor(1 / 0.5))
-    torch.testing.assert_close(SIMCLR.contrast(h, 0.5), -torch.log(e / (e + 2)))
+    torch.testing.assert_close(contrastive.nt_xent(h, 0.5), -torch.log(e / (e + 2)))
 
 
 def test_views_are_images_that_depend_on_the_image_alone() -> None:
     x, draws = planted.data().pixels(), Draws(0, planted.data().ids)
-    first = SIMCLR.views(x, draws)
+    first = contrastive.views(x, draws)
     assert first.shape == x.shape
     assert 0 <= float(first.min()) <= float(first.max()) <= 1
-    torch.testing.assert_close(SIMCLR.views(x[5:9], draws[torch.arange(5, 9)]), first[5:9])
-    assert not torch.equal(SIMCLR.views(x, draws.child("again")), first)
+    torch.testing.assert_close(contrastive.views(x[5:9], draws[torch.arange(5, 9)]), first[5:9])
+    assert not torch.equal(contrastive.views(x, draws.child("again")), first)
     whole = torch.full((200, 3, 8, 8), 0.5)
-    changed = SIMCLR.views(whole, Draws(1, torch.arange(200)))  # of one colour: only the colours change
+    changed = contrastive.views(whole, Draws(1, torch.arange(200)))  # of one colour: only the colours change
     assert float((changed - changed.mean(dim=(2, 3), keepdim=True)).abs().max()) < 1e-5
     untouched = (changed == 0.5).flatten(1).all(dim=1).double().mean()
     assert 0.05 < float(untouched) < 0.4  # 16 % are not jittered and not grey; grey of grey is the same
