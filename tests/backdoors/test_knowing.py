@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from siegebench.leaderboard import rank
 
-from siegebench import registry
+from siegebench import api, registry
 from siegebench.config import load_suite
 from siegebench.kinds import KINDS
 from siegebench.plan import plan
+from siegebench.settings import Settings
 from siegebench.types import BackdoorAttack
 from tests import runs, victims
+
+CLEANSE = {"name": "neural_cleanse", "steps": 3}
 
 
 @pytest.mark.parametrize("kind", ["defense", "detector"])
@@ -46,6 +50,20 @@ def test_boards_of_models_run_them_beside_their_population(tmp_path: Path) -> No
     assert knowing == {(d, b, s) for d, b in known for s in (0, 1)}
     assert all(c.model["train_seed"] == c.seed for c in cells if c.adaptive)
     assert sum(not c.adaptive for c in cells) == 2 * 2 * (2 + 1)
+
+
+def test_their_rows_say_whether_the_backdoor_was_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = {"track": "model_detection", "backdoors": [{"name": "badnets", "side": 10}], "detectors": [CLEANSE]}
+    with runs.known(tmp_path / "site", monkeypatch):
+        suite = load_suite(str(runs.suite(tmp_path / "s.yaml", board)))
+        rows = api.run(suite, Settings(root=str(tmp_path / "store"), threads=1, device="cpu")).results
+    assert [r.status for r in rows] == ["ok"] * 3, [r.error for r in rows]
+    told = {(r.cell.adaptive, (r.cell.backdoor or {}).get("name")): r.value("attack_success") for r in rows}
+    assert told == {(False, None): None, (False, "badnets"): None, (True, "tact"): told[True, "tact"]}
+    assert told[True, "tact"] in (0.0, 1.0)
+    shown = rank.boards(rows)[0]
+    assert shown.facts["population"] == "1 clean, 1 backdoored"
+    assert {r.cell.key for r in rows} == {*shown.lines[0].keys}
 
 
 def test_a_poison_that_the_training_set_does_not_allow_is_left_out(tmp_path: Path) -> None:
