@@ -28,6 +28,7 @@ SMALL: dict[str, dict[str, Any] | None] = {
     "conditional_generator": {"images": 10, "epochs": 1, "batch": 5, "width": 2, "blocks": 2},
     "no_box": {"per_class": 2, "epochs": 1, "decoders": 2, "width": 2, "steps": 2, "ila_steps": 2},
     "saved": None,
+    "ctrl": None,  # a pattern of colours, which refuses grey images
     "picture": None,
     "generative_variation": None,
     "nrf": {"steps": 2, "noise_steps": 2},
