@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from siegebench.leaderboard import rank
 
+import siegebench as sb
 from siegebench import api
 from siegebench.cells import Result
 from siegebench.config import load_suite
@@ -143,8 +145,14 @@ def test_what_does_not_fit_is_refused_with_its_place(tmp_path: Path, changes: di
 
 
 def test_overlap_of_pool_and_evaluated_images_fails(tmp_path: Path) -> None:
-    """59 of the 60 images of the pool are evaluated."""
-    loaded = load_suite(suite(tmp_path, pool={"set": "digits", "count": 59}, queries=[50]))
+    """59 of the 60 images of the pool are evaluated: the same set is refused, a copy of it gets a flag."""
+    same = suite(tmp_path, pool={"set": "digits", "count": 59}, queries=[50])
+    with pytest.raises(ConfigError, match="59 of the 59 images of the pool are evaluated too"):
+        plan(load_suite(same))
+    digits = sb.load_data("digits", "test", count=60)
+    np.savez(tmp_path / "copy.npz", images=(digits.pixels() * 255).round().byte().numpy(), labels=digits.labels.numpy())
+    pool = {"set": {"name": "arrays", "file": str(tmp_path / "copy.npz")}, "split": "test", "count": 59}
+    loaded = load_suite(suite(tmp_path, pool=pool, queries=[50]))
     settings = Settings(root=str(tmp_path / "store"), threads=1, specs=plan(loaded).specs)
     (row,) = api.run(loaded, settings, how="serial").results
     (flag,) = [f for f in row.flags if f["id"] == "pool_overlap"]
