@@ -143,7 +143,7 @@ def _attack(
             out["robust_8bit"] = majority(right(fresh_passes(victim, rounded, draws, "8bit"), y)) | ~inside
         return out
 
-    whose = digest([sources.of(cell), fingerprint(seen), ws.settings.dtype, most])
+    whose = digest([sources.of(cell), fingerprint(victim), fingerprint(seen), ws.settings.dtype, most])
     left = shards.folder(ws.store.root, cell.key, whose)
     parts = shards.by_parts(part, len(indices), ws.batch(data.stored), left)
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
