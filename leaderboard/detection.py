@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -309,12 +309,13 @@ def _model_board(members: list[Result], model: str) -> Board:
     knowing = group([r for r in members if r.cell.adaptive], lambda r: canonical(r.cell.detector))
     plain = [r for r in members if not r.cell.adaptive]
     members, knowing = (plain, knowing) if plain else (members, {})
-    population = {_member(r): r.cell.backdoor is not None for r in members}
+    failed = {_member(r): r for r in members if metric(r, "attack_success") == 0.0}
+    population = {_member(r): r.cell.backdoor is not None for r in members if _member(r) not in failed}
     detectors = display(r.cell.detector for r in members)
     judged: dict[str, Judged] = {}
     lines = []
     for key, rows in group(members, lambda r: canonical(r.cell.detector)).items():
-        found = judged[detectors[key]] = _judged(rows)
+        found = judged[detectors[key]] = _judged([r for r in rows if _member(r) in population])
         clean, bad = int((~found.truth).sum()), int(found.truth.sum())
         reasons = []
         if min(clean, bad) < POPULATION:
@@ -352,9 +353,19 @@ def _model_board(members: list[Result], model: str) -> Board:
         row_metric="score",
         figure=Bars(("found", "backdoored models found"), ("false_alarms", "clean models reported as backdoored")),
         lines=placed,
-        notes=("A false alarm means that a clean model would be discarded: read that column first.",),
+        notes=(
+            *_excluded(failed.values()),
+            "A false alarm means that a clean model would be discarded: read that column first.",
+        ),
         result=sentences.verdicts(placed),
     )
+
+
+def _excluded(failed: Collection[Result]) -> list[str]:
+    """A note for each backdoor attack with models on which it failed."""
+    attacks = display(r.cell.backdoor for r in failed)
+    of_attack = group(failed, lambda r: attacks[canonical(r.cell.backdoor)])
+    return [f"Excluded, the attack itself failed: {name}, {len(rows)} models." for name, rows in of_attack.items()]
 
 
 def _model_numbers(j: Judged) -> dict[str, Number]:

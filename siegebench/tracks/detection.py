@@ -237,10 +237,9 @@ def measure_model_detection(cell: Cell, ws: Workspace) -> Result:
         model, poisoned = ws.backdoored(cell)
         material = None if poisoned is None else poisoned.material
         found = backdoor_metrics(ws, model, backdoor, data, cell.seed, material)
-        twin = of_twin(cell, ws, backdoor, data, material) if cell.adaptive else None
-        extra = {"asr": found["asr"], "ca": found["ca"]}
-        if cell.adaptive:  # a detector is not evaded by a backdoor that was not learnt
-            extra["attack_success"] = {"value": float(succeeded(found, twin))}
+        # a detector neither misses nor is evaded by a backdoor that was not learnt
+        learnt = succeeded(found, of_twin(cell, ws, backdoor, data, material))
+        extra = {"asr": found["asr"], "ca": found["ca"], "attack_success": {"value": float(learnt)}}
         labels = torch.arange(cell.data["classes"])
         wanted = backdoor.wanted(labels, cell.data["classes"])
         target = set(wanted[(wanted >= 0) & (wanted != labels)].tolist())

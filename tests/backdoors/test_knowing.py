@@ -59,7 +59,7 @@ def test_their_rows_say_whether_the_backdoor_was_learnt(tmp_path: Path, monkeypa
         rows = api.run(suite, Settings(root=str(tmp_path / "store"), threads=1, device="cpu")).results
     assert [r.status for r in rows] == ["ok"] * 3, [r.error for r in rows]
     told = {(r.cell.adaptive, (r.cell.backdoor or {}).get("name")): r.value("attack_success") for r in rows}
-    assert told == {(False, None): None, (False, "badnets"): None, (True, "tact"): told[True, "tact"]}
+    assert told == {(False, None): None, (False, "badnets"): 1.0, (True, "tact"): told[True, "tact"]}
     assert told[True, "tact"] in (0.0, 1.0)
     shown = rank.boards(rows)[0]
     assert shown.facts["population"] == "1 clean, 1 backdoored"
