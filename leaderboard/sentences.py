@@ -140,7 +140,8 @@ def copying(lines: Sequence[Line], column: str) -> str:
     bare = [line.value(column) or 0.0 for line in _behind(lines, top)]
     who = "an undefended victim" if len(bare) != 1 else "the undefended victim"
     before = f"Copies of {who} agree with it on {_span(bare, ' %')} of the images" if bare else ""
-    return _told(before, first(lines, column, ("is copied to", "are copied to", "are copied least"), " %"))
+    verbs = ("has copies that agree on", "have copies that agree on", "have the copies that agree least")
+    return _told(before, first(lines, column, verbs, " %"))
 
 
 def loot(lines: Sequence[Line], column: str) -> str:
@@ -152,7 +153,7 @@ def loot(lines: Sequence[Line], column: str) -> str:
 
 
 def privacy(lines: Sequence[Line]) -> str:
-    """Of boards of sharing rules: what the plain gradients give away, and what is left under the best rule."""
+    """Of boards of sharing rules: what the plain gradients reveal, and what the best rule still reveals."""
     if not leaders(lines):
         return nothing(lines)
     ranked = [line for line in lines if line.rank]
@@ -161,8 +162,8 @@ def privacy(lines: Sequence[Line]) -> str:
     if len(plain) == len(ranked):
         return _told(before)
     if any(line.names["sharing"] == "plain" for line in leaders(lines)):
-        return _told(before, "no rule gives away less")
-    return _told(before, first(lines, "identified", ("gives away", "give away", "give away least"), " %"))
+        return _told(before, "no rule reveals less")
+    return _told(before, first(lines, "identified", ("reveals", "reveal", "reveal least"), " %"))
 
 
 def resistance(lines: Sequence[Line], column: str) -> str:
