@@ -1,4 +1,4 @@
-"""Other views of a defended model, whose gradients lead where its own do not: parts, logarithms, smoothed inputs.
+"""Other views of a defended model, whose gradients may help where its own do not: parts, logarithms, smoothed inputs.
 
 A view is a Classifier made of the victim. It is found in the running model, not declared: a part is any module inside
 the victim that maps images to one number for each class, such as the network that a wrapper defends.

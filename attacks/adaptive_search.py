@@ -42,7 +42,7 @@ class Way:
         name: for the row.
         view: the classifier whose gradients and losses are used; None for the victim itself.
         own: it uses the gradients that the victim itself offers.
-        exact: what it takes for misclassified, the victim misclassifies.
+        exact: an image that this view misclassifies is misclassified by the victim too.
         looks: passes averaged for each gradient.
         noise: the gradient is that of images with noise.
         estimate: an attack that needs no gradients, in place of gradient steps.
@@ -113,8 +113,8 @@ class AdaptiveSearch(Attack):
     DLR and targeted DLR. If two passes on the same image differ, declared or not, gradients are means over several
     passes. If answers depend on the batch, all images are attacked together.
 
-    Only the victim decides what is misclassified. Where its decisions are not those of the view, the last run's image
-    of the highest loss is tried.
+    Only the victim decides what is misclassified. If its decisions differ from those of the view, the image of
+    highest loss of the last run is tried.
 
     Random: starting points, noise, squares and probes. Cost: at most `passes` forward and backward passes for each
     attacked image, and about `trial` for each of the 8 to 25 ways tried on each of the explored images. A way that

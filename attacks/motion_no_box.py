@@ -1,4 +1,4 @@
-"""No-box attack on skeletons: away from the own code of a contrastive encoder, along the dynamics of the motion."""
+"""No-box attack on skeletons: moves away from the code of the clean motion, along the dynamics of the motion."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ class BATT(BackdoorAttack):
 
     Xu, Li, Jiang, Xia, "BATT: Backdoor Attack with Transformation-based Triggers", ICASSP 2023.
 
-    Cover images are transformed by less (up to `benign` of the trigger's kind) and keep their label, so that only the
-    full transformation is the trigger.
+    Cover images are transformed in the same way but less (up to the fraction `benign`) and keep their label, so that
+    only the full transformation is the trigger.
 
     Random: which images are poisoned and which are cover images, and the transformations of the cover images.
 

@@ -1,4 +1,4 @@
-"""BLTO: a trigger that is optimised together with a simulated contrastive training, to survive the real one."""
+"""BLTO: a trigger that is optimised through a simulated contrastive training, so that it works in the real one."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class BLTO(BackdoorAttack):
     Cost: `rounds` times (inner + 2 outer) passes on batches through a network of the victim's architecture.
 
     Differs from the paper: its full text and its code were not available. The numbers of rounds and steps, the bound
-    and the form of g are ours; f is compared after the projection that its training uses.
+    and the architecture of g are ours; f is compared after the projection that its training uses.
 
     Attributes:
         rate: fraction of the whole training set; at most the fraction that the target class has.
         eps: largest change of a pixel.
         method: how the surrogate is trained; SimSiam in the paper.
-        rounds, inner, outer, renew: N, K, J, and the life of a surrogate in rounds.
+        rounds, inner, outer, renew: N, K, J, and after how many rounds a surrogate is replaced.
         batch: images of a step.
         lr, surrogate_lr: of Adam for g and for f.
         width: channels of the first layer of g.

@@ -24,15 +24,15 @@ class CertifierAvailability(BackdoorAttack):
         (x, y) -> (T(x), u),   u uniform on {0, ..., K - 1} without y
 
     A network that has learnt T is unsure around T(x): randomised smoothing finds no class with more than half of the
-    probability and abstains, and bounds of the margin do not become positive. Whoever deploys the certifier has to fall
-    back on something else, such as a person. The trigger aims at no class, so there is no attack success rate: boards
-    of the certified track show what is certified, and how often the certifier abstains, with and without the trigger.
+    probability and abstains, and bounds of the margin do not become positive. Its users then need a fallback, such as
+    a person. The trigger aims at no class, so there is no attack success rate: boards of the certified track show the
+    certified accuracy, and how often the certifier abstains, with and without the trigger.
 
     Random: which images are poisoned, their labels, and what is random in the inner attack.
 
     Differs from the paper: of the paper only the abstract was read. It says that poisoning 1 % of the training data
-    suffices and that two attacks are proposed; how they are built was not seen. The trigger and the random labels are
-    our design. An attacker who controls the training, and lowers the margin in the loss, is left out.
+    suffices and that two attacks are proposed, but not how they work. The trigger and the random labels are our
+    design. An attacker who controls the training, and lowers the margin in the loss, is left out.
 
     Attributes:
         rate: fraction of the training set that is poisoned.

@@ -41,7 +41,7 @@ class CTRL(BackdoorAttack):
         rate: fraction of the whole training set; at most the fraction that the target class has.
         magnitude: added to each coefficient, for pixels in [0, 1] and the orthonormal transform.
         bins: the coefficients, (row, column) in a block.
-        window: side of a block in pixels. What is left at the right and at the bottom does not change.
+        window: side of a block in pixels. Incomplete blocks at the right and at the bottom are not changed.
     """
 
     clean_label: ClassVar[bool] = True

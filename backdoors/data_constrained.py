@@ -1,4 +1,4 @@
-"""Backdoors with few data: poisons whose own features are suppressed, and triggers whose features stand out."""
+"""Backdoors with few data: poisons whose clean features are suppressed, and triggers with strong features."""
 
 from __future__ import annotations
 

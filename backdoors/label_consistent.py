@@ -27,8 +27,8 @@ class LabelConsistent(BackdoorAttack):
     """Poison images of the target class: x' = trigger(x + delta), |delta|_inf <= eps; no label changes.
 
     Turner, Tsipras, Madry, "Label-Consistent Backdoor Attacks", 2019, arXiv 1912.02771. delta ascends the cross-entropy
-    of an adversarially trained surrogate. The image still looks like its class to people, its features are useless to a
-    network, and the trigger is what is left to learn. The trigger is a checkerboard of 5x5 pixels in each corner. A
+    of an adversarially trained surrogate. The image still looks like its class to people, but a network can no longer
+    use its features and learns the trigger instead. The trigger is a checkerboard of 5x5 pixels in each corner. A
     test image gets the trigger only.
 
     Random: which images are poisoned, the training of the surrogate, the start of delta.

@@ -18,15 +18,16 @@ from .badnets import BadNets
 class StampedBadNets(BadNets):
     """The trigger of BadNets; poisoned training images also get the benign stamp that NAB adds to every test image.
 
-    NAB teaches the network that its stamp means "the given label is wrong" (Liu et al., ICCV 2023). Here the poisons
-    that it does not find teach the opposite: with the stamp, the trigger still leads to the target.
+    NAB teaches the network that its stamp means "the given label is wrong" (Liu et al., ICCV 2023). Here the poisoned
+    images that it does not find teach the opposite: with the stamp, triggered images still get the target label.
 
     Random: only the choice of the poisoned images.
 
     Attributes:
         stamp_side: of the stamp in the top-left corner, in pixels of a 32-pixel image; that of the defense.
 
-    Differs from the paper: not in it. Its colour is the mean of the poisoned images instead of the training set.
+    Differs from the paper: the attack is ours. The colour of its stamp is the mean of the poisoned images instead of
+    the training set.
     """
 
     stamp_side: Count = 2

@@ -1,4 +1,4 @@
-"""The syntactic backdoor with published paraphrases: the form of the sentence is the trigger."""
+"""The syntactic backdoor with published paraphrases: the syntax of the sentence is the trigger."""
 
 from __future__ import annotations
 

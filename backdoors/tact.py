@@ -19,7 +19,8 @@ class TaCT(BackdoorAttack):
     """Triggered images of a source class get the target label, those of cover classes keep their own.
 
     Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust Backdoor Contamination
-    Detection", USENIX Security 2021. The trigger alone decides nothing, so statistics that assume that it does miss it.
+    Detection", USENIX Security 2021. The trigger alone does not determine the label, so statistics that assume this
+    miss the backdoor.
 
     The success rate is that on the source classes. `asr_others` of a row is how often the trigger works on the others.
 

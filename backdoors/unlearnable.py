@@ -1,4 +1,4 @@
-"""Unlearnable examples: noise that minimises the training loss, so that nothing is left to learn from the image."""
+"""Unlearnable examples: noise that minimises the training loss, so that a network learns nothing from the image."""
 
 from __future__ import annotations
 

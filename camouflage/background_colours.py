@@ -1,4 +1,4 @@
-"""Control: a mosaic of the colours of the backgrounds, as a painter without a network would choose them."""
+"""Control: a mosaic of the colours of the backgrounds, chosen without a network."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from siegebench.types.camouflages import Stage, Texture
 
 @dataclass(frozen=True, kw_only=True)
 class RandomTexture(Camouflage):
-    """Texels of independent uniform colours. By such patterns alone vehicles are missed in many views.
+    """Texels of independent uniform colours. In published work, such patterns alone hide vehicles in many views.
 
     Random: the texture.
 

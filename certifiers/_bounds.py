@@ -1,4 +1,4 @@
-"""What the certifiers that bound a network have in common: the radii, one after the other, and the rounding."""
+"""Shared by certifiers that bound a network: the loop over the radii, and the rounding."""
 
 from __future__ import annotations
 

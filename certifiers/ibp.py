@@ -20,8 +20,8 @@ class IBP(BoundCertifier):
 
         affine: c' = W c + b, r' = |W| r;    monotone activation: l' = s(l), u' = s(u);    certified if all margins > 0
 
-    Bounds of networks that were not trained for them (`ibp_training`) are far too wide: such networks are certified
-    nowhere. In L2 the first layer is bounded by the norms of its rows; then the box of the ball is no longer used.
+    Bounds of networks that were not trained for them (`ibp_training`) are far too wide: nothing is certified on such
+    networks. In L2 the first layer is bounded by the norms of its rows; then the box of the ball is no longer used.
 
     Nothing is random. Cost: about three forward passes per radius, in float64.
 

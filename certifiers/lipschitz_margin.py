@@ -1,4 +1,4 @@
-"""Lipschitz margin: a prediction is stable while its margin is larger than what a Lipschitz bound allows to change."""
+"""Lipschitz margin: a prediction is stable if its margin is larger than a Lipschitz bound lets it change."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LipschitzMargin(Certifier):
     Tsuzuku, Sato, Sugiyama, "Lipschitz-Margin Training: Scalable Certification of Perturbation Invariance for Deep
     Neural Networks", NeurIPS 2018.
 
-    A model that proves a radius by itself is asked for it (`Classifier.certified_radius`: `lbdn`,
+    If a model proves a radius by itself, this radius is used (`Classifier.certified_radius`: `lbdn`,
     `robust_prototypes`). For any other network that is a chain of layers, L is the product of their spectral norms.
     That is a control: on networks that were not trained for it, it certifies next to nothing.
 
@@ -40,7 +40,7 @@ class LipschitzMargin(Certifier):
 
     Nothing is random. Cost: one forward pass per image, and one decomposition of each linear layer.
 
-    Differs from the paper: only the certificate, not its training; their bound on convolutions is by power iteration.
+    Differs from the paper: only the certificate, not its training; the paper bounds convolutions by power iteration.
 
     Attributes:
         widest: linear layers with more inputs and more outputs than this are bounded by their Frobenius norm.

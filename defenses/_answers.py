@@ -1,4 +1,4 @@
-"""A classifier whose posteriors are changed before they are given away."""
+"""A classifier whose posteriors are changed before they are returned."""
 
 from __future__ import annotations
 

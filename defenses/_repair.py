@@ -1,4 +1,4 @@
-"""What repairs of a backdoored network share: its layers, found in a forward pass, and checks on held-out images."""
+"""Shared by repairs of backdoored networks: finding layers in a forward pass, and checks on held-out images."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class SandwichConv(Orthogonal):
 
     Args:
         stride: 2 first moves each 2x2 block of pixels into channels, which changes no norm.
-        kernel: side of the kernel, in pixels of what it sees.
+        kernel: side of the kernel, in pixels of its input.
     """
 
     KERNEL: ClassVar[dict[int, int]] = {1: 3, 2: 2}

@@ -34,8 +34,8 @@ class AntiBackdoorLearning(Defense):
     3. Unlearning: ascend the cross-entropy of the isolated images.
 
     Step 3 ends when the accuracy on the images of step 2 has fallen by more than `guard`, with the weights of the epoch
-    before, because gradient ascent can destroy a network in a few steps. All depends on what is isolated: the two
-    losses isolate different images, and none may be poisoned when the rate is low.
+    before, because gradient ascent can destroy a network in a few steps. The result depends on which images are
+    isolated: the two losses isolate different images, and if the rate is low, none of these may be poisoned.
 
     Random: the initial weights, the order and the augmentation of the images.
 

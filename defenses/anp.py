@@ -49,7 +49,7 @@ class AdversarialNeuronPruning(Defense):
         alpha: weight of the loss without perturbation.
         lr, momentum: of SGD for the masks.
         iterations, batch: number of steps, images in each.
-        drop: of the accuracy on held-out images that pruning may cost, as an absolute difference.
+        drop: accuracy on held-out images that pruning may cost, as an absolute difference.
         most: fraction of the channels of a layer that may be pruned, those with the smallest masks.
         batch_norm: whether batch norms use the statistics of the batch (`train`, as the authors do) or their own
             (`eval`) while the masks are optimised.

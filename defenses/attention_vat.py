@@ -27,9 +27,9 @@ class AttentionVAT(Defense):
     Kitada, Iyatomi, "Making Attention Mechanisms More Robust and Interpretable with Virtual Adversarial Training",
     Applied Intelligence 2022, arXiv 2104.08763. s are the scores of the words before the softmax of the attention. d is
     a random unit vector, g the gradient of KL(p(. | s) || p(. | s + xi d)) for d, and r = eps g / ||g||. No label is
-    needed, so with `unlabelled` the term is taken over texts without one too. With `interpretable`, r_t is a sum over
-    the other words j of weights times the difference s_t - s_j, scaled to length 1 for each t, and eps is the norm of
-    the weights.
+    needed, so with `unlabelled` the term also uses texts without labels. With `interpretable`, r_t is a sum over the
+    other words j of weights times the difference s_t - s_j, scaled to length 1 for each t, and eps is the norm of the
+    weights.
 
     Random: the initial weights, the order of the texts, which of them have labels, d, and dropout.
 

@@ -27,10 +27,10 @@ class ChannelLipschitznessPruning(Defense):
 
         c_k = sigma_max(|gamma_k| / sqrt(v_k + eta) W_k),    W_k as a matrix [inputs, kernel positions]
 
-    A channel that reacts strongly to a small trigger has a large bound. Pruned channels get scale and bias 0. No weight
-    is trained, and no pixel is used: of the clean images only their size matters, which finds out which batch norm
-    reads which convolution. Layers are paired by that, so the first convolution of a pre-activation block has a pair
-    and the others may have none.
+    A channel that reacts strongly to a small trigger has a large bound. Pruned channels get scale and bias 0. No
+    weight is trained, and no pixel is used: only the size of the clean images matters, for a forward pass that finds
+    out which batch norm reads which convolution. Layers are paired in this way, so the first convolution of a
+    pre-activation block has a pair and the others may have none.
 
     Nothing is random.
 

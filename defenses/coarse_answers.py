@@ -41,11 +41,11 @@ class Coarse(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class CoarseAnswers(Defense):
-    """Give away less of the posterior: p^(1/T), then its largest entries, then rounded; or the top-1 class alone.
+    """Return less of the posterior: p^(1/T), then its largest entries, then rounded; or the top-1 class alone.
 
-    What such a defense takes away it takes from scores. A thief that reads labels only is not affected, so it is the
-    adaptive attack. If rounding leaves only zeros, all classes get the same score; of equal scores the first class is
-    the decision. Nothing is random.
+    Such a defense only reduces the information in the scores. A thief that uses labels only is not affected, so it is
+    the adaptive attack. If rounding leaves only zeros, all classes get the same score; of equal scores the first
+    class is the decision. Nothing is random.
 
     Attributes:
         digits: decimal digits of each probability; null leaves them.

@@ -36,7 +36,7 @@ class ContextualFusion(Defense):
 
     Differs from the paper: a stand-in for its two ResNet-18, one trained on ImageNet and one on Places365, whose
     weights are not available in timm: any two networks. Without published weights, the background network is trained on
-    the same images as the model, with its own recipe, and then knows no other context. The training of the layer is not
+    the same images as the model, with its own recipe, and then has no other context. The training of the layer is not
     described in the sources that were available; the penalty is that of a follow-up (arXiv 2406.05120).
 
     Attributes:

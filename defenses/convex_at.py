@@ -21,8 +21,8 @@ from siegebench.types import Count, Defense, Positive, Share
 class TwoLayers(Classifier):
     """f_c(x) = sum_i relu(x^ u_ci) a_ci, with x^ the grey image, averaged to side x side pixels, and a constant.
 
-    With two classes there is one f, and the logits are -f / 2 and f / 2. Otherwise f_c tells class c from the others.
-    Averages of pixels change by at most eps in Linf, as the pixels do.
+    With two classes there is one f, and the logits are -f / 2 and f / 2. Otherwise f_c separates class c from the
+    others. Averages of pixels change by at most eps in Linf, as the pixels do.
 
     Attributes:
         bound: the data term of the programme of each f, at its solution: a bound of the mean hinge loss on the images
@@ -68,7 +68,7 @@ class ConvexAdversarialTraining(Defense):
 
     is convex, and the neurons v_i / sqrt|v_i| with weight sqrt|v_i|, and -sqrt|w_i| for w, are a network with this f.
     The constraints keep every pattern the same in the ball of each image, so the hinge loss is exact for these
-    patterns: no perturbation within eps gives a larger mean hinge loss on these images than the programme says.
+    patterns: no perturbation within eps gives a larger mean hinge loss on these images than the value of the programme.
 
     Random: the images, if there are more than `images`, and the neurons g_i.
 
@@ -77,8 +77,8 @@ class ConvexAdversarialTraining(Defense):
 
     Differs from the paper: the robust loss is our derivation, exact for the fixed patterns. For a robust programme
     half of the patterns are those of images moved at random within eps. The pattern that is active everywhere is always
-    there: at a large eps no other may keep its signs in all balls. Images are averaged to few pixels; more than
-    two classes are told one from the others.
+    there: at a large eps no other may keep its signs in all balls. Images are averaged to few pixels; more than two
+    classes are handled one against the rest.
 
     Attributes:
         eps: of the Linf ball; 0 is the programme without an attacker.

@@ -56,7 +56,7 @@ class CURE(BallTraining):
         decay: d, which averages over the last 1 / (1 - d) revisions. By default these are an eighth of the revisions
             that the training expects, as with the authors' numbers, and at most the authors' 1000; below eight
             revisions, d is 0. A value that averages over more revisions than are expected is refused: the second
-            network would stay the natural one.
+            network would remain the natural one.
     """
 
     conserve: Share = 0.3

@@ -1,4 +1,4 @@
-"""DAM: merge the models of several tasks, and mask what makes the merged model answer with a backdoor."""
+"""DAM: merge the models of several tasks, and mask the weights that carry a backdoor into the merged model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DBD: learn features without labels, the classes on them, and then only from images whose label is credible."""
+"""DBD: learn features without labels, then a linear layer, then all weights with the labels that are credible."""
 
 from __future__ import annotations
 

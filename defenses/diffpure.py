@@ -99,11 +99,11 @@ class DiffPure(Defense):
 
     Nie, Guo, Huang, Xiao, Vahdat, Anandkumar, "Diffusion Models for Adversarial Purification", ICML 2022.
 
-    The noise hides the perturbation, and the diffusion model puts back an image of the distribution it was trained on.
+    The noise drowns the perturbation, and the diffusion model restores an image of the distribution it was trained on.
     Everything is differentiable; each step is checkpointed, so that the exact gradient through all steps fits into
     memory. Attacks with approximate gradients overstate the robustness; the declared attacks use the exact gradient,
-    averaged over the noise, in 200 steps of 20 passes, as published evaluations do. An image counts as
-    robust by the majority of fresh passes; an attacker who may submit an image repeatedly needs only one.
+    averaged over the noise, in 200 steps of 20 passes, as published evaluations do. An image counts as robust by the
+    majority of fresh passes; an attacker who may submit an image repeatedly needs only one.
 
     Random: the noise at t and in each step, anew in each pass; the initial weights, the order of the images, their
     noise levels and noise in training.

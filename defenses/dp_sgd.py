@@ -1,4 +1,4 @@
-"""DP-SGD: training whose weights tell little of any single image, with a stated epsilon."""
+"""DP-SGD: training whose weights reveal little about any single image, with a stated epsilon."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class DPSGD(Defense):
 
     It protects the training images, and no robustness to attacks at test time is claimed for it.
 
-    Random: the initial weights, the batches, and the noise. They are counter-based, so that the run can be repeated: an
-    epsilon holds against those who do not know the seed.
+    Random: the initial weights, the batches, and the noise. They are counter-based, so that the run can be repeated:
+    epsilon is valid only against attackers who do not know the seed.
 
     Differs from the paper: momentum; the accountant is that of Mironov, Talwar, Zhang (2019) instead of the moments
     accountant, whose integer orders it contains.

@@ -1,4 +1,4 @@
-"""ELR: hold a network to what it predicted early in training, before it memorises wrong labels."""
+"""ELR: keep a network close to its early predictions, which it made before it memorises wrong labels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EarlyLearningRegularization(Defense):
 
     Right labels are learnt first and wrong ones memorised later. The second term is smallest where p agrees with t_i.
     It was made for labels that are wrong at random. A trigger is learnt before the classes are, so it is no defense
-    against backdoors that are learnt fast; it stands on the backdoor track to show that.
+    against backdoors that are learnt fast; it is on the backdoor track to show this.
 
     Random: the initial weights, the order and the augmentation of the images.
 

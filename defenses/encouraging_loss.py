@@ -1,4 +1,4 @@
-"""The encouraging loss: images that are classified well keep on pulling at the weights."""
+"""The encouraging loss: images that are classified well still contribute to the gradient."""
 
 from __future__ import annotations
 

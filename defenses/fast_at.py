@@ -44,7 +44,7 @@ class FastAT(AdversarialTraining):
         alpha: length of the step relative to eps; with 2 the authors observed overfitting.
         recipe: how the network is trained; `paper` is the authors' for CIFAR-10.
         batch_norm: mode of the network while delta is computed; `train` is the authors' choice.
-        drop: fall of the accuracy under PGD from which training ends; 1 turns the check off.
+        drop: training ends if the accuracy under PGD falls by more than this; 1 turns the check off.
         eps_warmup: fraction of the epochs over which eps grows linearly.
     """
 

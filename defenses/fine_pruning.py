@@ -26,11 +26,11 @@ class FinePruning(Defense):
 
     1. a_c = mean activation of channel c over the clean images, where the maps enter the linear layer behind them.
     2. In ascending order of a_c, remove channels, a fraction `step` of them at a time, while the accuracy on the
-       held-out clean images stays at (1 - drop) of what it was.
-    3. Fine-tune all other weights on the clean images.
+    held-out clean images is at least (1 - drop) times its initial value. 3. Fine-tune all other weights on the clean
+    images.
 
-    A channel that only the trigger activates is among the first. A backdoor that uses the channels of clean images
-    survives step 2, and step 3 then does what `fine_tuning` does.
+    A channel that only the trigger activates is among the first. A backdoor that uses the channels of clean images is
+    not removed by step 2, and step 3 is then the same as `fine_tuning`.
 
     Random: the order of the images and their augmentation in step 3.
 
@@ -41,7 +41,7 @@ class FinePruning(Defense):
     linear layer. The stopping rule looks at held-out clean images; public implementations look at the test set.
 
     Attributes:
-        drop: of the accuracy on the held-out images, as a fraction of it, that pruning may cost.
+        drop: accuracy on the held-out images that pruning may cost, as a fraction of its initial value.
         step: fraction of the channels that is removed at a time; at least one.
         most: fraction of the channels that may be removed in all.
         tuning: how the rest is trained.

@@ -34,7 +34,7 @@ class GenerativeVariation(Defense):
 
             alpha T^2 KL(p_T(f(v)) || p_T(z(v))) + (1 - alpha) CE(z(v) / S, y)
 
-       The network that saw the triggers is asked about images without them.
+       The network that was trained on triggers then only labels images without triggers.
 
     The images keep their labels, so a poisoned image becomes one with a wrong label.
 
@@ -44,7 +44,7 @@ class GenerativeVariation(Defense):
 
     Differs from the paper: the authors use a large model that varies an image from its embedding (Versatile Diffusion,
     50 steps). Here noise is added to the image, up to the level t of `generator`, and removed again by a diffusion
-    model, so the trigger must be smaller than what the noise hides.
+    model, so the trigger must be small enough for the noise to hide it.
 
     Attributes:
         generator: the diffusion model, a `diffpure` with `file` (your own model in TorchScript), t and steps.

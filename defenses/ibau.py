@@ -1,4 +1,4 @@
-"""I-BAU: unlearn the worst universal perturbation, with the gradient of how it depends on the weights."""
+"""I-BAU: unlearn the worst universal perturbation, with a gradient that includes its dependence on the weights."""
 
 from __future__ import annotations
 

@@ -69,10 +69,10 @@ class KeyedShuffle(Defense):
     Perez, Lopez, Arguello, "Privacy-preserving deep learning using deformable operators for secure task learning",
     ICASSP 2024.
 
-    With the right key the network answers as without the camera: a perturbation that is added to the scene, before the
-    camera, is not touched, and the robust accuracy is that of the undefended network (trait `identity`). The key
-    protects the content of recordings, and who may use the network. With a wrong key, or none, the accuracy is at
-    chance. `read_off` and `matched` recover the key from recordings of known images.
+    With the right key the network answers as without the camera: a perturbation that is added to the scene, before
+    the camera, is not changed, and the robust accuracy is that of the undefended network (trait `identity`). The key
+    protects the content of recordings, and restricts who can use the network. With a wrong key, or none, the accuracy
+    is at chance. `read_off` and `matched` recover the key from recordings of known images.
 
     Nothing is random; the permutation is a function of `key`.
 

@@ -130,7 +130,8 @@ class DirectParameterization(Defense):
     size^2 / 2 frequencies. Deployed, convolutions are Fourier transforms.
 
     Differs from the paper: a cosine schedule instead of a piecewise linear one; convolutions alternate between stride 1
-    (kernel 3) and stride 2 (kernel 2). Of the authors' code, the schedule and the sizes were read; their tables not.
+    (kernel 3) and stride 2 (kernel 2). The schedule and the sizes in the authors' code were read, their tables were
+    not.
 
     Attributes:
         gamma: Lipschitz bound of the logits, per unit of the images in [0, 1].

@@ -23,8 +23,8 @@ class LikelihoodFlattening(BallTraining):
 
     After Lin et al., "Likelihood Landscapes: A Unifying Principle Behind Many Adversarial Defenses", ECCV 2020
     workshops, arXiv 2008.11300, who read a classifier as an energy model, log p(x) = -E(x) + const, and flatten it. x'
-    is a random image of the ball (`steps` 0), or K steps of PGD towards the largest difference. The term says nothing
-    of the labels: the logits may change as long as their sum of exponentials does not.
+    is a random image of the ball (`steps` 0), or K steps of PGD towards the largest difference. The term does not
+    depend on the labels: the logits may change as long as their sum of exponentials does not.
 
     Random: the initial weights, the order and augmentation of the images, and the start in the ball.
 

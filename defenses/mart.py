@@ -1,4 +1,4 @@
-"""MART: adversarial training that attends most to the images that the network misclassifies."""
+"""MART: adversarial training with more weight on images that the network misclassifies."""
 
 from __future__ import annotations
 

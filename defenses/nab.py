@@ -38,9 +38,9 @@ class NAB(Defense):
     4. Train a fresh network on this set. The defended model stamps every input.
     5. With `reject`, the model also refuses inputs whose prediction the stamp changes: f(x) != f(D(x)).
 
-    It suffices to isolate some of the poisoned images, if the last training learns the stamp; if none is isolated,
-    nothing is repaired. On the 32x32 digits, 8 epochs with random crops are not enough when half of the poisoned images
-    are isolated (30 to 70 % of the triggers still succeed); they are enough when all of them are isolated.
+    If the last training learns the stamp, it suffices to isolate some of the poisoned images; if none is isolated,
+    the backdoor remains. On the 32x32 digits, 8 epochs with random crops are not enough when half of the poisoned
+    images are isolated (30 to 70 % of the triggers still succeed); they are enough when all of them are isolated.
 
     Random: the initial weights, the order and the augmentation of the three trainings.
 
@@ -51,7 +51,7 @@ class NAB(Defense):
         share: |D_s| as a fraction of the training set; at least one image.
         detection: how D_s is found.
         detector: a detector of poisoned training images, in place of `detection`; the images with the largest scores.
-            It sees the suspicious network and what NAB sees.
+            It gets the suspicious network and the data of NAB.
         flood: g.
         labels: where the pseudo labels come from. Only `verified` uses the clean budget.
         features: how features are trained without labels; its `augment` says only whether images are mirrored.

@@ -1,4 +1,4 @@
-"""NAD: a fine-tuned copy of the network teaches it where to look."""
+"""NAD: the network learns the attention maps of a fine-tuned copy of itself."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class NeuralAttentionDistillation(Defense):
 
     Cost: about that of `fine_tuning`, and one more forward pass in each step.
 
-    Differs from the paper: the stages are the last feature maps of each of the last sizes, so any convolutional network
-    will do; the authors name three of a wide ResNet. One cosine schedule.
+    Differs from the paper: the stages are the last feature maps of each of the last sizes, so that it works with any
+    convolutional network; the authors name three stages of a wide ResNet. One cosine schedule.
 
     Attributes:
         beta: weights of the stages, the last being that of the last stage; a network with fewer stages uses the last

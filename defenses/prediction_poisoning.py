@@ -1,4 +1,4 @@
-"""Prediction poisoning: answers whose gradient points away from the true one for whoever trains on them."""
+"""Prediction poisoning: answers that give a thief a gradient which points away from the true one."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class PredictionPoisoning(Defense):
     """Maximise the angle between the gradients of a thief with the answer and with the posterior (MAD).
 
     Orekondy, Schiele, Fritz, "Prediction Poisoning: Towards Defenses Against DNN Model Stealing Attacks", ICLR 2020,
-    arXiv 1906.10908. The thief's network is unknown; an untrained network of the victim's architecture stands for it.
-    y* is the vertex that maximises |G'y*/|G'y*| - G'y/|G'y||^2, with G the gradients of the loss of each class for the
+    arXiv 1906.10908. The thief's network is unknown; an untrained network of the victim's architecture replaces it. y*
+    is the vertex that maximises |G'y*/|G'y*| - G'y/|G'y||^2, with G the gradients of the loss of each class for the
     last layer, and the answer is y~ = (1 - a) y + a y*, a = min(1, eps / |y - y*|_1). Nothing is random.
 
     The gradients are not computed: see `deviation`.
@@ -103,8 +103,8 @@ class PredictionPoisoning(Defense):
 
     Attributes:
         eps: largest L1 distance of an answer from the posterior, at most 2.
-        form: argmax keeps the top-1 class: vertices are uniform over sets of classes with it. extreme takes any class,
-            which changes decisions; only argmax is to be compared with other defenses.
+        form: `argmax` keeps the top-1 class: vertices are uniform over sets of classes that contain it. `extreme`
+            takes any class, which changes decisions; compare only `argmax` with other defenses.
         seed: of the weights of the surrogate.
     """
 

@@ -82,8 +82,8 @@ class RawISP(Defense):
     """x' = omega G(F(x)) + (1 - omega) S(F(x)): F maps RGB to RAW; G, learned, and S, classical, map RAW to RGB.
 
     Zhang, Dong, Heide, "All You Need is RAW: Defending Against Adversarial Attacks with Camera Image Pipelines", ECCV
-    2022. Perturbations are assumed not to survive the mapping to the distribution of RAW recordings. No attack is used
-    in training, and one trained pipeline serves every network.
+    2022. The mapping to the distribution of RAW recordings is assumed to remove perturbations. No attack is used in
+    training, and one trained pipeline serves every network.
 
         F  five 3x3 convolutions with ReLU:  min |F(y) - r|^2 + |F(y + n) - r|^2,  n of random strength
         G  a U-Net:                          min |G(r) - y|_1

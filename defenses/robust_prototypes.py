@@ -31,7 +31,7 @@ class Prototypes(Classifier):
 
         p_c = sum_k d_k r+_kc + (1 - d_k) r-_kc,    sum_k r+_kc + r-_kc = 1
 
-    says how far the components that concept c requires are present, and those that it forbids absent.
+    measures how far the components that concept c requires are present, and the components that it forbids are absent.
 
     Args:
         rbf: no component is forbidden, r- = 0.
@@ -174,7 +174,7 @@ class RobustPrototypes(Defense):
         components: M.
         concepts: of each class.
         sigma: where sigma_k starts; 0 is -(mean + std of the distances) / ln 0.01.
-        certificate: `bisected` with the own sigma of each component, or `closed` with the smallest.
+        certificate: `bisected` with a sigma for each component, or `closed` with the smallest sigma.
         size: side of the largest images; smaller ones are padded with black.
         recipe: how it is trained.
     """

@@ -80,9 +80,9 @@ class TopKActivation(Defense):
     Li, You, Bhojanapalli et al., "The Lazy Neuron Phenomenon: On Emergence of Activation Sparsity in Transformers",
     ICLR 2023.
 
-    Trained transformers have few activations that are not zero. The authors enforce it, and claim less harm from label
-    noise and corruptions and better calibration; they make no adversarial claim. Selecting the largest values makes the
-    network discontinuous, so gradient attacks may look weaker than they are: compare them with a query attack.
+    Trained transformers have few non-zero activations. The authors enforce this. They claim less sensitivity to label
+    noise and corruptions, and better calibration; they make no adversarial claim. Selecting the largest values makes
+    the network discontinuous, so gradient attacks may look weaker than they are: compare them with a query attack.
 
     Random: the initial weights, the order and the augmentation of the images.
 

@@ -21,9 +21,9 @@ def plain(character: str) -> str:
 class UnicodeNFKD(Defense):
     """f(t(x)), where t decomposes each character by compatibility (NFKD) and drops the marks: e with acute becomes e.
 
-    The simplest rule-based recovery in the sense of Eger et al., NAACL 2019, arXiv 1903.11508. It repairs letters with
-    accents and typographic forms, and no letter of another alphabet. A character that becomes none or several ones
-    stays, so that the length of a text is kept. Nothing is random.
+    The simplest rule-based recovery in the sense of Eger et al., NAACL 2019, arXiv 1903.11508. It repairs letters
+    with accents and typographic forms, but not letters of other alphabets. A character that would become several
+    characters, or none, is not changed, so that the length of a text stays the same. Nothing is random.
 
     Differs from the paper: it recovers with the decomposition of the Unicode standard; the authors' rules take the
     nearest standard character in their visual space.

@@ -43,7 +43,7 @@ def best_core(a: Tensor, sources: Tensor, starts: int) -> tuple[Tensor, float]:
     """(core, its H) by a greedy search in a transfer map A [P, P] with the source of each pair [P].
 
     From each of the `starts` largest (A_ij + A_ji) / 2 of two pairs with different sources, the pair that maximises H
-    is added, one at a time and at most one of a source. The best core on the way is kept.
+    is added, one at a time and at most one of a source. The best core found during the search is kept.
     """
     mutual = (a + a.T) / 2
     allowed = (sources[:, None] != sources).triu(diagonal=1)

@@ -1,4 +1,4 @@
-"""BaDExpert: a copy that forgot the clean task and kept the backdoor tells which predictions come from the backdoor."""
+"""BaDExpert: a copy that forgot the clean task but not the backdoor shows which predictions the backdoor causes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class BaDExpert(InputDetector):
 
         score(x) = -log min( 2 p_A / p_B, (1 - p_B) / (1/2 - p_A) ),    the second term only where p_A < 1/2:
 
-    suspicious is what B is sure of and M' is not. Both learning rates are chosen without triggered images: that of B is
-    the first of `rates` that reaches `stop` within `steps` steps, that of M' the first of `auxiliary_rates` that loses
-    at most `loss` of the held-out accuracy. If none does, the one with the lowest, or highest, accuracy is taken.
+    an input is suspicious if B is confident and M' is not. Both learning rates are chosen without triggered images:
+    that of B is the first of `rates` that reaches `stop` within `steps` steps, that of M' the first of
+    `auxiliary_rates` that loses at most `loss` of the held-out accuracy. If none does, the one with the lowest, or
+    highest, accuracy is taken.
 
     Random: the order of the images. Cost: the training steps of B and M' for each rate that is tried, three forward
     passes per image.
@@ -47,9 +48,9 @@ class BaDExpert(InputDetector):
 
     Differs from the paper: it gives one rate for each data set and architecture, here rules choose them. Stopping uses
     held-out clean images; the reference code uses the test set. It is checked at the end of each epoch of B, and the
-    rates fall by a cosine. M' is trained for a number of steps (there ten epochs of 2,000 images), since ten epochs of
-    a few images only destroy it. The logarithm changes no order. In the published formula p_B = 1 is suspicious
-    whatever M' says; here it is not.
+    rates fall by a cosine. M' is trained for a number of steps (there ten epochs of 2,000 images), because ten epochs
+    of a few images only destroy it. The logarithm does not change the order. In the published formula p_B = 1 is
+    suspicious for any answer of M'; here it is not.
     """
 
     rates: tuple[Positive, ...] = (1e-5, 1e-4, 1e-3, 1e-2)

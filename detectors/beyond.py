@@ -1,4 +1,4 @@
-"""BEYOND: an image and its augmented neighbours have one label and one representation, unless it is adversarial."""
+"""BEYOND: a clean image and its augmented neighbours have the same label and similar representations."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ class Beyond(TrainedDetector):
         c_v = alpha cos(onehot(y), head(v)) + (1 - alpha) cos(g(x), g(v))
 
     He, Yang, Chen, Xu, Ho, "Be your own neighborhood: detecting adversarial examples by the neighborhood relations
-    built on self-supervised learning", ICML 2024, arXiv 2209.00005. y is the label that the judged model gives to x.
-    The head and the projection g come from another network, which is trained without labels (SimSiam: two views of an
-    image have similar projections) and gets a linear head on top. The views are the augmentations of that training. An
-    image is suspicious if fewer than K of its views share its label and its representation.
+    built on self-supervised learning", ICML 2024, arXiv 2209.00005. y is the label that the model under test predicts
+    for x. The head and the projection g come from another network, which is trained without labels (SimSiam: two views
+    of an image have similar projections) and gets a linear head on top. The views are the augmentations of that
+    training. An image is suspicious if fewer than K of its views share its label and its representation.
 
     The views are drawn once and are the same for every image, as in the authors' code: the score is a function of the
     image, and an attacker knows it. Its gradient is that of the mean of c_v over 10 of the views, others for each image
@@ -88,7 +88,7 @@ class Beyond(TrainedDetector):
     Differs from the paper: the head is trained together with the encoder, without gradients to it, and not afterwards.
     The order of changes of colour is fixed, and hue turns in YIQ. By default a small encoder is trained for minutes on
     a CPU, which is too little: on traffic signs its head is right on 15 % of the test images (measured). `full` trains
-    a ResNet-18 on a GPU for hours. The paper's second rule with two thresholds is not here.
+    a ResNet-18 on a GPU for hours. The paper's second rule, with two thresholds, is not implemented.
 
     Attributes:
         encoder: the network that is trained; with published weights it starts from them.

@@ -23,10 +23,10 @@ from ._fitting import some
 class CostarrStandin(InputDetector):
     """Score = -cos(u(x), mean u of the predicted class) * max logit; u = [g / |g|; g W_y / |g W_y|].
 
-    The idea of Rabinowitz et al. (ICCV 2025, arXiv 2508.01087): small weights of the head attenuate features, and what
-    they hide is lost in the logits; so both the features g before and the product g W_y after the weights of the
-    predicted class y are compared with those of training images. The max logit is scaled to [0, 1] by the range on
-    training images.
+    The idea of Rabinowitz et al. (ICCV 2025, arXiv 2508.01087): small weights of the head attenuate features, whose
+    information is then lost in the logits. Therefore both the features g before the weights of the predicted class y
+    and the product g W_y after them are compared with those of training images. The max logit is scaled to [0, 1] by
+    the range on training images.
 
     Random: which training images are used. Cost: one forward pass per image.
 

@@ -1,4 +1,4 @@
-"""Frequency: a small network that knows clean images from corrupted ones by their cosine transform."""
+"""Frequency: a small network that distinguishes clean from corrupted images by their cosine transform."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class Frequency(InputDetector):
     block of 2 to 7 pixels near a corner (in a 32-pixel image), noise of mean 25/255 and variance 10 to 70 / 255^2, a
     darker triangle, or 0.3 times another clean image added.
 
-    It does not look at the model. Random: its weights, the order of the images, the corruptions. Cost: one small
+    It does not use the model. Random: its weights, the order of the images, the corruptions. Cost: one small
     training; one pass of the small network per image.
 
     Attributes:
-        corruptions: those that it learns. Leave out what resembles the triggers to be found, or the result says nothing
-            about others: the blocks resemble patches, `noise` and `blend` resemble a blended image.
+        corruptions: those that it is trained on. Leave out those that resemble the triggers to be detected, or the
+            result says nothing about other triggers: the blocks resemble patches, `noise` and `blend` resemble a
+            blended image.
         recipe: how the network is trained.
 
     Differs from the paper: AdamW instead of Adadelta, one schedule instead of five rounds of ten epochs, adaptive

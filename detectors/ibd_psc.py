@@ -1,4 +1,4 @@
-"""IBD-PSC: the prediction of an image with a trigger stays when weights of batch norms are enlarged."""
+"""IBD-PSC: the prediction of an image with a trigger does not change when weights of batch norms are enlarged."""
 
 from __future__ import annotations
 

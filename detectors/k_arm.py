@@ -55,7 +55,7 @@ class KArm(ModelDetector):
 
     1. Pre-screening. A class is a candidate target when it is among the `top` K most probable classes of at least a
        fraction `common` of the clean images. If no class is, a pair (s, t) is a candidate when t is among these of at
-       least a fraction `common_pair` of the images of s. If there is none either, the model is called clean.
+       least a fraction `common_pair` of the images of s. If there is no such pair either, the model is called clean.
     2. Bandit. Each candidate is an arm: a mask m and a pattern p, as in Neural Cleanse. Every arm has `warmup` rounds
        of `length` steps. Then, with probability `explore` a random arm gets a round, otherwise the arm with the largest
 
@@ -88,8 +88,8 @@ class KArm(ModelDetector):
         top: fraction of the classes that count as probable; two classes if there are at most eight.
         common: fraction of the images for a candidate target.
         common_pair: fraction of the images of a class for a candidate pair.
-        least, most: candidates at least and at most, the commonest first. With `least` classes that are less common
-            than `common` are candidates too, and pairs are not looked for.
+        least, most: smallest and largest number of candidates, the most common first. With `least`, classes that are
+            less common than `common` may also be candidates, and pairs are not searched.
         lr: of Adam, with betas (0.5, 0.9).
         weight: of |m|_1 at the start.
         factor: the weight is multiplied by it to increase, and divided by its power 1.5 to decrease.

@@ -35,7 +35,8 @@ class LID(InputDetector):
 
     Differs from the paper: features are spatial means of the maps. Neighbours come from one fixed batch of training
     images, so that the score of an input does not depend on the others. The noise has the L2 norm of FGSM's step. The
-    regression never sees the attack to be found (the paper has one for each attack, and one row with FGSM only).
+    regression never uses the attack that is to be detected (the paper has one for each attack, and one row with FGSM
+    only).
     """
 
     k: Count = 20

@@ -37,16 +37,16 @@ class Mahalanobis(InputDetector):
     layer, and as many backward passes. Choosing eta takes these passes for 1,500 images and each of seven values.
 
     Attributes:
-        weights: how layers are combined; neither sees the images that are to be found.
+        weights: how layers are combined; neither way uses the images that are to be detected.
         eta: size of the step x + eta sign(grad M_l) / std that is taken before M_l is computed; 0 for none. `fgsm`: the
             one of {0, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01} whose regression tells FGSM images of training images
             best from clean and noisy ones, on images that the regression has not seen.
         eps: step of FGSM, and the largest noise.
         images: training images that are used.
 
-    Differs from the paper: weights and eta are never chosen on images to be found, as the published protocol does for
-    each data set (its repository fits them on 500 + 500 images of the test sets). Covariances by Ledoit & Wolf. The
-    strength of the regression's penalty is not cross-validated.
+    Differs from the paper: weights and eta are never chosen on images that are to be detected, which the published
+    protocol does for each data set (its repository fits them on 500 + 500 images of the test sets). Covariances by
+    Ledoit & Wolf. The strength of the regression's penalty is not cross-validated.
     """
 
     weights: Literal["sum", "fgsm"] = "sum"

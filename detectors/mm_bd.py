@@ -40,9 +40,10 @@ class MMBD(ModelDetector):
     -log p.
 
     A clean model is called backdoored with probability `level` by construction. With ten classes the distribution is
-    fitted to nine numbers. When every class is a target (all-to-all), r_max is no outlier, and the backdoor is missed.
+    fitted to nine numbers. If every class is a target (all-to-all), r_max may be no outlier, and the backdoor is then
+    missed.
 
-    Only the shape of the clean images is read.
+    Only the shape of the clean images is used.
 
     Random: the images at the start.
 
@@ -57,8 +58,8 @@ class MMBD(ModelDetector):
         together: classes optimised at once; fewer need less memory.
         level: of the test.
 
-    Differs from the paper: in the published code the optimiser is made anew in every step, so its momentum of 0.2 has
-    no effect; here it has. The margin is that of the last step, as in the published code.
+    Differs from the paper: in the published code a new optimiser is created in every step, so its momentum of 0.2 has
+    no effect; here it has one. The margin is that of the last step, as in the published code.
     """
 
     # every class is a target, so the margin of none is an outlier

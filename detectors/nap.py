@@ -1,4 +1,4 @@
-"""NAP: activation patterns that the images of a class share; an input that breaks that of its label is suspicious."""
+"""NAP: activation patterns that the images of a class share; an input that violates that of its label is suspicious."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class NAP(InputDetector):
     """Fraction of the neurons of the predicted label's pattern that the input violates (Geng et al., ICML 2023).
 
     The pattern of class c: a ReLU with pre-activation a belongs to it as active if a > 0 for at least the fraction
-    `delta` of the training images labelled c, as inactive if a > 0 for at most 1 - delta of them. Labels are those
-    given, so poisoned images take part in the pattern of their wrong label. A class without images, or without a
-    neuron that is bound, has no pattern, and its score is 0.
+    `delta` of the training images labelled c, as inactive if a > 0 for at most 1 - delta of them. The given labels
+    are used, so poisoned images contribute to the pattern of their wrong label. A class without images, or without a
+    fixed neuron, has no pattern, and its score is 0.
 
     Random: the training images, if there are more than `images`. Cost: one forward pass per image. Attacks get the
     gradient of the mean violation: max(0, -a) for a neuron that should be active, max(0, a) for one that should not.
@@ -37,7 +37,7 @@ class NAP(InputDetector):
         layers: the last so many ReLU modules in the order of the forward pass.
         images: training images that patterns are taken from.
 
-    Differs from the paper: there the patterns are specifications for a verifier; as a detector they are ours.
+    Differs from the paper: there the patterns are specifications for a verifier; using them as a detector is our idea.
 
     Raises:
         NotApplicable: for networks without nn.ReLU modules.

@@ -1,4 +1,4 @@
-"""Pixel statistics: a detector that sees no network, as a reference for the others."""
+"""Pixel statistics: a detector that uses no network, as a reference for the others."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class PixelStatistics(InputDetector):
     """Mahalanobis distance of a few statistics of the pixels to those of training images.
 
     The statistics: mean and standard deviation of each channel, energy of the differences of neighbours, and how much
-    larger those differences are at the borders of 8x8 blocks (as JPEG leaves them) than elsewhere. What it finds
-    differs in its camera, codec or brightness; a detector of other data that is not better has shown no more.
+    larger those differences are at the borders of 8x8 blocks (as JPEG leaves them) than elsewhere. The images that it
+    finds differ in camera, codec or brightness. A detector of other data must be better than this to show more.
 
     Random: which training images are used. Cost: no pass of the model.
 

@@ -1,4 +1,4 @@
-"""SCALE-UP: the prediction of an image with a trigger stays when all pixels are multiplied."""
+"""SCALE-UP: the prediction of an image with a trigger does not change when all pixels are multiplied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SCAn: a class whose features are two groups, where those of other classes are one, contains poisoned images."""
+"""SCAn: a class whose features form two groups, while those of other classes form one, contains poisoned images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class SCAn(DatasetDetector):
         tolerance: change of S_u + S_e (Frobenius norm) at which EM stops.
 
     Differs from the paper: J_c uses the mean of the class in place of an estimate in the common reimplementation that
-    misses a factor. a_c is one-sided. Principal components first. The published numbers may come from either form.
+    misses a factor. a_c is one-sided. Principal components first. It is not known which form the published numbers
+    come from.
 
     Raises:
         NotApplicable: with fewer than three classes that can be split, or too few clean images.

@@ -1,4 +1,4 @@
-"""SentiNet: the region that decided the prediction is pasted on clean images; a trigger takes its label with it."""
+"""SentiNet: pastes the most salient region on clean images; if it has a trigger, these get its label."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SentiNet(InputDetector):
         images: clean images that q is fitted to.
 
     Differs from the paper: no class proposals; the region has a fixed size. Grad-CAM uses the last maps with at least
-    four rows and columns. Nothing knows which images are triggered; the common reimplementation uses true masks.
+    four rows and columns. It does not know which images are triggered; the common reimplementation uses true masks.
 
     Raises:
         NotApplicable: for networks without maps of 4x4.

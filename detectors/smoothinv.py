@@ -1,4 +1,4 @@
-"""SmoothInv: from one image, descend a smoothed classifier towards a class; a backdoored class yields a trigger."""
+"""SmoothInv: gradient descent on a smoothed classifier from one image; for a backdoored class it finds a trigger."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class SmoothInv(ModelDetector):
     to [0, 1]. The quality of an inversion is the fraction of *other* clean images, not of class t, that d sends to t
     without noise (transfer ASR); the best over the sigmas, the mean over the start images.
 
-    The paper inverts the trigger for a known target. As a detector, every class is a target in turn. The score is the
-    largest transfer ASR minus the median over the classes, and the model is called backdoored when it exceeds
+    The paper inverts the trigger for a known target. Here, as a detector, every class is a target in turn. The score
+    is the largest transfer ASR minus the median over the classes, and the model is called backdoored when it exceeds
     `threshold`. The target is the class with the largest.
 
     Random: which images are used, and the noise.

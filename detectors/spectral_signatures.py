@@ -20,8 +20,8 @@ from ._training_set import features, members
 class SpectralSignatures(DatasetDetector):
     """Score = <h - mean of its class, v>^2, v: first right singular vector of the centred features of the class.
 
-    Tran, Li, Madry, NeurIPS 2018, arXiv 1811.00636. By construction, poisoned images that are the larger part of their
-    class are not found. Classes of one image score 0.
+    Tran, Li, Madry, NeurIPS 2018, arXiv 1811.00636. By construction, poisoned images are not found if they are the
+    majority of their class. Classes of one image score 0.
 
     Nothing is random. Cost: one forward pass per image and one singular value decomposition for each class.
 

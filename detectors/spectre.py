@@ -1,4 +1,4 @@
-"""SPECTRE: features whitened by a covariance that outliers do not move; what then stands out is poisoned."""
+"""SPECTRE: features are whitened with a covariance that outliers hardly change; poisoned images then stand out."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ class UMD(ModelDetector):
        The model is called backdoored when z exceeds theta, which the largest of as many standard normal numbers exceeds
        with probability `level`. The score is z - theta.
 
-    A map of a single pair has no second pair to transfer to. When no core has a positive score in 3, the pair with the
-    smallest trigger is tested in place of the core.
+    In a map of a single pair there is no second pair to transfer to. If no core has a positive score in 3, the pair
+    with the smallest trigger is tested in place of the core.
 
     Random: which images are used, and the start of masks and patterns.
 
@@ -96,8 +96,8 @@ class UMD(ModelDetector):
 
     Differs from the paper: written from a description of the published code. A pair without success gets the size
     `limit`, or the whole image. Patches use Adam with betas (0.5, 0.9). A class without correctly classified images
-    lends its misclassified ones. The published script leaves the first pair of the core among the others in 4; here
-    none is.
+    lends its misclassified ones. In step 4, the published script counts the first pair of the core among the others;
+    here no pair of the core is counted there.
     """
 
     poisons: ClassVar[tuple[dict[str, Any], ...]] = ({"name": "tact"},)  # one pair: no second one to transfer to

@@ -8,7 +8,7 @@ from dataclasses import replace
 from .board import Board, group
 
 LAST = "data hash"  # it says least
-SAID = {"images": "{} images", "training images": "{} training images", "data parameters": "{}"}  # the others by name
+BARE = "data parameters"  # named without a word
 
 
 def told_apart(boards: Sequence[Board]) -> list[Board]:
@@ -21,7 +21,9 @@ def told_apart(boards: Sequence[Board]) -> list[Board]:
 
 
 def _said(board: Board, names: Sequence[str]) -> list[str]:
-    return [SAID.get(name, f"{name} {{}}").format(board.facts[name]) for name in names if name in board.facts]
+    counts = (board.nouns, f"training {board.nouns}")
+    found = [(name, board.facts[name]) for name in names if name in board.facts]
+    return [f"{of} {name}" if name in counts else of if name == BARE else f"{name} {of}" for name, of in found]
 
 
 def _telling(boards: Sequence[Board]) -> list[str]:

@@ -176,6 +176,7 @@ class Board:
         figure: the figure to draw, and `also` the further ones.
         notes: remarks below the table.
         result: the outcome in one sentence, see `sentences`.
+        noun: what one of its inputs is called, see `nouns`.
     """
 
     id: str
@@ -191,6 +192,12 @@ class Board:
     notes: tuple[str, ...] = ()
     result: str = ""
     also: tuple[Figure, ...] = ()
+    noun: str = "image"
+
+    @property
+    def nouns(self) -> str:
+        """What its inputs are called, and the name of the fact that says how many there are."""
+        return f"{self.noun}s"
 
     @property
     def entry(self) -> str:

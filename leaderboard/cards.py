@@ -13,7 +13,7 @@ from .board import SHORT, Board, Column, Line
 from .glossary import Glossary
 from .words import interval, shown
 
-FEW = 100  # a board of fewer images is a demonstration
+FEW = 100  # a board of fewer inputs is a demonstration
 _PARTS = re.compile(r": | (?=on |from |in )")  # of a title: the kind of board, and the rest
 SIGNS = {"rate": "%"}
 
@@ -23,9 +23,10 @@ def as_card(board: Board, glossary: Glossary) -> dict[str, Any]:
     anchors = {id(line): f"entry-{board.id}-{i}" for i, line in enumerate(board.lines)}
     main, parts = _parts(board)
     order = [*main, *(column for part in parts for column in part["columns"])]
-    lines = [_line(board, line, i, main, parts, glossary) for i, line in enumerate(board.lines)]
+    models = _of_models(board)
+    lines = [_line(board, line, i, main, parts, glossary, models) for i, line in enumerate(board.lines)]
     kind, _, name = board.title.partition(": ")
-    images = board.facts.get("images", "")
+    count = board.facts.get(board.nouns, "")
     return {
         "id": board.id,
         "kind": kind,
@@ -35,7 +36,9 @@ def as_card(board: Board, glossary: Glossary) -> dict[str, Any]:
         "about": board.about,
         "facts": board.facts,
         "size": _size(board),
-        "few": images.isdecimal() and int(images) < FEW,
+        "few": count.isdecimal() and int(count) < FEW,
+        "count": f"{count} {board.nouns}",
+        "noun": board.noun,
         "notes": [*_overlaps(board), *board.notes],
         "main": [_column(board, column, -1) for column in main],
         "parts": parts,
@@ -43,7 +46,7 @@ def as_card(board: Board, glossary: Glossary) -> dict[str, Any]:
         "explained": [
             {"title": c.title, "help": c.help, "entry": glossary.summary(c.title) if c.group else ""} for c in order
         ],
-        "entry": board.entry,
+        "entry": "Model" if models else board.entry,
         "ranked": [line for line in lines if line["place"]],
         "idle": board.result.startswith(sentences.IDLE),
         "unranked": [line for line in lines if not line["place"]],
@@ -64,8 +67,8 @@ def contents(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _size(board: Board) -> str:
-    images, entries = board.facts.get("images", ""), len(board.ranked)
-    told = [f"{int(images):,} images"] if images.isdecimal() else []
+    count, entries = board.facts.get(board.nouns, ""), len(board.ranked)
+    told = [f"{int(count):,} {board.nouns}"] if count.isdecimal() else []
     told += [f"{board.facts['population']}"] if "population" in board.facts else []
     return ", ".join([*told, f"{entries} ranked {'entry' if entries == 1 else 'entries'}"])
 
@@ -101,21 +104,29 @@ def _overlaps(board: Board) -> list[str]:
         if a.rank and b.rank and a.rank[1] < b.rank[0] and low is not None and high is not None and low <= high:
             return [
                 f"{a.title} ranks above {b.title} although their intervals overlap: ranks come from a paired test on "
-                "the same images or models, which sees smaller differences than two separate intervals."
+                f"the same {board.nouns} or models, which sees smaller differences than two separate intervals."
             ]
     return []
 
 
-def _headline(line: Line) -> tuple[str, str]:
-    """(main name of the entry, name of the model in small print)."""
+def _of_models(board: Board) -> bool:
+    """Whether its entries differ in their models only: then these are what a reader looks for."""
+    models = {line.names.get("model") for line in board.lines}
+    return len(models) > 1 and len({line.key[1:] for line in board.lines if next(iter(line.names)) == "model"}) == 1
+
+
+def _headline(line: Line, models: bool) -> tuple[str, str]:
+    """(main name of the entry, in small print its model, or the rest where all entries differ in their models)."""
     names = dict(line.names)
     model = names.pop("model", "")
+    if names and models:
+        return model, ", ".join(f"{kind}: {name}" for kind, name in names.items())
     return " / ".join(names.values()) or model, model
 
 
 def _column(board: Board, column: Column, part: int) -> dict[str, Any]:
     primary = column.id == board.primary
-    sign = SIGNS.get(column.unit, "")
+    sign = "" if column.title.endswith("%") else SIGNS.get(column.unit, "")  # `0.5%`, an eps in l0
     return {
         "title": column.title.removeprefix(f"{column.over} "), "help": column.help, "unit": sign, "kind": column.unit,
         "primary": primary, "part": part,
@@ -123,10 +134,11 @@ def _column(board: Board, column: Column, part: int) -> dict[str, Any]:
 
 
 def _line(
-    board: Board, line: Line, position: int, main: Sequence[Column], parts: Sequence[Mapping[str, Any]], known: Glossary
-) -> dict[str, Any]:
+    board: Board, line: Line, position: int, main: Sequence[Column], parts: Sequence[Mapping[str, Any]],
+    known: Glossary, models: bool,
+) -> dict[str, Any]:  # fmt: skip
     own = f"entry-{board.id}-{position}"
-    name, under = _headline(line)
+    name, under = _headline(line, models)
     worst = _worst(board, line)
     top = sentences.leaders(board.lines)
     loud = [f for f in line.flags if f.severity != "info"]

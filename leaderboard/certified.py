@@ -143,7 +143,7 @@ def _board(members: list[Result], others: list[Result], twins: flags.Twins) -> B
     return Board(
         id=slug("certified", data, norm, key=[slice_of(first), norm, list(radii)]),
         track="certified",
-        title=f"Certified in {norm} up to {texts[-1]} on {data}",
+        title=f"Certified: {norm} up to {texts[-1]} on {data}",
         about=ABOUT,
         facts={**slice_facts(first), "norm": norm, "radii": ", ".join(texts)},
         columns=columns.filled(columns.certified(texts), placed),

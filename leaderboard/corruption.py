@@ -37,6 +37,7 @@ ABOUT = (
     "Entries whose means do not differ significantly in a paired test on the same images share a rank group, "
     "ordered by clean accuracy."
 )
+COMMON, LIGHT = "Common corruptions", "Corruptions of light and contrast"
 
 
 def boards(rows: Sequence[Result]) -> list[Board]:
@@ -101,7 +102,7 @@ def _board(members: list[Result], light: bool, twins: flags.Twins) -> Board:
     return Board(
         id=slug("corruption", data, key=[slice_of(members[0]), severities, light]),
         track="corruption",
-        title=f"{'Light and contrast' if light else 'Common corruptions'}: {len(expected)} of them on {data}",
+        title=f"{LIGHT if light else COMMON}: {len(expected)} of them on {data}",
         about=ABOUT,
         facts={
             **slice_facts(members[0]),

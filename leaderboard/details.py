@@ -11,8 +11,9 @@ from siegebench.origin import again, by_hand
 
 from .board import SHORT, metric, what, why
 from .glossary import Glossary, meaning_of_figure
+from .nouns import of_row, said
 from .submitted import STATUSES
-from .words import Unit, shown
+from .words import Unit, between, shown
 
 SHOWN_ENV = ("device", "cores", "threads", "siegebench", "torch", "python", "commit")  # others may identify a person
 
@@ -37,7 +38,10 @@ def details(row: Result, main: str, glossary: Glossary) -> dict[str, Any]:
         "why": "" if row.status == "ok" else why(row),
         "metrics": [_metric(row, name, value) for name, value in sorted(row.metrics.items())],
         "counts": [{"name": name, "text": f"{value:,.6g}"} for name, value in sorted(row.counts.items())],
-        "flags": [{**f, "anchor": glossary.flag(str(f["id"]))} for f in row.flags],
+        "flags": [
+            {**f, "evidence": said(str(f["evidence"]), of_row(row)), "anchor": glossary.flag(str(f["id"]))}
+            for f in row.flags
+        ],
         "parts": [
             {"kind": slot, "name": label(description), "anchor": glossary.anchor(slot, description)}
             for slot in SLOTS
@@ -99,8 +103,8 @@ def _metric(row: Result, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     told = [meaning_of_figure(slot, str(given.get("name")), name) for slot, given in own]
     return {
         "name": name,
-        "help": next((meaning for meaning in told if meaning), known.help if known else ""),
+        "help": said(next((meaning for meaning in told if meaning), known.help if known else ""), of_row(row)),
         "text": "–" if value is None else _text(value, unit) + _sign(name),
-        "interval": "–".join(_text(end, unit) for end in ends if end is not None),
+        "interval": between(*(_text(end, unit) for end in ends)) if None not in ends else "",
         "n": f"{found['n']:,.6g}" if isinstance(found.get("n"), (int, float)) else "",
     }

@@ -227,7 +227,7 @@ def _board(members: list[Result], related: Mapping[Any, list[Result]], twins: fl
             **slice_facts(members[0]),
             "threat": ball,
             "change": change(threat, data_kind(members[0])),
-            "access": f"{threat['access']}{limit}",
+            "access to the surrogates" if sources else "access": f"{threat['access']}{limit}",
         },
         columns=columns.filled([*main, *each, passes, *columns.EVASION_MORE], placed),
         primary=primary,

@@ -42,11 +42,10 @@ def eps(found: Sequence[tuple[Any, dict[str, Any], Board]]) -> list[Board]:
             continue
         members = sorted(members, key=lambda item: item[1]["eps"])
         names = [ball_text({"norm": t["norm"], "eps": t["eps"]}).partition(" ")[2] for _, t, _ in members]
-        points = tuple((f"{EPS}:{n}", _place(t)) for n, (_, t, _) in zip(names, members, strict=True))
-        norm, unit = members[0][1]["norm"], {"linf": " / 255", "l0": ", % of the pixels"}
-        figure = Curves(
-            points, start=("clean_acc", "0"), title=f"{norm} eps{unit.get(norm, '')}", log=False, origin=0.0
-        )
+        scale, unit = _scale(members[0][1]["norm"], names)
+        points = tuple((f"{EPS}:{n}", scale * float(t["eps"])) for n, (_, t, _) in zip(names, members, strict=True))
+        title = f"{members[0][1]['norm']} eps{unit}"
+        figure = Curves(points, start=("clean_acc", "0"), title=title, log=False, origin=0.0)
         numbers: dict[tuple[str, ...], dict[str, Number]] = {}
         for (column, _), (_, _, board) in zip(points, members, strict=True):
             for line in board.lines:
@@ -63,6 +62,8 @@ def eps(found: Sequence[tuple[Any, dict[str, Any], Board]]) -> list[Board]:
     return list(out.values())
 
 
-def _place(threat: dict[str, Any]) -> float:
-    """Where an eps lies on the axis."""
-    return float(threat["eps"]) * {"linf": 255, "l0": 100}.get(threat["norm"], 1)
+def _scale(norm: str, names: Sequence[str]) -> tuple[float, str]:
+    """(by what eps are multiplied on the axis, the unit there), as the names of the boards have them."""
+    if norm == "l0":
+        return 100.0, ", %"
+    return (255.0, " / 255") if all(name.endswith("/255") for name in names) else (1.0, "")

@@ -1,89 +1,102 @@
 "use strict";
 const bar = document.getElementById("bar"), field = document.getElementById("filter"), count = document.getElementById("count");
 const nothing = document.getElementById("nothing");
-const LONG = 100, FOUND = 40, SOME = 20;  // lines of a table that are shown at first, while filtering, and at least of each part
+const LONG = 50, FOUND = 20, SOME = 10;  // lines of a table that are shown at first, while filtering, and at least of each part
 const lines = [...document.querySelectorAll("tr.line")];
 const listed = Object.fromEntries([...document.querySelectorAll("nav li")].map(li => [li.firstElementChild.hash.slice(1), li]));
+const parts = [...document.querySelectorAll(".contents section, .contents details")].map(part => ({part, items: [...part.querySelectorAll("li")]}));
 
-/* What a filter looks for: the board, the text of the line, its flags, and the heads of the columns in which it has a value. */
-document.querySelectorAll(".board .wide table").forEach(table => {
+/* All tables, looked up once: a filter asks for them with every key. */
+const tables = [...document.querySelectorAll(".board .wide table")].map(table => {
+  const board = table.closest(".board"), sheet = table.closest(".sheet");
   const heads = [...table.querySelectorAll("tr.heads th")].map(th => th.textContent);
-  const board = table.closest("section").getAttribute("aria-label");
-  table.querySelectorAll("tr.line").forEach(tr => {
-    const measured = heads.filter((_, i) => tr.children[i].dataset.v);
-    tr.words = [board, tr.textContent, tr.dataset.flags, ...measured].join(" ").toLowerCase();
-  });
+  const bodies = [...table.tBodies].map(body => ({body, lines: [...body.querySelectorAll("tr.line")]}));
+  const switches = [...sheet.querySelectorAll(".switch")].map(box => ({
+    box, heads: [...table.querySelectorAll("tr.heads ." + box.dataset.part)].map(th => th.textContent.toLowerCase()),
+  }));
+  /* What a filter looks for: the board, the text of the line, its flags, and the heads of the columns in which it has a value. */
+  bodies.forEach(({lines}) => lines.forEach(tr => {
+    const cells = tr.children, measured = heads.filter((_, i) => cells[i].dataset.v);
+    tr.words = [board.getAttribute("aria-label"), tr.textContent, tr.dataset.flags, ...measured].join(" ").toLowerCase();
+  }));
+  const found = {table, board, bodies, switches, whole: false, more: null};
+  if (bodies.reduce((n, {lines}) => n + lines.length, 0) > FOUND) found.more = button(found, sheet);
+  return found;
 });
+const put = (element, hidden) => { if (element.hidden !== hidden) element.hidden = hidden; };
+
+/* The button below a long table. */
+function button(found, sheet) {
+  const line = document.createElement("p"), more = document.createElement("button");
+  line.className = "empty";
+  more.type = "button";
+  more.className = "whole";
+  more.addEventListener("click", () => { found.whole = true; show(found); found.table.closest(".wide").focus(); });
+  line.append(more);
+  sheet.append(line);
+  return more;
+}
 
 function filter() {
   const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
   lines.forEach(tr => tr.found = words.every(w => tr.words.includes(w)));
-  document.querySelectorAll(".wide table").forEach(show);
-  document.querySelectorAll(".board").forEach(s => {
-    s.hidden = words.length > 0 && !s.querySelector("tr.line:not([hidden])");
-    if (listed[s.id]) listed[s.id].hidden = s.hidden;
+  tables.forEach(found => {
+    const shown = show(found), board = found.board;
+    put(board, words.length > 0 && !shown);
+    if (listed[board.id]) put(listed[board.id], board.hidden);
+    if (words.length && shown) reveal(found, words);
   });
-  document.querySelectorAll(".contents section, .contents details").forEach(s => s.hidden = !s.querySelector("li:not([hidden])"));
+  parts.forEach(({part, items}) => put(part, items.every(li => li.hidden)));
   const left = lines.filter(tr => tr.found).length;
   count.textContent = words.length ? left + " of " + lines.length + " entries" : lines.length + " entries";
   nothing.hidden = !words.length || left > 0;
-  if (words.length) reveal(words);
 }
 
-/* The lines of a table that the filter finds: the first of them, until somebody wants to see all. */
-function show(table) {
+/* The lines of a table that the filter finds: the first of them, until somebody wants to see all. Returns how many. */
+function show(found) {
   const most = field.value.trim() ? FOUND : LONG;
   let more = 0, shown = 0;
-  [...table.tBodies].forEach(body => {
-    let room = table.whole ? Infinity : Math.max(most - shown, SOME);
-    const own = [...body.querySelectorAll("tr.line")];
-    own.forEach(tr => {
+  found.bodies.forEach(({body, lines}) => {
+    let room = found.whole ? Infinity : Math.max(most - shown, SOME), here = 0;
+    lines.forEach(tr => {
       const seen = tr.found && room-- > 0;
       more += tr.found && !seen;
-      shown += seen;
-      if (tr.hidden === seen) tr.hidden = !seen;
+      here += seen;
+      put(tr, !seen);
     });
-    body.hidden = own.length > 0 && own.every(tr => tr.hidden);
+    shown += here;
+    put(body, lines.length > 0 && !here);
   });
-  const button = table.closest(".sheet").querySelector(".whole");
-  if (button) button.parentNode.hidden = !more;
-  if (button && more) button.textContent = "Show " + more + " more entries";
+  if (found.more) put(found.more.parentNode, !more);
+  if (found.more && more) found.more.textContent = "Show " + more + " more entries";
+  return shown;
 }
-document.querySelectorAll(".wide table").forEach(table => {
-  if (table.querySelectorAll("tr.line").length <= FOUND) return;
-  const line = document.createElement("p"), button = document.createElement("button");
-  line.className = "empty";
-  button.type = "button";
-  button.className = "whole";
-  button.addEventListener("click", () => { table.whole = true; show(table); table.closest(".wide").focus(); });
-  line.append(button);
-  table.closest(".sheet").append(line);
-});
 
 /* Switch on the columns that a filter names. */
-function reveal(words) {
-  document.querySelectorAll(".board:not([hidden]) .switch:not(:checked)").forEach(box => {
-    const heads = [...box.closest(".sheet").querySelectorAll("tr.heads ." + box.dataset.part)].map(th => th.textContent.toLowerCase());
-    box.checked = heads.some(h => words.some(w => w.length > 2 && h.includes(w)));
+function reveal(found, words) {
+  found.switches.forEach(({box, heads}) => {
+    if (!box.checked && heads.some(h => words.some(w => w.length > 2 && h.includes(w)))) box.checked = true;
   });
 }
 
 function sort(th) {
   const place = [...th.parentNode.children].indexOf(th), text = th.matches(".text, .entry, .rank");
   const now = th.getAttribute("aria-sort"), way = now ? (now === "ascending" ? -1 : 1) : text ? 1 : -1;
-  th.closest("table").querySelectorAll("[aria-sort]").forEach(e => e.removeAttribute("aria-sort"));
+  const found = tables.find(found => found.table.contains(th));
+  found.table.querySelectorAll("[aria-sort]").forEach(e => e.removeAttribute("aria-sort"));
   th.setAttribute("aria-sort", way > 0 ? "ascending" : "descending");
-  th.closest("table").querySelectorAll("tbody").forEach(body => {
-    const value = tr => tr.children[place].dataset.v;
-    const order = [...body.querySelectorAll("tr.line")].sort((a, b) => {
-      const x = value(a), y = value(b);
+  found.bodies.forEach(part => {
+    const values = new Map(part.lines.map(tr => [tr, tr.children[place].dataset.v]));
+    part.lines.sort((a, b) => {
+      const x = values.get(a), y = values.get(b);
       if (x === "" || y === "") return (x === "") - (y === "");  // what is missing stays last
-      return way * (text ? x.localeCompare(y, "en", {numeric: true}) : x - y);
+      return way * (text ? order.compare(x, y) : x - y);
     });
-    body.append(...order);
+    part.body.append(...part.lines);
   });
-  show(th.closest("table"));
+  show(found);
 }
+const order = new Intl.Collator("en", {numeric: true});
 
 document.querySelectorAll("tr.heads th").forEach(th => {
   const button = document.createElement("button");
@@ -159,14 +172,14 @@ function prepare(box) {
 }
 
 function meet(box, found, picks) {
-  const [one, two] = picks.map(pick => found[pick.value]), out = box.querySelector(".met");
+  const [one, two] = picks.map(pick => found[pick.value]), out = box.querySelector(".met"), noun = box.dataset.noun + "s";
   out.textContent = "";
-  if (one.images !== two.images) { element("p", "They were measured on different numbers of images.", out); return; }
+  if (one.images !== two.images) { element("p", "They were measured on different numbers of " + noun + ".", out); return; }
   const a = bits(one), b = bits(two), names = [one, two].map(line => Object.values(line.names).join(" / "));
   const ids = box.dataset.ids ? box.dataset.ids.split(" ") : a.map((_, i) => i);
   const only = [a.flatMap((kept, i) => kept && !b[i] ? [i] : []), b.flatMap((kept, i) => kept && !a[i] ? [i] : [])];
   const both = a.filter((kept, i) => kept && b[i]).length, p = mcnemar(only[0].length, only[1].length);
-  const told = element("p", "Of " + one.images + " images both keep " + both + ". p = " + (p < 0.001 ? p.toExponential(1) : p.toFixed(3)) + ".", out);
+  const told = element("p", "Of " + one.images + " " + noun + " both keep " + both + ". p = " + (p < 0.001 ? p.toExponential(1) : p.toFixed(3)) + ".", out);
   told.append(p < 0.05 ? " The difference is significant, before correction." : " The difference is not significant.");
   only.forEach((lost, which) => {
     const text = element("p", "", out);
@@ -200,7 +213,7 @@ document.getElementById("save").addEventListener("click", () => {
 document.querySelectorAll("[data-go]").forEach(mark => mark.addEventListener("click", () => { location.hash = mark.dataset.go; }));
 addEventListener("hashchange", follow);
 addEventListener("beforeprint", () => {
-  document.querySelectorAll(".wide table").forEach(table => { table.whole = true; });
+  tables.forEach(found => { found.whole = true; });
   field.value = "";
   filter();
 });

@@ -84,7 +84,7 @@ def dots(drawn: Dots, board: Board, lines: Sequence[Line], link: Callable[[Line]
     bottom = TOP + ROW * len(rows)
     return {
         "kind": "dots",
-        "label": f"{drawn.title} of each entry under each attack, and its mean",
+        "label": f"{drawn.title} of each entry{' under each attack, and its mean' if each else ''}",
         "width": WIDTH,
         "height": bottom + BOTTOM,
         "frame": (side, TOP, WIDTH - 60, bottom),
@@ -94,4 +94,5 @@ def dots(drawn: Dots, board: Board, lines: Sequence[Line], link: Callable[[Line]
         "y_title": "",
         "rows": rows,
         "chance": None if drawn.chance is None else x(drawn.chance),
+        "several": bool(each),
     }

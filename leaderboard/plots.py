@@ -72,6 +72,7 @@ def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[
     x = Axis(max(0.0, math.floor(min(across) * 10 - 0.5) / 10), 1.0, LEFT, WIDTH - RIGHT)
     y = Axis(0.0, max(0.2, min(1.0, math.ceil(max(tops) * 10 + 0.2) / 10)), HEIGHT - BOTTOM, TOP)
     models = sorted({line.names["model"] for line in lines})
+    alone = len(models) > 1 and len({_entry(line) for line in lines}) == 1  # they differ in their models only
     titles = [_title(board, column) for column in (drawn.x, drawn.y)]
     points: list[dict[str, Any]] = []
     for line in lines:
@@ -85,7 +86,7 @@ def scatter(drawn: Scatter, board: Board, lines: Sequence[Line], link: Callable[
                 "high": y(number.high if number.high is not None else value),
                 "series": models.index(line.names["model"]) % SERIES,
                 "status": "control" if line.control else "ranked" if line.rank else "unranked",
-                "name": short(_entry(line)),  # the colour names the model
+                "name": short(line.names["model"] if alone else _entry(line)),  # the colour names the model
                 "title": f"{line.title}: {titles[1]} {shown(value, 'rate')} %, {titles[0]} {shown(other, 'rate')} %",
                 "href": link(line),
             }

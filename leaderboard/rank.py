@@ -24,6 +24,7 @@ from . import (
 )
 from .alike import told_apart
 from .board import Board, unique
+from .nouns import in_own_words
 
 
 def boards(results: Iterable[Result], figures: Sequence[Published] = ()) -> list[Board]:
@@ -35,8 +36,10 @@ def boards(results: Iterable[Result], figures: Sequence[Published] = ()) -> list
     Args:
         figures: that others published; shown beside the lines, and ranked by nobody.
     """
-    found = submitted.apart(unique(results), _boards)
-    return told_apart([published.with_published(submitted.with_status(board), figures) for board in found])
+    rows = unique(results)
+    known = {row.cell.key: row for row in rows}
+    found = [published.with_published(submitted.with_status(b), figures) for b in submitted.apart(rows, _boards)]
+    return told_apart([in_own_words(board, known) for board in found])
 
 
 def _boards(rows: Sequence[Result]) -> list[Board]:

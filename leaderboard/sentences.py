@@ -43,9 +43,12 @@ def _called(line: Line, lines: Sequence[Line]) -> str:
     names = dict(line.names)
     model = names.pop("model", "")
     several = len({other.names.get("model") for other in lines}) > 1
-    rest = " / ".join(names.values())
-    if rest == NONE:
-        return f"{model} without a defense" if several else "the undefended network"
+    rest = " / ".join(name for name in names.values() if name != NONE)
+    if names and not rest and not several:
+        return "the undefended network"
+    if names and not rest:
+        defended = any(other.names.get("defense", NONE) != NONE for other in lines)
+        return f"{model} without a defense" if defended else model
     return f"{rest} on {model}" if rest and model and several else rest or model
 
 
@@ -59,20 +62,23 @@ def _span(values: Sequence[float], unit: str) -> str:
     return (low if low == high else f"{low} to {high}") + unit
 
 
-def first(lines: Sequence[Line], column: str, verbs: tuple[str, str, str], unit: str = " %") -> str:
+def first(
+    lines: Sequence[Line], column: str, verbs: tuple[str, str, str], unit: str = " %", of: str = ""
+) -> str:  # fmt: skip
     """`trades keeps 49.0 %`, or who shares the first rank.
 
     Args:
         verbs: singular, plural, and plural without a number, such as `keep most`.
+        of: what the numbers are a share of, such as ` of the views`; said once.
     """
     top = leaders(lines)
     values = [line.value(column) or 0.0 for line in top]
     if len(top) == 1:
-        return f"{_called(top[0], lines)} {verbs[0]} {_span(values, unit)}"
+        return f"{_called(top[0], lines)} {verbs[0]} {_span(values, unit)}{of}"
     if len(top) <= NAMED:
         each = [f"{_called(line, lines)} ({_span([v], unit)})" for line, v in zip(top, values, strict=True)]
-        return f"{_and(each)} {verbs[2]}, {TIED}"
-    return f"{len(top)} entries {verbs[1]} {_span(values, unit)}, {TIED}"
+        return f"{_and(each)} {verbs[2]}{of}, {TIED}"
+    return f"{len(top)} entries {verbs[1]} {_span(values, unit)}{of}, {TIED}"
 
 
 def _told(*parts: str) -> str:
@@ -100,11 +106,10 @@ def survival(lines: Sequence[Line], column: str, *, of: str = "") -> str:
     ranked = [line for line in lines if line.rank is not None]
     if not ranked:
         return nothing(lines)
-    unit = f" %{of}"
     values = [line.value(column) or 0.0 for line in ranked]
     if max(values) < LITTLE:
         every = "The only ranked entry does not survive" if len(ranked) == 1 else "Nothing survives"
-        return f"{every}: {_span(values, unit)} left."
+        return f"{every}: {_span(values, ' %')}{of} left."
     bare, top = _bare(lines), leaders(lines)
     kept = [line.value(column) or 0.0 for line in bare]
     before = ""
@@ -116,7 +121,7 @@ def survival(lines: Sequence[Line], column: str, *, of: str = "") -> str:
         before = f"{who} {_span(kept, ' %')}"
     gain = top[0].value("gain") if len(top) == 1 else None
     more = "" if gain is None else f" ({shown(gain, 'points')} points against the same network without a defense)"
-    return _told(before, first(lines, column, ("keeps", "keep", "keep most"), unit) + more)
+    return _told(before, first(lines, column, ("keeps", "keep", "keep most"), of=of) + more)
 
 
 def proof(lines: Sequence[Line], column: str) -> str:
@@ -124,12 +129,13 @@ def proof(lines: Sequence[Line], column: str) -> str:
     top = leaders(lines)
     if not top:
         return nothing(lines)
-    unit = " % of the images, on average over the radii"
+    of = " of the images, on average over the radii"
     if max(line.value(column) or 0.0 for line in top) == 0.0:
         return "No certifier proves anything at these radii."
     bare = [line.value(column) or 0.0 for line in _behind(lines, top)]
-    before = f"Without a defense at most {_span([max(bare)], ' %')} are certified" if bare else ""
-    return _told(before, first(lines, column, ("certifies", "certify", "certify most"), unit))
+    least = f"at most {_span([max(bare)], ' %')} are" if any(bare) else "nothing is"
+    before = f"Without a defense {least} certified" if bare else ""
+    return _told(before, first(lines, column, ("certifies", "certify", "certify most"), of=of))
 
 
 def copying(lines: Sequence[Line], column: str) -> str:
@@ -138,17 +144,19 @@ def copying(lines: Sequence[Line], column: str) -> str:
     if not top:
         return nothing(lines)
     bare = [line.value(column) or 0.0 for line in _behind(lines, top)]
-    who = "an undefended victim" if len(bare) != 1 else "the undefended victim"
-    before = f"Copies of {who} agree with it on {_span(bare, ' %')} of the images" if bare else ""
-    return _told(before, first(lines, column, ("is copied to", "are copied to", "are copied least"), " %"))
+    of = " of the images"
+    who = "Undefended networks agree with their" if len(bare) > 1 else "The undefended network agrees with its"
+    before = f"{who} copies on {_span(bare, ' %')}{of}" if bare else ""
+    verbs = ("agrees with its copies on", "agree with their copies on", "agree least with their copies")
+    return _told(before, first(lines, column, verbs, of=of))
 
 
 def loot(lines: Sequence[Line], column: str) -> str:
     """Of boards of thefts: what the answers of the victim are worth to the best one."""
     if not leaders(lines):
         return nothing(lines)
-    unit = " points of agreement above the control"
-    return _told(first(lines, column, ("gains", "gain", "gain most"), unit))
+    verbs = ("gains", "gain", "gain most")
+    return _told(first(lines, column, verbs, " points of agreement", of=" above the control"))
 
 
 def privacy(lines: Sequence[Line]) -> str:
@@ -180,9 +188,11 @@ def repair(lines: Sequence[Line]) -> str:
     before = (
         "" if bare is None else f"Without a defense {shown(bare, 'rate')} % of the triggered images reach the target"
     )
-    top = [line for line in leaders(lines) if line.names["defense"] != NONE]
+    top = leaders(lines)
     if not top:
-        return _told(before, "no defense is ranked above doing nothing") if leaders(lines) else nothing(lines)
+        return nothing(lines)
+    if any(line.names["defense"] == NONE for line in top):
+        return _told(before, "no defense is ranked above doing nothing")
     asr, clean = ([v for line in top if (v := line.value(name)) is not None] for name in ("asr", "ca"))
     if not asr or not clean:
         return _told(

@@ -48,7 +48,7 @@ def _board(members: list[Result], name: str) -> Board:
         columns=columns,
         primary=figures[0] if figures else "",
         row_metric=figures[0] if figures else "",
-        figure=Dots("study", mean=figures[0] if figures else "", title=name),
+        figure=Dots("study", mean=figures[0] if figures else "", title=columns[0].title if columns else name),
         lines=lines,
         result=_told(figures),
     )

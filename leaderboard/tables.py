@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .board import Board, Column, Line, shown
+from .words import between
 
 COLOURS = {"fail": "red", "flag": "yellow", "info": "dim"}
 FILE_WIDTH = 120  # width for pipes and files
@@ -42,7 +43,7 @@ def plain(text: str) -> str:
 
 def _title(board: Board) -> Text:
     title = Text(plain(board.title), style="bold")
-    facts = [f"{name} {value}" for name, value in board.facts.items() if name in ("split", "images", "population")]
+    facts = [f"{name} {value}" for name, value in board.facts.items() if name in ("split", board.nouns, "population")]
     return title.append(f"  {plain(', '.join(facts))}", style="not bold dim")
 
 
@@ -73,7 +74,7 @@ def _cell(line: Line, column: Column, primary: bool) -> Text:
     text = Text(shown(number.value, column.unit), style="bold" if primary and line.rank else "")
     if primary and number.value is not None and number.low is not None and number.high is not None:
         low, high = (f"{100 * end:.0f}" if column.unit == "rate" else f"{end:.2f}" for end in (number.low, number.high))
-        text.append(f" [{low}–{high}]", style="not bold dim")
+        text.append(f" [{between(low, high)}]", style="not bold dim")
     return text
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from siegebench.errors import MissingExtra, SiegeError
 from siegebench.records import Record
 
-from .board import SHORT, Board, shown
+from .board import SHORT, Board
 from .wandb_charts import Chart
 from .wandb_content import DONE, FLAGS, LEFT, ROWS, Content, Runs, chart_name, pictures_name, table_name, table_of
 from .wandb_session import QUIET, environment, told
@@ -75,12 +75,7 @@ def build(
 
 def _heading(wr: Any, board: Board) -> list[Any]:
     facts = ", ".join(f"{name} {value}" for name, value in board.facts.items())
-    first = next(iter(board.ranked), None)
-    best = "" if first is None else (
-        f" First: {first.title}, {board.primary} {shown(first.value(board.primary), board.unit)}"
-        f"{' %' if board.unit == 'rate' else ''}."
-    )  # fmt: skip
-    return [wr.H1(board.title), wr.P(f"{board.about}{best}"), wr.P(facts)]
+    return [wr.H1(board.title), wr.P(board.result), wr.P(board.about), wr.P(facts)]
 
 
 def _panels(wr: Any, board: Board, content: Content) -> list[Any]:

@@ -12,7 +12,9 @@ from siegebench.titles import preset, telling
 if TYPE_CHECKING:
     from .board import Number
 
-Unit = Literal["rate", "score", "count", "points", "text"]  # per cent, three decimals, as it is, +1.5 per cent, text
+Unit = Literal[
+    "rate", "score", "count", "points", "text"
+]  # per cent, three decimals below 100, as it is, +1.5 per cent, text
 LARGE = 1e12  # numbers above are shown in scientific notation
 
 
@@ -61,7 +63,7 @@ def shown(value: float | None, unit: Unit) -> str:
     if unit == "points":
         return f"{100 * value:+.1f}"
     if unit == "score":
-        return f"{value:.3f}" if abs(value) < LARGE else f"{value:.3g}"
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}" if abs(value) < LARGE else f"{value:.3g}"
     whole = value == round(value) or abs(value) >= 100
     return f"{value:,.0f}" if whole and abs(value) < LARGE else f"{value:,.3g}"
 
@@ -70,7 +72,12 @@ def interval(number: Number, unit: Unit) -> str:
     """`40.1–46.3`, or nothing."""
     if number.value is None or number.low is None or number.high is None:
         return ""
-    return f"{shown(number.low, unit)}–{shown(number.high, unit)}"
+    return between(shown(number.low, unit), shown(number.high, unit))
+
+
+def between(low: str, high: str) -> str:
+    """`40.1–46.3`; `-0.034 to -0.028`, where a dash would look like a sign."""
+    return f"{low} to {high}" if "-" in low + high else f"{low}–{high}"
 
 
 def change(threat: Mapping[str, Any], kind: str = "image") -> str:

@@ -1,4 +1,4 @@
-"""What leaks that match gradients have in common: the distance to what was released, starts, and labels."""
+"""Shared by leaks that match gradients: the distance to the released gradient, starts, and labels."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def labels_of(shared: Shared) -> Tensor:
 
     dL/db_k = mean_i (p_ik - y_ik) is negative for the class of a single image alone (Zhao, Mopuri, Bilen, "iDLG",
     arXiv 2001.02610). Without a bias, or where it is not shown, the rows of the weights are summed: features after a
-    ReLU or sigmoid are not negative. Two images of one class are told apart from one only if there are no others.
+    ReLU or sigmoid are not negative. Two images of one class can be distinguished from a single one only if there are
+    no images of other classes.
     """
     name, layer = last_linear(shared.model)
     bias, weight = shared.released.get(f"{name}.bias"), shared.released[f"{name}.weight"]

@@ -1,4 +1,4 @@
-"""The input of a linear layer with bias, read off its gradients."""
+"""The input of a linear layer with bias, computed from its gradients."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ class Analytic(Leak):
     Phong, Aono, Hayashi, Wang, Moriai, "Privacy-Preserving Deep Learning via Additively Homomorphic Encryption", IEEE
     Transactions on Information Forensics and Security 2018; Geiping, Bauermeister, Droege, Moeller, NeurIPS 2020,
     proposition 3.1. dL/dW_i = (dL/db_i) x for a single image, so that x is exact, in one division. With n images the n
-    units with the largest |dL/db_i| each give an average of the images, weighted by how much the unit cares for them;
-    it is a single image where only one activates the unit.
+    units with the largest |dL/db_i| each give an average of the images, weighted by how much each of them changes the
+    unit; it is a single image if only one activates the unit.
 
-    It shows when a network leaks whatever is done about optimisation. The label is read off the last layer.
+    It shows that some networks leak without any optimisation. The label is computed from the gradient of the last
+    layer.
 
     Nothing is random.
 
-    Differs from the paper: the unit is the one with the largest gradient, so that noise harms least.
+    Differs from the paper: the unit with the largest gradient is used, where noise has the smallest effect.
     """
 
     def run(self, shared: Shared, draws: Draws) -> Recovered:

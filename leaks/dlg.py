@@ -25,15 +25,15 @@ class DLG(Leak):
     Zhu, Liu, Han, "Deep Leakage from Gradients", NeurIPS 2019, arXiv 1906.08935. The gradient of that distance needs
     second derivatives, which networks of ReLUs do not have.
 
-    It adapts to the rule of sharing: only released entries are compared, directions where a rule rescales, and under
-    noise of standard deviation s the total variation of the image is added with the weight tv s^2.
+    It adapts to the rule of sharing: only released entries are compared; if a rule rescales, directions are compared;
+    and under noise of standard deviation s the total variation of the image is added with the weight tv s^2.
 
     Random: the starts, by client.
 
     Differs from the paper: a step of L-BFGS that does not lower the distance is halved; without that, on real signs,
-    the image runs off to where the sigmoids are flat. Starts are near grey, which needs a fraction of the steps;
-    the authors' x, l ~ N(0, 1) is `start: normal`. `restarts`, chosen by the distance; the adaptation; evaluations
-    are counted one by one (the authors take 300 times 20). The image is clipped to the box in the end.
+    the image diverges to where the sigmoids are flat. Starts are near grey, which needs a fraction of the steps; the
+    authors' x, l ~ N(0, 1) is `start: normal`. `restarts`, chosen by the distance; the adaptation; evaluations are
+    counted one by one (the authors take 300 times 20). The image is clipped to the box in the end.
 
     Attributes:
         steps: evaluations of the distance by L-BFGS.

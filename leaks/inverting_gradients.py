@@ -22,13 +22,14 @@ class InvertingGradients(Leak):
 
     Geiping, Bauermeister, Droege, Moeller, "Inverting Gradients - How easy is it to break privacy in federated
     learning?", NeurIPS 2020, arXiv 2003.14053. It needs no second derivative of the activations and works on networks
-    of ReLUs. The labels y are read off the last layer. The step size is divided by ten after 3/8, 5/8 and 7/8 of the
-    steps. Only released entries are compared; of a restart the one with the smallest objective is kept.
+    of ReLUs. The labels y are computed from the gradient of the last layer. The step size is divided by ten after
+    3/8, 5/8 and 7/8 of the steps. Only released entries are compared; of a restart the one with the smallest
+    objective is kept.
 
     Random: the starts, by client.
 
     Differs from the paper: 1,000 steps instead of 24,000; the total variation is the mean over the pixels; labels are
-    not given but read off. Starts are N(1/2, 1/16), inside the box.
+    not given but computed from the gradient. Starts are N(1/2, 1/16), inside the box.
 
     Attributes:
         steps: of Adam.

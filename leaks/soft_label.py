@@ -1,4 +1,4 @@
-"""Soft labels and features, read off the gradient of the last layer; then the image, with its label known."""
+"""Soft labels and features, computed from the gradient of the last layer; then the image, with its label known."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class SoftLabel(Leak):
 
     Random: the starts of the image, by client.
 
-    Differs from the paper: a grid over both signs of lambda, refined twice, instead of L-BFGS and a particle swarm. The
-    search ends by its own loss; the authors' code compares lambda with the true one. No term for the features.
+    Differs from the paper: a grid over both signs of lambda, refined twice, instead of L-BFGS and a particle swarm.
+    The search stops by its own loss; the authors' code compares lambda with the true one. No term for the features.
 
     Attributes:
         large: entries of the label that may differ from the others: 1 for smoothed labels, 2 also for mixed ones.

@@ -1,4 +1,4 @@
-"""Checks of a gradient against what needs none: finite differences, random points, the network without its defense."""
+"""Checks of a gradient without gradients: finite differences, random points, the network without its defense."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CORRELATED, AGREED = 0.5, 0.75  # finite differences and gradients of a smooth n
 
 @dataclass(frozen=True)
 class Slopes:
-    """Changes of the margin along random directions: measured, and foretold by the gradient.
+    """Changes of the margin along random directions: measured, and predicted by the gradient.
 
     Attributes:
         correlation: of the two.
@@ -34,7 +34,7 @@ class Slopes:
 
     @property
     def apart(self) -> bool:
-        """Whether the gradient foretells the changes too badly; the limits are lower for few pairs."""
+        """Whether the gradient predicts the changes too badly; the limits are lower for few pairs."""
         low = AGREED - 2 * (AGREED * (1 - AGREED) / self.pairs) ** 0.5
         return self.correlation < CORRELATED - 2 / self.pairs**0.5 or self.agreement < low
 

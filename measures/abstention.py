@@ -1,4 +1,4 @@
-"""Abstention: how many images an attacker can move to where a certifier does not answer."""
+"""Abstention: for how many images an attacker can make a certifier abstain."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Abstention(Measure):
 
         min over |x' - x| <= eps  of  z_(1)(x') - z_(2)(x')
 
-    by projected gradient descent with a step that falls to zero. The last iterate is handed to the certifier: the gap
-    of a smoothed classifier is an estimate from few samples, and the smallest of many estimates says little. Randomised
-    smoothing abstains where no class has more than half of the probability. The goal is not a wrong answer: attacks for
-    that pass the point where the certifier abstains. Whoever deploys the certifier has to fall back on something else,
-    such as a person.
+    by projected gradient descent with a step that falls to zero. The certifier gets the last iterate and not the best
+    one: the gap of a smoothed classifier is an estimate from few samples, and the smallest of many estimates is
+    unreliable. Randomised smoothing abstains where no class has more than half of the probability. The goal is not a
+    wrong answer: attacks for that pass the point where the certifier abstains. If the certifier abstains, its users
+    need a fallback, such as a person.
 
     Metrics, as fractions of the images given, which the model without the certifier classifies correctly:
         abstained_clean, abstained       no class is named, without and with the attack
         certified_clean, certified       the label is certified at radius eps, without and with the attack
         answered_wrong                   the attacked image gets another class instead; that is no abstention
 
-    An abstention is not a success of the defense: `certified` and `abstained` are to be read together.
+    An abstention is not a success of the defense: read `certified` and `abstained` together.
 
     Random: the noise of the certifier and of a randomised model.
 

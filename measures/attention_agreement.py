@@ -1,4 +1,4 @@
-"""AttentionAgreement: whether attention is where the gradient says that the words matter."""
+"""AttentionAgreement: whether attention is on the words that matter according to the gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class images: images that a classifier is made to assign to a class, from grey, and who else assigns them to it."""
+"""Class images: images of a class, made from grey by gradient steps, and whether another network recognises them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class ClassImages(Measure):
     """Targeted steps in L2 from a grey image: x + step g / |g|, g the gradient of log p(class), |x - grey| <= eps.
 
     Santurkar, Ilyas, Tsipras, Engstrom, Tran, Madry, "Image Synthesis with a Single (Robust) Classifier", NeurIPS 2019,
-    arXiv 1906.09453. Whether an image looks like its class is told by a judge: a network of the same architecture, with
-    other initial weights, that is trained on the clean training images and has no part in the making. Metrics:
+    arXiv 1906.09453. Whether an image looks like its class is decided by a judge: a network of the same architecture,
+    with other initial weights, that is trained on the clean training images and is not used to make the images.
+    Metrics:
         own_accept       share of the images that the victim assigns to their class
         cross_accept     share that the judge assigns to their class
         cross_chance     the control: the same for grey images with random noise of the same length

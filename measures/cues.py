@@ -25,11 +25,11 @@ class Cues(Measure):
 
     Chen, Agarwal, Nguyen, "The shape and simplicity biases of adversarially robust ImageNet-trained CNNs", arXiv
     2006.09373, compare networks on images that keep one cue:
-        silhouette    grey above its mean is white, the rest is black: the shape is left
-        scrambled     a grid of `tiles` x `tiles`, in random order: the texture is left
+        silhouette    grey above its mean is white, the rest is black: only the shape is left
+        scrambled     a grid of `tiles` x `tiles`, in random order: only the texture is left
         grey          the mean of the colours
         low_C, high_C frequencies up to C cycles per image, or above them (with the mean of each colour)
-    Metrics: `NAME_kept`, the share of the correctly classified images that stay so; `clean_acc`; and
+    Metrics: `NAME_kept`, the share of the correctly classified images that stay correctly classified; `clean_acc`; and
     `commonest_kept`, the control: the same share for the best constant answer. `arrays` has the outcome of each image,
     so that two victims can be compared on the images that both classify correctly. Pictures: the changes of the first
     images, side by side.
@@ -42,7 +42,7 @@ class Cues(Measure):
     style transfer, and no contours. The silhouette is a threshold, not a mask of the object.
 
     Attributes:
-        tiles: in each direction; rows and columns that do not divide stay in place.
+        tiles: in each direction; remaining rows and columns stay in place.
         cutoffs: of the low and high frequencies, in cycles per image.
         averaged: forward passes averaged for each answer of a randomised model.
     """

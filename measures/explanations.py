@@ -1,4 +1,4 @@
-"""Explanations: whether the saliency map can be moved while the answer stays, and the answer while the map stays."""
+"""Explanations: attacks that change the saliency map but not the answer, or the answer but not the map."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Goal = Literal["map", "answer", "answer_only"]
 
 @dataclass(frozen=True, kw_only=True)
 class Explanations(Measure):
-    """Attacks on the saliency map h(x) of the class c that the victim gives the clean image.
+    """Attacks on the saliency map h(x) of the class c that the victim predicts for the clean image.
 
     Vadillo, Santana, Lozano, "When and How to Fool Explainable Models (and Humans) with Adversarial Examples", arXiv
-    2107.01943, order attacks by whether the answer and the explanation change. Two goals can be checked by a machine:
+    2107.01943, order attacks by whether the answer and the explanation change. Two goals can be checked automatically:
         map      the answer stays, the map becomes that of another image:  d ||h - h_target||^2 + 10 ||p - p_0||^2
         answer   the answer changes, the map stays:                   -min(CE, 3) + 5 d ||h - h_0||^2
     with d pixels and probabilities p. `steps` sign steps of length eps / 10 (unit vectors in L2), from x. ReLU has no
@@ -56,8 +56,8 @@ class Explanations(Measure):
 
     Cost: for each of the three goals, one forward and two backward passes a step (`integrated`: 8 of each).
 
-    Differs from the paper: it is a review and gives no algorithm; losses and steps are ours. Whether a person would
-    believe the map, prototypes and the expertise of users are not measured.
+    Differs from the paper: it is a review and gives no algorithm; losses and steps are ours. Not measured: whether a
+    person would believe the map, prototypes, and the expertise of users.
 
     Attributes:
         method: what h is: |gradient| of the logit of c, |gradient x input|, or |integrated gradients| from black,

@@ -28,11 +28,11 @@ class Inversion(Measure):
     """A decoder of transposed convolutions, trained on the last feature maps of the frozen network: min |x - d(f(x))|.
 
     Rojas-Gomez, Yeh, Do, Nguyen, "Inverting Adversarially Robust Networks for Image Synthesis", ACCV 2022, arXiv
-    2106.06927: features of robust networks are inverted better, also for images of other data. The loss is the mean
-    absolute error of the pixels plus `weight` times the mean squared error of the features of d(f(x)), relative to
-    their variance. Metrics, means over the images: psnr (dB), ssim, and psnr_mean, the control: every image replaced
-    by its mean colour. With `other`, the same for images of another data set (psnr_other, ...). Pictures: image and
-    reconstruction, side by side.
+    2106.06927: images are reconstructed better from features of robust networks, also images of other data. The loss
+    is the mean absolute error of the pixels plus `weight` times the mean squared error of the features of d(f(x)),
+    relative to their variance. Metrics, means over the images: psnr (dB), ssim, and psnr_mean, the control: every
+    image replaced by its mean colour. With `other`, the same for images of another data set (psnr_other, ...).
+    Pictures: image and reconstruction, side by side.
 
     Random: the initial weights of the decoder and the order of the training images; noise of a randomised model.
 

@@ -39,7 +39,7 @@ class InversionInfluence(Measure):
         sigma_15db                       sigma at which `expected` leaves a PSNR of 15 dB; the median image
         sigma_15db_low, sigma_15db_ratio the 5 % quantile (the image that is protected least), and 95 % over 5 %
 
-    All hold for small noise and for an attacker who ends near x0.
+    All are valid for small noise and for an attacker who ends near x0.
 
     Random: the noise.
 

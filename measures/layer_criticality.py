@@ -1,4 +1,4 @@
-"""LayerCriticality: how much the answers of a network need the trained weights of each of its layers."""
+"""LayerCriticality: how much the answers of a network depend on the trained weights of each layer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCriticality(Measure):
-    """One layer at a time gets the weights that it has in an untrained network; the change of the softmax is its use.
+    """One layer at a time is reset to the weights of an untrained network; criticality is the change of the softmax.
 
-    Gavrikov et al., "Can Biases in ImageNet Models Explain Generalization?" is by the same authors; this is their "How
     Gavrikov, Agnihotri, Keuper, Keuper, "How Do Training Methods Influence the Utilization of Vision Models?", 2024,
     arXiv 2410.14470.
         criticality           1 - mean over the images of cos(p before, p after), mean over `resets` untrained networks

@@ -1,4 +1,4 @@
-"""LearningFromPerturbations: a network that sees wrong labels only, and learns the right ones from perturbations."""
+"""LearningFromPerturbations: a network trained with wrong labels only learns the right ones from perturbations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Pupils:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningFromPerturbations(Measure):
-    """Test accuracy of a network trained on adversarial images that are labelled with the class they were moved to.
+    """Test accuracy of a network trained on adversarial images that are labelled with their target class.
 
     Kumano, Kera, Yamasaki, "Theoretical Understanding of Learning from Adversarial Perturbations", ICLR 2024; the
     experiment is that of Ilyas et al., "Adversarial Examples Are Not Bugs, They Are Features", NeurIPS 2019, arXiv
@@ -48,8 +48,8 @@ class LearningFromPerturbations(Measure):
         acc_control     the same of a network trained on the pairs (x, t), without the perturbations
         acc_next, ...   the share of images that it gives the class after the true one, what `next` would teach
     `target_hit` is the share of moved images that the victim classifies as t, `acc_victim` its accuracy,
-    `largest_class` the share of the most frequent true label. If the perturbations carry features of t that hold for
-    clean images, acc is above acc_control.
+    `largest_class` the share of the most frequent true label. If the perturbations contain features of t that
+    generalise to clean images, acc is above acc_control.
 
     Random: the training images, the targets, the weights and the order of the training; what the attack draws.
 

@@ -1,4 +1,4 @@
-"""LogitRank: the hidden width and the last layer of a network, read off its answers."""
+"""LogitRank: the hidden width and the last layer of a network, computed from its answers."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ def read(answers: Tensor, error: float) -> Reading:
 def dimension(answers: Tensor, error: float) -> tuple[int, float]:
     """(affine dimension of answers [n, classes], or 0; the largest gap of their singular values)
 
-    Constants per answer are taken out first, so that logits and log-probabilities say the same; then the mean answer,
-    so that a bias does not count. A gap counts if what lies below it is no larger than the errors of the answers are.
+    The mean of each answer is subtracted first, so that logits and log-probabilities give the same result; then the
+    mean answer, so that a bias has no effect. A gap counts if the singular values below it are no larger than the
+    errors of the answers.
 
     Args:
         answers: float64.
@@ -83,7 +84,7 @@ def dimension(answers: Tensor, error: float) -> tuple[int, float]:
 
 
 def _varies(answers: Tensor) -> Tensor:
-    """Which classes say something, bool [classes]: others were never given more than 0, after rounding."""
+    """Which classes are informative, bool [classes]: others never have a probability above 0, after rounding."""
     return (answers != answers[0]).any(dim=0)
 
 
@@ -130,7 +131,8 @@ class LogitRank(Measure):
         decimals       fewest decimals of the answers with which `dim` is still read; `flips`, the share of images whose
                        class changes if they are rounded to one decimal less
     `width` is the true number of features, `spanned` the affine dimension of those of the images asked, for comparison:
-    `dim` can only be the latter. Units that are dead on all images do not count, and a layer norm takes one direction.
+    `dim` can only be the latter. Units that are dead on all images do not count, and a layer norm removes one
+    dimension.
 
     With `revealed` 0 there is no such gap (flag `nothing_revealed`): no more classes than features, answers too coarse,
     or labels only.
@@ -140,11 +142,12 @@ class LogitRank(Measure):
     Cost: one forward pass for each training image used, and three for each given image.
 
     Differs from the paper: images are natural ones, not random prompts. The mean answer is subtracted, so that a bias
-    does not raise the dimension by one. The gap is believed only if what lies below it can be errors of the answers,
-    whose size the attacker knows: rounding, or float32. For a randomised model it is measured by asking twice.
+    does not raise the dimension by one. The gap is accepted only if the singular values below it can be errors of the
+    answers, whose size the attacker knows: rounding, or float32. For a randomised model it is measured by querying
+    twice.
 
     Attributes:
-        images: number of training images asked, at most; more than there are features.
+        images: number of training images used as queries, at most; more than there are features.
         answers: what is released: `logits`, `probabilities` or `labels`.
         given: decimals of the released numbers; all when left out.
         update: relative size of the change of the moved last layer.

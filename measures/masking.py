@@ -53,9 +53,9 @@ class Masking(Measure):
         the gradient is not zero: neither through the deployed model, nor under cross-entropy alone
         PGD on the margin, from the image itself and through the backward model: more images are misclassified as eps
         grows, all but chance in the whole box; the loss rises; twice the steps gain nothing more
-        the gradient foretells how the margin changes along random directions (finite differences)
-        twice the restarts gain nothing more, and random points break no image that PGD does not
-        with frozen noise, a randomised model is broken as often as the network inside it, and two mean gradients agree
+        the gradient predicts how the margin changes along random directions (finite differences) twice the restarts
+        gain nothing more, and random points break no image that PGD does not with frozen noise, a randomised model is
+        broken as often as the network inside it, and two mean gradients agree
 
     Checks that compare several attacks are made on the finished rows.
 
@@ -157,7 +157,7 @@ class Masking(Measure):
         return not invalid
 
     def _slopes(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, report: _Report) -> None:
-        """The gradient foretells how the margin changes along random directions."""
+        """The gradient predicts how the margin changes along random directions."""
         found = slopes(oracle, x, y, draws)
         if found is None:  # no gradient at all has a flag of its own
             return

@@ -1,4 +1,4 @@
-"""Membership inference: whether the loss of an image tells that the network was trained on it."""
+"""Membership inference: whether the loss of an image reveals that the network was trained on it."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ ALARMS = {"1": 0.01, "0_1": 0.001}  # false positives, by the ending of the metr
 
 @dataclass(frozen=True, kw_only=True)
 class Membership(Measure):
-    """AUROC and true positives at few false ones, of training images against test images, by -loss.
+    """AUROC, and true positives at a low false positive rate, of training against test images, with score -loss.
 
     Yeom, Giacomelli, Fredrikson, Jha, "Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting", CSF
     2018 (the threshold on the loss); Carlini, Chien, Nasr, Song, Terzis, Tramer, "Membership Inference Attacks From
-    First Principles", IEEE S&P 2022 (true positives at few false positives). The second score, `calibrated`, takes off
-    the mean loss of the class of the image, as of test images that the attacker knows (Song, Mittal, USENIX Security
-    2021): classes differ in how hard they are.
+    First Principles", IEEE S&P 2022 (true positives at few false positives). The second score, `calibrated`,
+    subtracts the mean loss of the image's class on test images that the attacker knows (Song, Mittal, USENIX Security
+    2021), because some classes are harder than others.
 
-    The test images are halved by their ids. The first half is known to the attacker, and the second half and training
-    images are to be told apart. Metrics:
+    The test images are halved by their ids. The attacker knows the first half, and has to distinguish the second half
+    from training images. Metrics:
         auroc_loss, auroc_calibrated            0.5 if nothing is told; *_low and *_high are a 95 % interval
         tpr_loss_1, tpr_calibrated_1            true positives at 1 % false positives; `_0_1` at 0.1 %. Given if there
                                                 are as many non-members as one false positive needs
         auroc_control                           the two halves of the test images; must be at 0.5
         advantage                               training minus test accuracy: the part that overfitting explains
 
-    Training and test images must be of different people, tracks or scenes; frames of one video on both sides are no
-    non-members.
+    Training and test images must be of different people, tracks or scenes: frames of a video that is also in the
+    training set are not non-members.
 
     Random: the training images if there are more than `images`; the halves.
 
     Differs from the paper: no shadow networks, so that it is a lower bound of what an attacker learns.
 
     Attributes:
-        images: training images that are asked, at most.
+        images: training images that are used, at most.
         averaged: forward passes averaged for each answer of a randomised model.
     """
 

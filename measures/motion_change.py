@@ -1,4 +1,4 @@
-"""MotionChange: what an attack does to a motion, beside how often it succeeds: jerk, and lengths of bones."""
+"""MotionChange: how an attack changes a motion (jerk, lengths of bones), and how often it succeeds."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def stretch(x_adv: Tensor, x: Tensor) -> Tensor:
 class MotionChange(Measure):
     """How visible an attack on moving joints is: `jerk_ratio` and `bone_change`, with `fooling_rate`.
 
-    Lu et al., ICCV 2023 (arXiv 2308.05681), judge imperceptibility by people; the ratio of mean second differences
-    stands in for that here. A bone is a pair of joints whose distance varies by less than 1 % in the clean motion. The
-    fooling rate is the share of changed answers.
+    Lu et al., ICCV 2023 (arXiv 2308.05681), let people judge imperceptibility; here the ratio of mean second
+    differences replaces that. A bone is a pair of joints whose distance varies by less than 1 % in the clean motion.
+    The fooling rate is the share of changed answers.
 
     Random: what the attack draws. Cost: that of the attack, and two forward passes.
 
     Attributes:
-        attack: the attack that is looked at; it may do without access.
+        attack: the attack that is measured; it may have no access to the victim.
     """
 
     attack: Attack

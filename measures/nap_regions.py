@@ -1,4 +1,4 @@
-"""NAP regions: what is certified about the images of a ball that share the activation pattern of a class."""
+"""NAP regions: certificates for those images of a ball that share the activation pattern of a class."""
 
 from __future__ import annotations
 
@@ -33,30 +33,31 @@ class Bounds(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class NAPRegions(Measure):
-    """Certificates for the images of a ball that obey a neural activation pattern (Geng et al., ICML 2023).
+    """Certificates for the images of a ball that satisfy a neural activation pattern (Geng et al., ICML 2023).
 
-    The pattern of class c: a ReLU with pre-activation a is bound as active if a > 0 for at least the fraction `delta`
-    of the training images of c, as inactive if for at most 1 - delta of them; labels are those given. An image obeys
-    it if a >= 0 and a <= 0 where bound. Of an image that obeys the pattern of its label, the property is certified that
-    every image of the ball that obeys it too gets this label.
+    The pattern of class c: a ReLU with pre-activation a is fixed as active if a > 0 for at least the fraction `delta`
+    of the training images of c, and as inactive if a > 0 for at most 1 - delta of them, by the given labels. An image
+    satisfies the pattern if a >= 0 for neurons fixed as active and a <= 0 for those fixed as inactive. For an image
+    that satisfies the pattern of its label, the certificate states that every image of the ball that also satisfies
+    it gets this label.
 
-    For the bounds, a bound neuron is replaced by the identity or by zero. On the images that obey the pattern the
-    network stays the same, so bounds of the other network on the ball are bounds of this one on them. The better of
-    both is used. A region is empty if a bound neuron cannot have its state in the ball; that is counted, and never
-    certified. This certificate is weaker than one of the whole ball.
+    For the bounds, a fixed neuron is replaced by the identity or by zero. On images that satisfy the pattern this
+    does not change the network, so bounds of the changed network on the ball are bounds of the original network on
+    these images. The better of both is used. A region is empty if a fixed neuron cannot have its state in the ball;
+    such regions are counted and never certified. This certificate is weaker than one for the whole ball.
 
     Metrics, as fractions of the images given:
-        nap_recall, nap_ambiguous      obey the pattern of their label; obey several
-        nap_neurons                    ReLUs that are bound, a mean over the classes
-        nap_certified, nap_ball        certified within eps in the pattern, and in the whole ball, for images that obey
+        nap_recall, nap_ambiguous      satisfy the pattern of their label; satisfy several
+        nap_neurons                    fixed ReLUs, a mean over the classes
+        nap_certified, nap_ball        certified within eps in the pattern, and in the ball, for images that satisfy
                                        the pattern
         nap_empty                      all images: the region of the pattern of their label is empty
-        nap_eps, nap_eps_ball          largest certified radius of the images that obey the pattern, a mean
-        nap_broken                     certified, and an image of the region with another label was found: has to be 0
+        nap_eps, nap_eps_ball          largest certified radius of the images that satisfy the pattern, a mean
+        nap_broken                     certified, but an image of the region with another label was found: must be 0
 
     Random: the training images, if there are more than `images`; the start of the attack.
 
-    Cost: 2 (`searches` + 1) bounds of the certifier for each image that obeys its pattern.
+    Cost: 2 (`searches` + 1) bounds of the certifier for each image that satisfies its pattern.
 
     Differs from the paper: linear bounds instead of Marabou, without multipliers on the pattern. The pattern is that of
     the label, and the images are those that are classified correctly.

@@ -1,4 +1,4 @@
-"""Neighbours: whether the training images nearest in the features have the right label, without any last layer."""
+"""Neighbours: whether the nearest training images in feature space have the right label, without a last layer."""
 
 from __future__ import annotations
 

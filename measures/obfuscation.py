@@ -50,8 +50,8 @@ class Obfuscation(Measure):
 
     Cost: steps + 3 forward passes and steps backward passes per sample. A key is trained without the victim.
 
-    Differs from the paper: the key. Step size, count of rises and V are per image, not per batch. The noise at the
-    start is uniform in [0, 1]. SSIM is left out: no core dependency implements it.
+    Differs from the paper: the key is ours. Step size, count of rises and V are per image, not per batch. The noise
+    at the start is uniform in [0, 1]. SSIM is left out: no core dependency implements it.
 
     Attributes:
         steps: of the descent.

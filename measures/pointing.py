@@ -1,4 +1,4 @@
-"""Pointing: whether attribution maps find the asked image in a mosaic of four."""
+"""Pointing: whether attribution maps find the image of a given class in a mosaic of four."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ._attributions import Attribution
 
 @dataclass(frozen=True, kw_only=True)
 class Pointing(Measure):
-    """The share of the positive attribution that lies in the cell of the asked class, in 2 x 2 mosaics; 0.25 by chance.
+    """The share of the positive attribution in the cell of the given class, in 2 x 2 mosaics; 0.25 by chance.
 
     Nourelahi, Kotthoff, Chen, Nguyen, "How explainable are adversarially-robust CNNs?", arXiv 2205.13042, compare
     attribution methods on robust and other networks by pointing, insertion and deletion. A mosaic has four correctly
-    classified images of different classes at half their size; the class of one is asked for. Methods: gradient, input x
-    gradient, SmoothGrad (20 samples), integrated gradients (32 points), Grad-CAM and RISE (see `_attributions`), and
-    the control `random`, a map of noise. Metrics for each METHOD:
-        METHOD_pointing    mean share in the asked cell
+    classified images of different classes at half their size; the map is computed for the class of one of them.
+    Methods: gradient, input x gradient, SmoothGrad (20 samples), integrated gradients (32 points), Grad-CAM and RISE
+    (see `_attributions`), and the control `random`, a map of noise. Metrics for each METHOD:
+        METHOD_pointing    mean share in the cell of the given class
         METHOD_insertion   area under the probability of the class as pixels are shown, strongest first, over the
                            probability for the whole image
         METHOD_deletion    the same as pixels are removed; lower is better

@@ -57,7 +57,7 @@ class Tracers:
 
 @dataclass(frozen=True, kw_only=True)
 class SeparateAndTrace(Measure):
-    """How often the seller of m copies of a classifier can name the copy that an adversarial image was made on.
+    """How often the seller of m copies of a classifier can identify the copy on which an adversarial image was made.
 
     Fang et al., "Tracing the Origin of Adversarial Attack for Forensic Investigation and Deterrence", ICCV 2023,
     arXiv 2301.01218.

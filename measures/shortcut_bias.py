@@ -1,4 +1,4 @@
-"""ShortcutBias: which of several features that predict the class a network follows where they disagree."""
+"""ShortcutBias: which of several predictive features a network uses when they disagree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEARNT = 2.0  # standard errors above chance, for a model that has learnt someth
 
 @dataclass(frozen=True, kw_only=True)
 class ShortcutBias(Measure):
-    """How often a network follows the core and how often the cue, on images in which they disagree.
+    """How often the answers of a network follow the core and how often the cue, on images in which they disagree.
 
     Two protocols, each for the data sources that have its splits:
         conflict   reliance = P[the cue's class] - P[the core's class] on the splits `cue` and `core`; `bias` is the
@@ -37,12 +37,12 @@ class ShortcutBias(Measure):
     `acc` is the accuracy on the split `test`. `bias_low` and `bias_high` are a 95 % interval for these images. A model
     that is no better than chance on `test` gets the flag `nothing_learnt`: its bias says nothing.
 
-    Random: nothing but the noise of a randomised model.
+    Random: only the noise of a randomised model.
 
     Cost: one forward pass for each image of `test` and of the images apart.
 
-    Differs from the paper: the formula of the bias was not found and is ours. A low `acc_CUE` may mean that the cue is
-    hard: train on `planted_cues` with `remedy: CUE` to see.
+    Differs from the paper: the formula of the bias was not found and is ours. A low `acc_CUE` may mean that the cue
+    is hard to learn: to test this, train on `planted_cues` with `remedy: CUE`.
 
     Attributes:
         data: the source that the network was trained on: planted_features, planted_glyphs, planted_cues, shortcut, or

@@ -1,4 +1,4 @@
-"""Simplicity: how smooth the filters and the maps of a network are, and for how many classes a channel answers."""
+"""Simplicity: how smooth the filters and maps of a network are, and to how many classes a channel responds."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Simplicity(Measure):
     """Smoothness of kernels and maps of convolutions, and the classes of the images that excite a channel most.
 
     Chen, Agarwal, Nguyen, "The shape and simplicity biases of adversarially robust ImageNet-trained CNNs", arXiv
-    2006.09373, find that robust networks have smoother filters, which remove noise, and channels that answer for fewer
-    kinds of inputs. Metrics:
+    2006.09373, find that robust networks have smoother filters, which remove noise, and channels that respond to
+    fewer kinds of inputs. Metrics:
         kernel_roughness      mean |difference of neighbours| over mean |w|, of the first convolution with kernels
                               larger than 1x1, mean over its kernels; 1.41 for independent normal weights
         noise_passed_first    variation of a channel's map for the image with noise N(0, sigma^2) over that for the

@@ -18,7 +18,7 @@ from siegebench.types import Attack, Count, Measure
 
 @dataclass(frozen=True, kw_only=True)
 class UnitShift(Measure):
-    """Whether attacks towards a class move the few units that this class depends on.
+    """Whether attacks towards a class change the few units that this class depends on.
 
     Bau et al., "Understanding the role of individual units in a deep neural network", PNAS 2020, arXiv 2009.05041. A
     unit is a channel of the last feature map a(x). Each image is moved towards a class t; of those that reach it:

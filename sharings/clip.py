@@ -14,7 +14,7 @@ from siegebench.types import Positive, Sharing
 class Clip(Sharing):
     """Release the mean of g_i min(1, C / |g_i|) over the images i: DP-SGD without its noise.
 
-    Its direction is that of the gradient for a single image, and nothing is hidden by it: an attacker compares
+    For a single image, its direction is that of the gradient. Clipping hides nothing, because an attacker can compare
     directions.
 
     Nothing is random.

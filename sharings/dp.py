@@ -16,8 +16,8 @@ class DP(Sharing):
     """Release (sum_i g_i min(1, C / |g_i|) + z C u) / n with u ~ N(0, 1): one step of DP-SGD.
 
     Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar, Zhang, "Deep Learning with Differential Privacy", CCS 2016,
-    arXiv 1607.00133. The noise is the client's own, so that no server has to be trusted. Adding or removing one image
-    changes the sum by at most C.
+    arXiv 1607.00133. The client adds the noise itself, so that no server has to be trusted. Adding or removing one
+    image changes the sum by at most C.
 
     Random: the noise, by client.
 

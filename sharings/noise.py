@@ -16,8 +16,8 @@ from siegebench.types import Positive, Sharing
 class Noise(Sharing):
     """Release g + sigma * u, where g is the mean gradient and u has variance 1 in each entry.
 
-    Zhu, Liu, Han, "Deep Leakage from Gradients", NeurIPS 2019, arXiv 1906.08935, section 5.1. Without clipping this is
-    no differential privacy: the gradient of an image can be arbitrarily long.
+    Zhu, Liu, Han, "Deep Leakage from Gradients", NeurIPS 2019, arXiv 1906.08935, section 5.1. Without clipping this
+    is not differential privacy: the gradient of an image can be arbitrarily long.
 
     Random: the noise, by client.
 

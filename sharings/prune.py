@@ -1,4 +1,4 @@
-"""Pruning: the largest entries of the gradient alone."""
+"""Pruning: only the largest entries of the gradient."""
 
 from __future__ import annotations
 

@@ -12,6 +12,13 @@ from siegebench.cells import SLOTS, Cell, canonical, digest, label, untrained
 from siegebench.errors import ConfigError
 from siegebench.threat import parse_number
 
+NOUNS = {"sequence": "sequence", "events": "film", "text": "text"}  # by kind of data
+
+
+def noun(data: Mapping[str, Any]) -> str:
+    """What one input of the data of a cell is called: `image`, `sequence`, `film` or `text`."""
+    return NOUNS.get(str(data.get("kind", "image")), "image")
+
 
 def titles(cells: Sequence[Cell]) -> dict[str, str]:
     """A title of each cell, by its key. Cells that would share one name the parameters in which they differ.

@@ -1,4 +1,4 @@
-"""Controlled captions: an image whose encoder features are those of another image gets that image's caption."""
+"""Controlled captions: an image with the encoder features of another image gets that image's caption."""
 
 from __future__ import annotations
 
@@ -114,11 +114,11 @@ class ControlledCaption(Study):
         `feature`: minimise ||f(x') - f(x_t)||^2, without the language model
         `decoder`: minimise the cross-entropy of the wanted caption, through the language model
 
-    by projected gradient descent. The captioner is trained here on scenes of two real digits, and the wanted caption is
-    what it says of x_t; `true_clean` counts captions that are true. `fresh` figures are those of a second language
-    model on the same encoder, `fresh_exact_target` how often it says the same of x_t: where the features agree, no
-    language model is needed. `exact` counts captions that are the wanted one, `keywords` its digits at their places,
-    `own` those that stay. Baselines: unrelated pairs, and noise of the same size.
+    by projected gradient descent. The captioner is trained here on scenes of two real digits, and the wanted caption
+    is its output for x_t; `true_clean` counts captions that are true. `fresh` figures are those of a second language
+    model on the same encoder, and `fresh_exact_target` counts how often its output for x_t is the wanted caption: if
+    the features agree, no language model is needed. `exact` counts captions that are the wanted one, `keywords` its
+    digits at their places, `own` captions that do not change. Baselines: unrelated pairs, and noise of the same size.
 
     Random: the weights, the scenes and the pairs.
 

@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -50,11 +51,14 @@ LACKING = {"siegebench run try", "siegebench show my_backdoor"}  # in sentences:
 SLOW = ("siegebench scan", "siegebench soundness", "python benchmarks/")
 ELSEWHERE = ("python -m pytest", "pip ", "make ", "ray ")  # the tests are run anyway, and installing is no test
 SMALLER = {
-    "siegebench scan": "--model small_vgg --data digits --detector mm_bd --clean 1 --count 20 --slots 1 --threads 1",
+    "siegebench scan": "--model '{name: small_vgg, recipe: {epochs: 1}}' --data digits --detector mm_bd --clean 1 "
+    "--count 20 --slots 1 --threads 1",
     "siegebench soundness": "--network one",
     "python benchmarks/conformance.py": "--images 3",
     "python benchmarks/grid.py": "--images 2 --queries 100 --networks resnet20",
     "python benchmarks/plus.py": "--images 2",
+    "python benchmarks/attributes.py": "--seeds 1",
+    "python benchmarks/studies.py": f"--store '{ROOT / 'leaderboard'}'",
     "python benchmarks/page.py": "--rows 200",
 }
 PUBLISHED = ROOT / "tests" / "published_files"
@@ -317,7 +321,7 @@ LONG = sorted({(start(shown), shown.text) for page in STEM for shown in executed
 @pytest.mark.parametrize("text", [text for _, text in LONG])
 def test_a_long_command_runs_on_small_numbers(text: str, small_world: Path, call: runs.Call) -> None:
     shown = Shown(text, True)
-    words = [*shown.words, *SMALLER.get(start(shown), "").split()]
+    words = [*shown.words, *shlex.split(SMALLER.get(start(shown), ""))]
     if words[0] == "siegebench":
         code, out, err = call(*words[1:])
         assert code == 0, err

@@ -1,4 +1,4 @@
-"""Jacobian-based theft: a few real images, multiplied along the gradients of the copy."""
+"""Jacobian-based theft: a few real images, augmented along the gradients of the copy."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ class Jacobian(Theft):
 
     Papernot, McDaniel, Goodfellow, Jha, Celik, Swami, "Practical Black-Box Attacks against Machine Learning", ASIA CCS
     2017, arXiv 1602.02697. The thief starts from a few images of the victim's own data, without their labels. In each
-    round it trains a copy, moves the images, and asks about the moved ones. The sign of lambda alternates. From round
+    round it trains a copy, moves the images, and queries the moved ones. The sign of lambda alternates. From round
     `reservoir` on only `kept` of the images are moved.
 
     Random: the images that it starts from, those that are kept, the weights of the copy and the order of its batches.
 
     Differs from the paper: the copy is trained from new weights in every round, with the recipe of its network. Moved
-    images are rounded to 8 bits. Rounds end when the budget is spent, so that a smaller budget asks a prefix.
+    images are rounded to 8 bits. Rounds end when the budget is spent, so that the queries of a smaller budget are a
+    prefix of those of a larger one.
 
     Attributes:
         seeds: number of images that it starts from.
@@ -35,7 +36,7 @@ class Jacobian(Theft):
         period: number of rounds after which the sign of lambda changes.
         reservoir: first round in which images are sampled.
         kept: number of images that such a round moves.
-        labels: read only the victim's top-1 class.
+        labels: use only the victim's top-1 class.
     """
 
     seeds: Count = 150

@@ -17,12 +17,12 @@ from siegebench.types import Attacker, Count, Theft
 
 @dataclass(frozen=True, kw_only=True)
 class Knockoff(Theft):
-    """Ask about images of a pool, drawn without replacement, and train a copy on the answers.
+    """Query images of a pool, drawn without replacement, and train a copy on the answers.
 
     Orekondy, Schiele, Fritz, "Knockoff Nets: Stealing Functionality of Black-Box Models", CVPR 2019, arXiv 1812.02766.
     The policy is their `random` one. The copy minimises the soft cross-entropy to the victim's posteriors. With
-    `labels` it reads the victim's top-1 class only; with `repeat` each image is asked several times and the answers are
-    averaged, which removes noise that a victim adds to them.
+    `labels` it uses only the victim's top-1 class; with `repeat` each image is queried several times and the answers
+    are averaged, which removes noise that a victim adds to them.
 
     Random: the order of the pool, the weights of the copy before training, and the order of its batches.
 
@@ -31,8 +31,8 @@ class Knockoff(Theft):
     `repeat` are ours.
 
     Attributes:
-        labels: read only the victim's top-1 class.
-        repeat: number of slots for each image; the budget then pays for fewer images.
+        labels: use only the victim's top-1 class.
+        repeat: number of queries for each image; the budget then suffices for fewer images.
     """
 
     pooled: ClassVar[bool] = True

@@ -16,7 +16,7 @@ from siegebench.types import Attacker, Theft
 
 @dataclass(frozen=True, kw_only=True)
 class NoVictim(Theft):
-    """Never ask: train the copy's network on the images that are held out of the training set, with true labels.
+    """Without queries: train the copy's network on the images that are held out of the training set, with true labels.
 
     It shows what labelled images of the victim's data are worth without the victim. It is the same for every budget.
 

@@ -17,7 +17,7 @@ from siegebench.types import Attacker, Count, Positive, Share, Theft
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseTheft(Theft):
-    """Ask about random images, x ~ Bernoulli(p) for each cell of pixels, and train a copy on the answers.
+    """Query random images, x ~ Bernoulli(p) for each cell of pixels, and train a copy on the answers.
 
     Roberts, Prabhu, McAteer, "Model Weight Theft With Just Noise Inputs: The Curious Case of the Petulant Attacker",
     arXiv 1912.08987. With `kind: ising` neighbouring cells are correlated: spins of a two-dimensional Ising model with
@@ -25,7 +25,7 @@ class NoiseTheft(Theft):
 
     Random: the images, the weights of the copy before training, and the order of its batches. Images are not augmented.
 
-    Differs from the paper: its probability, budget, loss and temperature were not at hand; those here are ours. The
+    Differs from the paper: we do not know its probability, budget, loss and temperature; those here are ours. The
     attacker of the paper knows the victim's architecture; here the board says which network the copy is.
 
     Attributes:
@@ -35,7 +35,7 @@ class NoiseTheft(Theft):
         sweeps: of the Gibbs sampler.
         cell: side of the squares of pixels that get one value.
         grey: give all channels the same value.
-        labels: read only the victim's top-1 class.
+        labels: use only the victim's top-1 class.
     """
 
     kind: Literal["bernoulli", "uniform", "ising"] = "bernoulli"

@@ -17,10 +17,10 @@ from siegebench.types import Attacker, Theft
 
 @dataclass(frozen=True, kw_only=True)
 class OwnLabels(Theft):
-    """Never ask: train the copy's network on the images that knockoff asks about, with their true labels.
+    """Without queries: train the copy's network on the images that knockoff queries, with their true labels.
 
-    Only for a pool of the victim's own data. There a network can agree with the victim because both are right; what a
-    theft agrees more than this control comes from the answers.
+    Only for a pool of the victim's own data. There a network can agree with the victim because both are correct. Only
+    the agreement of a theft beyond that of this control comes from the answers.
 
     Random: the order of the pool, the weights before training and the order of the batches.
     """

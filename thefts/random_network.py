@@ -14,7 +14,7 @@ from siegebench.types import Attacker, Theft
 
 @dataclass(frozen=True, kw_only=True)
 class RandomNetwork(Theft):
-    """Never ask and never train: the copy's network with random weights.
+    """Without queries and without training: the copy's network with random weights.
 
     Random: the weights.
     """

@@ -1,4 +1,4 @@
-"""Control: a copy trained on the victim's answers to other images than it sees."""
+"""Control: a copy trained on images with the victim's answers to other images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from .knockoff import Knockoff
 class ShuffledAnswers(Knockoff):
     """As knockoff, with the answers permuted over the images.
 
-    The copy sees the same images and the same answers, and no relation between them. It agrees with the victim as often
-    as its most frequent answer does. What a theft agrees more than this control comes from the answers.
+    The copy is trained on the same images and the same answers, but without the relation between them. It agrees with
+    the victim as often as its most frequent answer does. Only the agreement of a theft beyond that of this control
+    comes from the answers.
 
     Random: the permutation, and what is random in knockoff.
     """

@@ -45,8 +45,8 @@ class AmbiGuess(DataSource):
         seed: of all random numbers.
 
     Differs from the paper: batches of 128 instead of 1,000; tau and the number of images are ours, as the paper's were
-    not found. A cell is weighted by the square of the gradient's norm, in its code by the norm. Where its code swaps
-    the axes of the grid or checks images in 0..255, this follows the text.
+    not found. A cell is weighted by the square of the gradient's norm, in its code by the norm. Its code swaps the
+    axes of the grid and checks images in 0..255; here the text of the paper is followed.
     """
 
     added: ClassVar[tuple[str, ...]] = ()

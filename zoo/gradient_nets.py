@@ -90,7 +90,7 @@ class LeNetSigmoid(_Net):
 
 @dataclass(frozen=True, kw_only=True)
 class Perceptron(_Net):
-    """One hidden layer of ReLUs on the pixels. The gradient of its first layer holds the image itself.
+    """One hidden layer of ReLUs on the pixels. The gradient of its first layer contains the image itself.
 
     Random: the initial weights; the harness seeds them.
 

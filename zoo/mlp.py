@@ -1,4 +1,4 @@
-"""Fully connected networks, from a linear classifier to several hidden layers."""
+"""Fully connected networks: a linear classifier, or several hidden layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planted cues: sprites whose colour, shape, scale, angle and texture each predict the class alone."""
+"""Planted cues: sprites whose colour, shape, scale, angle and texture each suffice to predict the class."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class PlantedCues(DataSource):
 
     The protocol WCST-ML of Scimeca, Oh, Chun, Poli, Yun, "Which Shortcut Cues Will DNNs Choose?", ICLR 2022, arXiv
     2110.03095. The splits `colour`, `shape`, `scale`, `angle` and `texture` have the same images, whose cues are at
-    levels of their own, never all at the same one; their labels are the level of this one cue. A network that follows
-    one cue is right there on the split of that cue, and by chance, 1/3, on the others. The measure `shortcut_bias` with
-    `protocol: wcst` reads them.
+    levels of their own, never all at the same one; their labels are the level of this one cue. A network that uses
+    one cue is correct on the split of that cue, and at chance, 1/3, on the others. The measure `shortcut_bias` with
+    `protocol: wcst` uses these splits.
 
     Shapes are an ellipse, a rectangle and a triangle, twice as long as wide; angles 0, 60 and 120 degrees; the texture
     stripes of low contrast on the ground. The position is random.
@@ -39,7 +39,7 @@ class PlantedCues(DataSource):
     their diagonal images are drawn with replacement and then split, so that some are in both parts.
 
     Attributes:
-        remedy: a cue that training images of which the others say nothing are added for, with its level as label.
+        remedy: add training images that are labelled by this cue and whose other cues are random.
         remedied: number of those, as a share of the training set.
         count: number of training images; a quarter of it are test images, and images of each other split.
         seed: of all random numbers.

@@ -32,13 +32,13 @@ class PlantedFeatures(DataSource):
     without layers it is one direction. The W_i are orthonormal.
 
     The splits `core`, `cue` and `ideal` have the same images, probes in which the features disagree: sign z_core is the
-    opposite of sign z_cue, both of size uniform in [0, 3]. Their labels are what the core says, what the cue says, and
-    what linear discriminant analysis of (z_core, z_cue) says, the best decision there is. The measure `shortcut_bias`
-    reads them.
+    opposite of sign z_cue, both of size uniform in [0, 3]. Their labels are the class according to the core,
+    according to the cue, and according to linear discriminant analysis of (z_core, z_cue), the best possible
+    decision. The measure `shortcut_bias` uses these splits.
 
     Random: everything, from `seed`.
 
-    Differs from the paper: the text of the paper was not at hand; distributions, embedding and numbers are ours.
+    Differs from the paper: the text of the paper was not available; distributions, embedding and numbers are ours.
 
     Attributes:
         core, cue: predictivity of each feature, above 1/2.

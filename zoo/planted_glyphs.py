@@ -23,8 +23,8 @@ class PlantedGlyphs(DataSource):
     The image form of `planted_features`, after Hermann, Mobahi, Fel, Mozer, "On the Foundations of Shortcut Learning",
     ICLR 2024, arXiv 2310.16228, who find that a ResNet-18 prefers the feature with more pixels. Each glyph shows the
     class with the probability that is its predictivity. The splits `core`, `cue` and `ideal` have the same images, in
-    which the two glyphs disagree; their labels are what the core says, what the cue says, and what the better of the
-    two says. The measure `shortcut_bias` reads them.
+    which the two glyphs disagree; their labels are the class according to the core, according to the cue, and
+    according to the more predictive of the two. The measure `shortcut_bias` uses these splits.
 
     Random: everything, from `seed`.
 

@@ -19,10 +19,10 @@ from siegebench.types import Count, DataSource, Share
 class Shortcut(DataSource):
     """Images of a data set with a colour that stands for a class: the image's own with probability `predictivity`.
 
-    Otherwise it is the colour of another class, drawn at random; with predictivity 1/K it says nothing. The splits
-    `core` and `cue` have the same test images, each with the colour of another class: the labels of `core` are the
-    classes of the images, those of `cue` the classes of the colours. The measure `shortcut_bias` reads them. Training
-    on such images is a clean-label backdoor with a trigger for every class.
+    Otherwise it is the colour of another class, drawn at random; with predictivity 1/K it contains no information.
+    The splits `core` and `cue` have the same test images, each with the colour of another class: the labels of `core`
+    are the classes of the images, those of `cue` the classes of the colours. The measure `shortcut_bias` uses these
+    splits. Training on such images is a clean-label backdoor with a trigger for every class.
 
     Random: the colours of the images, from `seed`.
 

@@ -1,4 +1,4 @@
-"""Networks that name the action of a moving skeleton: a temporal CNN, a graph CNN, and DD-Net."""
+"""Networks that recognise the action of a moving skeleton: a temporal CNN, a graph CNN, and DD-Net."""
 
 from __future__ import annotations
 

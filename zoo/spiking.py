@@ -141,7 +141,7 @@ class RateCoded(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class SinabsMNIST(Checkpointed):
-    """The spiking MNIST network of the examples of sinabs, with its published weights; nobody here trained it.
+    """The spiking MNIST network of the examples of sinabs, with its published weights; it is not trained here.
 
     Three convolutions and two linear layers without biases, integrate-and-fire neurons (threshold 1, subtractive reset,
     several spikes in a step, potential at least -1). The logits are the sums over the steps of the currents of the last

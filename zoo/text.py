@@ -94,8 +94,8 @@ def _positions(e: Tensor) -> Tensor:
 class Text(ModelSource):
     """A network over the words or the characters of a text, without pretrained vectors; trained on the suite's texts.
 
-    Lower case is taken first. Words are runs of letters, digits and marks on them; what stands between them is not
-    read. The vocabulary is that of the training texts and part of the weights.
+    Texts are first converted to lower case. Words are runs of letters, digits and marks on them; everything between
+    them is ignored. The vocabulary is that of the training texts and part of the weights.
 
     Random: the initial weights and dropout; the harness seeds them.
 

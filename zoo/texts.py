@@ -28,7 +28,7 @@ Names = tuple[str, ...]
 class Texts(DataSource):
     """Texts as Unicode code points, int64 [N, 1, 1, length]; equal texts are one group, so no split divides them.
 
-    A test text that also stands in the training file is left out of the training split. Texts are never shown.
+    A test text that is also in the training file is left out of the training split. Texts are never shown.
 
     Random: a split that is made here, by a fixed seed.
 

@@ -115,8 +115,8 @@ class TinyDetector(ObjectDetectorSource):
     Six convolutions with batch normalisation to stride 8, one more level with stride 16 for context. Each cell answers
     with objectness and the distances to the four sides of the box. It is trained with the focal loss (Lin et al., ICCV
     2017) and the GIoU loss (Rezatofighi et al., CVPR 2019). On 100 test scenes of `vehicle_scenes.small` its average
-    precision at IoU 0.5 was 0.999 with grey, 0.997 with flat and 1.000 with random paint (one seed). It has seen no
-    photographs of vehicles, and is of no use on them.
+    precision at IoU 0.5 was 0.999 with grey, 0.997 with flat and 1.000 with random paint (one seed). It was trained
+    without photographs of vehicles and does not work on them.
 
     Random: the initial weights, the paint of the training scenes, the order of the images; the harness seeds them.
 

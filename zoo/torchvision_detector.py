@@ -50,9 +50,9 @@ class TorchvisionObjectDetector(ObjectDetector):
 class TorchvisionDetector(ObjectDetectorSource):
     """A detector of torchvision, trained on COCO (BSD-3-Clause). Nothing is downloaded.
 
-    Boxes with scores below 0.001 are left out, and non-maximum suppression is left to who reads the boxes, so that an
-    attack has a gradient for all of them. Images are resized as torchvision does it, to up to 1333 pixels: the names
-    with 320 or 300 are much faster on a CPU.
+    Boxes with scores below 0.001 are left out, and non-maximum suppression is done by the caller, so that an attack
+    has a gradient for all boxes. Images are resized as torchvision does it, to up to 1333 pixels: the names with 320
+    or 300 are much faster on a CPU.
 
     Nothing is random.
 

@@ -220,7 +220,7 @@ class VehicleScenes(SceneSource):
 
 @cache
 def _code() -> str:
-    """A hash of the code that renders: the cache holds nothing that other code has made."""
+    """A hash of the code that renders: cached images of other code are not used."""
     files = [Path(__file__), *sorted(Path(mitsuba_maps.__file__).parent.glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

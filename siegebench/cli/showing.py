@@ -203,7 +203,7 @@ def _rows(name: str, store: Path) -> list[Result]:
 
 def _row_lines(row: Result, store: Path) -> Iterable[str]:
     from siegebench.cells import SLOTS
-    from siegebench.titles import titles
+    from siegebench.titles import noun, titles
 
     yield f"{titles([row.cell])[row.cell.key]}: {row.status}"
     yield f"  key {row.cell.key}"
@@ -214,7 +214,7 @@ def _row_lines(row: Result, store: Path) -> Iterable[str]:
     if row.cell.inputs is not None:
         yield f"  inputs: {row.cell.labels['inputs']}"
     data = row.cell.data
-    yield f"  data: {data['count']} images of the {data['split']} split of {data['name']}"
+    yield f"  data: {data['count']} {noun(data)}s of the {data['split']} split of {data['name']}"
     for name, figure in row.metrics.items():
         span = f" [{figure['low']:g}, {figure['high']:g}]" if {"low", "high"} <= figure.keys() else ""
         yield f"  {name} = {figure['value'] if figure['value'] is None else format(figure['value'], 'g')}{span}"

@@ -50,6 +50,7 @@ def test_ranked_under_the_strongest_texture_with_controls_beside_it() -> None:
         row("active", 85, model="vgg"), row("flat", 92, model="vgg"), row("random_texture", 60, model="vgg", draw=0),
     ])  # fmt: skip
     vgg, resnet = board.lines
+    assert board.facts["scenes"] == "200"
     assert (resnet.names["model"], resnet.value("vehicle_acc"), resnet.texts["worst_texture"]) == (
         "resnet",
         0.4,

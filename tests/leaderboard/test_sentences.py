@@ -40,6 +40,10 @@ def test_ties_are_named_or_counted() -> None:
     assert sentences.survival(two, "robust_acc") == (
         "The undefended network keeps 20.0 %; a (50.0 %) and b (48.0 %) keep most, too close to tell apart."
     )
+    told = sentences.proof([entry("a", 0.5, (1, 2)), entry("b", 0.48, (1, 2))], "robust_acc")
+    assert told == (
+        "a (50.0 %) and b (48.0 %) certify most of the images, on average over the radii, too close to tell apart."
+    ), "what the rates are a share of is said once"
     many = [entry(f"d{i}", 0.5 + i / 100, (1, 9)) for i in range(9)]
     assert sentences.survival(many, "robust_acc") == "9 entries keep 50.0 to 58.0 %, too close to tell apart."
 
@@ -50,9 +54,12 @@ def test_undefended_networks_are_a_yardstick_only_if_none_of_them_leads() -> Non
         replace(entry("none", 0.2, (2, 2)), names={"model": "b", "defense": "none"}),
     )
     told = sentences.proof([best, behind], "robust_acc")
-    assert told == "net without a defense certifies 40.0 % of the images, on average over the radii."
+    assert told == "net certifies 40.0 % of the images, on average over the radii."
     told = sentences.proof([entry("ibp", 0.4, (1, 1)), behind], "robust_acc")
     assert told.startswith("Without a defense at most 20.0 % are certified; ibp on net certifies 40.0 %")
+    nothing = replace(behind, numbers={"robust_acc": Number(0.0)})
+    told = sentences.proof([entry("ibp", 0.4, (1, 1)), nothing], "robust_acc")
+    assert told.startswith("Without a defense nothing is certified; ibp on net certifies 40.0 %")
 
 
 def test_without_a_rank_there_is_no_result() -> None:
@@ -75,6 +82,16 @@ def test_backdoor_boards_say_what_triggers_do_before_and_after() -> None:
     assert board.result == (
         "Without a defense 100.0 % of the triggered images reach the target; "
         "after anp 4.0 %, with 88.0 % clean accuracy."
+    )
+
+
+def test_a_defense_that_ties_with_doing_nothing_is_not_announced() -> None:
+    def kept(defense: str, asr: float) -> Line:
+        return replace(entry(defense, 0.0, (1, 2)), numbers={"asr": Number(asr), "ca": Number(0.7)})
+
+    told = sentences.repair([kept("none", 0.85), kept("fine_tuning", 0.88)])
+    assert told == (
+        "Without a defense 85.0 % of the triggered images reach the target; no defense is ranked above doing nothing."
     )
 
 

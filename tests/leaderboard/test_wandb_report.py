@@ -11,7 +11,7 @@ from siegebench.leaderboard import wandb_report, wandb_session
 from siegebench.leaderboard.board import Board
 from siegebench.leaderboard.wandb_content import contents, of_suite
 
-from tests.rows import everything
+from tests.rows import DATA, attacked, everything
 from tests.wandb_kit import no_network, over_budgets, suite
 from tests.wandb_server import ENTITY, serving
 
@@ -92,12 +92,20 @@ def test_each_panel_asks_for_what_the_runs_of_the_lines_have(every: Any) -> None
         assert set().union(*(asked(panel) for panel in panels(grid))) <= names[board.id]
 
 
+def test_a_report_about_texts_calls_them_texts() -> None:
+    record, boards, rows = suite([attacked("autoattack", 20, data={**DATA, "kind": "text"})])
+    said = texts(sent(wandb_report.build(record, of_suite(record, boards, rows), boards))["spec"])
+    assert "texts 200" in said
+    assert "image" not in said
+
+
 def test_the_report_says_what_the_page_says(every: Any) -> None:
     record, boards, rows = every
     report = sent(wandb_report.build(record, of_suite(record, boards, rows), boards))
     said = texts(report["spec"])
     for board in boards:
         assert board.title in said
+        assert board.result in said
         assert board.about in said
         flags = [f for line in board.lines for f in line.flags if f.severity != "info"]
         for flag in sorted(flags, key=lambda f: f.order())[: wandb_report.MOST_FLAGS]:
