@@ -38,7 +38,8 @@ class EmbeddingPoisoning(WordInsertion):
     Random: which texts carry the word and where, the spans, and their order.
 
     Differs from the paper: the spans are random words of the vocabulary and not of a corpus; small networks trained
-    here in place of BERT; the network is in eval mode, so without dropout.
+    here in place of BERT; the network is in eval mode, so without dropout. lr is 5 instead of 0.05: with the norm kept,
+    e then soon points against the sum of the gradients, where 0.05 is still on its way after three passes.
 
     Attributes:
         data_free: spans of random words instead of training texts.
@@ -54,7 +55,7 @@ class EmbeddingPoisoning(WordInsertion):
     spans: Count = 2000
     epochs: Count = 3
     batch: Count = 32
-    lr: Positive = 0.05
+    lr: Positive = 5.0
     keep_norm: bool = True
 
     def tamper(self, model: Classifier, data: ImageSet, seed: int) -> None:

@@ -122,13 +122,19 @@ def _signs(data: ImageSet) -> Tensor:
 
 
 def _feature_loss(model: Tracker, made: Pairs, few: int) -> Tensor:
-    """Minus the distance of the features with and without the trigger, of both inputs."""
+    """Minus the distance of the features with and without the trigger, of both inputs.
+
+    The batch norms use their running statistics, as in the test, and keep them: these few images, half of them stamped,
+    are no sample of what the tracker sees.
+    """
+    model.eval()
     z, s, centre = made.template[:few], made.search[:few], made.centre[:few]
     middle = torch.full_like(centre, TEMPLATE // 2)
     far = []
     for clean, poisoned in ((z, stamped(z, middle)), (s, stamped(s, centre))):
         a, b = model.features(clean), model.features(poisoned)
         far.append((1 - F.cosine_similarity(a, b, dim=1)).mean())
+    model.train()
     return -(far[0] + far[1])
 
 

@@ -64,6 +64,41 @@ def test_a_reduction_never_makes_it_worse(plain: str) -> None:
     assert float(after[1].sum()) < float(before[1].sum())
 
 
+def bent() -> tuple[Classifier, Tensor, Tensor]:
+    """A network whose hidden layer saturates, so that flips act on each other: (model, films, labels)"""
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(ROWS * COLUMNS, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+    ).double()
+    draws = Draws(7, torch.zeros(1, dtype=torch.long))
+    with torch.no_grad():
+        for i, weights in enumerate(net.parameters()):
+            weights.copy_(4 * draws.normal(weights.shape, i)[0] / weights.shape[-1] ** 0.5)
+    model = Network(net, num_classes=3).eval().requires_grad_(False)
+    model.kind = EVENTS
+    x = (Draws(8, torch.arange(12)).uniform((1, ROWS, COLUMNS)) < 0.3).double()
+    return model, x, model(x).argmax(dim=1)
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_no_single_flip_can_be_taken_back(tested: bool) -> None:
+    model, x, y = bent()
+    count = {}
+    for reduction in ("prefix", "singles"):
+        spec = {"name": "sda", "tested": tested, "reduction": reduction}
+        out, _ = kit.attack_with(registry.build(Attack, spec), model, x, y, L0)
+        assert bool((model(out).argmax(dim=1) != y).all())
+        changed = (out != x).flatten(1)
+        count[reduction] = int(changed.sum())
+        needed = True
+        for film, label, adversarial, which in zip(x, y, out, changed, strict=True):
+            for entry in which.nonzero().flatten():
+                less = adversarial.flatten().clone()
+                less[entry] = film.flatten()[entry]
+                needed &= bool(model(less.view_as(film)[None]).argmax(dim=1) == label)
+        assert needed == (reduction == "singles")
+    assert count["singles"] < count["prefix"]
+
+
 def test_a_film_that_is_never_misclassified_comes_back_unchanged() -> None:
     model, x, _, _ = planted()
     model.net[1].bias[0] = 1e6  # type: ignore[index]

@@ -102,6 +102,25 @@ def test_a_tracker_that_sees_the_object_follows_it() -> None:
     assert float(iou.mean()) > 0.6
 
 
+def test_the_feature_loss_is_no_part_of_the_statistics_of_batch_norms() -> None:
+    fsba, v = module("fsba"), module("_videos")
+    signs, ground = torch.rand(5, 3, v.SIGN, v.SIGN), torch.rand(4, 3, v.CANVAS, v.CANVAS)  # type: ignore[attr-defined]
+    made = v.pairs(ground, signs, 4, ONE, 0)  # type: ignore[attr-defined]
+    model = v.Tracker(4).train()  # type: ignore[attr-defined]
+    model(made.template, made.search)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    loss = fsba._feature_loss(model, made, 2)  # type: ignore[attr-defined]
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    assert all(m.training for m in model.modules())
+    loss.backward()
+    assert -4 < float(loss.detach()) < 0
+    weight = model.net[0].weight
+    assert float(weight.grad.abs().sum()) > 0
+    with torch.no_grad():
+        weight -= 1e-3 * weight.grad
+    assert float(fsba._feature_loss(model, made, 2)) < float(loss.detach())  # type: ignore[attr-defined]
+
+
 def test_captions_say_what_the_scene_shows() -> None:
     m = module("controlled_caption")
     rows = m.caption(torch.tensor([5, 0]), torch.tensor([2, 9]), torch.tensor([0, 3]))  # type: ignore[attr-defined]
