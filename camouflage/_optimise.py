@@ -9,26 +9,48 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siegebench.draws import Draws
-from siegebench.types.camouflages import Stage
+from siegebench.types.camouflages import Stage, Texture
 
-SPREAD = 0.1  # of the first texture about grey, in w: a pattern of its own may look more like a vehicle
+SPREAD = 0.1  # of the first texture about its colour, in w: a pattern of its own may look more like a vehicle
 CLOSE = 1 - 1e-6  # largest argument of g, whose slope has no bound at 1
+EDGE = 0.02  # first colours keep this distance from 0 and 1, where the slope of the sigmoid vanishes
 
 Loss = Callable[[Stage, Tensor, int], Tensor]  # (some scenes, the texture, the step) to a scalar
 
 
 def optimised(
-    stage: Stage, draws: Draws, loss: Loss, *, texels: int, steps: int, scenes: int, lr: float,
-) -> Tensor:  # fmt: skip
-    """The texture [3, texels, texels] = sigmoid(w) after Adam steps on w, each on the mean loss of some scenes.
+    stage: Stage, draws: Draws, loss: Loss, texture: Callable[[Tensor], Texture], *, texels: int, steps: int,
+    scenes: int, lr: float, restarts: int = 1,
+) -> Texture:  # fmt: skip
+    """The best texture of several descents. The first starts at grey, each other at a dominant colour of the
+    backgrounds. The best is the one under which the fewest scenes of the stage are seen, and of these the one with the
+    smallest mean of -log(1 - score).
 
     Args:
-        loss: gets other scenes in each step; one pass over them all before one comes again.
+        loss: of a step; gets some of the scenes.
+        texture: what is painted with the optimised values [3, texels, texels].
         texels: along each side.
         scenes: of one step.
         lr: of Adam. It falls to a tenth along a cosine.
+        restarts: number of descents; the last ones are left out if the backgrounds have fewer colours.
     """
-    w = (SPREAD * draws.normal((3, texels, texels), purpose="start")[0].to(stage.maps.a)).requires_grad_(True)
+    starts = [torch.full((3,), 0.5), *stage.colours.cpu()][:restarts]
+    found = []
+    for k, colour in enumerate(starts):
+        fresh = draws.child("descent", k) if k else draws
+        found.append(texture(_descended(stage, fresh, loss, colour, texels, steps, scenes, lr)))
+    if len(found) == 1:
+        return found[0]
+    return min(found, key=lambda one: _visible(stage, one, scenes))
+
+
+def _descended(
+    stage: Stage, draws: Draws, loss: Loss, colour: Tensor, texels: int, steps: int, scenes: int, lr: float
+) -> Tensor:
+    """The texture [3, texels, texels] = sigmoid(w) after Adam steps on w, each on the mean loss of other scenes, with
+    one pass over them all before one comes again."""
+    first = colour.clamp(EDGE, 1 - EDGE).logit().view(3, 1, 1)
+    w = (first + SPREAD * draws.normal((3, texels, texels), purpose="start")[0]).to(stage.maps.a).requires_grad_(True)
     adam = torch.optim.Adam([w], lr=lr)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, eta_min=lr / 10)
     each = min(scenes, len(stage))
@@ -43,6 +65,14 @@ def optimised(
             adam.step()
             falling.step()
     return w.detach().sigmoid()
+
+
+@torch.no_grad()
+def _visible(stage: Stage, texture: Texture, scenes: int) -> tuple[float, float]:
+    """(scenes of the stage that are seen under a texture, mean of -log(1 - score))"""
+    parts = [stage[index] for index in torch.arange(len(stage), device=stage.maps.a.device).split(scenes)]
+    best = torch.cat([some.sighting(texture.on(some.maps)).logit.amax(dim=1) for some in parts])
+    return float((best > 0).sum()), float(F.softplus(best).mean())
 
 
 def g(value: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class ACTIVE(Camouflage):
         texels: along each side.
         period: metres after which the texture repeats.
         steps, scenes, lr: of Adam; scenes of one step.
+        restarts: number of descents, from grey and from colours of the backgrounds; the best on the stage is kept.
         alpha, beta, gamma: weights of the losses.
         candidates: of a detector, the mean over so many with the highest scores.
         shift: largest random shift of the projection, in periods.
@@ -50,6 +51,7 @@ class ACTIVE(Camouflage):
     steps: Count = 100
     scenes: Count = 8
     lr: Positive = 0.2
+    restarts: Count = 1
     alpha: Number = 1.0
     beta: Number = 0.25
     gamma: Number = 0.25
@@ -71,7 +73,7 @@ class ACTIVE(Camouflage):
             total = total + self.beta * smooth_loss(eta)
             return total + self.gamma * camouflage_loss(eta, some.colours) if self.gamma else total
 
-        eta = optimised(
-            stage, draws, loss, texels=self.texels, steps=self.steps, scenes=self.scenes, lr=self.lr
+        return optimised(
+            stage, draws, loss, lambda eta: Texture(eta, self.period), texels=self.texels, steps=self.steps,
+            scenes=self.scenes, lr=self.lr, restarts=self.restarts,
         )  # fmt: skip
-        return Texture(eta, self.period)

@@ -34,6 +34,7 @@ class AreaCamouflage(Camouflage):
         tiles: places along each side of a period.
         period: metres after which the places repeat.
         steps, scenes, lr: of Adam; scenes of one step.
+        restarts: number of descents, from grey and from colours of the backgrounds; the best on the stage is kept.
         beta: weight of the total variation of the element.
         shift: largest random shift of the projection, in periods.
         scale: largest random change of its period.
@@ -46,12 +47,14 @@ class AreaCamouflage(Camouflage):
     steps: Count = 100
     scenes: Count = 8
     lr: Positive = 0.2
+    restarts: Count = 1
     beta: Number = 0.0
     shift: Share = 0.02
     scale: Share = 0.05
 
     def paint(self, stage: Stage, draws: Draws) -> Texture:
         there = places(draws, self.tiles, self.covered)
+        area = float(there.float().mean())
 
         def loss(some: Stage, element: Tensor, step: int) -> Tensor:
             u = 2 * draws.uniform((len(some), 3), step=step, purpose="projection")[0].to(element) - 1
@@ -59,5 +62,7 @@ class AreaCamouflage(Camouflage):
             x = compose(some.maps, tiled(element, there), self.period, shift, scale)
             return attack_loss(some.sighting(x).hidden) + self.beta * smooth_loss(element)
 
-        element = optimised(stage, draws, loss, texels=self.texels, steps=self.steps, scenes=self.scenes, lr=self.lr)
-        return Texture(tiled(element, there), self.period, covered=float(there.float().mean()))
+        return optimised(
+            stage, draws, loss, lambda element: Texture(tiled(element, there), self.period, covered=area),
+            texels=self.texels, steps=self.steps, scenes=self.scenes, lr=self.lr, restarts=self.restarts,
+        )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from siegebench.draws import Draws
@@ -32,6 +31,7 @@ class DTA(Camouflage):
         texels: n of the n x n pattern.
         period: metres after which it repeats.
         steps, scenes, lr: of Adam; scenes of one step.
+        restarts: number of descents, from grey and from colours of the backgrounds; the best on the stage is kept.
         shift: largest random shift of the pattern, in periods.
         scale: largest random change of its size.
     """
@@ -41,6 +41,7 @@ class DTA(Camouflage):
     steps: Count = 100
     scenes: Count = 8
     lr: Positive = 0.2
+    restarts: Count = 1
     shift: Share = 0.02
     scale: Share = 0.05
 
@@ -50,7 +51,7 @@ class DTA(Camouflage):
             x = compose(some.maps, eta, self.period, self.shift * u[:, :2], 1 + self.scale * u[:, 2], "screen")
             return attack_loss(some.sighting(x, strict=False).hidden)
 
-        eta = optimised(
-            stage, draws, loss, texels=self.texels, steps=self.steps, scenes=self.scenes, lr=self.lr
+        return optimised(
+            stage, draws, loss, lambda eta: Texture(eta, self.period, "screen"), texels=self.texels, steps=self.steps,
+            scenes=self.scenes, lr=self.lr, restarts=self.restarts,
         )  # fmt: skip
-        return Texture(torch.as_tensor(eta), self.period, "screen")

@@ -95,7 +95,7 @@ class Camouflage(Entry):
 
     def cost(self) -> float:
         """A rough number of passes; only the order matters."""
-        return float(getattr(self, "steps", 1))
+        return float(getattr(self, "steps", 1) * getattr(self, "restarts", 1))
 
     @abstractmethod
     def paint(self, stage: Stage, draws: Draws) -> Texture:

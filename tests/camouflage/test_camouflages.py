@@ -64,6 +64,18 @@ def test_losses_in_closed_form() -> None:
     assert float(attack_loss(hidden, candidates=2)) == pytest.approx((2.5 + 2.25) / 2)
 
 
+def test_the_descent_under_which_fewest_vehicles_are_seen_is_kept() -> None:
+    """With steps that move nothing, the descents are their first colours; blue hides, red does not."""
+    maps, palette = scenes(), torch.tensor([[0.7, 0.3, 0.2], [0.2, 0.3, 0.7], [0.6, 0.4, 0.3]])
+    for restarts, expected in ((1, [0.5, 0.5, 0.5]), (2, [0.5, 0.5, 0.5]), (3, [0.2, 0.3, 0.7]), (9, [0.2, 0.3, 0.7])):
+        entry = registry.build(Camouflage, {"name": "dta", "restarts": restarts, "steps": 2, "lr": 1e-6, "texels": 4})
+        stage = Stage(maps, Oracle(red_victim(), ThreatModel(), Draws(0, maps.ids)), (1,), palette)
+        found = entry(stage, ONE).pixels.mean(dim=(1, 2)).tolist()
+        assert found == pytest.approx(expected, abs=0.03)
+        chosen = 4 * min(restarts, 4) if restarts > 1 else 0
+        assert int(stage.oracle.ledger.forwards.sum()) == 2 * 4 * min(restarts, 4) + chosen
+
+
 def test_boxes_follow_the_augmented_picture() -> None:
     x = torch.zeros(6, 3, 40, 60)
     x[:, :, 10:20, 15:45] = 1
