@@ -37,7 +37,7 @@ from .stats import Vector, mcnemar
 
 ABOUT = (
     "The attacker paints vehicles with one texture, made on other vehicles, views and backgrounds than those scored. "
-    "Ranked by the views of vehicles that are still answered as a vehicle under the strongest texture, controls "
+    "Ranked by the views of vehicles that are still classified as a vehicle under the strongest texture, controls "
     "included; intervals are over scenes. Entries that do not differ significantly in the exact McNemar test on the "
     "same views share a rank group."
 )
@@ -222,11 +222,11 @@ def _line(
 
 
 def _blind(numbers: Mapping[str, Number]) -> list[str]:
-    """Why a victim tells nothing about textures: it sees few vehicles without one, or vehicles everywhere."""
+    """Why a victim says nothing about textures: it sees few vehicles without one, or vehicles everywhere."""
     out = []
     for name, told in (
         ("vehicle_acc_grey", "sees fewer than half of the grey vehicles"),
-        ("other_acc", "answers most other things as vehicles"),
+        ("other_acc", "classifies most other things as vehicles"),
     ):
         value = numbers[name].value if name in numbers else None
         if value is not None and value < LEAST:

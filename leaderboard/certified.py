@@ -39,9 +39,9 @@ CHANCE = 0.01  # smallest probability of so many wrong certificates that is not 
 ABOUT = (
     "A certified image is classified correctly, and a proof says that no image within the radius gets another class. "
     "Ranked by certified accuracy, the mean over the radii; misclassified images and abstentions count as not "
-    "certified. Beside it stands the accuracy under the strongest attack within the same radius, which no proof can "
-    "exceed. Entries whose means do not differ significantly in a paired test on the same images share a rank group, "
-    "ordered by clean accuracy."
+    "certified. The table also gives the accuracy under the strongest attack within the same radius, which no proof "
+    "can exceed. Entries whose means do not differ significantly in a paired test on the same images share a rank "
+    "group, ordered by clean accuracy."
 )
 
 
@@ -179,8 +179,8 @@ def _notes(members: Sequence[Result]) -> tuple[str, ...]:
 
 
 TRIGGERED = (
-    "After training on a poisoned set, images with the trigger are right if they get their own label; an abstention is "
-    "no success. No attack is run on these networks."
+    "After training on a poisoned set, images with the trigger count as correct if they get their own label; an "
+    "abstention is no success. No attack is run on these networks."
 )
 
 

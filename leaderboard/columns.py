@@ -35,14 +35,13 @@ def _more(id: str, title: str, unit: Unit, help: str, better: Direction = "high"
 
 
 def _worst(kind: str) -> tuple[Column, ...]:
-    least = f"the {kind} of at least 20 images that"
     return (
         _more(f"worst_{kind}_acc", f"Worst {kind}", "rate",
-              f"Robust accuracy of {least} has the lowest one, under all attacks and seeds; Wilson 95 % interval."),
+              f"Lowest robust accuracy of a {kind} of at least 20 images, all attacks and seeds; 95 % interval."),
         _more(f"worst_{kind}", f"Worst {kind} is", "text", f"Name or number of that {kind}.", ""),
         _more(f"worst_{kind}_equal", "If alike", "rate",
-              "The same, expected if all were equally robust: the lowest of many rates is low by chance.", ""),
-        _more(f"worst_{kind}_clean", f"Worst {kind}, clean", "rate", f"Clean accuracy of {least} has the lowest one."),
+              "The same, as expected if all were equally robust: the lowest of many rates is low by chance.", ""),
+        _more(f"worst_{kind}_clean", f"Worst {kind}, clean", "rate", f"Lowest clean accuracy of such a {kind}."),
     )  # fmt: skip
 
 
@@ -135,7 +134,7 @@ DETECTION = (
     ),
 )
 GUARDED = (
-    read("robust_acc_fpr@5", "Images that under all attacks and seeds stay correctly classified or are detected, at "
+    read("robust_acc_fpr@5", "Images that are correctly classified or detected under all attacks and seeds, at "
          "5 % false alarms on held-out images; Wilson 95 % interval."),
     Column("robust_static", "Static", help="The same under the attacks that do not know the detector."),
     read("clean_acc_fpr@5"),
@@ -163,7 +162,7 @@ MODELS = (
     Column(
         "knowing_found",
         "Found, knowing",
-        help="Models detected whose backdoor was designed against the detector; of the attack that is found least.",
+        help="Models detected whose backdoor was designed against the detector; the lowest over these attacks.",
     ),
     Column("target_hit", "Target named", help="Backdoored models found whose target class was named correctly."),
     _more("clean_models", "Clean models", "count", "Number of clean models.", ""),
@@ -198,13 +197,13 @@ CAMOUFLAGE = (
     *(_more(f"area@{a}", f"{a} %", "rate", f"Views seen with {a} % of the paint covered.") for a in (12, 25, 50, 100)),
 )
 EXTRACTION = (
-    read("agreement", "Images that the best copy of a thief answers as the victim does; Wilson 95 % interval."),
-    Column("strongest", "Strongest", "text", "The theft whose copy agrees most often, or a control that agrees more.",
+    read("agreement", "Images for which the best copy of a thief gives the victim's answer; Wilson 95 % interval."),
+    Column("strongest", "Strongest", "text", "The theft whose copy agrees most often, or a control that exceeds it.",
            ""),
-    Column("no_answers", "No answers", help="The same of the best control that was trained without asking.", better=""),
+    Column("no_answers", "No answers", help="The same for the best control trained without queries.", better=""),
     read("copy_acc", "Accuracy of that copy."),
-    read("transfer_robust_acc", "Images, of those that the victim classifies correctly, that it still does after an "
-         "attack on a copy; the lowest over the thefts."),
+    read("transfer_robust_acc", "Accuracy of the victim, on the images that it classifies correctly, under an attack "
+         "on a copy; the lowest over the thefts."),
     read("clean_acc"),
     read("flips"),
     read("answer_l1"),
@@ -220,7 +219,7 @@ THEFTS = (
     read("agreement_wrong", better="high"),
     read("transfer_robust_acc", better="low"),
     read("tv", better="low"),
-    Column("queries", "Queries", "count", "Number of images that the victim was asked about.", ""),
+    Column("queries", "Queries", "count", "Number of queries to the victim.", ""),
     read("classes_answered", main=False),
     _more("seeds", "Seeds", "count", "Number of seeds.", ""),
 )
@@ -263,7 +262,7 @@ def certified(radii: Sequence[str]) -> list[Column]:
         out.append(_more(f"attacked_acc@{k}", f"Attacked, {radius}", "rate", attacked))
     worst = "training on the set of the backdoor with which it abstains most"
     out += [
-        read("abstained_triggered", f"Images with the trigger of which no class is named, after {worst}."),
+        read("abstained_triggered", f"Images with the trigger for which no class is named, after {worst}."),
         read("certified_acc_triggered", "The same images certified with their own label, mean over the radii."),
         Column("abstained_poisoned", "Abstained, poisoned", help=f"Images without the trigger, after {worst}.",
                better="low"),

@@ -119,7 +119,7 @@ def control_of(row: Result, copies: Mapping[str, Copies]) -> tuple[Copies | None
 
 
 def _in_domain(row: Result) -> bool:
-    """Whether a thief asks about images of the victim's own data, whose true labels are worth as much as answers."""
+    """Whether a thief queries images of the victim's own data, whose true labels are worth as much as answers."""
     return row.cell.pool is not None and row.cell.pool["source"] == row.cell.data["source"]
 
 

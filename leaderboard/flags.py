@@ -188,7 +188,7 @@ def not_monotone(by_eps: Mapping[float, Sequence[Result]], eps: float) -> list[M
 
 
 def not_broken_undefended(rows: Sequence[Result], twins: Sequence[Result]) -> list[Mark]:
-    """Fail if the attacks on a defended model do not even break the same model without the defense, which others do.
+    """Fail if the attacks on a defended model do not break the same model without the defense, but others do.
 
     Args:
         rows: of the white-box attacks on the defended model.
@@ -203,14 +203,14 @@ def not_broken_undefended(rows: Sequence[Result], twins: Sequence[Result]) -> li
     if float(worst.mean()) > BROKEN or float(left.mean()) <= BROKEN + tolerance(BROKEN, n):
         return []
     told = (
-        f"without the defense these attacks leave a robust accuracy of {100 * float(left.mean()):.1f} %, others "
-        f"{100 * float(worst.mean()):.1f} %: what survives them with the defense proves nothing"
+        f"without the defense, robust accuracy is {100 * float(left.mean()):.1f} % under these attacks and "
+        f"{100 * float(worst.mean()):.1f} % under others: images that withstand them with the defense prove nothing"
     )
     return [Mark("fail", "not_broken_undefended", told, alike[0].cell.key)]
 
 
 def knowing_is_weaker(static: Vector, knowing: Vector) -> list[Mark]:
-    """Fail if attacks that know a detector leave more images than those that do not.
+    """Fail if attacks that know a detector succeed on fewer images than those that do not.
 
     Args:
         static, knowing: images that stay correctly classified or are detected under each sort of attack, bool [N].
@@ -238,7 +238,7 @@ def only_pixels(row: Result, others: Iterable[Result]) -> list[Mark]:
     if best is None or own > best:
         return []
     told = f"AUROC {own:.3f} on {cell.labels['inputs']}, {best:.3f} by statistics of the pixels without a network: "
-    return [Mark("flag", "codec", f"{told}another camera or codec is enough for that", cell.key)]
+    return [Mark("flag", "codec", f"{told}another camera or codec explains this", cell.key)]
 
 
 def _is_reference(row: Result) -> bool:

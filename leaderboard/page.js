@@ -6,13 +6,16 @@ const lines = [...document.querySelectorAll("tr.line")];
 const listed = Object.fromEntries([...document.querySelectorAll("nav li")].map(li => [li.firstElementChild.hash.slice(1), li]));
 const parts = [...document.querySelectorAll(".contents section, .contents details")].map(part => ({part, items: [...part.querySelectorAll("li")]}));
 
+/* A text of which each word can be found by its beginning: ` contrast scale`. */
+const begun = text => " " + text.toLowerCase().replace(/[^a-z0-9]+/g, " ").trim();
+
 /* All tables, looked up once: a filter asks for them with every key. */
 const tables = [...document.querySelectorAll(".board .wide table")].map(table => {
   const board = table.closest(".board"), sheet = table.closest(".sheet");
   const heads = [...table.querySelectorAll("tr.heads th")].map(th => th.textContent);
   const bodies = [...table.tBodies].map(body => ({body, lines: [...body.querySelectorAll("tr.line")]}));
   const switches = [...sheet.querySelectorAll(".switch")].map(box => ({
-    box, heads: [...table.querySelectorAll("tr.heads ." + box.dataset.part)].map(th => th.textContent.toLowerCase()),
+    box, heads: [...table.querySelectorAll("tr.heads ." + box.dataset.part)].map(th => begun(th.textContent)),
   }));
   /* What a filter looks for: the board, the text of the line, its flags, and the heads of the columns in which it has a value. */
   bodies.forEach(({lines}) => lines.forEach(tr => {
@@ -72,10 +75,11 @@ function show(found) {
   return shown;
 }
 
-/* Switch on the columns that a filter names. */
+/* Switch on the columns that a filter names, by the beginning of a word: `tra` is meant for transfer, not for contrast. */
 function reveal(found, words) {
+  const named = words.map(begun).filter(w => w.length > 3);
   found.switches.forEach(({box, heads}) => {
-    if (!box.checked && heads.some(h => words.some(w => w.length > 2 && h.includes(w)))) box.checked = true;
+    if (!box.checked && heads.some(h => named.some(w => h.includes(w)))) box.checked = true;
   });
 }
 

@@ -145,9 +145,9 @@ def copying(lines: Sequence[Line], column: str) -> str:
         return nothing(lines)
     bare = [line.value(column) or 0.0 for line in _behind(lines, top)]
     of = " of the images"
-    who = "Undefended networks agree with their" if len(bare) > 1 else "The undefended network agrees with its"
-    before = f"{who} copies on {_span(bare, ' %')}{of}" if bare else ""
-    verbs = ("agrees with its copies on", "agree with their copies on", "agree least with their copies")
+    who = "an undefended victim" if len(bare) != 1 else "the undefended victim"
+    before = f"Copies of {who} agree with it on {_span(bare, ' %')}{of}" if bare else ""
+    verbs = ("has copies that agree on", "have copies that agree on", "have the copies that agree least")
     return _told(before, first(lines, column, verbs, of=of))
 
 
@@ -160,7 +160,7 @@ def loot(lines: Sequence[Line], column: str) -> str:
 
 
 def privacy(lines: Sequence[Line]) -> str:
-    """Of boards of sharing rules: what the plain gradients give away, and what is left under the best rule."""
+    """Of boards of sharing rules: what the plain gradients reveal, and what the best rule still reveals."""
     if not leaders(lines):
         return nothing(lines)
     ranked = [line for line in lines if line.rank]
@@ -169,8 +169,8 @@ def privacy(lines: Sequence[Line]) -> str:
     if len(plain) == len(ranked):
         return _told(before)
     if any(line.names["sharing"] == "plain" for line in leaders(lines)):
-        return _told(before, "no rule gives away less")
-    return _told(before, first(lines, "identified", ("gives away", "give away", "give away least"), " %"))
+        return _told(before, "no rule reveals less")
+    return _told(before, first(lines, "identified", ("reveals", "reveal", "reveal least"), " %"))
 
 
 def resistance(lines: Sequence[Line], column: str) -> str:

@@ -93,8 +93,8 @@ def run(
 ) -> Outcome:
     """Compute the cells of a suite that are not stored yet, and write their rows into `settings.root`.
 
-    A row that was made by other source of its entries is computed again, unless `settings.keep_stale`. Rows of earlier
-    versions do not say what made them, and are used.
+    A row is computed again if the source of its entries has changed, unless `settings.keep_stale`. Rows of earlier
+    versions do not store hashes of the source, and are used.
 
     Args:
         suite: a Suite, a YAML file, or the name of a bundled suite.

@@ -59,8 +59,8 @@ class Classifier(nn.Module):
     def certified_radius(self, x: Tensor, norm: Norm) -> Tensor | None:
         """How far every image of the box keeps the predicted class, as the model proves by itself: [n], at least 0.
 
-        None if it proves nothing in this norm. The certifier `lipschitz_margin` reads it. A wrapper around the model
-        proves nothing unless it says so.
+        None if it proves nothing in this norm. The certifier `lipschitz_margin` uses this radius. A wrapper around
+        the model proves nothing unless it overrides this method.
         """
         return None
 

@@ -32,7 +32,7 @@ log = logging.getLogger("siegebench")
 
 
 class WeakAttack(UserWarning):
-    """An attack could not work as it should, so that images which survived prove little."""
+    """An attack could not work properly, so images that are still correctly classified prove little."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,8 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
     The function takes:
 
     - `model`: any `nn.Module` that maps images in [0, 1] to logits (normalisation inside), or a Classifier. It is
-      attacked in eval mode and left as it was, in whatever mode or context (`inference_mode`, `no_grad`) it is called.
+      attacked in eval mode and its state is restored, in whatever mode or context (`inference_mode`, `no_grad`) it is
+      called.
     - `x`, `y`: float [n, C, H, W] in [0, 1] and n integers; tensors or numpy arrays. They do not change.
     - `norm`, `eps`, `queries`: the budget; eps is a number or a fraction such as `"0.5/255"`. Without eps an Linf
       attack gets 8/255 and says so.

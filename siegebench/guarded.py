@@ -1,4 +1,4 @@
-"""GuardedOracle: a model behind an input detector, as an attack sees it that knows the detector."""
+"""GuardedOracle: a model behind an input detector, for attacks that know the detector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of entries, said once: names, folders, titles and base classes. Needs no torch."""
+"""The kinds of entries, in one place: names, folders, titles and base classes. Needs no torch."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ _ALL = (
     ),
     Metric("ca_defense_clean", "rate", "", "Clean data", "Clean accuracy of the same defense on clean training data."),
     Metric(
-        "ca_not_poisoned", "rate", "", "Rest alone", "Clean accuracy of the same network, trained on the images alone "
+        "ca_not_poisoned", "rate", "", "Rest alone", "Clean accuracy of the same network, trained only on the images "
         "that were not poisoned.",
     ),
     Metric("train_acc", "rate", "", "Fitted", "Training images that get the label that they have in the poisoned set."),
@@ -145,42 +145,42 @@ _ALL = (
     Metric("certified_acc", "rate", "high", "Certified", "Images correctly classified with a certificate, mean over "
            "the radii."),
     Metric("certified_acc@", "rate", "high", "Certified, {}", "The same at radius number {} of the board."),
-    Metric("abstained", "rate", "low", "Abstained", "Images of which the certifier does not name the class."),
+    Metric("abstained", "rate", "low", "Abstained", "Images for which the certifier names no class."),
     Metric("certified_acc_triggered", "rate", "high", "Certified, trigger", "Images with a trigger that get their "
            "own label with a certificate, mean over the radii."),
-    Metric("abstained_triggered", "rate", "low", "Abstained, trigger", "Images with a trigger of which the "
-           " certifier does not name the class."),
+    Metric("abstained_triggered", "rate", "low", "Abstained, trigger", "Images with a trigger for which the "
+           "certifier names no class."),
     # copies of a victim
     Metric("agreement", "rate", "low", "Agreement", "Images to which the copy gives the victim's top-1 class."),
-    Metric("agreement_wrong", "rate", "low", "Where wrong", "The same, of the images that the victim misclassifies."),
+    Metric("agreement_wrong", "rate", "low", "Where wrong", "The same, on the images that the victim misclassifies."),
     Metric("copy_acc", "rate", "low", "Copy", "Accuracy of the copy."),
     Metric("tv", "score", "high", "Distance", "Mean total variation of the posteriors of victim and copy.", high=1.0),
-    Metric("transfer_robust_acc", "rate", "high", "Transfer", "Images, of those that the victim classifies correctly, "
-           "that it still does after an attack on the copy."),
+    Metric("transfer_robust_acc", "rate", "high", "Transfer", "Accuracy of the victim under an attack on the copy, "
+           "on the images that it classifies correctly."),
     Metric("flips", "rate", "low", "Changed", "Images whose top-1 class the defense changes."),
-    Metric("flips_asked", "rate", "", "Changed, asked", "The same of the images that the thief asks about."),
+    Metric("flips_asked", "rate", "", "Changed, asked", "The same for the images that the thief queries."),
     Metric("answer_l1", "score", "low", "Moved", "Mean L1 distance of the answers with and without the defense.",
            high=2.0),
-    Metric("classes_answered", "count", "", "Classes", "Classes that are the answer to any of the asked images."),
+    Metric("classes_answered", "count", "", "Classes", "Classes that the victim answers to at least one query."),
     # images from shared gradients
     Metric("identified", "rate", "low", "Identified", "Private images that are the nearest of a gallery to the image "
            "recovered from what their client released."),
     Metric("psnr", "score", "low", "PSNR", "Median peak signal-to-noise ratio of the recovered images, in dB; at most "
            "100.", high=100.0),
-    Metric("label_acc", "rate", "low", "Labels", "Private images of which the attacker names the class."),
+    Metric("label_acc", "rate", "low", "Labels", "Private images whose class the attacker recovers."),
     Metric("label_l1", "score", "high", "Label error", "Median sum of |recovered - true| over the probabilities of the "
            "label; 2 at most.", high=2.0),
     Metric("utility_cos", "score", "high", "Useful", "Cosine of the released and the true mean gradient of 64 public "
            "images.", low=-1.0, high=1.0),
     Metric("epsilon", "score", "low", "Epsilon", "Epsilon of differential privacy at delta 1e-5 for one epoch of "
-           "batches of 64; none for a rule that promises none."),
+           "batches of 64; none for a rule without this guarantee."),
     # textures on the paint of vehicles
-    Metric("vehicle_acc", "rate", "high", "Seen", "Views of vehicles answered as a vehicle under the texture."),
+    Metric("vehicle_acc", "rate", "high", "Seen", "Views of vehicles with the texture, classified as vehicles."),
     Metric("vehicle_acc_grey", "rate", "high", "Seen, grey", "The same with grey paint."),
     Metric("vehicle_conf", "score", "high", "Confidence", "Mean score for vehicle on views of vehicles.", high=1.0),
     Metric("missed", "rate", "low", "Missed", "Views missed under the texture, of those seen with grey paint."),
     Metric("ap50", "score", "high", "AP50", "Average precision of a detector at an overlap of 0.5.", high=1.0),
-    Metric("other_acc", "rate", "high", "Others", "Scenes without a vehicle, under the texture, answered as none."),
+    Metric("other_acc", "rate", "high", "Others", "Scenes with the texture but no vehicle, classified so."),
     Metric("worst_view_acc", "rate", "high", "Worst view", "The side, height and distance from which fewest are seen."),
     Metric("covered", "rate", "", "Covered", "The share of the paint that carries a pattern; the rest is grey."),
     Metric("vehicle_acc_azimuth@", "rate", "high", "{} deg", "Views seen, azimuth from {} degrees on, 45 wide."),
@@ -207,7 +207,7 @@ COUNTS: dict[str, str] = {
 SAMPLES: dict[str, str] = {
     "clean": "the clean image is correctly classified",
     "robust": "the attacked image is correctly classified",
-    "attacked": "the image was attacked: it was right, and not of the target class",
+    "attacked": "the image was attacked: it was classified correctly, and is not of the target class",
     "target": "the attacked image became the target class",
     "abstained": "the certifier names no class",
     "abstained_triggered": "the certifier names no class of the image with the trigger",
@@ -218,7 +218,7 @@ SAMPLES: dict[str, str] = {
     "copied": "the copy classifies the image correctly",
     "safe@": "the attacked image is correctly classified or detected, at this percentage of false alarms",
     "identified": "the private image is the nearest of its gallery to the recovered one",
-    "label_right": "the attacker names the class of the private image",
+    "label_right": "the attacker recovers the class of the private image",
     "right@": "the image is correctly classified at this severity",
     "vehicle": "the scene shows a vehicle",
     "seen": "the answer under the texture is a vehicle",

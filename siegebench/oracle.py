@@ -108,7 +108,7 @@ class Oracle(nn.Module):
         return self._view(model=model)
 
     def as_attacked(self, k: int) -> Oracle:
-        """The view of an adaptive attack: `backward_model`, with means over k passes if the model is randomised."""
+        """The view for an adaptive attack: `backward_model`, with means over k passes if the model is randomised."""
         through = self.backward_model()
         return through.averaged(k) if self.model.randomized else through
 

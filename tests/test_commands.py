@@ -51,8 +51,8 @@ LACKING = {"siegebench run try", "siegebench show my_backdoor"}  # in sentences:
 SLOW = ("siegebench scan", "siegebench soundness", "python benchmarks/")
 ELSEWHERE = ("python -m pytest", "pip ", "make ", "ray ")  # the tests are run anyway, and installing is no test
 SMALLER = {
-    "siegebench scan": "--model '{name: small_vgg, recipe: {epochs: 1}}' --data digits --detector mm_bd --clean 1 "
-    "--count 20 --slots 1 --threads 1",
+    "siegebench scan": "--model '{name: small_vgg, recipe: {epochs: 1}}' --data digits "
+    "--detector '{name: mm_bd, images: 2, steps: 5}' --clean 1 --count 20 --slots 1 --threads 1",
     "siegebench soundness": "--network one",
     "python benchmarks/conformance.py": "--images 3",
     "python benchmarks/grid.py": "--images 2 --queries 100 --networks resnet20",

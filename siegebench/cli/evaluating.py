@@ -34,7 +34,7 @@ def evaluate(
     norm: Annotated[str | None, typer.Option(help="Only this norm: linf, l2, l1 or l0.")] = None,
     eps: Annotated[str | None, typer.Option(help="Budget, such as 8/255; the norm is linf if none is given.")] = None,
     suite: Annotated[
-        str, typer.Option(help="Its boards are run: a bundled suite or a YAML file.", autocompletion=complete.suites)
+        str, typer.Option(help="Suite whose boards are run: bundled or a YAML file.", autocompletion=complete.suites)
     ] = "evaluate",
     store: StorePath = DEFAULT_STORE,
     slots: Annotated[

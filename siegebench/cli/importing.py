@@ -29,14 +29,14 @@ def import_(
     data: Annotated[str, typer.Option(help="Name of the data set here, if the file says another one or none.")] = "",
     norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0, if the file does not say it.")] = "",
     eps: Annotated[str, typer.Option(help="Budget such as 8/255, if the file does not say it.")] = "",
-    model: Annotated[str, typer.Option(help="Name of the model here; the figure then stands beside its line.")] = "",
+    model: Annotated[str, typer.Option(help="Name of the model here; the figure is then shown beside its line.")] = "",
     defense: Annotated[str, typer.Option(help="Name of the defense here; likewise.")] = "",
     backdoor: Annotated[str, typer.Option(help="Name of the backdoor attack here.")] = "",
     source: Annotated[str, typer.Option(help="Who published it; default: the name of the benchmark.")] = "",
     store: StorePath = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Read published figures into STORE/published. Boards show them with their source; they rank nothing."""
+    """Read published figures into STORE/published. Boards show them with their source; they change no rank."""
     from siegebench.importers import Known, figures
     from siegebench.published import write
 

@@ -16,7 +16,7 @@ from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 def recheck(
     store: StorePath = DEFAULT_STORE,
     seconds: Annotated[float, typer.Option(min=10, help="About how long it may take.")] = 180,
-    salt: Annotated[str, typer.Option(help="Another one draws other rows.")] = "",
+    salt: Annotated[str, typer.Option(help="Another salt draws other rows.")] = "",
     file: Annotated[
         list[Path] | None, typer.Option(help="A suite that made some of the rows and is not bundled; repeatable.")
     ] = None,
@@ -24,7 +24,7 @@ def recheck(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Compute a random sample of stored rows again, from nothing, and compare.
+    """Compute a random sample of stored rows again from scratch, and compare.
 
     A row agrees if all its outcomes are the same, or if all its rates lie within the intervals of the stored row.
     Exit code 1: a row does not agree. 2: a row is of no cell of its suite, or there is nothing to check.

@@ -39,7 +39,7 @@ def scan(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Ask every detector of backdoored models about one network, and print the triggers that they find.
+    """Run every detector of backdoored models on one network, and print the triggers that they find.
 
     The verdicts are those at the detectors' published thresholds. Compare them with those on the clean networks, which
     are trained here once and kept: a detector that also accuses these has no ground to accuse yours.

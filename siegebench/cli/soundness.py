@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def soundness(
     command: Annotated[
         str | None,
-        typer.Option(help="An outside verifier, with the places {onnx}, {vnnlib}, {timeout} and perhaps {results}."),
+        typer.Option(help="An external verifier, with the places {onnx}, {vnnlib}, {timeout}, and {results} if used."),
     ] = None,
     certifier: Annotated[
         list[str] | None, typer.Option(help="A certifier: a name or '{name: ..., ...}'; can be repeated.")

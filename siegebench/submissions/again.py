@@ -119,7 +119,7 @@ def recheck(
     say: Callable[[str], None] = lambda text: None,
     report: Report | None = None,
 ) -> Again:
-    """Compute a random sample of stored rows again, each from nothing, and compare.
+    """Compute a random sample of stored rows again, each from scratch, and compare.
 
     Args:
         rows: of a store; errors are left out.

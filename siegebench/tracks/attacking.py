@@ -180,7 +180,7 @@ def explored(
     draws: Draws,
     goal: Tensor | None = None,
 ) -> tuple[Lesson, dict[str, float]]:
-    """(what the attack finds out on these images, the first of those that it is to attack; the cost of it)"""
+    """(what the attack learns from these images, the first of those that it will attack; what that costs)"""
     oracle = Oracle(seen, threat, draws.child("explore"), goal=goal)
     lesson = attack.explore(oracle, x, y, threat, draws.child("explore"))
     return lesson, _cost(oracle.ledger)

@@ -33,7 +33,7 @@ class Published(Strict):
 
     Attributes:
         model: with weights. A network with the parameters of one of `models` is shown beside its population.
-        backdoor: the trigger and the target that it is known to have; None for a network that is taken for clean.
+        backdoor: its known trigger and target; None for a network that is assumed to be clean.
     """
 
     model: Spec
@@ -252,7 +252,7 @@ def rejection_metrics(
     seed: int,
     material: Material | None = None,
 ) -> Metrics:
-    """What a model that may reject does: rates of rejected, and of rejected or correct images."""
+    """Metrics of a model that may reject images: rates of rejected, and of rejected or correct images."""
 
     def rejected(x: Tensor) -> Tensor:
         parts = in_batches(

@@ -46,7 +46,7 @@ class CamouflageBoard(BoardSpec):
 
     Attributes:
         camouflages: textures that are ranked.
-        controls: textures that are made without the victim, beside which the others are read.
+        controls: textures that are made without the victim, for comparison with the others.
         transfer: networks on which each texture is made, too, without access to the model.
         scenes: number of training scenes on which a texture is made.
         ss: samples along each side of a pixel, for scores.

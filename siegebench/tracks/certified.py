@@ -1,4 +1,4 @@
-"""The certified track: proofs for single images, and attacks inside the radii that they hold for."""
+"""The certified track: proofs for single images, and attacks inside the certified radii."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Whether a victim's answer depends on the image alone: not on its neighbours, earlier images, or hidden noise.
 
-It is also asked whether a pass computes gradients itself.
-The robust accuracy of a model that behaves differently says nothing about one image in use.
+It is also checked whether a pass computes gradients itself. The robust accuracy of a model that behaves differently
+says nothing about one image in use.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def conduct_flags(ws: Workspace, cell: Cell, victim: Classifier, data: ImageSet)
 
 @torch.no_grad()
 def examined(victim: Classifier, x: Tensor, draws: Draws) -> list[Flag]:
-    """Flags of a classifier, from its answers to some images x [n, ...]; its state is put back."""
+    """Flags of a classifier, from its answers to some images x [n, ...]; its state is restored."""
     bare = victim
     while isinstance(bare, (Restored, Unclipped)):  # as it is, without the wrappers of an evaluation
         bare = bare.inner

@@ -1,4 +1,4 @@
-"""Measure one detector of inputs: its scores of clean images, and of the images that it is to find."""
+"""Measure one detector of inputs: its scores of clean images, and of the images that it should detect."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def fit(cell: Cell, ws: Workspace, base: Classifier, data: ImageSet, poisoned: P
 def measure_changed(cell: Cell, ws: Workspace) -> Result:
     """A row of the input_detection track without a backdoor: other inputs than clean images, on the clean model.
 
-    The positives of an attack are the images that it breaks, of other inputs all images. The negatives are all clean
+    The positives are all images, or with an attack the images that it makes misclassified. The negatives are all clean
     images, including misclassified ones. Thresholds come from held-out clean images, and nothing is fitted on
     positives.
     """
@@ -132,7 +132,7 @@ def measure_changed(cell: Cell, ws: Workspace) -> Result:
 def alarm_flags(found: Fitted) -> list[Flag]:
     """A false alarm rate on test images that is significantly more than 2 points from the one asked for.
 
-    With more false alarms more adversarial images are rejected too, and figures at this rate flatter the detector.
+    With more false alarms, more adversarial images are rejected too, and figures at this rate overstate the detector.
     """
     alarms = rate(int((found.clean > found.threshold(GUARD)).sum()), len(found.clean))
     if alarms["low"] <= GUARD / 100 + 0.02 and alarms["high"] >= GUARD / 100 - 0.02:

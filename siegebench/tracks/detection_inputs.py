@@ -1,4 +1,4 @@
-"""The inputs that detectors are to find on the clean model: adversarial, corrupted, of other data, ambiguous."""
+"""The inputs that detectors should find on the clean model: adversarial, corrupted, of other data, ambiguous."""
 
 from __future__ import annotations
 

@@ -41,9 +41,9 @@ class ExtractionBoard(BoardSpec):
 
     Attributes:
         thefts: thefts and controls; a defense is ranked only if those that are required were run.
-        pool: images that the thief asks about, fitted to those of the victim; null if it has none.
+        pool: images that the thief uses as queries, resized to those of the victim; null if it has none.
         network: the network that the thief trains, `copy` in a suite; null for the victim's architecture.
-        access: what the victim answers, scores or labels.
+        access: what the victim returns, scores or labels.
         queries: budgets, in all for one copy.
         attack: run on the copy, to see whether adversarial images transfer to the victim.
         threats: the balls of that attack.

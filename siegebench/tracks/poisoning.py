@@ -52,7 +52,7 @@ class PoisoningBoard(BoardSpec):
 
 
 def recovery(ca: float, ca_undefended: float, ca_defense_clean: float) -> float:
-    """Fraction of the lost accuracy that the defense wins back: 0 as without it, 1 as on clean data."""
+    """Fraction of the lost accuracy that the defense restores: 0 as without it, 1 as on clean data."""
     lost = ca_defense_clean - ca_undefended
     return (ca - ca_undefended) / lost if lost > 0 else 0.0
 

@@ -46,7 +46,7 @@ class ClientSpec(Strict):
         state: the network is `initial`, as its weights are drawn, or `trained` on the public images.
         smoothing: label smoothing s: 1 - s for the class, plus s / classes for every class.
         mixup: each private image is a mixture of two images, and so is its label.
-        gallery: images in which a private one is looked for, itself included.
+        gallery: number of images among which a private one has to be found, itself included.
     """
 
     batch: Budget = 1
@@ -210,12 +210,12 @@ def _labels(cell: Cell, labels: Tensor, classes: int) -> Tensor:
 
 
 class _Public:
-    """Images of the split `train`, which everybody knows.
+    """Images of the split `train`, which are public.
 
     Attributes:
         images: all of them.
         mean: their mean, [C, H, W].
-        small: what is compared of them, [P, d].
+        small: the small versions of them that are compared, [P, d].
     """
 
     def __init__(self, cell: Cell, ws: Workspace) -> None:

@@ -1,4 +1,4 @@
-"""What a camouflage is made on: scenes of the training split only, never an evaluated pose, vehicle or background."""
+"""The stage of a camouflage: only scenes of the training split, no evaluated pose, vehicle or background."""
 
 from __future__ import annotations
 

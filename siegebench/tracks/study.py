@@ -1,4 +1,4 @@
-"""The study track: experiments that bring their own victims. Their rows are stored and shown, and ranked by nobody."""
+"""The study track: experiments with victims of their own. Their rows are stored and shown, but never ranked."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Asked:
 
 
 class WatchedOracle(Oracle):
-    """An oracle that keeps what it answered, and what the undefended network would have.
+    """An oracle that also records its answers, and how many differ from those of the undefended network.
 
     Args:
         undefended: the victim without its defense.
@@ -91,7 +91,7 @@ def student(
 
 
 def pool_of(cell: Cell, ws: Workspace) -> ImageSet | None:
-    """The images that the thief asks about, in the form of the evaluated images, with their true labels."""
+    """The images that the thief uses as queries, in the form of the evaluated images, with their true labels."""
     if cell.pool is None:
         return None
     pool, data = ws.evaluated(cell.pool), ws.evaluated(cell.data)

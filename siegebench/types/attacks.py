@@ -81,7 +81,7 @@ class Attack(Probe):
         aims: it supports targets: given a class for each image (`oracle.goal`), it searches for images that are
             classified as that class.
         starts: it can start from given points (`oracle.start`, projected onto the ball) instead of its own.
-        explores: it looks at a few of the attacked images first, once for all the images of a cell. It defines
+        explores: it first tries variants on a few of the attacked images, once for all the images of a cell. It defines
             `explore` and `explored`, and `run` gets what `explore` returned as one more argument, `lesson`.
         step_in_pixels: its parameter `step` is a distance in the units of eps; one above 2 eps is refused.
         restricted: reaches only a part of the ball (light, one pattern for all images); the contract tests do not
@@ -143,7 +143,7 @@ class Attack(Probe):
         raise ContractError(f"{self!r} declares explores = True and does not define explore")
 
     def findings(self, lesson: Lesson) -> tuple[Flag, ...]:
-        """What the row says about a lesson: flags, with their evidence."""
+        """Flags of the row that describe a lesson, with their evidence."""
         return ()
 
     def refusal(self, threat: ThreatModel, images: ImageSet | None = None) -> str:

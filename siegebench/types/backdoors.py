@@ -120,7 +120,7 @@ class BackdoorAttack(Poisoning):
 
     Class attributes:
         clean_label: it poisons images of the target class only and keeps their labels.
-        aims: its trigger is to give a class. Without one, `target` counts for nothing and `wanted` is -1 everywhere;
+        aims: its trigger should lead to a given class. Otherwise `target` has no effect and `wanted` is -1 everywhere;
             such an attack defines `poisoned_label`, and is measured on certified boards.
 
     Attributes:
@@ -159,7 +159,7 @@ class BackdoorAttack(Poisoning):
         return torch.ones_like(y, dtype=torch.bool)
 
     def able(self, data: ImageSet) -> Tensor:
-        """Which images the attack has a poisoned form of, bool [N]; by default all. Labels are asked beside it."""
+        """Which images have a poisoned form, bool [N]; by default all. Labels are checked separately."""
         return torch.ones(len(data), dtype=torch.bool)
 
     def keeps_labels(self) -> bool:

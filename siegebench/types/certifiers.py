@@ -21,7 +21,7 @@ ABSTAINED = -1
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a certifier proved of n images.
+    """What a certifier proved about n images.
 
     Attributes:
         prediction: class of each image, int64 [n]; ABSTAINED where the certifier abstains.
@@ -41,8 +41,8 @@ def other_class(z: Tensor, y: Tensor) -> Tensor:
 class Certifier(Entry):
     """Proves for single images that no image within a radius gets another class.
 
-    A network that cannot be bounded raises NotApplicable, which names the layer. A network whose bounds are too loose
-    is certified nowhere; that is a result.
+    A network that cannot be bounded raises NotApplicable, which names the layer. If the bounds of a network are too
+    loose, nothing is certified; this is a result, not an error.
 
     Class attributes:
         norms: norms of the radii.

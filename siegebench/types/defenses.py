@@ -52,7 +52,7 @@ class Defense(Entry):
         raise ContractError(f"{self!r} declares trains = True and does not define fit")
 
     def shared(self, defended: Classifier) -> nn.Module | None:
-        """The part of a defended classifier that `fit` trains, if the training never looks at the model.
+        """The part of a defended classifier that `fit` trains, if the training does not use the model.
 
         Its weights are then one artifact for all models. None if the training depends on the model.
         """

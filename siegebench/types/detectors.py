@@ -1,4 +1,4 @@
-"""Detectors decide which inputs, training images or models are suspected to be backdoored or adversarial."""
+"""Detectors score inputs, training images or models by how likely they are backdoored or adversarial."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Verdict:
     Attributes:
         score: larger = more suspicious.
         backdoored: at the published threshold.
-        targets: the classes that the backdoor is believed to lead to, the most suspicious first.
+        targets: the suspected target classes of the backdoor, the most suspicious first.
         triggers: for detectors that invert triggers, that of each class as a picture [C, H, W] in [0, 1]: stamped on
             mid-grey. They are kept beside the row.
     """
@@ -57,7 +57,7 @@ class Scorer:
     Attributes:
         score: the deployed scores.
         backward_model: scores whose gradient for the image is that of `score`, or a useful approximation of it; `score`
-            if left out. Their values decide nothing: an attack compares images by `score`.
+            if left out. Their values are not used: an attack compares images by `score`.
     """
 
     score: Score
@@ -85,7 +85,7 @@ class InputDetector(Detector):
 
 
 class TrainedDetector(InputDetector):
-    """Scores inputs with the help of a network that it trains on the granted data, without the judged model.
+    """Scores inputs with a network that it trains on the granted data, without using the model under test.
 
     The weights are stored as an artifact, once for all models.
     """

@@ -20,7 +20,7 @@ from siegebench.types.sharings import Sharing
 
 @dataclass(eq=False)
 class Shared:
-    """What an attacker sees of m clients that hold n images each.
+    """What an attacker sees of m clients with n images each.
 
     Attributes:
         released: `{parameter: [m, ...]}`.

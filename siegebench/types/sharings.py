@@ -18,7 +18,7 @@ class Sharing(Entry):
 
     Class attributes:
         randomized: two releases of the same gradients may differ.
-        rescales: a release is not as long as the mean gradient, so that an attacker compares directions.
+        rescales: a release may have another length than the mean gradient, so that an attacker compares directions.
     """
 
     randomized: ClassVar[bool] = False
@@ -37,7 +37,8 @@ class Sharing(Entry):
         """
 
     def shown(self, released: Gradients) -> Gradients:
-        """Which entries of a release say something of the gradient, bool; by default all. Attackers compare these."""
+        """Which entries of a release contain information about the gradient, bool; by default all. Attackers compare
+        these."""
         return {name: torch.ones_like(g, dtype=torch.bool) for name, g in released.items()}
 
     def noise(self, n: int) -> float:
@@ -45,7 +46,7 @@ class Sharing(Entry):
         return 0.0
 
     def epsilon(self, rate: float, steps: int, delta: float) -> float | None:
-        """The epsilon of differential privacy of a training with this rule; None if it promises none.
+        """The epsilon of differential privacy of a training with this rule; None without this guarantee.
 
         Args:
             rate: probability with which an image is in a batch.

@@ -1,4 +1,4 @@
-"""Study: an experiment whose victim answers with no class."""
+"""Study: an experiment with a victim whose output is not a class."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BASELINE = "baseline"  # a study has a figure with this word for what an attack 
 
 
 class Study(Entry):
-    """An experiment that brings its own victim, such as a tracker or a captioner. It is shown and never ranked.
+    """An experiment with its own victim, such as a tracker or a captioner. It is shown and never ranked.
 
-    What it trains, it trains here, within minutes, from `draws`. Beside each claim stands a baseline: a figure whose
-    name contains `baseline`.
+    It trains everything itself, within minutes, with randomness from `draws`. Each claim has a baseline: a figure
+    whose name contains `baseline`.
     """
 
     @abstractmethod

@@ -29,8 +29,8 @@ class Attacker:
 
     Attributes:
         shape: (C, H, W) of the victim's images.
-        pool: images to ask about, in the form of the victim's images; None without a pool. Its labels are 0, except for
-            a theft with `labelled = True`.
+        pool: images to use as queries, in the form of the victim's images; None without a pool. Its labels are 0,
+            except for a theft with `labelled = True`.
         own: labelled images of the victim's data, as far as the card declares them under `sees`.
         blank: an untrained network of the copy's architecture, from a seed.
         fit: trains such a network: (images [n, C, H, W], answers [n, classes], seed, whether images are augmented) to
@@ -45,17 +45,16 @@ class Attacker:
 
 
 class Theft(Entry):
-    """Trains a copy of a victim that it can only ask.
+    """Trains a copy of a victim that it can only query.
 
-    A slot of the oracle is one query. `oracle[a:b]` asks slots a to b, each once; a slot that is asked twice raises
-    BudgetExhausted. A smaller budget is a prefix of the same slots: a theft asks the same images in the same order,
-    and stops earlier.
+    A slot of the oracle is one query. `oracle[a:b]` uses slots a to b, each once; a slot that is used twice raises
+    BudgetExhausted. A smaller budget is a prefix of the same slots: a theft queries the same images in the same
+    order, and stops earlier.
 
     Class attributes:
-        needs: the least access that the theft works with; `none` if it never asks.
-        pooled: it takes images of the pool.
-        labelled: it gets the true labels of the pool; only for controls.
-        trains: it returns a network of `Attacker.blank`, stored as an artifact; otherwise it is run again for each row.
+        needs: the least access that the theft works with; `none` if it makes no queries. pooled: it takes images of the
+        pool. labelled: it gets the true labels of the pool; only for controls. trains: it returns a network of
+        `Attacker.blank`, stored as an artifact; otherwise it is run again for each row.
     """
 
     needs: ClassVar[Access] = "score"

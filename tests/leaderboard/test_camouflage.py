@@ -72,7 +72,7 @@ def test_a_victim_that_sees_nothing_or_everything_is_not_ranked() -> None:
     ])  # fmt: skip
     told = {line.names["model"]: line.reasons for line in board.lines}
     assert told["resnet"] == ("sees fewer than half of the grey vehicles",)
-    assert told["vgg"] == ("answers most other things as vehicles",)
+    assert told["vgg"] == ("classifies most other things as vehicles",)
     assert told["dn"] == ("no texture was completed",)
 
 

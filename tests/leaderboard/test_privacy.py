@@ -44,7 +44,7 @@ def test_ranked_by_what_any_leak_identifies() -> None:
     assert first.value("leak:dlg") == 20 / N
     assert first.value("chance") == 1 / N
     assert first.value("psnr") == pytest.approx(3.0)
-    assert "give away" not in board.result
+    assert "reveal " not in board.result
     assert "95.0 %" in board.result
 
 

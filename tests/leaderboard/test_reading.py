@@ -256,6 +256,22 @@ def test_a_long_table_shows_its_first_lines_until_somebody_wants_all(browse: Bro
 
 
 @needs_browser
+def test_a_filter_switches_on_the_columns_that_it_names_by_the_beginning_of_a_word(
+    browse: Browse, everything: Built
+) -> None:
+    steps = """
+    const seen = {}, on = () => document.querySelectorAll(".board .switch:checked").length;
+    const ask = text => { field.value = text; field.dispatchEvent(new Event("input")); };
+    ask("ttack"); seen.inside = [on(), count.textContent]; ask("autoatt"); seen.begun = [on(), count.textContent];
+    document.title = JSON.stringify(seen);
+    """
+    seen = title(browse(driven(everything[0], steps))[0])
+    assert seen["inside"][0] == 0
+    assert seen["begun"][0] > 0
+    assert not seen["inside"][1].startswith("0 of")
+
+
+@needs_browser
 @needs_axe
 @pytest.mark.parametrize(("size", "scheme", "cards"), [("1280,900", "light", page.CARDS), ("420,900", "dark", 0)])
 def test_there_are_no_barriers(

@@ -110,9 +110,9 @@ def test_rules_that_give_away_as_much_as_plain_gradients_do_not_win() -> None:
 
     told = "From plain gradients 100.0 % of the images are identified; "
     tied = [rule("plain", (1, 2)), rule("clip", (1, 2))]
-    assert sentences.privacy(tied) == f"{told}no rule gives away less."
+    assert sentences.privacy(tied) == f"{told}no rule reveals less."
     apart = [rule("plain", (2, 2)), rule("clip", (1, 1))]
-    assert sentences.privacy(apart) == f"{told}clip gives away 100.0 %."
+    assert sentences.privacy(apart) == f"{told}clip reveals 100.0 %."
 
 
 def test_a_planted_control_gains_nothing() -> None:
