@@ -36,6 +36,7 @@ FILES = ("checkpoint", "file", "folder")  # the parameter of a model that takes 
 LARGE = 64  # pixels; above, budgets are those that are usual for ImageNet
 BUDGETS: dict[str, str | float] = {"linf": "4/255", "l2": 3.0}  # for large images
 ATTACK = 2.0  # time of an attack relative to that of its passes
+OWN = "--model '{name: python_file, file: FILE.py, make: CLASS}'"
 TRIED, TIMED, HEADERS = 64, 16, 200  # images for the accuracy, for the time, and whose sizes are compared
 
 
@@ -125,17 +126,21 @@ def model_spec(checkpoint: str, model: Any) -> dict[str, Any]:
                 with path.open("rb") as file:
                     if file.read(2) == b"PK":
                         raise ConfigError(f"{checkpoint}: the end of the file is missing; copy or download it again")
+            if path.suffix == ".py" and path.is_file():
+                raise ConfigError(f"{checkpoint}: Python code; give the file of its weights, and {OWN}")
             if path.is_dir():
                 what = "a folder without config.json, which a folder of Hugging Face has"
             raise ConfigError(
-                f"{checkpoint}: {what}; name it with --model, such as --model timm/resnet50. Without --model: .onnx, "
-                "TorchScript, and folders of Hugging Face"
+                f"{checkpoint}: {what}; name it with --model, such as --model timm/resnet50, or a class of "
+                f"your own: {OWN}. Without --model: .onnx, TorchScript, and folders of Hugging Face"
             )
     bare = registry.normal(model)
     try:
         registry.find("model", bare["name"], families=True)
         known = {f.name for f in fields(cast(Any, registry.entry_class("model", str(bare["name"]))))}
     except ConfigError as error:
+        if ".py" in str(bare["name"]):
+            raise ConfigError(f"--model {bare['name']}: for a class in a Python file write {OWN}") from None
         raise ConfigError(f"--model: {error}") from None
     parameter = next((name for name in FILES if name in known), None)
     if parameter is None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,9 @@ def as_images(x: Any, kind: Kind | None = None, name: str = "images") -> Tensor:
         raise ConfigError(f"{name}: expected [n, {channels}, H, W], found {tuple(found.shape)}{hint}")
     found = found.float() if found.dtype.itemsize < 4 else found  # half precision cannot hold a small eps
     if found.numel() and not bool(kind.inside(found).all()):
+        if bool(found.isnan().any()):
+            images = int(found.isnan().flatten(1).any(dim=1).sum())
+            raise ConfigError(f"{name}: expected pixels in {kind.box}, found NaN in {images} of {len(found)} images")
         low, high = float(found.amin()), float(found.amax())
         raise ConfigError(
             f"{name}: expected pixels in {kind.box}, found {low:.9g} to {high:.9g}{_hint(kind, low, high)}"
@@ -82,8 +86,6 @@ def as_images(x: Any, kind: Kind | None = None, name: str = "images") -> Tensor:
 
 def _hint(kind: Kind, low: float, high: float) -> str:
     """What to do about pixels from low to high, which are not all in the box."""
-    if low != low:
-        return ""
     if low >= kind.low - ROUNDING and high <= kind.high + ROUNDING:
         return f"; that is rounding: use x.clamp({kind.low:g}, {kind.high:g})"
     return "" if kind.grid is None else f"; divide by {kind.grid} and put the normalisation into the model"
@@ -315,7 +317,10 @@ def _check_logits(model: Classifier, z: Any, n: int) -> None:
         )
     if not z.is_floating_point() or not bool(torch.isfinite(z).all()):
         what = "NaN or infinite logits" if z.is_floating_point() else f"logits of {z.dtype}"
-        raise ModelError(f"the model returns {what} for images in {model.kind.box}")
+        weights = chain(model.named_parameters(), model.named_buffers())
+        broken = next((k for k, w in weights if not bool(torch.isfinite(w).all())), None)
+        why = "" if broken is None else f"; its weights {broken!r} are not finite"
+        raise ModelError(f"the model returns {what} for images in {model.kind.box}{why}")
 
 
 def checked(model: Classifier, x: Tensor) -> Classifier:
@@ -342,6 +347,13 @@ def checked(model: Classifier, x: Tensor) -> Classifier:
     _check_logits(model, z, len(x))
     if written:
         return checked(_OnCopies(model), x)
+    if z.shape[1] > 1 and bool((z >= 0).all()) and bool(((z.sum(dim=1) - 1).abs() < 1e-4).all()):
+        warnings.warn(
+            f"{model.card.name}: the outputs are probabilities, not logits. A saturated softmax has no gradients, and "
+            "attacks look weaker than they are: return the logits",
+            UnreliableModel,
+            stacklevel=4,
+        )
     if not model.randomized:
         apart = APART * float(z.abs().max())
         if float((answers()[0] - z).abs().max()) > apart:

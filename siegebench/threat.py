@@ -83,7 +83,11 @@ class ThreatModel:
         if self.access not in ACCESSES:
             raise ConfigError(f"threat: unknown access {self.access!r}; one of {', '.join(ACCESSES)}")
         if not 0 <= self.eps <= MAX_EPS[self.norm]:
-            raise ConfigError(f"threat: eps {self.eps} is out of range for {self.norm} (0 to {MAX_EPS[self.norm]:g})")
+            hint = f"; eps is for pixels in [0, 1]: {self.eps:g}/255 for {self.eps:g} grey levels"
+            raise ConfigError(
+                f"threat: eps {self.eps} is out of range for {self.norm} (0 to {MAX_EPS[self.norm]:g})"
+                + (hint if self.norm == "linf" and 1 < self.eps <= 255 else "")
+            )
         if self.queries is not None and (type(self.queries) is not int or self.queries < 1):
             found = shortened(self.queries)
             raise ConfigError(f"threat: queries is {found}; an integer, at least 1, or leave it out for no limit")

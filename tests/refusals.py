@@ -59,7 +59,11 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "eps by zero": ("8/255", "8/0", "found '8/0'"),
     "eps missing": ("{norm: linf, eps: 8/255}", "{norm: linf}", "eps is missing"),
     "eps negative": ("8/255", "-0.1", "out of range for linf (0 to 1)"),
-    "eps of 0..255": ("8/255", "8", "out of range for linf (0 to 1)"),
+    "eps of 0..255": (
+        "8/255",
+        "8",
+        "out of range for linf (0 to 1); eps is for pixels in [0, 1]: 8/255 for 8 grey levels",
+    ),
     "eps not a number": ("8/255", ".nan", "expected a finite number, found nan"),
     "unknown norm": ("norm: linf", "norm: l3", "'linf', 'l2', 'l1' or 'l0', found 'l3'"),
     "unknown track": ("track: query", "track: qurey", "unknown track 'qurey'. Did you mean query?"),

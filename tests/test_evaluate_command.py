@@ -142,6 +142,11 @@ def test_a_dry_run_computes_nothing(home: Path, capsys: Any, monkeypatch: Any) -
         (("My-net.safetensors", "--data", "mine", "--model", MODEL, "--norm", "l3"), "--norm l3: unknown norm"),
         (("My-net.safetensors", "--data", "mine", "--model", MODEL, "--eps", "wide"), "--eps wide: expected a number"),
         (("My-net.safetensors", "--data", "mine", "--model", MODEL, "--eps", "8"), "--eps 8: threat: eps 8.0 is out"),
+        (("net.py", "--data", "mine"), "net.py: Python code; give the file of its weights, and --model '{name: python"),
+        (
+            ("My-net.safetensors", "--data", "mine", "--model", "net.py:make"),
+            "--model net.py:make: for a class in a Python file write --model '{name: python_file, file: FILE.py,",
+        ),
         (("cut.pt", "--data", "mine"), "cut.pt: the end of the file is missing"),
         (("mine", "--data", "mine"), "mine: a folder without config.json, which a folder of Hugging Face has"),
         (("My-net.safetensors", "--data", "mine", "--model", "small_vgg"), "weights of another architecture"),

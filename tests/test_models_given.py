@@ -172,6 +172,17 @@ def test_models_that_are_no_function_of_the_image_are_named() -> None:
         pgd(Around(lambda net, x: net(x) + torch.rand(len(x), 10) * 50), x, y)
     with pytest.warns(UnreliableModel, match="depend on the other images"):
         pgd(Around(lambda net, x: net(x - x.mean(dim=0))), x, y)
+    with pytest.warns(UnreliableModel, match="the outputs are probabilities, not logits"):
+        pgd(Around(lambda net, x: net(x).softmax(dim=1)), x, y)
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    x, y = batch()
+    model = victim()
+    name, weight = next((k, w) for k, w in model.named_parameters() if w.ndim > 1)
+    weight.data.flatten()[0] = torch.nan
+    with pytest.raises(ModelError, match=rf"NaN or infinite logits .*its weights '(.*\.)?{name}' are not finite"):
+        pgd(model, x, y)
 
 
 def test_any_number_of_channels_and_shapes_that_are_not_square() -> None:

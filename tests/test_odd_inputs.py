@@ -43,6 +43,7 @@ from tests.test_inputs import Around, N, batch, pgd, victim
         ({"y": batch()[1][:, None]}, "labels: expected 6 integers, found torch.int64 (6, 1); use y.flatten()"),
         ({"y": batch()[1].to("meta")}, "labels: expected a plain dense tensor"),
         ({"ids": [1, 2]}, "ids: expected 6 integers"),
+        ({"x": batch()[0].index_fill(0, torch.tensor([1, 4]), torch.nan)}, "in [0, 1], found NaN in 2 of 6 images"),
         ({"start": batch()[0] + 1}, "start: expected pixels in [0, 1]"),
         ({"eps": "a/b"}, "eps: expected a number or a fraction such as 8/255, found 'a/b'"),
         ({"eps": torch.tensor(0.1)}, "eps: expected a number or a fraction"),

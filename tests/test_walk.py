@@ -207,6 +207,8 @@ NEEDS = {
     "siegebench report --format md --out report.md": lambda: True,
     f"{EVALUATE} --dry-run": lambda: True,
     f"{EVALUATE} --suite mine.yaml --images 20 --slots 1": lambda: True,
+    "siegebench evaluate net.pth --model {name: python_file, file: network.py, make: Net} --data digits --images 20 "
+    "--dry-run": lambda: True,
     "6_script.py": lambda: True,
 }
 
