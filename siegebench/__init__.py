@@ -14,7 +14,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Classifier", "Network", "attack", "evaluate", "load_checkpoint", "load_data", "load_model", "report", "run",
     "to_pandas",
