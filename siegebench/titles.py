@@ -84,7 +84,7 @@ def changed(kind: str, description: Mapping[str, Any]) -> str:
 
 
 def preset(description: Mapping[str, Any], varying: Sequence[str]) -> str | None:
-    """`crown.crown_ibp` or `crown`: the name of the preset, or of the entry, that gives these parameters these values.
+    """`crown.crown_ibp` or `crown`: the preset, or the entry, that gives these parameters these values and most others.
 
     Args:
         varying: the paths of the parameters to look at; what a card does not say, such as a hash, gives None.
@@ -94,11 +94,13 @@ def preset(description: Mapping[str, Any], varying: Sequence[str]) -> str | None
     if len(kinds) != 1:
         return None
     found, usual, own = registry.cards()[kinds[0], name].card, leaves(_defaults(kinds[0], name)), leaves(description)
-    for called, given in [*((f"{name}.{key}", params) for key, params in found.presets.items()), (name, {})]:
+    agree: dict[str, int] = {}
+    for called, given in [(name, {}), *((f"{name}.{key}", params) for key, params in found.presets.items())]:
         values = {**usual, **leaves(found.params), **leaves(given)}
-        if all(k in own and k in values and _equal(values[k], own[k]) for k in varying):
-            return called
-    return None
+        same = {k for k in own if k in values and _equal(values[k], own[k])}
+        if same >= set(varying):
+            agree[called] = len(same)
+    return max(agree, key=lambda called: agree[called], default=None)  # the entry itself where a preset is no nearer
 
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:

@@ -51,6 +51,10 @@ def test_presets_are_called_by_their_names_if_all_of_a_kind_have_one() -> None:
     net = {"name": "verified_net", "version": 1, "recipe": {"epochs": 15}}
     nets = [{**net, "architecture": a, "sha256": a} for a in ("cnn_a", "resnet2b")]
     assert set(display(nets).values()) == {"verified_net.cnn_a", "verified_net.resnet2b"}
+    # a preset that agrees in what differs, and departs from the entry in something else, is not its name
+    row = {"name": "embedding_poisoning", "version": 1, "lr": 5.0, "keep_norm": True}
+    rows = [{**row, "data_free": True}, {**row, "data_free": False}]
+    assert set(display(rows).values()) == {"embedding_poisoning", "embedding_poisoning.with_data"}
 
 
 def test_hashes_of_files_are_named_only_where_nothing_else_differs() -> None:
