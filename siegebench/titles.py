@@ -95,12 +95,12 @@ def preset(description: Mapping[str, Any], varying: Sequence[str]) -> str | None
         return None
     found, usual, own = registry.cards()[kinds[0], name].card, leaves(_defaults(kinds[0], name)), leaves(description)
     agree: dict[str, int] = {}
-    for called, given in [(name, {}), *((f"{name}.{key}", params) for key, params in found.presets.items())]:
+    for called, given in [*((f"{name}.{key}", params) for key, params in found.presets.items()), (name, {})]:
         values = {**usual, **leaves(found.params), **leaves(given)}
         same = {k for k in own if k in values and _equal(values[k], own[k])}
         if same >= set(varying):
             agree[called] = len(same)
-    return max(agree, key=lambda called: agree[called], default=None)  # the entry itself where a preset is no nearer
+    return max(agree, key=lambda called: agree[called], default=None)  # the first of equals, a preset
 
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
