@@ -15,7 +15,7 @@ from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 
 def recheck(
     store: StorePath = DEFAULT_STORE,
-    seconds: Annotated[float, typer.Option(min=10, help="About how long it may take.")] = 180,
+    seconds: Annotated[float, typer.Option(min=10, help="About how long it may take, on an idle machine.")] = 180,
     salt: Annotated[str, typer.Option(help="Another salt draws other rows.")] = "",
     file: Annotated[
         list[Path] | None, typer.Option(help="A suite that made some of the rows and is not bundled; repeatable.")
