@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,3 +58,25 @@ def test_the_draw_keeps_to_its_time_and_depends_on_the_salt() -> None:
         assert sum(cost[row.cell.key] for row in found) + again.PLANNING * bool(found) <= seconds or not found
         assert len(found) == {0: 0, 30: 0, 50: 1, 1e6: 9}[seconds]
     assert len({tuple(row.cell.key for row in again.drawn(many, 70, str(salt))) for salt in range(9)}) > 1
+
+
+def test_suites_that_take_long_to_plan_leave_time_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("quickstart", "own", "try", "text", "studies", "medical", "skeleton", "spiking")
+    many = [rows.attacked("pgd", 10 + i, defense="jpeg", seed=i) for i in range(len(names))]
+    for row, name in zip(many, names, strict=True):
+        row.given.update(suite={"name": name, "set": []})
+        row.timing.update(seconds=0.0, training=0.0)
+    clock, asked = itertools.count(0, 10), []
+
+    def planned(origin: dict[str, str], file: Path | None = None) -> tuple[None, SimpleNamespace]:
+        asked.append(origin["name"])
+        return None, SimpleNamespace(cells=[row.cell for row in many])
+
+    monkeypatch.setattr(again, "monotonic", lambda: next(clock))  # ten seconds between two looks at the clock
+    monkeypatch.setattr(again, "planned", planned)
+    monkeypatch.setattr(again, "compute", lambda suite, plan, keys, *_, **__: {r.cell.key: r for r in many})
+    found = again.recheck(many, seconds=100)
+    assert 0 < len(asked) < len(names)
+    done = {row.given["suite"]["name"] for row in many if row.cell.key in found.agreed}
+    assert done
+    assert done <= set(asked)
