@@ -105,6 +105,6 @@ def _metric(row: Result, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "name": name,
         "help": said(next((meaning for meaning in told if meaning), known.help if known else ""), of_row(row)),
         "text": "–" if value is None else _text(value, unit) + _sign(name),
-        "interval": between(*(_text(end, unit) for end in ends)) if None not in ends else "",
+        "interval": between(*(_text(end, unit) for end in ends if end is not None)) if None not in ends else "",
         "n": f"{found['n']:,.6g}" if isinstance(found.get("n"), (int, float)) else "",
     }
