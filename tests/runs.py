@@ -125,7 +125,10 @@ def every_track() -> list[dict[str, Any]]:
                 {"kind": "corrupted", "corruption": "gaussian_noise"},
             ],
         },
-        {"track": "model_detection", "backdoors": poison, "detectors": [{"name": "neural_cleanse", "steps": 3}]},
+        {
+            "track": "model_detection", **longer, "backdoors": poison,
+            "detectors": [{"name": "neural_cleanse", "steps": 3}],
+        },
         {"track": "corruption", "corruptions": ["gaussian_noise", "contrast"], "severities": [1, 2, 3, 4, 5]},
         {
             "track": "certified", "threats": [{"norm": "linf", "eps": "1/255"}, *ball], "attacks": ["fgsm"],
