@@ -164,8 +164,8 @@ def _board(members: list[Result], others: list[Result], twins: flags.Twins) -> B
 
 
 def _mark(norm: str, radius: float) -> float:
-    mark = round(255 * radius, 2) if norm == "linf" else radius
-    return int(mark) if mark == int(mark) else mark
+    mark = float(round(255 * radius, 2) if norm == "linf" else radius)
+    return int(mark) if mark.is_integer() else mark  # of a stranger it may be infinite
 
 
 def _notes(members: Sequence[Result]) -> tuple[str, ...]:
