@@ -391,6 +391,10 @@ def _model_numbers(j: Judged) -> dict[str, Number]:
             clean, bad = j.score[~j.truth], j.score[j.truth]
             low, high = auroc_interval(positive=bad, negative=clean) or (None, None)
             numbers["auroc"] = Number(auroc(positive=bad, negative=clean), low, high, len(every), every)
+            # the largest threshold that more clean models than these would exceed
+            allowed = int(columns.GRANTED_ALARMS * len(clean))
+            over = bad > np.sort(clean)[::-1][allowed]
+            numbers["found_granted"] = share(float(over.sum()), len(bad), every)
     named = j.truth & j.flagged & np.isfinite(j.hit)
     if named.any():
         numbers["target_hit"] = share(float((j.hit[named] == 1).sum()), int(named.sum()), keys(named))
