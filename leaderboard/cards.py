@@ -57,12 +57,17 @@ def as_card(board: Board, glossary: Glossary) -> dict[str, Any]:
 
 
 def contents(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The boards by kind, each with what its title says beyond the kind; those without a ranked entry apart."""
+    """The boards by kind, those that rank most entries first, each with what its title says beyond the kind.
+
+    Those without a ranked entry stand apart.
+    """
     found: dict[str, dict[str, Any]] = {}
     for card in cards:
         kind, *rest = _PARTS.split(card["title"], maxsplit=1)
         part = found.setdefault(kind, {"kind": kind, "boards": [], "idle": []})
         part["idle" if card["idle"] else "boards"].append({**card, "name": "".join(rest) or kind})
+    for part in found.values():
+        part["boards"].sort(key=lambda card: -len(card["ranked"]))
     return list(found.values())
 
 

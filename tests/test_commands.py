@@ -57,6 +57,7 @@ SMALLER = {
     "python benchmarks/conformance.py": "--images 3",
     "python benchmarks/grid.py": "--images 2 --queries 100 --networks resnet20",
     "python benchmarks/plus.py": "--images 2",
+    "python benchmarks/fakes.py": "--images 4 --fakes none steps",
     "python benchmarks/attributes.py": "--seeds 1",
     "python benchmarks/studies.py": f"--store '{ROOT / 'leaderboard'}'",
     "python benchmarks/page.py": "--rows 200",

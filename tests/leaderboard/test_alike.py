@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from siegebench.leaderboard import page, rank
+from siegebench.leaderboard.cards import as_card, contents
+from siegebench.leaderboard.glossary import Glossary
 
 from siegebench.cells import Result
 from tests import rows as make
@@ -56,6 +58,17 @@ def test_many_boards_are_listed_by_kind_a_line_each() -> None:
     words = " ".join(" ".join(found.words).split())
     assert f"White box {page.CARDS + 1} linf 1/255 on shapes" in words
     assert "1 board on which nothing is ranked yet linf 30/255 on shapes" in words
+
+
+def test_boards_that_rank_most_entries_are_listed_first() -> None:
+    few, many = {**make.LINF, "eps": 1 / 255}, {**make.LINF, "eps": 2 / 255}
+    rows = [attacked("autoattack", 90, threat=few), attacked("autoattack", 90, threat=many)]
+    rows += [attacked("autoattack", 80, threat=many, model="other")]
+    boards = rank.boards(rows)
+    assert [len(board.ranked) for board in boards] == [1, 2]
+    glossary = Glossary([], [])
+    (part,) = contents([as_card(board, glossary) for board in boards])
+    assert [card["id"] for card in part["boards"]] == [boards[1].id, boards[0].id]
 
 
 def test_measures_stand_above_their_numbers() -> None:
