@@ -223,11 +223,14 @@ class AdaptiveSearch(Attack):
         kept: list[tuple[Way, Tensor]] = []
         for way in ways:
             try:
-                g, _, _ = self._seen(oracle, way, threat).gradient(start, ops.aimed("margin", y, oracle.goal))
+                seen = self._seen(oracle, way, threat)
+                g, _, _ = seen.gradient(start, ops.aimed("margin", y, oracle.goal))
+                if way.view is not None:
+                    seen.logits(start)  # attacks make passes without a gradient too
             except (RuntimeError, ValueError, TypeError, ModelError):
                 if way.own:
                     raise
-                continue  # a part that does not run alone, or in float64
+                continue  # a part that does not run alone, in float64, or in a victim that computes gradients of its own
             if bool((ops.size(g, "linf") > 0).any()) and not any(alike(g, other) for _, other in kept):
                 kept.append((way, g))
         return [way for way, _ in kept]

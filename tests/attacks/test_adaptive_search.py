@@ -75,7 +75,7 @@ def test_the_bare_network_keeps_some_images() -> None:
     assert not flags
 
 
-FAST = ("steps", "detached")  # the others take some seconds each
+FAST = ("steps", "detached", "refined")  # the others take some seconds each
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in fakes.FAKES])
