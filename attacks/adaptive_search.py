@@ -230,7 +230,7 @@ class AdaptiveSearch(Attack):
             except (RuntimeError, ValueError, TypeError, ModelError):
                 if way.own:
                     raise
-                continue  # a part that does not run alone, in float64, or in a victim that computes gradients of its own
+                continue  # a part that does not run alone, in float64, or where the victim needs gradients of it
             if bool((ops.size(g, "linf") > 0).any()) and not any(alike(g, other) for _, other in kept):
                 kept.append((way, g))
         return [way for way, _ in kept]
