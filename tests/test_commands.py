@@ -61,6 +61,7 @@ SMALLER = {
     "python benchmarks/attributes.py": "--seeds 1",
     "python benchmarks/studies.py": f"--store '{ROOT / 'leaderboard'}'",
     "python benchmarks/page.py": "--rows 200",
+    "python benchmarks/textures.py": "--models byobnet_tiny --groups 2 --texels 4 --steps 2 --scenes 4",
 }
 PUBLISHED = ROOT / "tests" / "published_files"
 STEM = {str(page.relative_to(ROOT)): page for page in PAGES}

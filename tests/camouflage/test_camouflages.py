@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
-from siegebench.camouflage._optimise import attack_loss, camouflage_loss, g, output_augmented, smooth_loss
+from siegebench.camouflage._optimise import SPREAD, attack_loss, camouflage_loss, g, output_augmented, smooth_loss
 
 from siegebench import registry
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
+from siegebench.render.compose import compose
 from siegebench.testing.camouflages import red_victim, scenes
 from siegebench.threat import ThreatModel
-from siegebench.types import Camouflage
+from siegebench.types import Camouflage, Defense
 from siegebench.types.camouflages import GREY, Stage, Texture
 
 ONE = Draws(0, torch.zeros(1, dtype=torch.long))
@@ -33,6 +34,38 @@ def test_gradient_finds_the_planted_optimum(name: str) -> None:
     pixels = painted(name, texels=2, steps=30, scenes=4, lr=0.5).pixels
     assert float(pixels[0].max()) < 0.1  # no red
     assert float(pixels[2].min()) > 0.9  # all blue
+
+
+def test_active_without_its_other_losses_is_adam_on_the_loss_of_one_scene() -> None:
+    one, steps, lr = scenes()[:1], 20, 0.3
+    bare = {"restarts": 1, "candidates": 1, "shift": 0.0, "scale": 0.0, "texels": 4, "steps": steps, "lr": lr}
+    entry = registry.build(Camouflage, {"name": "active.strong", **bare})
+    found = entry(Stage(one, Oracle(red_victim(), ThreatModel(), Draws(0, one.ids)), (1,), PALETTE), ONE).pixels
+    w = (SPREAD * ONE.normal((3, 4, 4), purpose="start")[0]).requires_grad_(True)
+    adam = torch.optim.Adam([w], lr=lr)
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = lr / 10 + 0.9 * lr * (1 + math.cos(math.pi * step / steps)) / 2
+        score = red_victim()(compose(one, w.sigmoid(), 4.0)).softmax(dim=1)[:, 1]
+        adam.zero_grad()
+        g(score).mean().backward()
+        adam.step()
+    assert float((w.detach().sigmoid() - 0.5).abs().max()) > 0.3  # it moved
+    assert torch.allclose(found, w.detach().sigmoid(), atol=1e-3)
+
+
+def test_against_jpeg_a_texture_needs_the_backward_model() -> None:
+    """A bare oracle of a defense that rounds has no gradient: the texture keeps its first colours, and each pass is
+    counted as blind."""
+    maps, jpeg = scenes(), registry.build(Defense, "jpeg").wrap(red_victim())
+    entry = registry.build(Camouflage, {"name": "active.strong", "texels": 2, "steps": 30, "scenes": 4, "lr": 0.5})
+    bare = Oracle(jpeg, ThreatModel(), Draws(0, maps.ids))
+    through = Oracle(jpeg, ThreatModel(), Draws(0, maps.ids)).as_attacked(1)
+    kept, learnt = (entry(Stage(maps, oracle, (1,), PALETTE), ONE).pixels for oracle in (bare, through))
+    assert float((kept - 0.5).abs().max()) < 0.15
+    assert int(bare.ledger.blind.sum()) == int(bare.ledger.backwards.sum()) > 0
+    assert float(learnt[0].max()) < 0.1
+    assert float(learnt[2].min()) > 0.9
+    assert int(through.ledger.blind.sum()) == 0
 
 
 def test_dta_lies_on_the_screen_and_active_on_the_surface() -> None:
