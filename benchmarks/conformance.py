@@ -3,7 +3,7 @@
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py                  all contests; an hour or more on one core
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --only pgd cw    some of them; the others keep their rows
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --ours --only rays   ours again; others keep their rows
-    SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --network marabou --images 20    a smaller network; no rows
+    SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --network marabou --most 1    a quick look; no rows
     python benchmarks/conformance.py --page                                  docs/conformance.md from the stored rows
 
 Needs the extra `dev`. adversarial-library (`pip install adv-lib`) takes part if it is installed. All implementations
@@ -19,6 +19,7 @@ import argparse
 import copy
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,20 @@ def show(row: Row) -> None:
     print(f"  {row.who:34} {tail}", flush=True)
 
 
+def wanted(names: list[str], most: int | None) -> Iterator[Contest]:
+    """Contests whose name begins with one of these; of each of them the first `most`."""
+    taken = dict.fromkeys(names, 0)
+    for contest in contests():
+        name = next((name for name in names if contest.name.startswith(name)), None)
+        if name is not None and (most is None or taken[name] < most):
+            taken[name] += 1
+            yield contest
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="contests whose name begins with one of these")
+    parser.add_argument("--most", type=int, metavar="N", help="only the first N contests of each name of --only")
     parser.add_argument("--images", type=int, default=200, help="number of test images; several contests use fewer")
     parser.add_argument("--network", default=NETWORK, choices=list(NETWORKS), help="the network that is attacked")
     parser.add_argument("--prepared", action="store_true", help="the others attack our prepared network too")
@@ -147,9 +159,7 @@ def main() -> None:
         victim = Scene.load("cifar_resnet56", "cifar10_jpeg", 8).plain
         print(f"{args.network} is right on {len(scene.x)} of {scene.total} images of cifar10_jpeg", flush=True)
         print(f"not installed: {', '.join(missing) or 'nothing'}", flush=True)
-        for contest in contests():
-            if args.only and not contest.name.startswith(tuple(args.only)):
-                continue
+        for contest in wanted(args.only or [""], args.most):
             print(f"{contest.name}: {contest.threat.label}", flush=True)
             others = stored.get(contest.name, {"rows": [{}]})["rows"][1:] if args.ours else None
             stored[contest.name] = asdict(hold(contest, scene, victim, args.prepared, others))

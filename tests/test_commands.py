@@ -55,8 +55,8 @@ SMALLER = {
     "siegebench scan": "--model '{name: small_vgg, recipe: {epochs: 1}}' --data digits "
     "--detector '{name: mm_bd, images: 2, steps: 5}' --clean 1 --count 20 --slots 1 --threads 1",
     "siegebench soundness": "--network one",
-    "python benchmarks/conformance.py": "--images 3 --network marabou",
-    "python benchmarks/grid.py": "--images 2 --queries 100 --networks resnet20",
+    "python benchmarks/conformance.py": "--images 3 --network marabou --most 1",
+    "python benchmarks/grid.py": "--images 2 --queries 100",
     "python benchmarks/plus.py": "--images 2",
     "python benchmarks/attributes.py": "--seeds 1",
     "python benchmarks/studies.py": f"--store '{ROOT / 'leaderboard'}'",
