@@ -57,7 +57,7 @@ SMALLER = {
     "siegebench soundness": "--network one",
     "python benchmarks/conformance.py": "--images 3 --network marabou --most 1",
     "python benchmarks/grid.py": "--images 2 --queries 100",
-    "python benchmarks/plus.py": "--images 2",
+    "python benchmarks/plus.py": "--images 2 --networks marabou --seeds 0",
     "python benchmarks/attributes.py": "--seeds 1",
     "python benchmarks/studies.py": f"--store '{ROOT / 'leaderboard'}'",
     "python benchmarks/page.py": "--rows 200",
