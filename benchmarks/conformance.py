@@ -3,13 +3,14 @@
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py                  all contests; an hour or more on one core
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --only pgd cw    some of them; the others keep their rows
     SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --ours --only rays   ours again; others keep their rows
+    SIEGEBENCH_DATA=FOLDER python benchmarks/conformance.py --network marabou --most 1    a quick look; no rows
     python benchmarks/conformance.py --page                                  docs/conformance.md from the stored rows
 
 Needs the extra `dev`. adversarial-library (`pip install adv-lib`) takes part if it is installed. All implementations
 attack the images that the network classifies correctly. Ours runs on the network as the suite prepares it (batch norms
 folded), the others on the network as it is loaded (with `--prepared`, on ours). A fresh pass of the network as it is
 loaded classifies the returned images; success counts only within eps. Seconds are CPU seconds of one thread. Rows are
-kept in benchmarks/conformance.json.
+kept in benchmarks/conformance.json, but only those of the network of the page.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import copy
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,13 @@ from typing import Any
 import torch
 from bench import Counted, Scene, run_ours, timed
 from contests import Contest, contests
+from networks import NETWORKS
 from peers import load
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "conformance.json"
 PAGE = HERE.parent / "docs" / "conformance.md"
+NETWORK = "resnet20"  # of the page
 
 
 @dataclass
@@ -127,10 +131,22 @@ def show(row: Row) -> None:
     print(f"  {row.who:34} {tail}", flush=True)
 
 
+def wanted(names: list[str], most: int | None) -> Iterator[Contest]:
+    """Contests whose name begins with one of these; of each of them the first `most`."""
+    taken = dict.fromkeys(names, 0)
+    for contest in contests():
+        name = next((name for name in names if contest.name.startswith(name)), None)
+        if name is not None and (most is None or taken[name] < most):
+            taken[name] += 1
+            yield contest
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="contests whose name begins with one of these")
+    parser.add_argument("--most", type=int, metavar="N", help="only the first N contests of each name of --only")
     parser.add_argument("--images", type=int, default=200, help="number of test images; several contests use fewer")
+    parser.add_argument("--network", default=NETWORK, choices=list(NETWORKS), help="the network that is attacked")
     parser.add_argument("--prepared", action="store_true", help="the others attack our prepared network too")
     parser.add_argument("--ours", action="store_true", help="only ours; the others keep their stored rows")
     parser.add_argument("--page", action="store_true", help="only write docs/conformance.md from the stored rows")
@@ -139,17 +155,18 @@ def main() -> None:
     if not args.page:
         torch.set_num_threads(1)
         missing = load()
-        scene = Scene.load("cifar_resnet20", "cifar10_jpeg", args.images)
+        scene = NETWORKS[args.network](args.images)
         victim = Scene.load("cifar_resnet56", "cifar10_jpeg", 8).plain
-        print(f"cifar_resnet20 is right on {len(scene.x)} of {scene.total} images of cifar10_jpeg", flush=True)
+        print(f"{args.network} is right on {len(scene.x)} of {scene.total} images of cifar10_jpeg", flush=True)
         print(f"not installed: {', '.join(missing) or 'nothing'}", flush=True)
-        for contest in contests():
-            if args.only and not contest.name.startswith(tuple(args.only)):
-                continue
+        for contest in wanted(args.only or [""], args.most):
             print(f"{contest.name}: {contest.threat.label}", flush=True)
             others = stored.get(contest.name, {"rows": [{}]})["rows"][1:] if args.ours else None
             stored[contest.name] = asdict(hold(contest, scene, victim, args.prepared, others))
-            ROWS.write_text(json.dumps(stored, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            if args.network == NETWORK:
+                ROWS.write_text(json.dumps(stored, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        if args.network != NETWORK:
+            return
     tables = [Table(**{**stored[c.name], "rows": [Row(**r) for r in stored[c.name]["rows"]]})
               for c in contests() if c.name in stored]  # fmt: skip
     PAGE.write_text(page(tables))

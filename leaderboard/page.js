@@ -1,7 +1,7 @@
 "use strict";
 const bar = document.getElementById("bar"), field = document.getElementById("filter"), count = document.getElementById("count");
 const nothing = document.getElementById("nothing");
-const LONG = 50, FOUND = 20, SOME = 10;  // lines of a table that are shown at first, while filtering, and at least of each part
+const LONG = 30, FOUND = 20, SOME = 10;  // lines of a table that are shown at first, while filtering, and at least of each part
 const lines = [...document.querySelectorAll("tr.line")];
 const listed = Object.fromEntries([...document.querySelectorAll("nav li")].map(li => [li.firstElementChild.hash.slice(1), li]));
 const parts = [...document.querySelectorAll(".contents section, .contents details")].map(part => ({part, items: [...part.querySelectorAll("li")]}));

@@ -122,6 +122,8 @@ def test_a_dry_run_computes_nothing(home: Path, capsys: Any, monkeypatch: Any) -
     assert code == 0, err
     assert "white_box: pgd, autoattack at linf 8/255, l2 0.5" in err
     assert "12 cells, 12 to compute" in out
+    assert [line for line in (out + err).splitlines() if "time" in line] == [err.splitlines()[-2]], "one time"
+    assert "time: roughly up to" in err
     assert not list(Store(home / "results").rows())
     first = (home / "results" / "my_net.yaml").read_bytes()
     for folder in ("other", "third"):

@@ -43,8 +43,9 @@ def show(
     slots: int,
     again: bool,
     as_json: bool,
+    times: bool = True,
 ) -> None:
-    """Print the cells; compute nothing."""
+    """Print the cells, with the time that they will take if `times`; compute nothing."""
     store = Store(settings.root)
     estimate = Estimate(planned.cells, slots, earlier(store))
     changed = stale(planned.cells, store)
@@ -80,9 +81,10 @@ def show(
         own = [key for key, board in board_of.items() if board == i]
         left = [key for key in todo if board_of.get(key) == i]
         if own:
-            counted = f"{len(own)} cells, {len(left)} to compute"
-            print(f"board {i}: {track}: {counted}, {_time([seconds[key] for key in left], slots)}")
-    print(f"{_time([seconds[key] for key in todo], slots, training=True)}")
+            told = f", {_time([seconds[key] for key in left], slots)}" if times else ""
+            print(f"board {i}: {track}: {len(own)} cells, {len(left)} to compute{told}")
+    if times:
+        print(_time([seconds[key] for key in todo], slots, training=True))
     told = f", {len(changed)} stored rows are stale" if changed else ""
     print(f"{len(compute)} cells, {len(todo)} to compute{told}")
 

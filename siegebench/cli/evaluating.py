@@ -50,12 +50,16 @@ def evaluate(
     can run it again with other values; rows, tables and page are those of `siegebench run`.
     """
     import siegebench.cli as command
+    from siegebench.cli.dryrun import show
     from siegebench.config import load_suite
     from siegebench.environment import device as device_of
     from siegebench.evaluating import described, expected_seconds, job, trial
     from siegebench.files import write_atomic
+    from siegebench.plan import plan
     from siegebench.progress import about
+    from siegebench.settings import Settings
     from siegebench.threat import NORMS, ThreatModel
+    from siegebench.titles import titles
 
     if norm is not None and norm not in NORMS:
         raise ConfigError(f"--norm {norm}: unknown norm. {did_you_mean(norm, NORMS)}")
@@ -79,11 +83,17 @@ def evaluate(
         print(line, file=sys.stderr)
     print(f"suite: {path}; again with other values: siegebench run {path} --store {store}", file=sys.stderr)
     at_once = slots or (1 if on.type == "cuda" else os.cpu_count() or 1)
+    if dry_run:
+        planned, tracks = plan(wanted), [board.track for board in wanted.boards]
+        settings = Settings(root=str(store), device=device)
+        # the time has been said, and that of stored rows is not known for a new network
+        show(planned, tracks, titles(planned.cells), settings, at_once, False, as_json, times=False)
+        return
     command.run(
         str(path), store=store, executor=command.How.serial if at_once == 1 else command.How.local, slots=at_once,
-        device=device, dry_run=dry_run, as_json=as_json,
+        device=device, as_json=as_json,
     )  # fmt: skip
-    if not (as_json or dry_run):
+    if not as_json:
         print(f"rows: {store}")
 
 

@@ -15,7 +15,9 @@ from siegebench.cli.options import DEFAULT_STORE, Json, StorePath
 
 def recheck(
     store: StorePath = DEFAULT_STORE,
-    seconds: Annotated[float, typer.Option(min=10, help="About how long it may take, on an idle machine.")] = 180,
+    seconds: Annotated[
+        float, typer.Option(min=10, help="How long it may take; a row that takes longer is stopped.")
+    ] = 180,
     salt: Annotated[str, typer.Option(help="Another salt draws other rows.")] = "",
     file: Annotated[
         list[Path] | None, typer.Option(help="A suite that made some of the rows and is not bundled; repeatable.")
@@ -27,7 +29,8 @@ def recheck(
     """Compute a random sample of stored rows again from scratch, and compare.
 
     A row agrees if all its outcomes are the same, or if all its rates lie within the intervals of the stored row.
-    Exit code 1: a row does not agree. 2: a row is of no cell of its suite, or there is nothing to check.
+    Only rows are drawn that are expected to end in time, with the networks that must be trained for them.
+    Exit code 1: a row does not agree. 2: a row is of no cell of its suite, or no suite is here. 3: no row could be started in time.
     """
     from siegebench.cells import Cell
     from siegebench.errors import ConfigError
@@ -53,12 +56,20 @@ def recheck(
             print(f"not here: {reason}")
         for key, why in found.why.items():
             print(f"{key[:16]} {titles[key]}: {why}")
+        if found.unknown:
+            print(f"{found.unknown} rows are never drawn: no row says how long their networks take to train")
+        for key, told in found.stopped.items():
+            print(f"{key[:16]} {titles[key]}: {told}")
         equal = sum(agreed == "equal" for agreed in found.agreed.values())
         print(
             f"{len(found.agreed)} of {len(rows)} rows computed again in {found.seconds:.0f} s: {equal} equal, "
             f"{len(found.agreed) - equal - len(found.why)} within their intervals, {len(found.why)} different"
         )
-    if not found.agreed:
-        raise ConfigError(f"{store}: no row could be computed again within {seconds:g} s; give more --seconds")
+    if not found.agreed and not found.stopped:
+        told = f"{store}: no row could be computed again within {seconds:g} s; give more --seconds"
+        if found.missing:
+            raise ConfigError(told)
+        say(told)
+        raise typer.Exit(3)
     if found.why:
         raise typer.Exit(1)

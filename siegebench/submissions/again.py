@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
+from statistics import median
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from siegebench.bundled import bundled_suites
-from siegebench.cells import Result, canonical, digest
+from siegebench.cells import Cell, Result, canonical, digest, untrained
 from siegebench.errors import ConfigError, DataError
 from siegebench.submissions import plausible
 from siegebench.submissions.form import Agreement
@@ -32,14 +37,18 @@ class Again:
     Attributes:
         agreed: by key: `equal` if every outcome is the same, `within` if all rates lie in the intervals of the row.
         why: by key, what contradicts the row, for those that differ.
+        stopped: by key, the cell that was not finished when the time was over, in words.
         missing: suites whose data or files are not here, with the reason; none of their rows is computed.
+        unknown: number of rows that are never drawn, because no row says how long their networks take to train.
         left: number of rows that were not drawn, or not reached in the time.
         seconds: that all of it took.
     """
 
     agreed: dict[str, Agreement] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
+    stopped: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    unknown: int = 0
     left: int = 0
     seconds: float = 0.0
 
@@ -69,31 +78,57 @@ def compute(suite: Suite, plan: Plan, keys: Iterable[str], settings: Settings, *
     from siegebench import api
 
     wanted = set(keys)
-    plan.cells = [cell for cell in plan.cells if cell.key in wanted]
+    plan = replace(plan, cells=[cell for cell in plan.cells if cell.key in wanted])
     return {row.cell.key: row for row in api.run(suite, settings, planned=plan, **how).results}
 
 
 def costs(rows: Sequence[Result]) -> dict[str, float]:
     """Seconds that it takes to compute each row from nothing, by key.
 
-    A row counts training only if it was the first to need the network, so the longest training of the rows with the
-    same network, and of those with the same defense on it, is added to each.
+    A row counts the training of a network only if it was the first to need it. So what each of its networks took is
+    added: the longest training that a row was credited with, whatever the seed. Where no row says it because the
+    weights lay in the store already, it is the median of what was trained on the same images; infinite without any.
     """
-
-    def trained(row: Result, *slots: str) -> str:
-        return canonical([row.cell.data, row.cell.seed, *(getattr(row.cell, slot) for slot in slots)])
-
-    longest: dict[str, float] = {}
+    credited, needed, usual = dict[str, float](), dict[str, float](), dict[str, list[float]]()
     for row in rows:
-        bare = (row.cell.defense or {}).get("name") == "none"
-        name = trained(row, "model") if bare else trained(row, "model", "defense")
-        longest[name] = max(longest.get(name, 0.0), float(row.timing.get("training") or 0.0))
+        if took := _training(row):
+            names = _trained(row.cell)
+            credited[names[-1]] = max(credited.get(names[-1], 0.0), took)
+            for name in names:
+                needed[name] = max(needed.get(name, 0.0), took)
+            usual.setdefault(_images(row.cell), []).append(took)
+
+    def training(cell: Cell) -> float:
+        names = _trained(cell)
+        known = [credited.get(name, needed.get(name, 0.0)) for name in names]
+        if (
+            names[0] not in needed and "train_digest" in cell.data and "sha256" not in cell.model
+        ):  # of published weights
+            known.append(median(usual.get(_images(cell), [inf])))
+        return sum(known)
+
     return {
-        row.cell.key: float(row.timing.get("seconds") or 0.0)
-        + sum(longest.get(name, 0.0) for name in {trained(row, "model"), trained(row, "model", "defense")})
-        + OVERHEAD
+        row.cell.key: max(0.0, float(row.timing.get("seconds") or 0.0) - _training(row)) + training(row.cell) + OVERHEAD
         for row in rows
     }
+
+
+def _training(row: Result) -> float:
+    return float(row.timing.get("training") or 0.0)
+
+
+def _images(cell: Cell) -> str:
+    return str(cell.data.get("train_digest"))
+
+
+def _trained(cell: Cell) -> list[str]:
+    """Names of what may have to be trained for a cell: surrogates after the victim, and last what is built on it."""
+    networks = [(cell.model, cell.backdoor), *((surrogate, None) for surrogate in cell.surrogates or ())]
+    names = [canonical([_images(cell), untrained(model), backdoor]) for model, backdoor in networks]
+    on_it = {slot: found for slot in ("defense", "detector", "theft") if (found := getattr(cell, slot)) is not None}
+    if on_it.get("defense", {}).get("name") == "none":
+        del on_it["defense"]
+    return [*names, *(canonical([names[0], slot, found]) for slot, found in on_it.items())]
 
 
 def drawn(rows: Sequence[Result], seconds: float, salt: str) -> Iterator[Result]:
@@ -108,6 +143,29 @@ def drawn(rows: Sequence[Result], seconds: float, salt: str) -> Iterator[Result]
             yield row
 
 
+@contextmanager
+def stopped_after(seconds: float) -> Iterator[threading.Event]:
+    """Stop the body as Ctrl-C does when it takes longer; then what is yielded is set. For the main thread."""
+    over = threading.Event()
+
+    def stop() -> None:
+        over.set()
+        _thread.interrupt_main()
+
+    timer = threading.Timer(max(0.0, seconds), stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        try:
+            yield over
+        finally:
+            timer.cancel()
+            timer.join()  # an interrupt that is on its way arrives here
+    except KeyboardInterrupt:
+        if not over.is_set():
+            raise
+
+
 def recheck(
     rows: Sequence[Result],
     *,
@@ -119,12 +177,12 @@ def recheck(
     say: Callable[[str], None] = lambda text: None,
     report: Report | None = None,
 ) -> Again:
-    """Compute a random sample of stored rows again, each from scratch, and compare.
+    """Compute a random sample of stored rows again, each from scratch, and compare. For the main thread.
 
     Args:
         rows: of a store; errors are left out.
-        seconds: how long it may take. A row that was measured on a slower or faster machine takes less or more than
-            expected: when the time is over, what is left is not computed.
+        seconds: how long it may take. A row is started only if it is expected to end in time. It may take longer than
+            expected, for example on a slower machine: when the time is over, it is stopped.
         salt: another one draws other rows.
         files: suites that made some of the rows and are not bundled.
 
@@ -138,7 +196,6 @@ def recheck(
     plans: dict[str, tuple[Suite, Plan]] = {}
     bundled, own_files = {path.stem for path in bundled_suites()}, {path.name: path for path in files}
     chosen = list(drawn(usable, seconds, salt))
-    by_suite: dict[str, list[Result]] = {}
 
     def late() -> bool:  # half of the time is for computing
         return bool(plans) and monotonic() - start > seconds / 2
@@ -161,24 +218,33 @@ def recheck(
         if late():
             chosen = [row for row in chosen if canonical(row.given["suite"]) in plans]
     for row in chosen:
-        made = canonical(row.given["suite"])
-        known = {cell.key for cell in plans[made][1].cells}
+        known = {cell.key for cell in plans[canonical(row.given["suite"])][1].cells}
         if row.cell.key not in known:
             raise ConfigError(
                 f"rows/{row.cell.file}: key: found {row.cell.key[:16]}, none of the {len(known)} cells of the suite "
                 f"{row.given['suite']['name']} now: another budget, parameter or data; run the suite again"
             )
-        by_suite.setdefault(made, []).append(row)
+    cost = costs(usable)
+    out.unknown = sum(cost[row.cell.key] == inf for row in usable)
     with tempfile.TemporaryDirectory() as store:
         settings = Settings(root=store, threads=threads, device=device)
-        for made, own in by_suite.items():
-            if monotonic() - start > seconds:
-                break
-            found = compute(*plans[made], [row.cell.key for row in own], settings, report=report)
-            for row in own:
-                key = row.cell.key
+        for row in chosen:
+            key, begun = row.cell.key, monotonic()
+            left = seconds - (begun - start)
+            if cost[key] > left:
+                continue
+            found: dict[str, Result] = {}
+            with stopped_after(left) as over:
+                found = compute(*plans[canonical(row.given["suite"])], [key], settings, report=report)
+            if key in found:
                 out.agreed[key], why = compared(row, found[key])
                 if why:
                     out.why[key] = why
+            elif over.is_set():
+                out.stopped[key] = (
+                    f"stopped after {monotonic() - begun:.0f} s, when the time was over; about {cost[key]:.0f} s were "
+                    "expected"
+                )
+                break
     out.left, out.seconds = len(usable) - len(out.agreed), monotonic() - start
     return out

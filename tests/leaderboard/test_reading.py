@@ -241,7 +241,7 @@ def test_a_long_table_shows_its_first_lines_until_somebody_wants_all(browse: Bro
     document.title = JSON.stringify(seen);
     """
     text = driven(everything[0], steps)
-    short = text.replace("LONG = 50, FOUND = 20, SOME = 10", "LONG = 3, FOUND = 3, SOME = 1")
+    short = text.replace("LONG = 30, FOUND = 20, SOME = 10", "LONG = 3, FOUND = 3, SOME = 1")
     assert short != text
     seen = title(browse(short)[0])
     board = everything[1][0]
