@@ -30,7 +30,7 @@ def recheck(
 
     A row agrees if all its outcomes are the same, or if all its rates lie within the intervals of the stored row.
     Only rows are drawn that are expected to end in time, with the networks that must be trained for them.
-    Exit code 1: a row does not agree. 2: a row is of no cell of its suite, or no suite is here. 3: no row could be started in time.
+    Exit code 1: a row does not agree. 2: a row is of no cell of its suite. 3: no row could be started in time.
     """
     from siegebench.cells import Cell
     from siegebench.errors import ConfigError
