@@ -210,3 +210,28 @@ def test_captions_say_what_the_scene_shows() -> None:
     assert float(x.amax()) <= 0.95
     left = x[words[:, 2] == m.WORDS.index("left")]  # type: ignore[attr-defined]
     assert all(float(part.mean()) > 0.1 for row in left for part in (row[..., :20], row[..., 20:]))
+
+
+def test_a_generator_learns_the_features_of_the_goal_within_its_bound() -> None:
+    g = module("_generator")
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten())  # four numbers of an image
+    data = Draws(1, torch.arange(64)).uniform((1, 8, 8))
+    x, goal = data[:32], data[32:]
+
+    def distance(z: torch.Tensor) -> float:
+        return float((encoder(z) - encoder(goal)).square().sum(dim=1).mean())
+
+    net = g.Generator(0.2, width=4)  # type: ignore[attr-defined]
+    asked: list[int] = []
+
+    def scenes(k: int) -> torch.Tensor:
+        asked.append(k)
+        return Draws(k, torch.arange(40)).uniform((1, 8, 8))
+
+    g.fitted(net, encoder, scenes, steps=80, batch=16, lr=1e-2)  # type: ignore[attr-defined]
+    assert asked == list(range(80))  # 40 scenes are enough for one step of 16 pairs
+    made = net(x, goal)
+    assert float((made - x).abs().max()) <= 0.2 + 1e-6
+    with torch.no_grad():
+        assert distance(net(x, goal)) < 0.3 * distance(x)
