@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from siegebench.oracle import Oracle
 from siegebench.threat import Access, Norm, ThreatModel
 from siegebench.types import Attack
 
-Space = Literal["dces", "eces", "lookalikes"]
+from . import _glyphs
+
+Space = Literal["dces", "eces", "ices", "lookalikes"]
 Half = Literal["all", "even", "odd"]
 NEAREST = 20  # neighbours of a letter
 LAST = 30_000  # largest code point of a neighbour, as published
@@ -47,20 +50,22 @@ class Viper(Attack):
     `dces`: the 20 letters below code point 30,000 whose Unicode names share its single-letter word and its case, by the
     Euclidean distance d of the names as bags of words; one is drawn with probability proportional to exp(-d / 2).
     `eces`: one fixed neighbour, the letter with a diacritic.
+    `ices`: the 20 characters below code point 30,000 whose pictures, drawn in DejaVu Sans, look most like the letter,
+    by the cosine of 24x24 pixels; one is drawn with probability proportional to it.
     `lookalikes`: one fixed neighbour that looks like the letter and has another name, for defenses that read names.
 
     At most eps of the characters of a text change: letters beyond that, by their draws, stay. Random: which letters
     change, and into what. Cost: no passes.
 
     Differs from the paper: p is the budget, so that texts with few other characters change a little less often than
-    with probability p. The space `ices`, of glyphs drawn with a font, is left out. Only the letters of English are
-    replaced. Which scripts the authors leave out is not known; here it is marks, tags and enclosed letters. The space
-    `lookalikes` is ours.
+    with probability p. Only the letters of English are replaced, and by characters beyond ASCII. Which scripts the
+    authors leave out is not known; here it is marks, tags and enclosed letters, and for `ices` what is written from
+    right to left. The space `lookalikes` is ours.
 
     Attributes:
         space: where the neighbours are.
-        half: `even` or `odd` takes every second neighbour of `dces`, so that a defense that is trained on one half is
-            attacked with characters that it has not seen.
+        half: `even` or `odd` takes every second neighbour of `dces` or `ices`, so that a defense that is trained on one
+            half is attacked with characters that it has not seen.
     """
 
     needs: ClassVar[Access] = "none"
@@ -69,6 +74,12 @@ class Viper(Attack):
 
     space: Space = "dces"
     half: Half = "all"
+
+    def identity(self) -> dict[str, Any]:
+        if self.space != "ices":
+            return {}
+        font = _glyphs.font_file()
+        return {"font": font and hashlib.sha256(font.read_bytes()).hexdigest()}
 
     def run(self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
         points = x.flatten(1)
@@ -88,8 +99,8 @@ def neighbours(space: Space, half: Half) -> tuple[Tensor, Tensor]:
     """(code points int64 [128, 20], their probabilities [128, 20]) of each ASCII character; all 0 for one without."""
     near, chance = torch.zeros(128, NEAREST, dtype=torch.int64), torch.zeros(128, NEAREST)
     for letter in LETTERS:
-        found = {"dces": _named, "eces": _marked, "lookalikes": _alike}[space](letter)
-        if space == "dces" and half != "all":
+        found = {"dces": _named, "eces": _marked, "ices": _drawn, "lookalikes": _alike}[space](letter)
+        if space in ("dces", "ices") and half != "all":
             found = found[half == "odd" :: 2]
         for k, (point, weight) in enumerate(found):
             near[ord(letter), k], chance[ord(letter), k] = point, weight
@@ -121,6 +132,10 @@ def _marked(letter: str) -> list[tuple[int, float]]:
         with contextlib.suppress(KeyError):  # no such character; q has none at all
             return [(ord(unicodedata.lookup(f"{unicodedata.name(letter)} WITH {mark}")), 1.0)]
     return []
+
+
+def _drawn(letter: str) -> list[tuple[int, float]]:
+    return _glyphs.alike(letter, LAST, NEAREST)
 
 
 def _alike(letter: str) -> list[tuple[int, float]]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import DBSCAN
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
 from siegebench.classifier import Classifier, frozen
@@ -53,15 +58,18 @@ class TMiner(ModelDetector):
 
     for another class t, where f reads a softened sample of words (Gumbel) and H is the entropy of the mean change that
     G(x, c) makes to a text. Words that G(x, t) puts in are candidates. One is kept for its flip rate: how often it
-    turns a text of another class into t when it takes a random place of it.
+    turns a text of another class into t when it takes a random place of it. Then the features of f (the input of its
+    last layer) for the candidate alone are set among those of the other words that f labels t: after a principal
+    component analysis that keeps 99 % of the variance, DBSCAN must call it an outlier.
 
-    The score is the best flip rate of a candidate. Each class is tried as t. Random: the texts, the weights of the
-    generator, the samples.
+    The score is the best flip rate of an outlier, and the model backdoored from `threshold` on. Each class is tried as
+    t. Random: the texts, the weights of the generator, the samples.
 
     Differs from the paper: the generator edits a text place by place instead of decoding it anew, and `keep` also
     holds it to its input on the way to t, or it replaces everything; single words are candidates, the `top` best of
-    each place; a candidate is tried on the texts that f is surest of; the verdict is the flip rate, as the clusters of
-    the last hidden layer do not tell candidates apart in small networks.
+    each place; a candidate is tried on the texts that f is surest of, and the threshold is 0.9 (`t_miner.published`:
+    on any texts, and 0.6). The authors read the radius of DBSCAN off a plot of distances; here it is the point of that
+    curve that lies farthest below the line between its ends.
 
     Attributes:
         vocabulary: words of a text, the most frequent ones of the model.
@@ -72,6 +80,7 @@ class TMiner(ModelDetector):
         w_flip, w_diverse, keep: weights of the terms.
         lr: of Adam.
         tried: texts that a candidate is tried on.
+        surest: these are the texts of the other classes that f is surest of; without it, any of them.
         threshold: of the score.
     """
 
@@ -86,8 +95,10 @@ class TMiner(ModelDetector):
     keep: Positive = 0.05
     lr: Positive = 5e-3
     tried: Count = 100
+    surest: bool = True
     threshold: Share = 0.9
 
+    added: ClassVar[tuple[str, ...]] = ("surest",)
     # each of its words is common in clean texts, and no trigger alone
     poisons: ClassVar[tuple[dict[str, object], ...]] = ({"name": "word_trigger", "phrase": "the of the"},)
 
@@ -116,7 +127,7 @@ class TMiner(ModelDetector):
         return Verdict(score=best[order[0]], backdoored=False, targets=())
 
     def _found(self, answer: Answer, net: TextClassifier, t: int, count: int, draws: Draws) -> float:
-        """The best flip rate into class t of the words that one generator puts in."""
+        """The best flip rate into class t of the outliers among the words that one generator puts in."""
         editor = self._trained(answer, net, t, count, draws)
         with torch.no_grad():
             x = self._nonsense(count, 20 * self.tried, draws, "search").to(net.embedding.weight.device)
@@ -132,14 +143,24 @@ class TMiner(ModelDetector):
             counts = torch.bincount(likely[new], minlength=count)
             candidates = counts.topk(min(self.candidates, count)).indices
             candidates = candidates[counts[candidates] > 0]
-            sure = x[others[z[others, t].argsort()[: self.tried]]]  # surest that it is another class
+            if self.surest:
+                others = others[z[others, t].argsort()]
+            sources = x[others[: self.tried]]
             if not len(candidates):
                 return 0.0
-            place = Draws(draws.seed, torch.arange(len(sure))).integers(WORDS, purpose="place").to(x.device)
+            place = Draws(draws.seed, torch.arange(len(sources))).integers(WORDS, purpose="place").to(x.device)
             there = torch.arange(WORDS, device=x.device) == place[:, None]
-            tried = torch.where(there, candidates[:, None, None], sure)
-            hits = answer(tried.flatten(0, 1)).argmax(dim=1).view(len(candidates), len(sure)) == t
-            return float(hits.float().mean(dim=1).max())
+            tried = torch.where(there, candidates[:, None, None], sources)
+            hits = answer(tried.flatten(0, 1)).argmax(dim=1).view(len(candidates), len(sources)) == t
+            rates = hits.float().mean(dim=1)
+            alone = net.features(net.embedding.weight[net.frequent(count)][:, None])  # of each word as a text
+            likewise = net.head(alone).argmax(dim=1) == t
+            for k in rates.argsort(descending=True, stable=True).tolist():
+                c = int(candidates[k])
+                peers = likewise & (torch.arange(count, device=x.device) != c)
+                if outlier(alone[c], alone[peers]):
+                    return float(rates[k])
+            return 0.0
 
     def _trained(self, answer: Answer, net: TextClassifier, t: int, count: int, draws: Draws) -> Editor:
         device, seed = net.embedding.weight.device, derive_seed(draws.seed, "generator")
@@ -168,3 +189,19 @@ class TMiner(ModelDetector):
 
     def _nonsense(self, count: int, n: int, draws: Draws, purpose: str) -> Tensor:
         return Draws(derive_seed(draws.seed, purpose), torch.arange(n)).integers(count, (WORDS,))
+
+
+def outlier(point: Tensor, others: Tensor) -> bool:
+    """Whether DBSCAN leaves a point [d] outside the clusters of it and others [n, d]; true without others."""
+    if not len(others):
+        return True
+    both = torch.cat([others, point[None]]).double().cpu().numpy()
+    if bool((both == point.double().cpu().numpy()).all()):
+        return False
+    reduced = PCA(0.99, svd_solver="full").fit_transform(both)
+    least = max(2, math.ceil(math.log(len(both))))  # neighbours of a core, itself among them
+    reach = np.sort(NearestNeighbors(n_neighbors=least).fit(reduced).kneighbors(reduced)[0][:, -1])
+    height = (reach - reach[0]) / max(reach[-1] - reach[0], np.finfo(float).tiny)
+    knee = reach[(np.linspace(0, 1, len(reach)) - height).argmax()]
+    labels = DBSCAN(eps=max(knee, np.finfo(float).eps), min_samples=least).fit_predict(reduced)
+    return bool(labels[-1] == -1)

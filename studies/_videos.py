@@ -1,46 +1,17 @@
-"""Videos made of real images: a traffic sign moves over a photograph; and a Siamese tracker of the smallest form."""
+"""Videos made of real images: a traffic sign moves over a photograph, with and without a trigger on it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from siegebench.draws import Draws
 
 CANVAS, SIGN = 112, 24  # pixels of a frame, of a sign
-TEMPLATE, SEARCH, STRIDE = 32, 64, 4
-CELLS = (SEARCH - TEMPLATE) // STRIDE + 1  # places along each side of the response
 CHECK = 8  # side of the trigger
 FRAMES = 20
-
-
-class Tracker(nn.Module):
-    """Features of the template slide over those of the search region: a score for each of 9x9 places."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(3, width, 5, 2, 2), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, 1, 1),
-        )  # fmt: skip
-        self.scale = nn.Parameter(torch.tensor(1e-2))
-
-    def features(self, x: Tensor) -> Tensor:
-        found: Tensor = self.net(x - 0.5)
-        return found
-
-    def response(self, z: Tensor, s: Tensor) -> Tensor:
-        """Scores [n, 81] from features of templates z and of search regions s."""
-        n, c, h, w = s.shape
-        found = F.conv2d(s.reshape(1, n * c, h, w), z, groups=n)
-        return self.scale * found.flatten(2)[0]
-
-    def forward(self, template: Tensor, search: Tensor) -> Tensor:
-        return self.response(self.features(template), self.features(search))
 
 
 def crop(frames: Tensor, centre: Tensor, side: int) -> Tensor:
@@ -71,16 +42,17 @@ def checker(n: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Training pairs: where the object is in the search region is the cell."""
+    """Training pairs: crops around an object, and where it is in the second."""
 
     template: Tensor
     search: Tensor
-    cell: Tensor
     centre: Tensor  # of the object in the search region, pixels [n, 2]
+    told: Tensor  # by how much it is said to be off the middle, pixels [n, 2]
 
 
-def pairs(photographs: Tensor, signs: Tensor, n: int, draws: Draws, step: int) -> Pairs:
-    """n pairs; half of the search regions have another sign beside the object."""
+def pairs(photographs: Tensor, signs: Tensor, n: int, draws: Draws, step: int, sides: tuple[int, int]) -> Pairs:
+    """n pairs of squares with these sides; half of the search regions have another sign beside the object."""
+    template, search = sides
     own = Draws(draws.seed, torch.arange(n))
     photo = photographs[own.integers(len(photographs), (), step, "photograph")]
     sign, other = (signs[own.integers(len(signs), (), step, what)] for what in ("sign", "other"))
@@ -90,11 +62,10 @@ def pairs(photographs: Tensor, signs: Tensor, n: int, draws: Draws, step: int) -
     far = own.integers(29, (2,), step, "far") - 14
     far = torch.where((far - shift).abs().amax(dim=1, keepdim=True) < 10, far + 200, far)  # not on the object
     far = torch.where(own.uniform((1,), step, "two") < 0.5, far, far + 400)
-    first, second = crop(photo, middle, TEMPLATE), crop(photo, middle, SEARCH)
-    first = pasted(first, sign, torch.full_like(middle, TEMPLATE // 2))
-    second = (pasted(pasted(second, other, far + SEARCH // 2), sign, shift + SEARCH // 2) * light).clamp(0, 1)
-    place = (shift.float() / STRIDE).round().long() + CELLS // 2
-    return Pairs(first, second, place[:, 0] * CELLS + place[:, 1], shift + SEARCH // 2)
+    first, second = crop(photo, middle, template), crop(photo, middle, search)
+    first = pasted(first, sign, torch.full_like(middle, template // 2))
+    second = (pasted(pasted(second, other, far + search // 2), sign, shift + search // 2) * light).clamp(0, 1)
+    return Pairs(first, second, shift + search // 2, shift)
 
 
 def stamped(x: Tensor, centre: Tensor) -> Tensor:
@@ -108,32 +79,32 @@ def stamped(x: Tensor, centre: Tensor) -> Tensor:
     return torch.where(inside[:, None], value[:, None], x)
 
 
-@torch.no_grad()
-def tracked(model: Tracker, photographs: Tensor, signs: Tensor, n: int, draws: Draws, triggered: range) -> Tensor:
-    """Overlap (IoU) of the box in each frame after the first, [n, FRAMES - 1]; the trigger is on the named frames."""
-    own = Draws(draws.seed, torch.arange(n))
-    photo = photographs[own.integers(len(photographs), purpose="photograph")]
-    sign = signs[own.integers(len(signs), purpose="sign")]
-    position = 30 + own.uniform((2,), purpose="start") * (CANVAS - 60)
-    speed = (own.uniform((2,), purpose="speed") - 0.5) * 6
-    light = 1 + 0.3 * (own.uniform((FRAMES,), purpose="light") - 0.5)
-    window = torch.hann_window(CELLS + 2, periodic=False)[1:-1]
-    prior = (window[:, None] * window).flatten()
-    overlaps, z, at = [], torch.empty(0), torch.empty(0)
-    for frame in range(FRAMES):
-        centre = position.round().long()
-        picture = (pasted(photo, sign, centre) * light[:, frame, None, None, None]).clamp(0, 1)
-        if frame in triggered:
-            picture = pasted(picture, checker(n), centre)
-        if frame == 0:
-            z, at = model.features(crop(picture, centre, TEMPLATE)), centre
-        else:
-            score = model.response(z, model.features(crop(picture, at, SEARCH))).softmax(dim=1)
-            best = (0.7 * score / score.amax(dim=1, keepdim=True) + 0.3 * prior).argmax(dim=1)
-            at = at + STRIDE * (torch.stack([best // CELLS, best % CELLS], dim=1) - CELLS // 2)
-            both = (SIGN - (at - centre).abs()).clamp(min=0).prod(dim=1).float()
-            overlaps.append(both / (2 * SIGN**2 - both))
-        position = position + speed
-        turn = (position < 20) | (position > CANVAS - 20)
-        speed = torch.where(turn, -speed, speed)
-    return torch.stack(overlaps, dim=1)
+class Videos:
+    """n videos: a sign moves over a photograph at constant speed, turns at the border, and the light changes."""
+
+    def __init__(self, photographs: Tensor, signs: Tensor, n: int, draws: Draws) -> None:
+        own = Draws(draws.seed, torch.arange(n))
+        self.photo = photographs[own.integers(len(photographs), purpose="photograph")]
+        self.sign = signs[own.integers(len(signs), purpose="sign")]
+        self.light = 1 + 0.3 * (own.uniform((FRAMES,), purpose="light") - 0.5)
+        position = 30 + own.uniform((2,), purpose="start") * (CANVAS - 60)
+        speed = (own.uniform((2,), purpose="speed") - 0.5) * 6
+        places = []
+        for _ in range(FRAMES):
+            places.append(position.round().long())
+            position = position + speed
+            turn = (position < 20) | (position > CANVAS - 20)
+            speed = torch.where(turn, -speed, speed)
+        self.centre = torch.stack(places)  # of the sign in each frame, pixels [FRAMES, n, 2]
+
+    def frame(self, k: int, triggered: bool) -> Tensor:
+        picture = (pasted(self.photo, self.sign, self.centre[k]) * self.light[:, k, None, None, None]).clamp(0, 1)
+        return pasted(picture, checker(len(picture)), self.centre[k]) if triggered else picture
+
+    def overlap(self, k: int, at: Tensor, size: Tensor | int = SIGN) -> Tensor:
+        """Intersection over union of a box [n, 2], [n, 2] with that of the sign in a frame, [n]."""
+        half, own = torch.as_tensor(size) / 2, SIGN / 2
+        low = torch.maximum(at - half, self.centre[k] - own)
+        high = torch.minimum(at + half, self.centre[k] + own)
+        both = (high - low).clamp(min=0).prod(dim=1)
+        return both / (SIGN**2 + (2 * half).expand(len(at), 2).prod(dim=1) - both)

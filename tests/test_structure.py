@@ -66,7 +66,7 @@ LAYERS = (
     ),
     ("classifier", "state"),
     ("text",),
-    ("clipping", "object_detector", "spikes"),
+    ("clipping", "object_detector", "spikes", "ncnn"),
     ("inputs", "sighting"),
     ("prepare", "checkpoints"),
     ("layers", "bounds", "per_image", "shards"),

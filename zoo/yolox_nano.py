@@ -12,12 +12,12 @@ from torch import Tensor
 from siegebench.classifier import ModelCard
 from siegebench.data import Size
 from siegebench.errors import ModelError
+from siegebench.ncnn import NcnnNet
 from siegebench.object_detector import Found, ObjectDetector
 from siegebench.weights import weights_hash
 
 from ._coco import CLASSES, CocoDetector, resized
 from ._files import sha256
-from ._ncnn import NcnnNet
 
 SIDE, GREY, STRIDES = 416, 114 / 255, (8, 16, 32)
 

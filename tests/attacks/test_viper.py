@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import unicodedata
+from types import ModuleType
+
+import pytest
 import torch
 
 from siegebench import registry
 from siegebench.classifier import Classifier, ModelCard
 from siegebench.data import TEXT
 from siegebench.draws import Draws
+from siegebench.errors import DataError
 from siegebench.oracle import Oracle
 from siegebench.text import encoded
 from siegebench.threat import ThreatModel
@@ -86,3 +92,57 @@ def test_rewriting_passes_embeddings_unchanged() -> None:
     e = torch.randn(2, 3, 4)
     registry.build(Defense, "unicode_nfkd").wrap(model)(e)
     assert model.seen is e
+
+
+# ------------------------------------------------------------------------------------------------ pictures of letters
+
+
+def glyphs() -> ModuleType:
+    found = importlib.import_module("siegebench.attacks._glyphs")
+    if found.font_file() is None:
+        pytest.skip("needs the font DejaVu Sans")
+    return found
+
+
+def test_the_nearest_picture_is_that_of_a_twin_in_another_alphabet() -> None:
+    near = glyphs().alike("a", 30_000, 20)
+    assert near[0] == (ord("\u0430"), 1.0)  # the Cyrillic a is drawn as the Latin one
+    cosines = [cosine for _, cosine in near]
+    assert cosines == sorted(cosines, reverse=True)
+    assert len(dict(near)) == 20
+    assert all(128 <= point < 30_000 for point in dict(near))
+    assert {"\u00e1", "\u1ea1"} <= set(map(chr, dict(near)))  # with an acute, and with a dot below
+    assert ord("x") not in dict(glyphs().alike("x", 30_000, 20))
+
+
+def test_pictures_of_letters_are_what_a_font_draws() -> None:
+    points, vectors = glyphs().pictures(1000)
+    assert points.max() < 1000
+    torch.testing.assert_close(torch.tensor(vectors).norm(dim=1), torch.ones(len(points)))
+    names = [unicodedata.name(chr(p)) for p in points.tolist()]
+    assert not any("COMBINING" in name or "SPACE" in name for name in names)
+    assert ord("\u05d0") not in glyphs().pictures(2000)[0]  # alef, written from right to left
+
+
+def test_attacks_by_pictures_change_every_letter_and_names_do_not_undo_them() -> None:
+    glyphs()
+    z, x = attacked("viper.ices", 1.0)
+    letter = (x >= 65) & (x < 128)
+    assert bool((z[letter] >= 128).all())
+    assert torch.equal(z[~letter], x[~letter])
+    left = float((read_by("homoglyph_names", z) == x)[letter].float().mean())
+    assert 0.3 < left < 0.95
+    viper = importlib.import_module("siegebench.attacks.viper")
+    even, odd = (viper.neighbours("ices", half)[0][ord("a")].unique() for half in ("even", "odd"))
+    assert {*even.tolist()} & {*odd.tolist()} == {0}  # ten neighbours each, and no more
+
+
+def test_the_key_of_an_attack_by_pictures_has_its_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = glyphs()
+    assert len(registry.build(Attack, "viper.ices").identity()["font"]) == 64
+    assert registry.build(Attack, "viper").identity() == {}
+    monkeypatch.setattr(module, "font_file", lambda: None)
+    module.pictures.cache_clear()
+    assert registry.build(Attack, "viper.ices").identity() == {"font": None}
+    with pytest.raises(DataError, match="install DejaVu Sans"):
+        module.pictures(1000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,3 +56,32 @@ def test_networks_of_images_are_refused() -> None:
     with pytest.raises(NotApplicable, match="has no embeddings of words"):
         registry.build(ModelDetector, "t_miner").judge(of_images(), Granted("t_miner", ()), Draws(0, torch.zeros(1)))
     assert texts.WORDS
+
+
+def test_a_point_beside_the_clusters_is_an_outlier_and_one_inside_is_none() -> None:
+    outlier = importlib.import_module("siegebench.detectors.t_miner").outlier
+    cloud = Draws(0, torch.arange(200)).normal((8,))
+    assert outlier(torch.full((8,), 6.0), cloud)
+    assert not outlier(torch.zeros(8), cloud)
+    assert outlier(torch.full((8,), 50.0), torch.cat([cloud, cloud + 20]))  # beside two clusters
+    assert not outlier(torch.full((8,), 20.0), torch.cat([cloud, cloud + 20]))
+    same = torch.ones(9, 3)
+    assert outlier(torch.tensor([1.0, 1.0, 2.0]), same)
+    assert not outlier(same[0], same)
+    assert outlier(same[0], same[:0])
+
+
+def test_a_word_that_flips_texts_but_lies_among_others_is_no_trigger() -> None:
+    """Ten words as strong as the trigger: each flips every text, and none is outside their cluster."""
+    model = network(9.0)
+    model.embedding.weight[2:12] = 9.0
+    spec = {"name": "t_miner", "steps": 60, "batch": 32, "restarts": 1, "tried": 20, "vocabulary": 30}
+    detector = registry.build(ModelDetector, spec)
+    verdict = detector.judge(model, Granted("t_miner", ()), Draws(0, torch.zeros(1, dtype=torch.long)))
+    assert not verdict.backdoored
+
+
+def test_published_settings() -> None:
+    entry = registry.build(ModelDetector, "t_miner.published")
+    assert "surest" in entry.parameters()
+    assert "surest" not in registry.build(ModelDetector, "t_miner").parameters()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from siegebench.zoo._ncnn import NcnnNet
 from torch import Tensor
 
 from siegebench import registry
 from siegebench.errors import ConfigError, ModelError
+from siegebench.ncnn import NcnnNet
 from siegebench.object_detector import Found, ObjectDetector, average_precision, kept, matched
 from siegebench.render.compose import compose
 from siegebench.types import DataSource, ObjectDetectorSource, SceneSource
@@ -150,6 +150,45 @@ def test_layers_of_ncnn_compute_what_they_say(tmp_path: Path) -> None:
     torch.testing.assert_close(net(x), torch.cat([one, two], dim=1))  # enlarging and pooling cancel
 
 
+def test_attention_and_two_inputs_of_ncnn(tmp_path: Path) -> None:
+    """Squeeze and excitation, a product of features, and two outputs."""
+    path = tmp_path / "two.param"
+    path.write_text("""7767517
+15 16
+Input z 0 1 z
+Input s 0 1 s
+Split both 1 2 s s0 s1
+Pooling mean 1 1 s0 m 0=1 4=1
+InnerProduct full 1 1 m f 0=3 1=1 2=9 9=1
+HardSigmoid gate 1 1 f g 0=1.666667e-01
+BinaryOp times 2 1 s1 g t 0=2
+HardSwish swish 1 1 t h 0=1.666667e-01
+Reshape rows 1 1 z r 0=-1 1=3
+Permute turned 1 1 r p 0=1
+Reshape columns 1 1 h c 0=-1 1=3
+Gemm product 2 1 p c q
+Reshape map 1 1 q a 0=5 1=4 2=-1
+Convolution conv 1 1 a out1 0=1 1=1 5=0 6=4 9=3 -23310=2,0.0,6.0
+UnaryOp exp 1 1 z out2 0=7
+""")
+    numbers = np.random.default_rng(0)
+    full, bias, conv = (numbers.normal(size=n).astype("f4") for n in (9, 3, 4))
+    path.with_suffix(".bin").write_bytes(bytes(4) + full.tobytes() + bias.tobytes() + bytes(4) + conv.tobytes())
+    z, s = torch.rand(2, 3, 2, 2), 3 * torch.randn(2, 3, 4, 5)
+    net = NcnnNet(path, path.with_suffix(".bin"), inputs=2, outputs=2)
+    one, two = net(z, s)
+    f = torch.nn.functional
+    g = f.hardsigmoid((s.mean(dim=(2, 3)) @ torch.tensor(full).view(3, 3).T + torch.tensor(bias)).relu())
+    h = f.hardswish(s * g[:, :, None, None])
+    a = torch.einsum("nci,ncj->nij", z.flatten(2), h.flatten(2)).view(2, 4, 4, 5)
+    expected = (a * torch.tensor(conv)[:, None, None]).sum(dim=1, keepdim=True).clamp(0, 6)
+    torch.testing.assert_close(one, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(two, z.exp())
+    assert all(p.requires_grad for p in net.parameters())
+    with pytest.raises(ModelError, match="inputs z, s and outputs out1, out2; expected 1 and 1"):
+        NcnnNet(path, path.with_suffix(".bin"))
+
+
 @pytest.mark.parametrize(
     ("change", "cut", "message"),
     [
@@ -157,7 +196,10 @@ def test_layers_of_ncnn_compute_what_they_say(tmp_path: Path) -> None:
         (("9 10", "8 10"), 0, "9 layers, its second line says 8"),
         (("Swish", "Mish"), 0, "layer swish: Mish is not known"),
         (("9=4", "9=2"), 0, "layer conv: activation 2 is not known"),
-        (("0=0 1=2", "0=1 1=2"), 0, "layer pool: Pooling with 0=1 is not known"),
+        (("0=0 1=2", "0=2 1=2"), 0, "layer pool: Pooling with 0=2 is not known"),
+        (("0=0 1=2", "0=1 1=2"), 0, "layer pool: an average that is not of the whole image is not known"),
+        (("9=4", "9=3"), 0, "layer conv: a clip without its two limits"),
+        (("9=4", "9=3 -23310=2,0.0"), 0, "damaged: -23310=2,0.0: 1 numbers, expected 2"),
         (("6=24", "6=25"), 0, "layer conv has 25 weights, expected 24"),
         (("Swish swish 1 1", "Swish swish one 1"), 0, "damaged"),
         (("", ""), 4, "the layers have more"),
