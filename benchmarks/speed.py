@@ -1,13 +1,15 @@
 """How fast: the share of the time that is spent in the victim, and how many times as long the other libraries take.
 
     SIEGEBENCH_DATA=FOLDER python benchmarks/speed.py [--images 200] [--only efficiency pgd square]
+    SIEGEBENCH_DATA=FOLDER python benchmarks/speed.py --to-strength [--only pgd fmn]
 
 `efficiency` is (counted forwards and backwards x the best measured time of such a pass) / the time taken, and `inside`
 the share of that time that was seen to pass inside the network: what inside leaves to 1 is the attack's own work, and
 what lies between the two are passes that took longer than the best one did (small batches, other work on the machine).
 The ratios are those of conformance.py, in CPU seconds, a run of ours and then one of theirs; `a pass` divides both by
-the passes they took, and `at most` is what the ratio would be if ours took nothing but its passes, the best ones. Rows
-are kept in benchmarks/speed.json.
+the passes they took, and `at most` is what the ratio would be if ours took nothing but its passes, the best ones.
+`--to-strength` reports the CPU seconds until each has reached the robust accuracy, or the median distance, that the
+other ends with (strength.py). Rows are kept in benchmarks/speed.json.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from bench import Clocked, Scene, number, pass_times, run_ours
 from conformance import HERE, Table, hold
 from contests import contests
 from peers import load
+from strength import race
 
 from siegebench.threat import ThreatModel
 
@@ -85,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=220, help="of the test set; 200 of the first 220 are right")
     parser.add_argument("--only", nargs="+", help="`efficiency`, or contests whose name begins with one of these")
+    parser.add_argument("--to-strength", action="store_true", help="CPU seconds until one is as strong as the other")
     args = parser.parse_args()
     torch.set_num_threads(1)
     load()
@@ -92,6 +96,13 @@ def main() -> None:
     scene = Scene.load("cifar_resnet20", "cifar10_jpeg", args.images)
     print(f"cifar_resnet20, {len(scene.x)} rightly classified images of cifar10_jpeg, one thread", flush=True)
     wanted = tuple(args.only or ("efficiency", *RATIOS))
+    if args.to_strength:
+        for contest in contests():
+            if contest.name.startswith(wanted) and not contest.transfer:
+                print(f"{contest.name}: {contest.threat.label}", flush=True)
+                stored.setdefault("to strength", {})[contest.name] = race(contest, scene)
+                ROWS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+        return
     if "efficiency" in wanted:
         stored["efficiency"] = efficiency(scene)
     for contest in contests():
