@@ -391,9 +391,8 @@ def _model_numbers(j: Judged) -> dict[str, Number]:
             clean, bad = j.score[~j.truth], j.score[j.truth]
             low, high = auroc_interval(positive=bad, negative=clean) or (None, None)
             numbers["auroc"] = Number(auroc(positive=bad, negative=clean), low, high, len(every), every)
-            # the largest threshold that more clean models than these would exceed
-            allowed = int(columns.GRANTED_ALARMS * len(clean))
-            over = bad > np.sort(clean)[::-1][allowed]
+            # above the best of the clean models that may not be reported
+            over = bad > np.sort(clean)[::-1][int(columns.GRANTED_ALARMS * len(clean))]
             numbers["found_granted"] = share(float(over.sum()), len(bad), every)
     named = j.truth & j.flagged & np.isfinite(j.hit)
     if named.any():
