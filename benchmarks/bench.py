@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from siegebench.classifier import Classifier, Wrapped
 from siegebench.draws import Draws
 from siegebench.oracle import Oracle
-from siegebench.pace import Pace
 from siegebench.prepare import prepare
 from siegebench.registry import build
 from siegebench.threat import TOLERANCE, ThreatModel
@@ -149,7 +148,7 @@ def run_ours(spec: Any, scene: Scene, threat: ThreatModel, seed: int = 0) -> tup
     attack = build("attack", spec)
     assert isinstance(attack, Attack)
     draws = Draws(seed, torch.arange(len(scene.x)))
-    oracle = Oracle(scene.ready, threat, draws, pace=Pace())
+    oracle = Oracle(scene.ready, threat, draws)
     x_adv, cost = timed(lambda: attack(oracle, scene.x, scene.y, threat, draws))
     ledger, n = oracle.ledger, len(scene.x)
     cost.forwards, cost.backwards = int(ledger.forwards.sum()) / n, int(ledger.backwards.sum()) / n
