@@ -39,8 +39,8 @@ shell: setup
 	@echo "siegebench and python are those of $(VENV) here; leave with exit"
 	@VIRTUAL_ENV="$(abspath $(VENV))" PATH="$(abspath $(BIN)):$$PATH" "$${SHELL:-/bin/sh}"
 
-# A test that hangs in Python fails after `timeout` of pyproject.toml. One that hangs in C, where no signal reaches it, ends its
-# process after 700 s with the stack of all threads, and fails by name.
+# A test that hangs fails after `timeout` of pyproject.toml. Where that does not end it (it waits for threads that hang, or hangs in
+# C), its process ends after 700 s with the stack of all threads, and it fails by name.
 test: setup
 	$(BIN)/python -m pytest -n 2 -o faulthandler_timeout=700 -o faulthandler_exit_on_timeout=true -m 'not slow and not gpu and not network'
 

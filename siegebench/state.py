@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 MOST = 20_000  # objects that are looked at
 OWN = frozenset(vars(nn.Module())) - {"training"}  # attributes of every module: its parameters, modules, hooks
+# packages whose objects are no state of a model: torch, and what threads wait on, which must not be put back under them
+FOREIGN = frozenset(("torch", "builtins", "threading", "_thread", "multiprocessing", "concurrent", "asyncio"))
 PLAIN = (int, float, complex, bool, str, bytes, type(None))
 
 
@@ -63,7 +65,7 @@ class _Walk:
             self._each(name, value)
         elif isinstance(value, tuple):
             self._each(name, dict(enumerate(value)))
-        elif hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in ("torch", "builtins"):
+        elif hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in FOREIGN:
             self.spaces.append((name, vars(value)))
             self._each(name, vars(value))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import siegebench as sb
+from siegebench import state
 from siegebench.errors import ConfigError, ModelError
 from tests.test_inputs import Around, N, batch, pgd, victim
 
@@ -120,6 +122,24 @@ def test_threads_share_a_model_and_leave_it_as_it_was() -> None:
     assert all(torch.equal(f, expected) for f in found)
     assert all(m.training for m in model.modules())
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_threads_wait_on_is_left_alone() -> None:
+    """A barrier that another thread has reached in the meantime is not set back: the thread would wait forever."""
+    barrier, answered = threading.Barrier(2), victim()
+
+    def waits(net: nn.Module, x: Tensor) -> Any:
+        return net(x) if barrier else None
+
+    with state.kept(Around(waits, answered)):
+        other = threading.Thread(target=barrier.wait, args=(30,), daemon=True)
+        other.start()
+        while barrier.n_waiting == 0:
+            time.sleep(0.01)
+    assert barrier.n_waiting == 1
+    barrier.wait(timeout=10)
+    other.join(timeout=10)
+    assert not other.is_alive()
 
 
 class NoBackward(torch.autograd.Function):
