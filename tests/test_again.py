@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -102,8 +103,12 @@ def test_a_row_that_takes_longer_than_expected_is_stopped(
         slow.setattr(again, "compute", compute)
         slow.setattr(again, "OVERHEAD", 0.0)
         slow.setattr(again, "PLANNING", 0.0)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
         began = time.monotonic()
-        code, out, err = call("recheck", "--store", store, "--file", suite, "--threads", 1, "--seconds", 10)
+        try:
+            code, out, err = call("recheck", "--store", store, "--file", suite, "--threads", 1, "--seconds", 10)
+        finally:
+            signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 60
     told = re.search(r"\(seed 0\): stopped after \d+ s, when the time was over; about \d+ s were expected", out)
     assert (code, bool(told)) == (0, True), out + err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -154,6 +155,7 @@ def stopped_after(seconds: float) -> Iterator[threading.Event]:
 
     timer = threading.Timer(max(0.0, seconds), stop)
     timer.daemon = True
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where Ctrl-C is ignored, nothing would arrive
     timer.start()
     try:
         try:
@@ -164,6 +166,8 @@ def stopped_after(seconds: float) -> Iterator[threading.Event]:
     except KeyboardInterrupt:
         if not over.is_set():
             raise
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def recheck(
