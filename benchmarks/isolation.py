@@ -2,13 +2,17 @@
 
     python benchmarks/isolation.py --attacks wanet blended --train
 
-The networks, poisoned sets and settings are those of the suite backdoors_seeds_digits. Isolations: `flooding`, the
-authors'; the detector `scan`, which isolates as many images; `given`, all poisoned images and no others; and `told`,
-the same with their true labels instead of those of the verifier. Columns: the fraction of the isolated images that
-are poisoned (precision), the fraction of the poisoned images that are isolated (recall), isolated covers, and the
-fraction of the isolated poisoned images that get their true label back (labels), or keep the label that the attacker
-gave (kept). `--train` also trains the last network: success of the trigger without and with the stamp, images with
-the trigger that are correct, and clean accuracy.
+The networks, poisoned sets and settings are those of the suite backdoors_seeds_digits. Isolations:
+
+    flooding   the authors'
+    scan       the detector `scan`; as many images
+    given      all poisoned images and no others
+    told       the same, with their true labels instead of those of the verifier
+
+Columns: the fraction of the isolated images that are poisoned (precision), the fraction of the poisoned images that
+are isolated (recall), the number of isolated covers, and the fraction of the isolated poisoned images that get their
+true label back (labels) or keep the label that the attacker gave (kept). `--train` also trains the last network:
+success of the trigger without and with the stamp, images with the trigger that are correct, and clean accuracy.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ SMALLER = {
     "python benchmarks/fakes.py": "--images 4 --fakes none steps",
     "python benchmarks/attributes.py": "--seeds 1",
     "python benchmarks/studies.py": f"--store '{ROOT / 'leaderboard'}'",
+    "python benchmarks/isolation.py": "--attacks badnets --seeds 0 --ways given",
     "python benchmarks/page.py": "--rows 200",
     "python benchmarks/textures.py": "--models byobnet_tiny --groups 2 --texels 4 --steps 2 --scenes 4",
 }
