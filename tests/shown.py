@@ -78,11 +78,22 @@ def smaller(suite: Suite, wanted: set[str], board: str = "") -> dict[str, Any]:
     return {**whole, "boards": boards}
 
 
+MOST = {"queries": 100, "clean": 1, "scenes": 6, "ss": 1}  # of a board: queries, clean models, scenes and their detail
+
+
 def _fewer(part: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {key: part[key][:1] for key in ("seeds", "threats", "severities") if part.get(key)}
+    first = ("seeds", "train_seeds", "threats", "severities", "queries")
+    out: dict[str, Any] = {key: part[key][:1] for key in first if part.get(key) and isinstance(part[key], list)}
+    for key, most in MOST.items():
+        value = out.get(key, part.get(key))
+        if value:
+            out[key] = [min(value[0], most)] if isinstance(value, list) else min(value, most)
     if part.get("data"):
         out["data"] = {**part["data"], "count": min(part["data"].get("count") or 12, 12)}
         out["data"]["train"] = min(out["data"].get("train") or 300, 300)
+        drawn = out["data"].get("set")
+        if isinstance(drawn, dict) and str(drawn.get("name")).startswith("vehicle_scenes"):  # each image is rendered
+            out["data"] |= {"set": {**drawn, "train": 24, "test": 30}, "train": 24}
     return out
 
 
