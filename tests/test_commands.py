@@ -37,7 +37,7 @@ from siegebench.workspace import Settings
 from tests import runs
 from tests.shown import PAGES, ROOT, Shown, commands, smaller
 from tests.test_replications import commands as declared
-from tests.test_replications import suite_of
+from tests.test_replications import differs, suite_of
 from tests.test_soundness import small as untrained
 
 WALKED = {
@@ -284,13 +284,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in STEM if "replications" in page and declared(STEM[page].read_text())])
 def test_the_runs_of_a_page_end_without_an_error(page: str, tmp_path: Path, shared: Path) -> None:
-    """On a few images, with the entries that the page names."""
+    """The board that the page declares, on a few images, with the entries that the page names."""
     if "SIEGEBENCH_DATA" not in os.environ:
         pytest.skip("no data: set SIEGEBENCH_DATA")
-    for k, (arguments, board) in enumerate(declared(STEM[page].read_text(encoding="utf-8"))):
-        track, _, named = board.partition(":")
-        names = {name.strip().partition(".")[0] for name in named.split(",")}
-        document = smaller(suite_of(arguments), names, track.partition(",")[0])
+    for k, (arguments, declaration) in enumerate(declared(STEM[page].read_text(encoding="utf-8"))):
+        names = {name.strip().partition(".")[0] for name in declaration.partition(":")[2].split(",")}
+        whole = suite_of(arguments)
+        boards = [board for board in whole.boards if declaration and not differs(whole, board, declaration)]
+        document = smaller(whole.model_copy(update={"boards": boards or whole.boards}), names)
         suite = tmp_path / f"smaller{k}.yaml"
         suite.write_text(yaml.safe_dump(document, sort_keys=False))
         rows = api.run(str(suite), Settings(root=str(shared), threads=1, device="cpu")).results
