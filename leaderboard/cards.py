@@ -34,6 +34,7 @@ def as_card(board: Board, glossary: Glossary) -> dict[str, Any]:
         "title": board.title,
         "result": board.result.replace(" %", "\u00a0%"),
         "about": board.about,
+        "short": board.about.partition(". ")[0].rstrip(".") + ".",
         "facts": board.facts,
         "size": _size(board),
         "few": count.isdecimal() and int(count) < FEW,
@@ -59,15 +60,17 @@ def as_card(board: Board, glossary: Glossary) -> dict[str, Any]:
 def contents(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The boards by kind, those that rank most entries first, each with what its title says beyond the kind.
 
-    Those without a ranked entry stand apart.
+    Those without a ranked entry stand apart. `about` has the first sentences about the boards of a kind, each once.
     """
     found: dict[str, dict[str, Any]] = {}
     for card in cards:
         kind, *rest = _PARTS.split(card["title"], maxsplit=1)
-        part = found.setdefault(kind, {"kind": kind, "boards": [], "idle": []})
+        part = found.setdefault(kind, {"kind": kind, "boards": [], "idle": [], "about": {}})
+        part["about"].setdefault(card["short"].replace(card["noun"], ""), card["short"])
         part["idle" if card["idle"] else "boards"].append({**card, "name": "".join(rest) or kind})
     for part in found.values():
         part["boards"].sort(key=lambda card: -len(card["ranked"]))
+        part["about"] = " ".join(part["about"].values())
     return list(found.values())
 
 

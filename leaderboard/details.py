@@ -16,6 +16,7 @@ from .submitted import STATUSES
 from .words import Unit, between, shown
 
 SHOWN_ENV = ("device", "cores", "threads", "siegebench", "torch", "python", "commit")  # others may identify a person
+MEAN = "_per_sample"  # how the names of counts end that are means over the samples
 
 
 def details(row: Result, main: str, glossary: Glossary) -> dict[str, Any]:
@@ -25,8 +26,6 @@ def details(row: Result, main: str, glossary: Glossary) -> dict[str, Any]:
         main: the metric shown while the row is collapsed.
     """
     cell, value = row.cell, metric(row, main)
-    origin = row.given.get("suite") or {}
-    sets = "".join(f" --set {assignment}" for assignment in origin.get("set", ()))
     return {
         "key": cell.key,
         "short": cell.key[:SHORT],
@@ -37,7 +36,7 @@ def details(row: Result, main: str, glossary: Glossary) -> dict[str, Any]:
         "main": None if value is None else f"{_title(main)} {_text(value, unit_of(main))}{_sign(main)}",
         "why": "" if row.status == "ok" else why(row),
         "metrics": [_metric(row, name, value) for name, value in sorted(row.metrics.items())],
-        "counts": [{"name": name, "text": f"{value:,.6g}"} for name, value in sorted(row.counts.items())],
+        "counts": _counts(row.counts),
         "flags": [
             {**f, "evidence": said(str(f["evidence"]), of_row(row)), "anchor": glossary.flag(str(f["id"]))}
             for f in row.flags
@@ -49,7 +48,6 @@ def details(row: Result, main: str, glossary: Glossary) -> dict[str, Any]:
         ],
         "cell": canonical(cell.as_dict()),
         "facts": [(k, v) for k, v in _facts(row) if v],
-        "suite": f"{origin['name']}{sets}" if origin.get("name") else "",
         "command": again(row) or "",
         "by_hand": by_hand(row),
         "made": _when(row),
@@ -63,6 +61,8 @@ def _when(row: Result) -> str:
 
 def _facts(row: Result) -> list[tuple[str, str]]:
     """When, how long and on what machine."""
+    origin = row.given.get("suite") or {}
+    sets = "".join(f" --set {assignment}" for assignment in origin.get("set", ()))
     seconds, training = (row.timing.get(name) for name in ("seconds", "training"))
     return [
         ("status", next((STATUSES[f["id"]] for f in row.flags if f["id"] in STATUSES), "")),
@@ -70,8 +70,20 @@ def _facts(row: Result) -> list[tuple[str, str]]:
         ("finished (UTC)", _when(row)),
         ("seconds", "" if seconds is None else f"{seconds:,.6g}"),
         ("of them training", f"{training:,.6g}" if training else ""),
-        *((name, str(row.env[name])) for name in SHOWN_ENV if row.env.get(name) is not None),
+        ("made with", ", ".join(f"{name} {row.env[name]}" for name in SHOWN_ENV if row.env.get(name) is not None)),
         ("weights", row.weights[:SHORT]),
+        ("suite", f"{origin['name']}{sets}" if origin.get("name") else ""),
+    ]
+
+
+def _counts(counts: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Passes and queries, each with its mean over the samples behind it."""
+    means = {name: name.removesuffix(MEAN) for name in counts if name.removesuffix(MEAN) in counts.keys() - {name}}
+    told = {means[name]: f" ({counts[name]:,.6g} per sample)" for name in means}
+    return [
+        (name.replace("_", " "), f"{value:,.6g}{told.get(name, '')}")
+        for name, value in sorted(counts.items())
+        if name not in means
     ]
 
 

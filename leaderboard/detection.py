@@ -55,13 +55,13 @@ POPULATION = 20  # smallest number of clean and of backdoored models for a model
 
 RANKED = "Ranked by the area under the ROC curve (AUROC), mean over the attacks."
 ABOUT = {
-    "input": f"Scores inputs at test time; higher means more suspicious. {RANKED}",
-    "adversarial": "Detectors of adversarial images. Ranked by robust accuracy at 5 % false alarms: the images that "
-    "are correctly classified or detected under every attack. Ranked only with an attack that knows the detector.",
-    "dataset": f"Scores the images of a poisoned training set; higher means more suspicious. {RANKED}",
-    "model": "Classifies models as clean or backdoored at the published threshold. Ranked by balanced accuracy: the "
-    "mean of the true positive and true negative rates over the models. Detectors that do not differ significantly in "
-    "the exact McNemar test on the same models share a rank group.",
+    "input": f"A detector scores inputs at test time; higher means more suspicious. {RANKED}",
+    "adversarial": "A detector rejects adversarial images. Ranked by robust accuracy at 5 % false alarms: the images "
+    "that are correctly classified or detected under every attack. Ranked only with an attack that knows the detector.",
+    "dataset": f"A detector scores the images of a poisoned training set; higher means more suspicious. {RANKED}",
+    "model": "A detector says whether a model is backdoored, at its published threshold. Ranked by balanced accuracy: "
+    "the mean of the true positive and true negative rates over the models. Detectors that do not differ significantly "
+    "in the exact McNemar test on the same models share a rank group.",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the names on a page mean: the summaries of the cards, and the meanings of flags."""
+"""What the names on a page mean: the summaries of the cards, of data too, and the meanings of flags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from siegebench.kinds import KINDS
 
 
 class Glossary:
-    """The entries and flags that the rows of a page name.
+    """The entries, data and flags that the rows of a page name.
 
     Attributes:
         entries: those with a card, sorted: `{kind, name, summary, paper, anchor}`.
@@ -32,6 +32,7 @@ class Glossary:
             if (description := getattr(row.cell, slot)) is not None
             for part in _parts(description)
         }
+        named |= {("dataset", str((row.cell.data.get("source") or {}).get("name"))) for row in rows}
         cards = {key: card for key in sorted(named) if (card := _card(*key)) is not None}
         self.entries = [
             {"kind": KINDS[kind].name.replace("_", " "), "name": name, **card, "anchor": f"about-{i}"}

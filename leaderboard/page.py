@@ -3,16 +3,19 @@
 Rows may come from untrusted sources. The template escapes all text, links lead only within the page, and the content
 security policy allows only the page's own script. Rows lie in <noscript>: without JavaScript they are part of the page,
 with it they cost nothing until somebody opens them.
+A row stands on the page once, and the meaning of a metric once for each board.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 from typing import Any
 
 from jinja2 import BaseLoader, Environment, StrictUndefined
@@ -41,9 +44,12 @@ class _Bundled(BaseLoader):
 @cache
 def _templates() -> Environment:
     # autoescape=True, never select_autoescape: that decides by file extension and would not escape .j2
-    return Environment(
+    environment = Environment(
         loader=_Bundled(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    # between tags quotes need no escape, and a cell in JSON has a hundred of them
+    environment.filters["between_tags"] = lambda text: Markup(html.escape(text, quote=False))
+    return environment
 
 
 Pictures = Callable[[Cell, int], Sequence[tuple[str, bytes]]]
@@ -67,7 +73,12 @@ def render(
     flags = [f.id for board in boards for line in board.lines for f in line.flags]
     glossary = Glossary(rows.values(), [*flags, *(str(f["id"]) for row in rows.values() for f in row.flags)])
     environment = _templates()
-    cards = [as_card(board, glossary) for board in boards]
+    cards = [{**as_card(board, glossary), "index": i} for i, board in enumerate(boards)]
+    listed = contents(cards) if len(cards) > CARDS else []
+    # the boards of a page follow its list: those that rank most entries first in their kind
+    order = [card["index"] for part in listed for card in (*part["boards"], *part["idle"])] or [*range(len(boards))]
+    own = _shown([boards[i] for i in order], rows, main, glossary)
+    others = [{**details(rows[key], "", glossary), "there": False} for key in sorted(rows.keys() - main.keys())]
     script = environment.get_template("page.js").render()
     return environment.get_template("page.html.j2").render(
         style=Markup(environment.get_template("page.css").render()),  # both are our own and contain nothing from rows
@@ -76,20 +87,42 @@ def render(
         tiles=_tiles(boards, rows),
         boards=[
             {
-                **card,
-                "rows": [[details(rows[key], main[key], glossary) for key in line.keys] for line in board.lines],
-                "strip": _strip(board, rows, beside),
-                "ids": _ids(board, rows, ids),
+                **cards[i],
+                "rows": shown,
+                "metrics": _meanings(chain.from_iterable(shown)),
+                "strip": _strip(boards[i], rows, beside),
+                "ids": _ids(boards[i], rows, ids),
             }
-            for board, card in zip(boards, cards, strict=True)
+            for i, shown in zip(order, own, strict=True)
         ],
-        contents=contents(cards) if len(cards) > CARDS else [],
+        contents=listed,
         pictures=beside,
-        others=[details(rows[key], "", glossary) for key in sorted(rows.keys() - main.keys())],
+        others=others,
+        others_metrics=_meanings(others),
         glossary=glossary,
         data=_embedded(export.as_dict(boards)),
         protocol=PROTOCOL,
     )
+
+
+def _shown(
+    boards: Sequence[Board], rows: Mapping[str, Result], main: Mapping[str, str], glossary: Glossary
+) -> list[list[list[dict[str, Any]]]]:
+    """The rows of each line of each board; a row that several lines use is `there` at all of them but the first."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def one(key: str) -> dict[str, Any]:
+        there = key in found
+        if not there:
+            found[key] = details(rows[key], main[key], glossary)
+        return {**found[key], "there": there}
+
+    return [[[one(key) for key in line.keys] for line in board.lines] for board in boards]
+
+
+def _meanings(shown: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(name, meaning) of the metrics of some rows; measures may give two meanings to one name."""
+    return sorted({(m["name"], m["help"]) for row in shown for m in row["metrics"] if m["help"]})
 
 
 def _ids(board: Board, rows: Mapping[str, Result], ids: Ids | None) -> str:

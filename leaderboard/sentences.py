@@ -68,7 +68,7 @@ def first(
     """`trades keeps 49.0 %`, or who shares the first rank.
 
     Args:
-        verbs: singular, plural, and plural without a number, such as `keep most`.
+        verbs: singular, plural, and plural without a number, such as `keep the most`.
         of: what the numbers are a share of, such as ` of the views`; said once.
     """
     top = leaders(lines)
@@ -121,7 +121,8 @@ def survival(lines: Sequence[Line], column: str, *, of: str = "") -> str:
         before = f"{who} {_span(kept, ' %')}"
     gain = top[0].value("gain") if len(top) == 1 else None
     more = "" if gain is None else f" ({shown(gain, 'points')} points against the same network without a defense)"
-    return _told(before, first(lines, column, ("keeps", "keep", "keep most"), of=of) + more)
+    most = "keep the largest part" if of.startswith(" of ") else "keep the most"
+    return _told(before, first(lines, column, ("keeps", "keep", most), of=of) + more)
 
 
 def proof(lines: Sequence[Line], column: str) -> str:
@@ -135,7 +136,7 @@ def proof(lines: Sequence[Line], column: str) -> str:
     bare = [line.value(column) or 0.0 for line in _behind(lines, top)]
     least = f"at most {_span([max(bare)], ' %')} are" if any(bare) else "nothing is"
     before = f"Without a defense {least} certified" if bare else ""
-    return _told(before, first(lines, column, ("certifies", "certify", "certify most"), of=of))
+    return _told(before, first(lines, column, ("certifies", "certify", "certify the largest part"), of=of))
 
 
 def copying(lines: Sequence[Line], column: str) -> str:
@@ -147,7 +148,7 @@ def copying(lines: Sequence[Line], column: str) -> str:
     of = " of the images"
     who = "an undefended victim" if len(bare) != 1 else "the undefended victim"
     before = f"Copies of {who} agree with it on {_span(bare, ' %')}{of}" if bare else ""
-    verbs = ("has copies that agree on", "have copies that agree on", "have the copies that agree least")
+    verbs = ("has copies that agree on", "have copies that agree on", "have the copies that agree the least")
     return _told(before, first(lines, column, verbs, of=of))
 
 
@@ -155,7 +156,7 @@ def loot(lines: Sequence[Line], column: str) -> str:
     """Of boards of thefts: what the answers of the victim are worth to the best one."""
     if not leaders(lines):
         return nothing(lines)
-    verbs = ("gains", "gain", "gain most")
+    verbs = ("gains", "gain", "gain the most")
     return _told(first(lines, column, verbs, " points of agreement", of=" above the control"))
 
 
@@ -170,7 +171,7 @@ def privacy(lines: Sequence[Line]) -> str:
         return _told(before)
     if any(line.names["sharing"] == "plain" for line in leaders(lines)):
         return _told(before, "no rule reveals less")
-    return _told(before, first(lines, "identified", ("reveals", "reveal", "reveal least"), " %"))
+    return _told(before, first(lines, "identified", ("reveals", "reveal", "reveal the least"), " %"))
 
 
 def resistance(lines: Sequence[Line], column: str) -> str:
@@ -179,7 +180,7 @@ def resistance(lines: Sequence[Line], column: str) -> str:
         return nothing(lines)
     bare = [line.value(column) or 0.0 for line in _bare(lines)]
     before = f"Without a defense the target class is reached for {_span(bare, ' %')} of the images" if bare else ""
-    return _told(before, first(lines, column, ("lets through", "let through", "let through least"), " %"))
+    return _told(before, first(lines, column, ("lets through", "let through", "let through the least"), " %"))
 
 
 def repair(lines: Sequence[Line]) -> str:
@@ -216,7 +217,7 @@ def recovery(lines: Sequence[Line]) -> str:
         clean = bare.value("ca_clean_model")
         fall = "" if clean is None else f" from {shown(clean, 'rate')}"
         before = f"Without a defense the poisons lower the accuracy{fall} to {shown(bare.value('ca'), 'rate')} %"
-    return _told(before, first(lines, "ca", ("reaches", "reach", "reach most"), " %"))
+    return _told(before, first(lines, "ca", ("reaches", "reach", "reach the highest accuracy"), " %"))
 
 
 def detection(lines: Sequence[Line], column: str, chance: float = 0.5) -> str:

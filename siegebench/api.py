@@ -175,7 +175,7 @@ def evaluate(
     Args:
         model: a Classifier, or any module that maps images in [0, 1] to logits (normalisation inside). It does not
             change: a copy is attacked.
-        suite: a Suite, a YAML file, or the name of a bundled suite; by default `own` with images, else `quickstart`.
+        suite: a Suite, a YAML file, or the name of a bundled suite; with images of your own `own` by default.
         x, y: images [n, C, H, W] in [0, 1] and labels [n], in place of the suite's data. Off the 8-bit grid they keep
             their values. Rows are stored under their content, order included.
         data: in place of x and y: a DataLoader (not shuffled), another iterable of images and labels, or an ImageSet.
@@ -189,13 +189,18 @@ def evaluate(
         report: called with each cell and its status when it starts (`started`) and when it ends.
 
     Raises:
-        ConfigError: when the suite has no attack board, when images or labels are not valid, or when something in the
-            suite needs training images and x and y are given.
+        ConfigError: when there are neither images nor a suite, when the suite has no attack board, when images or
+            labels are not valid, or when something in the suite needs training images and x and y are given.
         ModelError: when the model does not return one finite logit for each class of the data.
     """
     brought = any(value is not None for value in (x, y, data))
+    if suite is None and not brought:
+        raise ConfigError(
+            "evaluate: no images. Give x= and y=, or data=, to attack the model on images of your own; or "
+            "suite='quickstart' to attack it on scikit-learn's digits"
+        )
     if not isinstance(suite, Suite):
-        suite = load_suite(suite or ("own" if brought else "quickstart"), _several(overrides))
+        suite = load_suite(suite or "own", _several(overrides))
     suite = suite.model_copy(update={"boards": _boards(suite, tracks, norm, eps)})
     settings = _settings(settings)
     own, described = given.own(model, name, num_classes)  # the caller's model does not change

@@ -55,16 +55,14 @@ def commands(page: Path) -> list[Shown]:
 # ------------------------------------------------------------------------------------------------------ small numbers
 
 
-def smaller(suite: Suite, wanted: set[str], board: str = "") -> dict[str, Any]:
+def smaller(suite: Suite, wanted: set[str]) -> dict[str, Any]:
     """A suite as a document, with few images, one seed and one threat, and only the wanted entries, made quick.
 
     Args:
         wanted: names of entries; a list with none of them keeps its first two.
-        board: track of the boards that are kept; all by default.
     """
     whole = suite.model_dump(mode="json", exclude_unset=True, exclude=set(placeholders.KEYS))  # they are filled in
-    boards = [one for one in whole["boards"] if not board or one["track"] == board]
-    for one in (whole, *boards):
+    for one in (whole, *whole["boards"]):
         one.update(_fewer(one))
         slots = {"models": "model"} if one is whole else next(b.slots for b in suite.boards if b.track == one["track"])
         for slot, kind in slots.items():
@@ -75,14 +73,27 @@ def smaller(suite: Suite, wanted: set[str], board: str = "") -> dict[str, Any]:
                 one[slot] = [quick(kind, spec) for spec in kept]
         if isinstance(one.get("search"), (dict, str)) and one["search"] != "none":
             one["search"] = quick("attack", one["search"])
-    return {**whole, "boards": boards}
+    return whole
+
+
+MOST = {"queries": 100, "clean": 1, "scenes": 6, "ss": 1}  # of a board: queries, clean models, scenes and their detail
 
 
 def _fewer(part: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {key: part[key][:1] for key in ("seeds", "threats", "severities") if part.get(key)}
+    first = ("seeds", "train_seeds", "threats", "severities", "queries")
+    out: dict[str, Any] = {key: part[key][:1] for key in first if part.get(key) and isinstance(part[key], list)}
+    for key, most in MOST.items():
+        value = out.get(key, part.get(key))
+        if value:
+            out[key] = [min(value[0], most)] if isinstance(value, list) else min(value, most)
     if part.get("data"):
         out["data"] = {**part["data"], "count": min(part["data"].get("count") or 12, 12)}
         out["data"]["train"] = min(out["data"].get("train") or 300, 300)
+        drawn = out["data"].get("set")
+        if isinstance(drawn, dict) and str(drawn.get("name")).startswith("vehicle_scenes"):  # each image is rendered
+            out["data"] |= {"set": {**drawn, "train": 24, "test": 30}, "train": 24}
+    if part.get("track") == "privacy":
+        out["client"] = {**(part.get("client") or {}), "gallery": 50}  # public images come from the training set
     return out
 
 

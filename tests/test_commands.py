@@ -29,15 +29,15 @@ import typer
 import yaml
 from siegebench.zoo import vehicle_scenes
 
-from siegebench import cli, inventory, soundness
+from siegebench import api, cli, inventory, soundness
 from siegebench.data import ImageSet
 from siegebench.inventory import Inventory, NamedModel
-from siegebench.store import Store
 from siegebench.types import DataSource
+from siegebench.workspace import Settings
 from tests import runs
 from tests.shown import PAGES, ROOT, Shown, commands, smaller
 from tests.test_replications import commands as declared
-from tests.test_replications import suite_of
+from tests.test_replications import differs, suite_of
 from tests.test_soundness import small as untrained
 
 WALKED = {
@@ -276,22 +276,29 @@ def prepare(folder: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- slow
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all pages: many show the same boards, and on few images the same networks serve."""
+    return tmp_path_factory.mktemp("shared")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in STEM if "replications" in page])
-def test_the_runs_of_a_page_end_without_an_error(page: str, call: runs.Call) -> None:
-    """On a few images, with the entries that the page names."""
+@pytest.mark.parametrize("page", [page for page in STEM if "replications" in page and declared(STEM[page].read_text())])
+def test_the_runs_of_a_page_end_without_an_error(page: str, tmp_path: Path, shared: Path) -> None:
+    """The board that the page declares, on a few images, with the entries that the page names."""
     if "SIEGEBENCH_DATA" not in os.environ:
         pytest.skip("no data: set SIEGEBENCH_DATA")
-    for k, (arguments, board) in enumerate(declared(STEM[page].read_text(encoding="utf-8"))):
-        track, _, named = board.partition(":")
-        names = {name.strip().partition(".")[0] for name in named.split(",")}
-        document = smaller(suite_of(arguments), names, track.partition(",")[0])
-        Path("smaller.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-        _, _, err = call("run", "smaller.yaml", "--executor", "serial", "--threads", "1", "--store", f"store{k}")
-        rows = [*Store(f"store{k}").rows()]
+    for k, (arguments, declaration) in enumerate(declared(STEM[page].read_text(encoding="utf-8"))):
+        names = {name.strip().partition(".")[0] for name in declaration.partition(":")[2].split(",")}
+        whole = suite_of(arguments)
+        boards = [board for board in whole.boards if declaration and not differs(whole, board, declaration)]
+        document = smaller(whole.model_copy(update={"boards": boards or whole.boards}), names)
+        suite = tmp_path / f"smaller{k}.yaml"
+        suite.write_text(yaml.safe_dump(document, sort_keys=False))
+        rows = api.run(str(suite), Settings(root=str(shared), threads=1, device="cpu")).results
         wrong = [(row.cell.title, row.error) for row in rows if row.status == "error"]
         assert not wrong, (arguments, wrong[0])
-        assert any(row.status == "ok" for row in rows), (arguments, err)
+        assert any(row.status == "ok" for row in rows), arguments
 
 
 @pytest.fixture
@@ -299,7 +306,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with copies of the benchmarks, a checkpoint and a verifier; networks that are not trained."""
     from safetensors.torch import save_file
 
-    from siegebench import api, registry
+    from siegebench import registry
     from siegebench.types import ModelSource
 
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")

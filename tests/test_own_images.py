@@ -240,5 +240,12 @@ def test_a_misspelt_argument_is_named() -> None:
         sb.run("quickstart", overides=[])  # type: ignore[call-arg]
 
 
+def test_without_images_and_suite_nothing_is_run_and_both_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"no images\. Give x= and y=, or data=, .*; or suite='quickstart'"):
+        sb.evaluate(kit.Linear(classes=10, size=32))
+    with pytest.raises(ConfigError, match=r"no images"):
+        sb.evaluate(kit.Linear(classes=10, size=32), eps="2/255", tracks=["white_box"])
+
+
 def test_the_suite_of_own_images_is_a_suite_as_any() -> None:
     assert len(plan(load_suite("own")).cells) > 3

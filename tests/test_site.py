@@ -33,6 +33,18 @@ def test_the_site_builds_without_a_warning_and_shows_what_is_public(tmp_path: Pa
     assert not loaded, "the site loads nothing from other servers"
 
 
+def test_every_page_of_the_documentation_is_in_the_menu() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    listed = set(re.findall(r": (\S+\.md)$", menu, re.MULTILINE))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= listed
+    assert {"replications/README.md", "decisions/index.md"} <= listed
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    numbers = [int(page.name[:3]) for page in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
 def test_the_citation_names_the_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == sb.__version__

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from siegebench.leaderboard import page, rank
 from siegebench.leaderboard.cards import as_card, contents
 from siegebench.leaderboard.glossary import Glossary
@@ -56,11 +59,13 @@ def test_many_boards_are_listed_by_kind_a_line_each() -> None:
     assert "cards" not in found.classes("ul")
     assert [link for link in found.links if link[1:] in {board.id for board in boards}] == [f"#{b.id}" for b in boards]
     words = " ".join(" ".join(found.words).split())
-    assert f"White box {page.CARDS + 1} linf 1/255 on shapes" in words
+    about = "The attacker knows the model and its gradients."
+    assert f"White box {page.CARDS + 1} White box {page.CARDS + 1} {about} linf 1/255 on shapes" in words
+    assert "#kind-0" in found.links
     assert "1 board on which nothing is ranked yet linf 30/255 on shapes" in words
 
 
-def test_boards_that_rank_most_entries_are_listed_first() -> None:
+def test_boards_that_rank_most_entries_come_first_in_the_list_and_below(monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = {**make.LINF, "eps": 1 / 255}, {**make.LINF, "eps": 2 / 255}
     rows = [attacked("autoattack", 90, threat=few), attacked("autoattack", 90, threat=many)]
     rows += [attacked("autoattack", 80, threat=many, model="other")]
@@ -69,6 +74,24 @@ def test_boards_that_rank_most_entries_are_listed_first() -> None:
     glossary = Glossary([], [])
     (part,) = contents([as_card(board, glossary) for board in boards])
     assert [card["id"] for card in part["boards"]] == [boards[1].id, boards[0].id]
+    monkeypatch.setattr(page, "CARDS", 1)
+    text = page.render(boards, rows)
+    assert re.findall(r'<section class="board" id="(white_box[^"]*)"', text) == [boards[1].id, boards[0].id]
+    assert re.findall(r'versus" data-board="(\d)"', text) == ["1"], "the second of the embedded boards; one has no pair"
+
+
+def test_a_kind_says_once_what_its_boards_are_about() -> None:
+    glossary = Glossary([], [])
+    texts = {**make.DATA, "name": "reviews", "kind": "text", "digest": "e" * 64}
+    boards = rank.boards([attacked("autoattack", 90), attacked("autoattack", 90, data=texts)])
+    cards = [as_card(board, glossary) for board in boards]
+    assert {card["noun"] for card in cards} == {"image", "text"}
+    (part,) = contents(cards)
+    assert part["about"] == "The attacker knows the model and its gradients."
+    moved = [{**card, "short": f"It moves the {card['noun']}s."} for card in cards]
+    assert contents(moved)[0]["about"] == moved[0]["short"]
+    other = [cards[0], {**cards[1], "short": "Another sentence."}]
+    assert contents(other)[0]["about"] == f"{cards[0]['short']} Another sentence."
 
 
 def test_measures_stand_above_their_numbers() -> None:

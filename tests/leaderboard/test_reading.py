@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import html
+import json
 import re
 import time
 from dataclasses import replace
@@ -10,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from siegebench.leaderboard import details, glossary, page, plots, rank
+from siegebench.leaderboard.board import what
 from siegebench.leaderboard.stats import mcnemar
 
 from siegebench.cells import Result, rate, unpack
@@ -99,6 +102,44 @@ def test_the_meanings_stand_in_the_row_and_above_the_column() -> None:
         assert f"<li><b>{track}</b>" in text
 
 
+def test_metrics_are_explained_once_for_each_board_and_rows_lead_there(everything: Built) -> None:
+    text, boards, _ = everything
+    meaning = "Images that stay correctly classified under the attack."
+    assert text.count(f"<dt>robust_acc</dt><dd>{meaning}</dd>") == text.count(meaning) > 1
+    first = re.findall(r'<a href="#([^"]*)">metric</a>', text)
+    assert set(first) <= {*(f"{board.id}-metrics" for board in boards), "others-metrics"} & set(Page(text).ids)
+
+
+def test_a_row_of_two_boards_stands_on_the_page_once() -> None:
+    rows = ranked_row("autoattack", 90)
+    (board,) = rank.boards(rows)
+    text = page.render([board, replace(board, id="twin")], rows)
+    found = Page(text)
+    assert len(found.ids) == len(set(found.ids))
+    for row in rows:
+        short = row.cell.key[:16]
+        told = (
+            f'<p class="row"><a href="#row-{short}">{what(row)}</a> <code>{short}</code>, shown with another entry</p>'
+        )
+        assert text.count(f'id="row-{short}"') == text.count(told) == 1
+
+
+def test_the_hashed_cell_is_there_in_full_and_its_quotes_cost_one_byte() -> None:
+    (row,) = ranked_row("autoattack", 90, defense="</pre><b>")[:1]
+    (shown,) = [cell for cell in re.findall("<pre>(.*?)</pre>", built([row])[0]) if cell]
+    assert json.loads(html.unescape(shown)) == json.loads(json.dumps(row.cell.as_dict()))
+    assert "&#34;" not in shown
+    assert "&lt;/pre&gt;&lt;b&gt;" in shown
+
+
+def test_counts_stand_beside_their_means() -> None:
+    counts = {"queries": 300.0, "queries_per_sample": 3.0, "attacked": 100.0, "forwards_per_sample": 2.5}
+    (row,) = ranked_row("autoattack", 90)[:1]
+    assert details.details(replace(row, counts=counts), "", glossary.Glossary([row], []))["counts"] == [
+        ("attacked", "100"), ("forwards per sample", "2.5"), ("queries", "300 (3 per sample)"),
+    ]  # fmt: skip
+
+
 def test_a_row_says_when_where_and_how_it_was_made() -> None:
     (first,) = ranked_row("autoattack", 90)
     row = replace(
@@ -136,7 +177,7 @@ def test_empty_columns_are_left_out() -> None:
 
 
 def test_units_are_those_of_the_tables(everything: Built) -> None:
-    assert re.search(r'<th scope="row">robust_acc</th><td>49\.0 %</td><td>42\.2–55\.9</td><td>200</td>', everything[0])
+    assert re.search(r'<th scope="row">robust_acc<td>49\.0 %<td>42\.2–55\.9<td>200\n', everything[0])
 
 
 def test_names_and_flags_are_explained() -> None:
@@ -145,6 +186,8 @@ def test_names_and_flags_are_explained() -> None:
     assert {"flag-blind_attack", "about-0"} <= set(found.ids)
     assert "images that survived prove nothing" in text
     assert "the ensemble of APGD-CE" in text
+    digits = {**make.DATA, "name": "digits", "source": {"name": "digits", "version": 1}}
+    assert "scans of handwritten digits" in built(ranked_row("autoattack", 90, data=digits))[0]
 
 
 def test_neighbours_are_compared_image_by_image() -> None:

@@ -38,12 +38,14 @@ def test_a_tie_at_zero_has_no_winner() -> None:
 def test_ties_are_named_or_counted() -> None:
     two = [entry("a", 0.5, (1, 2)), entry("b", 0.48, (1, 2)), entry("none", 0.2, (3, 3))]
     assert sentences.survival(two, "robust_acc") == (
-        "The undefended network keeps 20.0 %; a (50.0 %) and b (48.0 %) keep most, too close to tell apart."
+        "The undefended network keeps 20.0 %; a (50.0 %) and b (48.0 %) keep the most, too close to tell apart."
     )
     told = sentences.proof([entry("a", 0.5, (1, 2)), entry("b", 0.48, (1, 2))], "robust_acc")
     assert told == (
-        "a (50.0 %) and b (48.0 %) certify most of the images, on average over the radii, too close to tell apart."
+        "a (50.0 %) and b (48.0 %) certify the largest part of the images, on average over the radii, "
+        "too close to tell apart."
     ), "what the rates are a share of is said once"
+    assert "keep the largest part of the views, too" in sentences.survival(two, "robust_acc", of=" of the views")
     many = [entry(f"d{i}", 0.5 + i / 100, (1, 9)) for i in range(9)]
     assert sentences.survival(many, "robust_acc") == "9 entries keep 50.0 to 58.0 %, too close to tell apart."
 
