@@ -112,7 +112,7 @@ def flips(store: Store, rows: Sequence[Result]) -> None:
     found: dict[str, dict[bool, Vector]] = {}
     for row in rows:
         inner, distance = (row.cell.attack or {}).get("attack") or {}, store.arrays(row.cell).get("distance")
-        if inner.get("name") == "sda" and distance is not None:
+        if inner.get("name") == "sda" and "reduction" in inner and distance is not None:
             source = row.cell.data["source"]
             sites = 2 * source["frames"] * source["size"] ** 2
             found.setdefault(inner["reduction"], {})[inner["tested"]] = np.round(sites * distance)
