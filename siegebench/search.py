@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from siegebench import ops
 from siegebench.oracle import Oracle
 
 
