@@ -15,22 +15,25 @@ from siegebench import ops
 from siegebench.cells import Flag
 from siegebench.classifier import Classifier
 from siegebench.draws import Draws
-from siegebench.errors import ModelError
 from siegebench.oracle import Oracle
 from siegebench.search import Best
 from siegebench.threat import Norm, ThreatModel
 from siegebench.types import Attack, Count, Lesson
 
 from ._square_l1 import SquareL1
+from ._straight import Straight
 from ._views import Logarithm, Through, alike, is_probability, parts
 from .apgd import APGD
+from .hopskipjump import HopSkipJump
 from .nes import NES
+from .rays import RayS
 from .square import Square
 
 Loss = Literal["ce", "margin", "dlr", "targeted_dlr"]
 TARGETS = 3  # classes that the targeted loss tries
 JUDGED = 5  # passes of a model with noise for one decision
 LEAST, LONGEST = 5, 100  # steps of one run
+MORE = 10  # times the passes for attacks without gradients, where no way has a gradient
 HIDDEN = 0.2  # a flag if the gradients of the model break fewer of the explored images than another way, by this much
 
 
@@ -104,21 +107,24 @@ class AdaptiveSearch(Attack):
     Auto-PGD on the margin is run on these views of the victim, as far as they differ from the earlier ones in their
     gradients on the explored images:
         the victim itself; its backward model
+        the victim with the identity as the gradient of each step, cut and custom gradient in its code
         each module inside that maps images to logits, such as the network that a wrapper defends: reached through the
         victim; with the identity as the gradient of what precedes it (BPDA), and of what follows it too; alone, so that
         its images are transferred
         the logarithm of outputs that are probabilities, in float64
         images with noise, whose mean gradient leaves out what changes faster than the ball is wide
-    Two gradient-free attacks, Square and NES, are tried too. The best three views are then tried with cross-entropy,
-    DLR and targeted DLR. If two passes on the same image differ, declared or not, gradients are means over several
-    passes. If answers depend on the batch, all images are attacked together.
+    Two attacks without gradients are tried too: Square, and NES or, where nearby images get the same outputs, one that
+    needs labels only (RayS or HopSkipJump). The best three views are then tried with cross-entropy, DLR and targeted
+    DLR. If two passes on the same image differ, declared or not, gradients are means over several passes. If answers
+    depend on the batch, all images are attacked together.
 
     Only the victim decides what is misclassified. If its decisions differ from those of the view, the image of
     highest loss of the last run is tried.
 
     Random: starting points, noise, squares and probes. Cost: at most `passes` forward and backward passes for each
-    attacked image, and about `trial` for each of the 8 to 25 ways tried on each of the explored images. A way that
-    averages k passes takes at least 5 steps.
+    attacked image, more only if an attack without gradients is among the best two; and about `trial` for each of the 8
+    to 25 ways tried on each of the explored images, ten times that if no way has a gradient. A way that averages k
+    passes takes at least 5 steps.
 
     Differs from the paper: no search over programs of attacks (Yao et al.) and no learnt starting directions (Liu et
     al.).
@@ -128,6 +134,7 @@ class AdaptiveSearch(Attack):
         images: number of images explored.
         trial: forward and backward passes for each way on each explored image.
         looks: passes averaged for each gradient of a victim with noise.
+        queries: passes for each image of an attack that needs no gradient, if one is among the best two.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
@@ -138,12 +145,14 @@ class AdaptiveSearch(Attack):
     images: Count = 16
     trial: Count = 30
     looks: Count = 4
+    queries: Count = 2000
 
     def cost(self) -> float:
         return float(self.passes)
 
     def quick(self) -> Self:
         small = replace(self, passes=min(self.passes, 40), trial=min(self.trial, 10), images=min(self.images, 2))
+        small = replace(small, queries=min(self.queries, 40))
         if hasattr(self, "_name"):
             object.__setattr__(small, "_name", self._name)
         return small
@@ -160,8 +169,9 @@ class AdaptiveSearch(Attack):
         noisy, joint = self._conduct(oracle, x)
         self_ = Choice((), noisy, joint)
         ways = self._distinct(oracle, x, y, threat, draws, list(self._ways(oracle, x, draws, noisy)))
-        ways += [Way("Square", estimate="square"), *([] if threat.norm == "l1" else [Way("NES", estimate="nes")])]
-        trials = [self._try(oracle, x, y, threat, draws, way, self_) for way in ways]
+        blind = not ways  # then the attacks without gradients get more passes, to tell them apart
+        ways += self._estimates(oracle, x, threat, draws)
+        trials = [self._try(oracle, x, y, threat, draws, way, self_, MORE if blind else 1) for way in ways]
         climbing = sorted((t for t in trials if not t.way.estimate), key=lambda t: t.score, reverse=True)[:3]
         for loss in self._losses(oracle):
             for found in climbing:
@@ -170,6 +180,17 @@ class AdaptiveSearch(Attack):
         rest = [t for t in trials if t is not first]
         second = max(rest, key=lambda t: (int((t.hit & ~first.hit).sum()), t.score))
         return replace(self_, ways=(first.way, second.way), flags=tuple(self._told(trials, first, second)))
+
+    @staticmethod
+    def _estimates(oracle: Oracle, x: Tensor, threat: ThreatModel, draws: Draws) -> list[Way]:
+        """Attacks that need no gradient: by labels alone where nearby images get the same outputs."""
+        ways = [Way("Square", estimate="square")]
+        if threat.norm != "l1":
+            near = threat.project(x + _spread(threat, x) * draws.normal(tuple(x.shape[1:]), purpose="near").to(x), x)
+            still = (oracle.logits(near) == oracle.logits(x)).all(dim=1).float().mean()
+            by_label = "RayS" if threat.norm == "linf" else "HopSkipJump"
+            ways.append(Way(by_label, estimate=by_label) if bool(still > 0.5) else Way("NES", estimate="NES"))
+        return ways
 
     @staticmethod
     def _losses(oracle: Oracle) -> list[Loss]:
@@ -200,6 +221,7 @@ class AdaptiveSearch(Attack):
         if noisy:
             yield Way(f"the mean of {looks} passes", own=True, looks=looks)
         yield Way("its backward model", own=True, exact=not noisy, looks=looks, backward_model=True)
+        yield Way("the model, steps and cuts as identity", Straight(victim), exact=not noisy, looks=looks)
         z = oracle.logits(x)
         if is_probability(z):
             yield Way("the logarithm of its outputs", Logarithm(victim), looks=looks)
@@ -227,18 +249,27 @@ class AdaptiveSearch(Attack):
                 g, _, _ = seen.gradient(start, ops.aimed("margin", y, oracle.goal))
                 if way.view is not None:
                     seen.logits(start)  # attacks make passes without a gradient too
-            except (RuntimeError, ValueError, TypeError, ModelError):
+            except Exception:
                 if way.own:
                     raise
-                continue  # a part that does not run alone, in float64, or where the victim needs gradients of it
+                continue  # code of others in a view: a part that does not run alone, in float64, without its steps
             if bool((ops.size(g, "linf") > 0).any()) and not any(alike(g, other) for _, other in kept):
                 kept.append((way, g))
         return [way for way, _ in kept]
 
     def _try(
-        self, oracle: Oracle, x: Tensor, y: Tensor, threat: ThreatModel, draws: Draws, way: Way, choice: Choice
+        self,
+        oracle: Oracle,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        draws: Draws,
+        way: Way,
+        choice: Choice,
+        times: int = 1,
     ) -> Trial:
-        found = self._attack(oracle, x, y, threat, draws.child("try", str(way)), way, self.trial, choice.joint)
+        passes = self.trial * (times if way.estimate else 1)
+        found = self._attack(oracle, x, y, threat, draws.child("try", str(way)), way, passes, choice.joint)
         hit, margin = self._judge(oracle, found, y, choice.noisy)
         return Trial(way, hit, margin)
 
@@ -261,14 +292,18 @@ class AdaptiveSearch(Attack):
         choice: Choice = lesson
         best, half = Best(x), self.passes / 2
         every = torch.arange(len(x), device=x.device)
-        rounds = max(1, int(half // max(2 * way.looks * LONGEST for way in choice.ways)))
+        longest = max(2 * way.looks * LONGEST for way in choice.ways)
+        rounds = max(1, int(half // longest))
         for k in range(rounds):
             for number, way in enumerate(choice.ways):
+                if way.estimate and k:
+                    continue  # it has had all of its queries
+                passes = self.queries if way.estimate else half / rounds
                 rows = every if choice.joint else best.left()
                 if not len(best.left()):
                     return best.point
                 view, streams = oracle[rows], draws[rows].child("run", k, number)
-                found = self._attack(view, x[rows], y[rows], threat, streams, way, half / rounds, choice.joint)
+                found = self._attack(view, x[rows], y[rows], threat, streams, way, passes, choice.joint)
                 hit, margin = self._judge(view, found, y[rows], choice.noisy)
                 inside = threat.size(found, x[rows]) <= threat.limit
                 best.keep(rows, found, torch.where(inside, margin, -torch.inf), hit & inside)
@@ -295,9 +330,10 @@ class AdaptiveSearch(Attack):
     ) -> Tensor:
         """The images that one way finds with about this many passes for each."""
         if way.estimate:
-            queries = max(10, int(passes))
-            square = SquareL1(queries=queries) if threat.norm == "l1" else Square(queries=queries)
-            return (NES(queries=queries) if way.estimate == "nes" else square).run(oracle, x, y, threat, draws)
+            square = SquareL1 if threat.norm == "l1" else Square
+            estimates = {"square": square, "NES": NES, "RayS": RayS, "HopSkipJump": HopSkipJump}
+            attack = estimates[way.estimate](queries=max(10, int(passes)))
+            return attack.run(oracle, x, y, threat, draws)
         steps = min(LONGEST, max(LEAST, int(passes / (2 * way.looks))))
         if way.loss == "targeted_dlr":
             steps = max(5, steps // TARGETS)

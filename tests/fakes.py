@@ -6,6 +6,7 @@ Some take the network apart in wrappers, as defenses of the catalogue do; some a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +138,35 @@ class NaNGradients(Fake):
         return logits
 
 
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return -g
+
+
+class Reversed(Fake):
+    """A function of its own, whose gradient has the other sign."""
+
+    def answer(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(_Turned.apply(x))
+        return logits
+
+
+class Hooked(Fake):
+    """A hook that sets the gradient to zero."""
+
+    def answer(self, x: Tensor) -> Tensor:
+        seen = x.clone()
+        if seen.requires_grad:
+            seen.register_hook(torch.zeros_like)
+        logits: Tensor = self.inner(seen)
+        return logits
+
+
 class Refined(Fake):
     """Steps of its own that raise the largest logit, before it answers: it optimises at inference."""
 
@@ -174,4 +204,6 @@ FAKES: dict[str, Callable[[Classifier], Classifier]] = {
     "memory": Memory,
     "nan_gradients": NaNGradients,
     "refined": Refined,
+    "reversed": Reversed,
+    "hooked": Hooked,
 }
