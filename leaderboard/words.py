@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from siegebench.cells import canonical, digest, label
@@ -42,10 +42,21 @@ def display(descriptions: Iterable[Mapping[str, Any] | None]) -> dict[str, str]:
             out |= {key: str(called) for key, called in presets.items()}
             continue
         for key, leaves in same.items():
-            shown = [f"{k.rpartition('.')[2]}={leaves[k][:20]}" for k in varying if k in leaves]
+            shown = [f"{_called(k)}={leaves[k][:20]}" for k in _outer(varying) if k in leaves]
             out[key] = f"{name} ({', '.join(shown)})" if len(same) > 1 else name
     twice = {name for name, count in Counter(out.values()).items() if count > 1}
     return {key: f"{name} #{digest(key)[:6]}" if name in twice else name for key, name in out.items()}
+
+
+def _outer(varying: Sequence[str]) -> list[str]:
+    """Without the parameters of nested entries that differ already in their names."""
+    nested = [k.removesuffix("name") for k in varying if k.endswith(".name")]
+    return [k for k in varying if k.endswith(".name") or not any(k.startswith(entry) for entry in nested)]
+
+
+def _called(path: str) -> str:
+    """`lr` for `recipe.lr`, `detector` for `detector.name`."""
+    return path.removesuffix(".name").rpartition(".")[2]
 
 
 def slug(*parts: str, key: Any) -> str:

@@ -48,6 +48,8 @@ def test_presets_are_called_by_their_names_if_all_of_a_kind_have_one() -> None:
     crown = {"name": "crown", "version": 1}
     assert set(display([{**crown, "widest": 512}, {**crown, "widest": 0}]).values()) == {"crown", "crown.crown_ibp"}
     assert "crown (widest=3)" in display([{**crown, "widest": 512}, {**crown, "widest": 3}]).values()
+    nested = [{"name": "nab", "detector": None}, {"name": "nab", "detector": {"name": "scan", "dims": 64}, "side": 3}]
+    assert "nab (detector=scan, side=3)" in display(nested).values()
     net = {"name": "verified_net", "version": 1, "recipe": {"epochs": 15}}
     nets = [{**net, "architecture": a, "sha256": a} for a in ("cnn_a", "resnet2b")]
     assert set(display(nets).values()) == {"verified_net.cnn_a", "verified_net.resnet2b"}
