@@ -3,6 +3,7 @@
     python benchmarks/scale.py plan              10,000 cells: from a suite to a plan, and what is left to compute
     python benchmarks/scale.py workers           cells per second with one and two workers, and the cost of a cell
     python benchmarks/scale.py simulate STORE    the wall time of the rows of a store on 1 to 1,000 workers
+    python benchmarks/scale.py memory            the largest memory while a cell of 10,000 images is computed
 
 `simulate` computes nothing: it schedules the measured seconds of the rows as the executors do (cells of one model with
 one worker, idle workers take from the longest queue). Trained networks are counted once, with the cell that trained
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -120,6 +122,28 @@ def workers(count: int) -> None:
         print(f"two workers are {ratios} times as fast as one")
 
 
+def memory(images: int, attack: str) -> None:
+    """Memory of this process before a cell of so many images, and the largest while it is computed."""
+    from siegebench.config import load_suite
+    from siegebench.evaluation import evaluate
+    from siegebench.plan import plan
+    from siegebench.workspace import Settings, Workspace
+
+    def gigabytes(line: str) -> float:
+        return int(Path("/proc/self/status").read_text().split(f"{line}:")[1].split()[0]) / 2**20
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, data = Path(name), {"set": "cifar10_jpeg", "count": images}
+        board = {"attacks": [attack], "search": "none", "measures": [], "threats": [{"norm": "linf", "eps": "8/255"}]}
+        whole = load_suite(str(suite(folder, **board)), [f"data={json.dumps(data)}", "models=[cifar_resnet20]"])
+        planned = plan(whole)
+        (cell,) = (c for c in planned.cells if c.doing["name"] == attack)
+        ws = Workspace(Settings(root=str(folder / "store"), threads=1, device="cpu", specs=planned.specs))
+        before = gigabytes("VmRSS")
+        row = timed(f"{attack} on {images:,} images", lambda: evaluate(cell, ws))
+        print(f"{row.status}: {before:.2f} GiB before, at most {gigabytes('VmHWM'):.2f} GiB")
+
+
 def simulated(cells: Sequence[tuple[Cell, float]], count: int) -> float:
     """Seconds until the last of the workers has ended."""
     seconds = {cell.key: s for cell, s in cells}
@@ -151,11 +175,15 @@ def simulate(store: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["plan", "workers", "simulate"])
+    parser.add_argument("what", choices=["plan", "workers", "simulate", "memory"])
     parser.add_argument("store", nargs="?", type=Path)
     parser.add_argument("--cells", type=int, help="default: 10,000 for plan, 200 for workers")
+    parser.add_argument("--images", type=int, default=10_000, help="for memory")
+    parser.add_argument("--attack", default="pgd", help="for memory")
     given = parser.parse_args()
-    if given.what == "plan":
+    if given.what == "memory":
+        memory(given.images, given.attack)
+    elif given.what == "plan":
         plans(given.cells or 10_000)
     elif given.what == "workers":
         workers(given.cells or 200)

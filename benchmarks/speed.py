@@ -33,6 +33,7 @@ EFFICIENCY = {
     "pgd 0.5/255": ({"name": "pgd", "steps": 20}, {"eps": "0.5/255"}),
     "apgd 0.5/255": ("apgd", {"eps": "0.5/255"}),
     "cw l2": ({"name": "cw", "searches": 3}, {"norm": "l2", "eps": "0.1"}),
+    "fmn l2": ("fmn", {"norm": "l2", "eps": "0.1"}),
     "square 1/255": ({"name": "square", "queries": 500}, {"eps": "1/255", "access": "score", "queries": 500}),
     "nes 1/255": ({"name": "nes", "queries": 500}, {"eps": "1/255", "access": "score", "queries": 500}),
     "signhunter 1/255": ({"name": "signhunter", "queries": 500}, {"eps": "1/255", "access": "score", "queries": 500}),

@@ -1,12 +1,17 @@
-"""Tables of two studies, from the stored rows of their suites.
+"""Tables of four studies, from the stored rows of their suites.
 
     siegebench run medical
     siegebench run robust_models_gtsrb
+    siegebench run text
+    siegebench run spiking
     python benchmarks/studies.py --store results
 
 `medical`: balanced accuracy (mean over the classes) of each network on clean images, and at each eps under uniform
 noise and under all attacks together. `robust_models_gtsrb`: the cues of both networks, only over the images that both
-classify correctly, with the number of these images.
+classify correctly, with the number of these images. `text`: each training of the attention by train seed, and its mean
+difference from the same training without the term, paired by seed, with a 95 % interval of Student's t. `spiking`: in
+how many films an attack needs fewer flips than another with the same reduction; the flips of each film are in the store
+that measured them, not in `leaderboard/rows`.
 """
 
 from __future__ import annotations
@@ -76,6 +81,51 @@ def cues(store: Store, rows: Sequence[Result]) -> None:
         table(["cue", *found], [[n, *(float(arrays[n][both].mean()) for arrays in found.values())] for n in names])
 
 
+def attention(rows: Sequence[Result]) -> None:
+    """Accuracy, agreement and accuracy under `viper` of each training, by train seed."""
+    from scipy.stats import t  # takes a second to import
+
+    names = display(row.cell.defense for row in rows)
+    for metric in ("clean_acc", "correlation", "robust_acc"):
+        found: dict[str, dict[int, float]] = {}
+        without: dict[int, float] = {}
+        for row in rows:
+            if metric in row.metrics:
+                by_seed = without if row.cell.defense.get("eps") == 0 else {}
+                by_seed = found.setdefault(names[canonical(row.cell.defense)], by_seed)
+                by_seed[row.cell.model["train_seed"]] = row.metrics[metric]["value"]
+        lines: list[list[object]] = []
+        for name, by_seed in found.items():
+            values = [by_seed[seed] for seed in sorted(by_seed)]
+            told, both = "-", sorted(by_seed.keys() & without.keys())
+            if name != "none" and by_seed is not without and len(both) > 1:
+                gap = np.array([by_seed[seed] - without[seed] for seed in both])
+                half = float(t.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5)
+                told = f"{gap.mean():+.3f} [{gap.mean() - half:+.3f}, {gap.mean() + half:+.3f}]"
+            lines.append([name, *values, float(np.mean(values)), told])
+        seeds = sorted({seed for by_seed in found.values() for seed in by_seed})
+        table([metric, *(f"seed {seed}" for seed in seeds), "mean", "against eps 0"], lines)
+
+
+def flips(store: Store, rows: Sequence[Result]) -> None:
+    """In how many films sda needs fewer flips than plain top-k gradients, for each reduction."""
+    found: dict[str, dict[bool, Vector]] = {}
+    for row in rows:
+        inner, distance = (row.cell.attack or {}).get("attack") or {}, store.arrays(row.cell).get("distance")
+        if inner.get("name") == "sda" and "reduction" in inner and distance is not None:
+            source = row.cell.data["source"]
+            sites = 2 * source["frames"] * source["size"] ** 2
+            found.setdefault(inner["reduction"], {})[inner["tested"]] = np.round(sites * distance)
+    lines: list[list[object]] = []
+    for reduction, by_trial in found.items():
+        if len(by_trial) == 2:
+            both = (by_trial[True] > 0) & (by_trial[False] > 0)  # neither was wrong already
+            one, other = by_trial[True][both], by_trial[False][both]
+            counts = [int(each.sum()) for each in (both, one < other, one == other, one > other)]
+            lines.append([reduction, *counts, float(one.mean()), float(other.mean())])
+    table(["reduction", "films", "fewer with sda", "as many", "more", "mean of sda", "mean of top-k"], lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("results"))
@@ -87,6 +137,10 @@ def main() -> None:
     }
     medical([row for row in attacked if row.cell.data["count"] in whole])
     cues(store, [row for row in rows if row.cell.measure is not None and row.cell.measure["name"] == "cues"])
+    sentences = [row for row in rows if row.cell.data["name"] == "sentiment_sentences"]
+    attention([row for row in sentences if row.cell.track == "white_box"])
+    films = [row for row in rows if row.cell.data["name"] == "saccades" and row.cell.threat is not None]
+    flips(store, [row for row in films if row.cell.threat and row.cell.threat["eps"] == 1])
 
 
 if __name__ == "__main__":

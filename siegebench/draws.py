@@ -24,6 +24,7 @@ def _signed(value: int) -> int:
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _M1 = _signed(0xBF58476D1CE4E5B9)
 _M2 = _signed(0x94D049BB133111EB)
+_BLOCK = 2**16  # words that are mixed together: they stay in the cache of a CPU
 
 
 def _shift(x: Tensor, k: int) -> Tensor:
@@ -32,9 +33,18 @@ def _shift(x: Tensor, k: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _M1
-    x = (x ^ _shift(x, 27)) * _M2
-    return x ^ _shift(x, 31)
+    return _mix_(x.clone())
+
+
+def _mix_(x: Tensor) -> Tensor:
+    """In place, which takes half the time."""
+    shifted = torch.empty_like(x)
+    for k, factor in ((30, _M1), (27, _M2), (31, 1)):
+        torch.bitwise_right_shift(x, k, out=shifted)
+        x ^= shifted.bitwise_and_((1 << (64 - k)) - 1)
+        if factor != 1:
+            x *= factor
+    return x
 
 
 @lru_cache(maxsize=4096)
@@ -94,19 +104,22 @@ class Draws:
         key = _mix(key + (torch.as_tensor(step, device=key.device).long() + 1) * _M1)
         count = math.prod(shape)
         counter = torch.arange(1, count + 1, device=key.device) * _GAMMA
-        return _mix(key[:, None] + counter).view(len(self.ids), *shape)
+        words = key[:, None] + counter
+        for part in words.split(max(1, _BLOCK // max(1, count))):
+            _mix_(part)
+        return words.view(len(self.ids), *shape)
 
     def uniform(self, shape: tuple[int, ...] = (), step: int | Tensor = 0, purpose: str = "") -> Tensor:
         """U[0, 1) with 24 random bits, float32 [n, *shape]."""
-        return _shift(self.bits(shape, step, purpose), 40).float() * 2.0**-24
+        return _shift(self.bits(shape, step, purpose), 40).float().mul_(2.0**-24)
 
     def normal(self, shape: tuple[int, ...] = (), step: int | Tensor = 0, purpose: str = "") -> Tensor:
         """N(0, 1) by Box-Muller, both 32-bit halves of each word used; float32 [n, *shape]."""
         count = math.prod(shape)
         words = self.bits(((count + 1) // 2,), step, purpose)
-        u = (_shift(words, 32).float() + 0.5) * 2.0**-32  # in (0, 1]
-        angle = (words & 0xFFFFFFFF).float() * (2 * math.pi * 2.0**-32)
-        radius = (-2 * u.clamp(max=1.0).log()).sqrt()
+        u = _shift(words, 32).float().add_(0.5).mul_(2.0**-32)  # in (0, 1]
+        angle = (words & 0xFFFFFFFF).float().mul_(2 * math.pi * 2.0**-32)
+        radius = u.clamp_(max=1.0).log_().mul_(-2).sqrt_()
         both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
         return both[:, :count].reshape(len(self.ids), *shape)
 

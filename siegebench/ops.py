@@ -55,6 +55,8 @@ def size(delta: Tensor, norm: str) -> Tensor:
 
 def project_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
     """Nearest point (in L2) of the eps-ball for each row; eps may be a number or a tensor [n]."""
+    if norm == "linf" and not isinstance(eps, Tensor):
+        return delta.clamp(-eps, eps)
     bound = torch.as_tensor(eps, dtype=_real(delta), device=delta.device).expand(len(delta))
     if norm == "linf":
         limit = over(bound, delta)

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from siegebench import ops
 from siegebench.classifier import Classifier
-from siegebench.data import Kind
 from siegebench.draws import Draws
 from siegebench.errors import BudgetExhausted, ContractError, NotApplicable
 from siegebench.inputs import blamed
-from siegebench.ledger import CountBackward, Ledger, SeeGradient
-from siegebench.prepare import at_once
-from siegebench.threat import TOLERANCE, ThreatModel
+from siegebench.ledger import CountBackward, Ledger, Nearest, SeeGradient
+from siegebench.prepare import at_once, slices
+from siegebench.threat import ThreatModel
 
 Loss = Callable[[Tensor], Tensor]  # logits [n, classes] to one number a sample, [n], or several, [n, k]
 
@@ -37,6 +36,7 @@ class Oracle(nn.Module):
         watch: `(x, y)` to keep the best feasible point so far, for foreign attacks that may be interrupted.
         goal: target class of each sample, int64 [n]; None for an untargeted threat.
         start: points from which the attack is to start [n, ...]; None to leave that to the attack.
+        most: largest number of images that the model gets at once, up to a quarter more; None: what `at_once` says.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Oracle(nn.Module):
         watch: tuple[Tensor, Tensor] | None = None,
         goal: Tensor | None = None,
         start: Tensor | None = None,
+        most: int | None = None,
     ) -> None:
         super().__init__()
         object.__setattr__(self, "model", model)  # not a submodule, so that attacks cannot reach its parameters
@@ -54,13 +55,14 @@ class Oracle(nn.Module):
         self.threat, self.num_classes, self.kind = threat, model.num_classes, model.kind
         self.draws, self.ledger = draws.child("model"), Ledger(len(draws), draws.ids.device)
         self.rows = torch.arange(len(draws), device=draws.ids.device)
-        self.goals, self.starts = goal, start
+        self.goals, self.starts, self.most = goal, start, most
+        self.noise: Draws | None = None  # of a part of a pass
         self.copies = self.mean_of = 1
         self.through_backward_model = self.same_noise = False
         self.before: tuple[Callable[[Tensor, Draws], Tensor], ...] = ()
         self.after: tuple[Callable[[Tensor], Tensor], ...] = ()
         self.tap: Callable[[Tensor], Tensor] | None = None
-        self.watch: _Best | None = _Best(*watch, threat, self.kind) if watch else None
+        self.watch: Nearest | None = Nearest(*watch, threat, self.kind) if watch else None
         parameter = next(model.parameters(), None)
         # of the images: float32 also for a network in half precision
         self.dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
@@ -135,7 +137,7 @@ class Oracle(nn.Module):
         n = len(self.ledger.queries)  # the watch is indexed like the ledger, not like this view
         images, labels = x.new_zeros(n, *x.shape[1:]), y.new_zeros(n)
         images[self.rows], labels[self.rows] = x, y
-        return self._view(watch=_Best(images, labels, self.threat, self.kind))
+        return self._view(watch=Nearest(images, labels, self.threat, self.kind))
 
     def best(self) -> tuple[Tensor, Tensor]:
         """(nearest misclassified images seen while watching, their distances, infinite if there is none)."""
@@ -183,21 +185,11 @@ class Oracle(nn.Module):
             raise ContractError(
                 f"the threat model grants {self.threat.access} access; this attack asked for a gradient"
             )
+        # integer inputs, such as texts, have no gradient: it is that of their embeddings
+        x = x if x.is_floating_point() else self.model.embedded(x)
         total: tuple[Tensor, Tensor, Tensor] | None = None
         for _ in range(self.mean_of):
-            # integer inputs, such as texts, have no gradient: it is that of their embeddings
-            leaf = (x if x.is_floating_point() else self.model.embedded(x)).detach().requires_grad_(True)
-            with torch.enable_grad():
-                image = leaf
-                for change in self.before:
-                    image = change(image, self._pass_draws())
-                z, rows = self._pass(image)
-                values = losses(z)
-                with blamed(self.model, x):
-                    g = self._backwards(values, leaf)
-            self.ledger.backwards.index_add_(0, rows, torch.full_like(rows, g.shape[1]))
-            g = self._seen(g, rows)
-            part = (g, z.detach(), values.detach())
+            part = self._slopes(x, losses)
             total = part if total is None else (total[0] + part[0], total[1] + part[1], total[2] + part[2])
         assert total is not None
         k = self.mean_of
@@ -205,6 +197,38 @@ class Oracle(nn.Module):
         for filter_ in self.after:
             g = filter_(g.flatten(0, 1)).unflatten(0, g.shape[:2])
         return g, z, values
+
+    def _slopes(self, x: Tensor, losses: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """(gradients [n, k, ...], logits, losses) of one pass, which the model gets in parts.
+
+        `losses` expects the logits of all images: beside those of a part it gets copies, whose losses are not used.
+        """
+        parts = self._parts(x)
+        if len(parts) == 1 or self.tap is not None or len(x) != len(self.rows):  # a tap may edit all images together
+            return self._slope(x, losses)
+        noise, found = self._pass_draws(), []
+        for at in parts:
+
+            def own(z: Tensor, at: slice = at) -> Tensor:
+                beside = z.detach()[torch.arange(len(x), device=z.device) % len(z)]
+                return losses(torch.cat([beside[: at.start], z, beside[at.stop :]]))[at]
+
+            found.append(self._view(rows=self.rows[at], noise=noise[at])._slope(x[at], own))
+        g, z, values = map(torch.cat, zip(*found, strict=True))
+        return g, z, values
+
+    def _slope(self, x: Tensor, losses: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        leaf = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            image = leaf
+            for change in self.before:
+                image = change(image, self._pass_draws())
+            z, rows = self._pass(image)
+            values = losses(z)
+            with blamed(self.model, x):
+                g = self._backwards(values, leaf)
+        self.ledger.backwards.index_add_(0, rows, torch.full_like(rows, g.shape[1]))
+        return self._seen(g, rows), z.detach(), values.detach()
 
     @staticmethod
     def _backwards(values: Tensor, leaf: Tensor) -> Tensor:
@@ -297,6 +321,9 @@ class Oracle(nn.Module):
             spent = int(ledger.queries[rows].max()) if len(rows) else 0
             if spent + copies > limit:
                 raise BudgetExhausted(f"{limit} queries granted, {spent} spent, {copies} more requested")
+        if self.most and torch.is_grad_enabled() and len(x) > 1.25 * self.most and len(self.rows) > self.copies:
+            # this pass cannot be made in parts: the harness runs the attack on fewer images
+            raise torch.OutOfMemoryError(f"a pass of {len(x)} images, at most {self.most} at once")
         one = torch.ones_like(rows)
         draws = self._pass_draws(rows, copies) if self.model.randomized else None
         call = self.model.backward_model if self.through_backward_model else self.model
@@ -307,17 +334,22 @@ class Oracle(nn.Module):
         ledger.spent += copies
         return z, rows
 
-    @staticmethod
-    def _in_parts(call: Callable[..., Tensor], x: Tensor, draws: Draws | None) -> Tensor:
+    def _in_parts(self, call: Callable[..., Tensor], x: Tensor, draws: Draws | None) -> Tensor:
         """Split the batch for speed; in one pass if a gradient is needed."""
-        part = at_once(x, x.device)
-        if torch.is_grad_enabled() or len(x) <= part:
+        parts = self._parts(x)
+        if torch.is_grad_enabled() or len(parts) == 1:
             return call(x, draws)
-        parts = [slice(i, i + part) for i in range(0, len(x), part)]
-        return torch.cat([call(x[p], None if draws is None else draws[p]) for p in parts])
+        return torch.cat([call(x[at], None if draws is None else draws[at]) for at in parts])
+
+    def _parts(self, x: Tensor) -> list[slice]:
+        """The parts in which the model gets the images of a pass, each with all copies of a sample."""
+        most = at_once(x, x.device)
+        return slices(len(x), most if self.most is None else min(most, self.most), self.copies)
 
     def _pass_draws(self, rows: Tensor | None = None, copies: int | None = None) -> Draws:
         """Streams for the next pass of each image."""
+        if self.noise is not None:
+            return self.noise
         rows, copies = self.rows if rows is None else rows, copies or self.copies
         number = self.ledger.forwards[rows] * (not self.same_noise)
         if copies > 1:
@@ -347,23 +379,3 @@ class Oracle(nn.Module):
         if calls == 0:
             raise NotApplicable("the last convolution takes no part in the answer: it has no feature maps")
         return z
-
-
-class _Best:
-    """The nearest feasible misclassified point that a foreign attack has queried, if any."""
-
-    def __init__(self, x: Tensor, y: Tensor, threat: ThreatModel, kind: Kind) -> None:
-        self.x, self.y, self.threat, self.kind = x, y, threat, kind
-        self.point = x.clone()
-        self.distance = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
-
-    def update(self, seen: Tensor, z: Tensor, rows: Tensor) -> None:
-        origin = self.x[rows]
-        far = self.threat.size(seen, origin)
-        good = (ops.margin(z, self.y[rows]) > 0) & self.kind.inside(seen, TOLERANCE)
-        # rows may repeat a sample: the nearest point is kept
-        far = torch.where(good, far, torch.full_like(far, float("inf")))
-        nearest = torch.full_like(self.distance, float("inf")).scatter_reduce(0, rows, far, "amin")
-        for_rows = (far <= nearest[rows]) & (far < self.distance[rows])
-        self.point[rows[for_rows]] = seen[for_rows].clamp(self.kind.low, self.kind.high)
-        self.distance = torch.minimum(self.distance, nearest)

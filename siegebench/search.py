@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from siegebench import ops
 from siegebench.oracle import Oracle
 
 
@@ -30,8 +29,8 @@ class Best:
         """Keep those points [m, ...] that are better than the best points so far."""
         before = self.hit[rows]
         better = (hit & ~before) | ((hit | ~before) & (loss > self.loss[rows]))
-        self.point[rows] = torch.where(ops.over(better, point), point, self.point[rows])
-        self.loss[rows] = torch.where(better, loss, self.loss[rows])
+        chosen = rows[better]  # several times faster than torch.where over all pixels
+        self.point[chosen], self.loss[chosen] = point[better], loss[better]
         self.hit[rows] = before | hit
 
     def left(self) -> Tensor:

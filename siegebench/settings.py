@@ -7,6 +7,8 @@ from typing import Any
 
 from siegebench.cells import digest
 
+TOGETHER = 4  # an attack on a CPU gets this many times the images of a pass, so that those left at the end fill one
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -15,7 +17,8 @@ class Settings:
     Attributes:
         root: folder of the store.
         device: `auto` uses CUDA if available.
-        batch: largest number of images per step; halved when memory runs out.
+        batch: largest number of images per pass; halved when memory runs out. On a CPU, an attack works on `TOGETHER`
+            times as many images, and the model gets them in parts.
         dtype: `float32`, or `float64` for checks of exactness.
         threads: threads of torch per worker; None is torch's default.
         again: compute rows again that were started at this time (UTC) or before; empty: use them.

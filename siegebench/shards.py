@@ -4,8 +4,8 @@
 
 They are removed when the row is written.
 
-An attack of more than one batch of images leaves each part behind that took a few seconds. Parts are made small enough
-that each takes about a minute. An outcome does not depend on the images beside it, so the row is the same.
+An attack on more than 256 images leaves each part behind that took a few seconds. Parts are made small enough that each
+takes about a minute. An outcome does not depend on the images beside it, so the row is the same.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ Part = dict[str, Tensor]
 MINUTE = 60.0  # seconds that a part should take
 WORTH = 2.0  # seconds of work below which a part is not written
 FIRST = 64  # images of the first part, which shows how long one takes
+WHOLE = 256  # images up to which a cell is one part
 
 
 def folder(root: Path, key: str, whose: str) -> Path:
@@ -56,7 +57,7 @@ def by_parts(part: Callable[[slice], Part], n: int, batch: int, at: Path) -> lis
     Raises:
         torch.OutOfMemoryError: when a single image does not fit.
     """
-    if n <= batch:
+    if n <= min(batch, WHOLE):
         return in_batches(part, n, batch)
     out: list[Part] = []
     start, size = 0, min(batch, FIRST)

@@ -21,6 +21,7 @@ from siegebench.errors import ConfigError, ContractError, DataError, ModelError,
 from siegebench.inputs import PROBES, check_answers, restored
 from siegebench.prepare import at_once, prepare
 from siegebench.rows import Rows
+from siegebench.settings import TOGETHER
 from siegebench.settings import Settings as Settings
 from siegebench.store import Store
 from siegebench.types import (
@@ -128,6 +129,11 @@ class Workspace:
     def batch(self, x: Tensor | Rows) -> int:
         """Batch size for images like x, limited by the settings and the device."""
         return min(self.settings.batch, at_once(x, self.device))
+
+    def together(self, x: Tensor | Rows) -> tuple[int, int | None]:
+        """(how many images like x an attack works on at a time, and the `most` of its oracle)"""
+        batch = self.batch(x)
+        return (TOGETHER * batch, batch) if self.device.type == "cpu" else (batch, None)
 
     def pixels(self, data: ImageSet, index: Tensor | slice = EVERY) -> Tensor:
         """Images on the device, in [0, 1]."""

@@ -80,7 +80,7 @@ def test_a_row_after_a_kill_equals_one_without(tmp_path: Path, monkeypatch: pyte
     with runs.known(tmp_path / "site", monkeypatch):
         suite = load_suite(str(runs.suite(tmp_path / "s.yaml", runs.board(measures=[]))))
         (cell,) = (c for c in plan(suite).cells if c.attack is not None)
-        made = replace(Settings(threads=1, device="cpu", batch=16, save_images=0), suite=suite.origin)
+        made = replace(Settings(threads=1, device="cpu", batch=4, save_images=0), suite=suite.origin)
         rows, calls = {}, []
         attack = Attack.__call__
 

@@ -120,7 +120,7 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     batch: Annotated[
-        int, typer.Option(min=1, help="Largest number of images per step; halved when memory runs out.")
+        int, typer.Option(min=1, help="Largest number of images per pass; halved when memory runs out.")
     ] = 256,
     dtype: Annotated[str, typer.Option(help="float32, or float64 for checks of exactness.")] = "float32",
     page: Annotated[Path | None, typer.Option(help="File of the HTML page; default: STORE/SUITE.html.")] = None,

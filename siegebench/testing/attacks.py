@@ -54,10 +54,11 @@ def _attack(
     goal: Tensor | None = None,
     start: Tensor | None = None,
     anew: bool = False,
+    most: int | None = None,
 ) -> tuple[Tensor, Oracle]:
     """(images, oracle) of an attack; with `anew` it learns again what it has learned about this model before."""
     draws = Draws(0, torch.arange(len(x)) if ids is None else ids)
-    oracle = Oracle(model, threat, draws, goal=goal, start=start)
+    oracle = Oracle(model, threat, draws, goal=goal, start=start, most=most)
     key = ("lesson", id(attack), weights_hash(model.state_dict()), threat, x.shape[-1])
     if anew or key not in case.kept:
         case.kept[key] = lesson_of(attack, model, threat, x.shape[-1])
@@ -107,6 +108,18 @@ def treats_a_sample_alone_as_in_a_batch(case: Case) -> None:
             far = ops.size(out - case.kept[norm][i], "linf")
             # float64: the only remaining difference is rounding in the victim's kernels
             require(far.max() < 1e-7, f"{norm}: sample {int(i[far.argmax()])} gets another result {how}")
+
+
+def finds_the_same_when_the_model_gets_a_pass_in_parts(case: Case) -> None:
+    model, x, y = victim()
+    for norm in _norms(case):
+        try:
+            out, _ = _attack(case, case.quick, model, x, y, _threat(case, norm), most=3)
+        except torch.OutOfMemoryError:
+            continue  # its passes cannot be made in parts: a suite gives it fewer images
+        far = ops.size(out - case.kept[norm], "linf")
+        found = f"{norm}: sample {int(far.argmax())} gets another result: is a loss a number of each sample by itself?"
+        require(far.max() < 1e-7, found)
 
 
 def leaves_the_model_as_found(case: Case) -> None:
@@ -250,6 +263,7 @@ CLAUSES = (
     changes_nothing_at_eps_0,
     gives_the_same_result_for_the_same_draws,
     treats_a_sample_alone_as_in_a_batch,
+    finds_the_same_when_the_model_gets_a_pass_in_parts,
     leaves_the_model_as_found,
     leaves_the_images_as_found,
     is_refused_with_less_access_than_it_needs,

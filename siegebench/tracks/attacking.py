@@ -24,6 +24,7 @@ from siegebench.errors import ContractError
 from siegebench.ledger import Ledger
 from siegebench.metrics import QUERY_MARKS
 from siegebench.oracle import Oracle
+from siegebench.prepare import at_once, slices
 from siegebench.threat import ThreatModel
 from siegebench.tracks.conduct import conduct_flags
 from siegebench.tracks.conventions import convention_flags
@@ -92,10 +93,11 @@ def _attack(
     else:
         lesson, spent = lesson_of(attack, cell, ws, seen, threat)
     most = len(indices) if ws.settings.save_images == 0 else ws.settings.save_images or 0
+    together, in_pass = ws.together(data.stored)
 
     def found(at: slice, x: Tensor, y: Tensor, draws: Draws, goal: Tensor | None) -> tuple[Tensor, Ledger]:
         def make() -> tuple[Tensor, Ledger]:
-            oracle = Oracle(seen, threat, draws, goal=goal)
+            oracle = Oracle(seen, threat, draws, goal=goal, most=in_pass)
             return attack(oracle, x, y, threat, draws, lesson), oracle.ledger
 
         if not attack.minimises():
@@ -145,7 +147,7 @@ def _attack(
 
     whose = digest([sources.of(cell), fingerprint(victim), fingerprint(seen), ws.settings.dtype, most])
     left = shards.folder(ws.store.root, cell.key, whose)
-    parts = shards.by_parts(part, len(indices), ws.batch(data.stored), left)
+    parts = shards.by_parts(part, len(indices), together, left)
     got = {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]} if parts else {}
     row = _row(cell, data, indices, threat, clean, victim, attack, got, aimed)
     row.counts.update(spent)
@@ -166,8 +168,9 @@ def _refuted(
     rows = lost.nonzero().squeeze(1)
     if len(rows):
         far = threat.size(x_adv[rows], x[rows]).clamp(min=1e-12)
-        part = (NEARER * threat.eps / far).clamp(max=1.0).view(-1, 1, 1, 1)
-        out[rows] = refutes(x[rows] + part * (x_adv[rows] - x[rows]), y[rows], draws[rows])
+        near = x[rows] + (NEARER * threat.eps / far).clamp(max=1.0).view(-1, 1, 1, 1) * (x_adv[rows] - x[rows])
+        parts = slices(len(rows), at_once(x, x.device))
+        out[rows] = torch.cat([refutes(near[at], y[rows[at]], draws[rows[at]]) for at in parts])
     return out
 
 

@@ -10,7 +10,7 @@ from siegebench.cells import Cell, Flag, digest
 from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.prepare import in_batches
+from siegebench.prepare import at_once, in_batches, slices
 from siegebench.workspace import Workspace
 
 BLIND = 0.5  # an attack is flagged if a larger fraction of its gradients is exactly zero
@@ -20,10 +20,11 @@ PASSES = 9  # forward passes of a randomised model per scored image; the majorit
 @torch.no_grad()
 def fresh_passes(model: Classifier, x: Tensor, draws: Draws, purpose: str) -> Tensor:
     """Logits of k new forward passes, [k, n, classes]: k = 9 for a randomised model, 1 otherwise."""
+    parts = slices(len(x), at_once(x, x.device))
     if not model.randomized:
-        return model(x)[None]
+        return torch.cat([model(x[at]) for at in parts])[None]
     fresh = draws.child("score", purpose)
-    return torch.stack([model(x, fresh.at(i)) for i in range(PASSES)])
+    return torch.stack([torch.cat([model(x[at], fresh[at].at(i)) for at in parts]) for i in range(PASSES)])
 
 
 def right(z: Tensor, y: Tensor) -> Tensor:

@@ -95,6 +95,20 @@ class CountsPlaces(FGSM):
         return threat.project(x + threat.eps * noise, x)
 
 
+class CountsCalls(FGSM):
+    """Its loss changes with each call, not with the logits alone."""
+
+    def run(self, oracle, x, y, threat, draws):
+        calls = []
+
+        def loss(z):
+            calls.append(len(z))
+            return (-1) ** (len(calls) - 1) * ops.margin(z, y)
+
+        g, _, _ = oracle.gradient(x, loss)
+        return threat.project(x + threat.eps * g.sign(), x)
+
+
 class SwitchesToTraining(FGSM):
     def run(self, oracle, x, y, threat, draws):
         out = super().run(oracle, x, y, threat, draws)
@@ -173,6 +187,7 @@ BROKEN = [
     ("attack", UsesEntropy(), "gives the same result for the same draws", "other images"),
     ("attack", PeeksAtNeighbours(), "treats a sample alone as in a batch", "alone"),
     ("attack", CountsPlaces(), "treats a sample alone as in a batch", "in reverse order"),
+    ("attack", CountsCalls(), "finds the same when the model gets a pass in parts", "gets another result"),
     ("attack", SwitchesToTraining(), "leaves the model as found", "modes"),
     ("attack", UpdatesBatchNorm(), "leaves the model as found", "weights"),
     ("attack", LeavesAHook(), "leaves the model as found", "hooks"),
