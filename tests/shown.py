@@ -80,8 +80,10 @@ MOST = {"queries": 100, "clean": 1, "scenes": 6, "ss": 1}  # of a board: queries
 
 
 def _fewer(part: Mapping[str, Any]) -> dict[str, Any]:
-    first = ("seeds", "train_seeds", "threats", "severities", "queries")
+    first = ("seeds", "train_seeds", "severities", "queries")
     out: dict[str, Any] = {key: part[key][:1] for key in first if part.get(key) and isinstance(part[key], list)}
+    if part.get("threats"):  # each attack must find a norm that it handles
+        out["threats"] = [*{threat["norm"]: threat for threat in reversed(part["threats"])}.values()]
     for key, most in MOST.items():
         value = out.get(key, part.get(key))
         if value:
@@ -110,7 +112,11 @@ def quick(kind: str, spec: Any) -> dict[str, Any]:
     entry: Entry = registry.build(KINDS[kind].base_class(), spec)
     low = entry.quick()
     changed = {f.name: getattr(low, f.name) for f in fields(entry) if getattr(entry, f.name) != getattr(low, f.name)}
-    changed = {name: low.parameters().get(name, value) for name, value in changed.items()}
+    smaller, whole = low.parameters(), entry.parameters()
+    changed = {name: smaller.get(name, value) for name, value in changed.items()}
+    for name, value in changed.items():
+        if isinstance(value, Mapping) and "name" in value:  # a nested entry, which forgot under which name it was built
+            changed[name] = {**value, "name": whole[name]["name"]}
     given = registry.normal(spec)
     if kind == "model" and not getattr(entry, "pretrained", bool)():
         changed["recipe"] = {**(given.get("recipe") or {}), "epochs": 1}
