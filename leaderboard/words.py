@@ -60,8 +60,11 @@ def _called(path: str) -> str:
 
 
 def slug(*parts: str, key: Any) -> str:
-    """`white_box-cifar10-linf-8over255-1a2b3c`: safe in a link, unique by its last part."""
-    text = "-".join(parts).replace("/", "over")
+    """`white_box-cifar10-linf-8over255-1a2b3c`: safe in a link, unique by its last part.
+
+    Without the parameters that tell namesakes apart, so that rows of another namesake do not break links.
+    """
+    text = "-".join(part.partition(" (")[0] for part in parts).replace("/", "over")
     return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in text)[:60] + "-" + digest(key)[:6]
 
 

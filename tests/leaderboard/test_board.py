@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from siegebench.leaderboard import export, rank
-from siegebench.leaderboard.board import display
+from siegebench.leaderboard.board import display, slug
 
 from siegebench.cells import Result
 from tests import rows as make
@@ -42,6 +42,10 @@ def test_names_tell_namesakes_apart() -> None:
     }
     a, b = named("net", weights="a" * 30 + "1"), named("net", weights="a" * 30 + "2")
     assert len(set(display([a, b]).values())) == 2
+
+
+def test_a_link_to_a_board_does_not_depend_on_namesakes() -> None:
+    assert slug("input", "gtsrb", "net (epochs=3)", key=1) == slug("input", "gtsrb", "net", key=1)
 
 
 def test_presets_are_called_by_their_names_if_all_of_a_kind_have_one() -> None:
