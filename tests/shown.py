@@ -61,7 +61,7 @@ def smaller(suite: Suite, wanted: set[str]) -> dict[str, Any]:
     Args:
         wanted: names of entries; a list with none of them keeps its first two.
     """
-    whole = suite.model_dump(mode="json", exclude_unset=True, exclude=set(placeholders.KEYS))  # they are filled in
+    whole = suite.model_dump(mode="json", exclude_unset=True, by_alias=True, exclude=set(placeholders.KEYS))
     for one in (whole, *whole["boards"]):
         one.update(_fewer(one))
         slots = {"models": "model"} if one is whole else next(b.slots for b in suite.boards if b.track == one["track"])
@@ -119,5 +119,10 @@ def quick(kind: str, spec: Any) -> dict[str, Any]:
             changed[name] = {**value, "name": whole[name]["name"]}
     given = registry.normal(spec)
     if kind == "model" and not getattr(entry, "pretrained", bool)():
-        changed["recipe"] = {**(given.get("recipe") or {}), "epochs": 1}
+        usual = whole.get("recipe") or {}
+        changed["recipe"] = {
+            **(usual if isinstance(usual, Mapping) else {}),
+            **(given.get("recipe") or {}),
+            "epochs": 1,
+        }
     return {**given, **changed}
