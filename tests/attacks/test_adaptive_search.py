@@ -105,11 +105,19 @@ class Formula(nn.Module):
         return self.change(self.logits, x)
 
 
+def hooked(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    seen = x.clone()
+    if seen.requires_grad:
+        seen.register_hook(torch.zeros_like)
+    return net(seen)
+
+
 FORMULAS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
     "rounded image": lambda net, x: net((x * 60).round() / 60),
     "rounded probabilities": lambda net, x: (20 * net(x).softmax(dim=1)).round() / 20,
     "cut": lambda net, x: net(x.detach()) + 1e-6 * x.flatten(1).mean(dim=1, keepdim=True),
     "reversed": lambda net, x: net(fakes._Turned.apply(x)),
+    "hooked": hooked,
 }
 
 
