@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import BuiltinMethodType
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from siegebench.classifier import Wrapped
+from siegebench.classifier import Classifier, Wrapped
 from siegebench.draws import Draws
+
+from ._aliases import Put, aliases
 
 STEPS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"}
 ABOVE, BELOW = {"gt", "ge"}, {"lt", "le"}
@@ -22,8 +25,10 @@ CASTS = {"to", "type", "type_as", "int", "long", "short", "byte", "char", "float
 CASTS |= {"quantize_per_tensor", "quantize_per_channel", "dequantize"}
 BITS = {"and", "or", "bitwise_and", "bitwise_or"}
 LEFT, RIGHT = {"lshift", "bitwise_left_shift"}, {"rshift", "bitwise_right_shift"}
-LINEAR = {"add", "sub", "mul", "div", "true_divide", "truediv", "view", "reshape", "flatten", "permute", "transpose"}
-LINEAR |= {"contiguous", "clone", "squeeze", "unsqueeze", "expand", "repeat", "getitem"}
+VIEWS = {"view", "reshape", "flatten", "permute", "transpose", "contiguous", "clone", "squeeze", "unsqueeze", "expand"}
+VIEWS |= {"repeat", "getitem"}
+LINEAR = {"add", "sub", "mul", "div", "true_divide", "truediv", *VIEWS}
+PRODUCTS = {"mul", "multiply", "rmul", "imul"}
 CUTS = {"detach", "detach_"}
 READS = {"numpy", "item", "tolist", "__array__", "__bool__", "__float__", "__int__"}
 HOOKS = {"register_hook", "register_post_accumulate_grad_hook"}
@@ -38,13 +43,18 @@ class Straight(Wrapped):
 
     These are rounding, signs, whole division, casts to integers, comparisons that are cast back and one-hot codes of
     the largest number; `detach` and `no_grad`; hooks on tensors, which are left out; and functions of autograd with a
-    gradient of their own, whose forward code is differentiated instead. What leaves torch, such as a detour through
-    numpy, stays without gradient. Values do not change.
+    gradient of their own, whose forward code is differentiated instead. A comparison that is multiplied by something
+    that has a gradient is a mask, and lets it pass where it is true. What leaves torch, such as a detour through numpy,
+    stays without gradient. Values do not change.
     """
+
+    def __init__(self, inner: Classifier) -> None:
+        super().__init__(inner)
+        self._aliases = aliases(inner)
 
     def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         if torch.is_grad_enabled():
-            with _functions_taken_apart(), _Identities():
+            with _functions_taken_apart(self._aliases), _Identities():
                 z: Tensor = self.inner(x, draws)
             return z
         out: Tensor = self.inner(x, draws)
@@ -55,7 +65,8 @@ class _Identities(TorchFunctionMode):
     """Replaces the gradient of one operation after the other.
 
     A tensor of integers or truth values has a shadow: the numbers that it would hold without the step, with their
-    gradient. When it becomes a tensor of floats again, it gets the gradient of its shadow.
+    gradient. When it becomes a tensor of floats again, it gets the gradient of its shadow. What comes from a comparison
+    also keeps its values alone, for products in which it is a mask.
     """
 
     def __torch_function__(
@@ -73,6 +84,16 @@ class _Identities(TorchFunctionMode):
             return x
         if name in READS:
             return func(x.detach(), *args[1:], **kwargs)
+        plain = name.strip("_")
+        if plain in PRODUCTS and len(args) == 2:
+            args = _masked(*args)
+        out = self._straight(func, name, args, kwargs)
+        if isinstance(out, Tensor) and (plain in ABOVE | BELOW or (hasattr(x, "_mask") and plain in VIEWS | CASTS)):
+            out._mask = out.detach()  # type: ignore[attr-defined]
+        return out
+
+    def _straight(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
         in_place = name.rstrip("_") in STEPS and name.endswith("_")
         shadow = x.clone() if in_place else getattr(x, "_shadow", x if x.is_floating_point() else None)
         out = func(*args, **kwargs)
@@ -90,6 +111,16 @@ class _Identities(TorchFunctionMode):
             return out
         straight = out.detach() + (soft - soft.detach()).to(out.dtype)
         return x.copy_(straight) if in_place else straight
+
+
+def _masked(a: Any, b: Any) -> tuple[Any, Any]:
+    """The factors of a product; a comparison without its gradient, if the other factor has one and is none."""
+    masks = [getattr(factor, "_mask", None) for factor in (a, b)]
+    if masks[1] is None and isinstance(b, Tensor) and b.requires_grad:
+        return (a if masks[0] is None else masks[0]), b
+    if masks[0] is None and a.requires_grad:
+        return a, (b if masks[1] is None else masks[1])
+    return a, b
 
 
 def _without_step(
@@ -124,23 +155,43 @@ class _Context:
         return lambda *args, **kwargs: None
 
 
-@contextmanager
-def _functions_taken_apart() -> Iterator[None]:
-    """Inside, functions of autograd that this thread calls are the operations of their forward code.
+class _Apart:
+    """Stands for MyFunction.apply: runs the operations of the forward code, so that they have their own gradient.
 
-    Not those of torch, and not those whose `apply` was kept under another name before.
+    Args:
+        given: what it stands for; it is called in other threads.
+        owner: this thread.
+    """
+
+    def __init__(self, given: Callable[..., Any], of: type[Function], owner: int) -> None:
+        self.given, self.of, self.owner = given, of, owner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != self.owner or self.of.__module__.startswith("torch."):
+            return self.given(*args, **kwargs)
+        apart = self.of.setup_context is not Function.setup_context
+        return self.of.forward(*args, **kwargs) if apart else self.of.forward(_Context(), *args, **kwargs)
+
+
+@contextmanager
+def _functions_taken_apart(kept: Sequence[tuple[type[Function], BuiltinMethodType, Put]]) -> Iterator[None]:
+    """Inside, functions of autograd, not of torch, that this thread calls are the operations of their forward code.
+
+    Args:
+        kept: where `apply` of some of them is kept under another name.
     """
     given, owner = Function.__dict__["apply"], threading.get_ident()
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != owner or cls.__module__.startswith("torch."):
-            return given.__get__(None, cls)(*args, **kwargs)
-        apart = cls.setup_context is not Function.setup_context
-        return cls.forward(*args, **kwargs) if apart else cls.forward(_Context(), *args, **kwargs)
+        return _Apart(given.__get__(None, cls), cls, owner)(*args, **kwargs)
 
     with _alone:
         Function.apply = classmethod(apply)
+        for of, alias, put in kept:
+            put(_Apart(alias, of, owner))
         try:
             yield
         finally:
             Function.apply = given
+            for _, alias, put in kept:
+                put(alias)

@@ -31,6 +31,30 @@ class Twice(Function):
         return torch.zeros_like(g)
 
 
+turned = fakes._Turned.apply
+
+
+class Holder:
+    """An object with aliases: in a list, a dict, and its class."""
+
+    of_the_class = fakes._Turned.apply
+
+    def __init__(self) -> None:
+        self.listed, self.named = [fakes._Turned.apply], {"turned": fakes._Turned.apply}
+
+    def of_instance(self, x: Tensor) -> Tensor:
+        return self.named["turned"](self.listed[0](self.of_the_class(x)))
+
+
+def enclosed() -> Callable[[Tensor], Tensor]:
+    inside = fakes._Turned.apply
+
+    def change(x: Tensor) -> Tensor:
+        return inside(turned(x))
+
+    return change
+
+
 class Changed(nn.Module):
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -74,6 +98,12 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "hook": (hooked, 1.0),
     "function": (lambda x: fakes._Turned.apply(x), 1.0),
     "function with a context apart": (lambda x: Twice.apply(x), 2.0),
+    "function under another name": (lambda x: turned(x), 1.0),
+    "functions in a closure and of a module": (enclosed(), 1.0),
+    "functions that an object keeps": (Holder().of_instance, 1.0),
+    "ReLU as a mask": (lambda x: x * (x > -1).float(), 1.0),
+    "mask before what it lets through": (lambda x: (x > -1) * (3 * x), 3.0),
+    "mask as another type": (lambda x: (x >= -1).to(x)[:, :, :] * (3 * x), 3.0),
 }
 
 

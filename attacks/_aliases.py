@@ -1,0 +1,85 @@
+"""Where a model's code keeps the `apply` of a function of autograd under a name of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from operator import setitem
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd import Function
+
+Put = Callable[[Any], object]  # puts another value in the place where one was found
+FOREIGN = sys.stdlib_module_names | {"torch", "torchvision", "timm", "numpy", "scipy", "PIL"}
+
+
+def aliases(model: nn.Module) -> list[tuple[type[Function], BuiltinMethodType, Put]]:
+    """All places that hold `apply` of a function, as in `relu = MyReLU.apply`, and that the model's code can reach.
+
+    They are attributes of its modules and of the objects in them, the global names that its methods use, and the
+    variables that its functions enclose, but nothing inside of the large libraries.
+    """
+    found, seen, left = [], {id(model)}, [model]
+    while left:
+        for value, put in _parts(left.pop()):
+            if isinstance(value, BuiltinMethodType):
+                of = value.__self__
+                if value.__name__ == "apply" and isinstance(of, type) and issubclass(of, Function):
+                    found.append((of, value, put))
+            elif id(value) not in seen and not _foreign(value):
+                seen.add(id(value))
+                left.append(value)
+    return found
+
+
+def _foreign(value: Any) -> bool:
+    if isinstance(value, (Tensor, str, bytes, int, float)):
+        return True
+    if isinstance(value, (nn.Module, dict, list, tuple)):
+        return False
+    named = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    return not isinstance(named, str) or named.partition(".")[0] in FOREIGN
+
+
+def _parts(value: Any) -> Iterator[tuple[Any, Put]]:
+    """What an object refers to."""
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    if isinstance(value, property):
+        value = value.fget
+    if isinstance(value, MethodType):
+        yield from ((value.__func__, _nowhere), (value.__self__, _nowhere))
+    elif isinstance(value, FunctionType):
+        for name in _names(value.__code__) & value.__globals__.keys():
+            yield value.__globals__[name], partial(setitem, value.__globals__, name)
+        for cell in value.__closure__ or ():
+            try:
+                yield cell.cell_contents, partial(setattr, cell, "cell_contents")
+            except ValueError:  # an empty cell
+                continue
+    elif isinstance(value, dict):
+        for key, part in [*value.items()]:
+            yield part, partial(setitem, value, key)
+    elif isinstance(value, (list, tuple)):
+        for k, part in enumerate(value):
+            yield part, partial(setitem, value, k) if isinstance(value, list) else _nowhere
+    elif isinstance(value, type):
+        for base in value.__mro__:
+            if not _foreign(base):
+                for name, part in [*vars(base).items()]:
+                    yield part, partial(setattr, base, name)
+    elif hasattr(value, "__dict__"):
+        yield from ((vars(value), _nowhere), (type(value), _nowhere))
+
+
+def _nowhere(value: Any) -> None:
+    """For what cannot be replaced where it stands."""
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that a function uses, and those of the functions inside of it."""
+    inner = (part for part in code.co_consts if isinstance(part, CodeType))
+    return {*code.co_names}.union(*map(_names, inner))
