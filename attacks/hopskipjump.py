@@ -80,20 +80,19 @@ class HopSkipJump(MinimalAttack):
 
     @staticmethod
     def _gradient(ask: Queries, rows: Tensor, point: Tensor, delta: Tensor, spend: Tensor, draws: Draws) -> Tensor:
-        """Sum over the probes of (phi_b - mean phi) u_b; without the mean if all answers are equal."""
-        weighted, plain, answers = torch.zeros_like(point), torch.zeros_like(point), torch.zeros_like(delta)
-        delta = delta.view(-1, 1, 1, 1, 1)
+        """Sum over the probes of delta (phi_b - mean phi) u_b; without the mean if all answers are equal."""
+        sums = torch.zeros_like(point.flatten(1)[:, None].repeat(1, 2, 1))  # of phi u, and of |phi| u
+        answers = torch.zeros_like(delta)
         kind = "normal" if ask.threat.norm == "l2" else "uniform"
         for first, u in probes(draws, point.shape[1:], int(spend.max()), kind):
             u = u.to(point)
-            u = u / u.flatten(2).norm(dim=2)[:, :, None, None, None]
-            probe = (point[:, None] + delta * u).clamp(0, 1)
-            u = (probe - point[:, None]) / delta  # the direction after clipping and rounding
+            length = delta[:, None] / u.flatten(2).norm(dim=2)
+            probe = torch.addcmul(point[:, None], u, length[:, :, None, None, None]).clamp_(0, 1)
             phi = ask.votes(rows, probe, spend - first)
             answers += phi.sum(dim=1)
-            phi = phi[:, :, None, None, None]
-            weighted += (phi * u).sum(dim=1)
-            plain += (phi.abs() * u).sum(dim=1)
+            u = probe.sub_(point[:, None])  # delta u_b after clipping and rounding
+            sums += torch.stack([phi, phi.abs()], dim=1) @ u.flatten(2)
+        weighted, plain = sums.view(len(point), 2, *point.shape[1:]).unbind(dim=1)
         mean = ops.over(answers / spend, point)
         return torch.where(mean.abs() == 1, weighted, weighted - mean * plain)
 

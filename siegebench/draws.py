@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -100,28 +101,40 @@ class Draws:
 
     def bits(self, shape: tuple[int, ...], step: int | Tensor = 0, purpose: str = "") -> Tensor:
         """Uniform int64 words, [n, *shape]. With a tensor step [n], each sample has its own step."""
+        words = torch.empty(len(self.ids), math.prod(shape), dtype=torch.int64, device=self.ids.device)
+        for rows, part in self._blocks(words.shape[1], step, purpose):
+            words[rows] = part
+        return words.view(len(self.ids), *shape)
+
+    def _blocks(self, count: int, step: int | Tensor, purpose: str) -> Iterator[tuple[slice, Tensor]]:
+        """`count` words for each sample, some samples at a time, so that they stay in the cache while they are used."""
         key = _mix(self.ids * _GAMMA + _word(self.seed, purpose))
         key = _mix(key + (torch.as_tensor(step, device=key.device).long() + 1) * _M1)
-        count = math.prod(shape)
         counter = torch.arange(1, count + 1, device=key.device) * _GAMMA
-        words = key[:, None] + counter
-        for part in words.split(max(1, _BLOCK // max(1, count))):
-            _mix_(part)
-        return words.view(len(self.ids), *shape)
+        many = max(1, _BLOCK // max(1, count)) if key.device.type == "cpu" else max(1, len(key))
+        for first in range(0, len(key), many):
+            rows = slice(first, first + many)
+            yield rows, _mix_(key[rows, None] + counter)
 
     def uniform(self, shape: tuple[int, ...] = (), step: int | Tensor = 0, purpose: str = "") -> Tensor:
         """U[0, 1) with 24 random bits, float32 [n, *shape]."""
-        return _shift(self.bits(shape, step, purpose), 40).float().mul_(2.0**-24)
+        out = torch.empty(len(self.ids), math.prod(shape), dtype=torch.float32, device=self.ids.device)
+        for rows, words in self._blocks(out.shape[1], step, purpose):
+            torch.mul(_shift(words, 40), 2.0**-24, out=out[rows])
+        return out.view(len(self.ids), *shape)
 
     def normal(self, shape: tuple[int, ...] = (), step: int | Tensor = 0, purpose: str = "") -> Tensor:
         """N(0, 1) by Box-Muller, both 32-bit halves of each word used; float32 [n, *shape]."""
         count = math.prod(shape)
-        words = self.bits(((count + 1) // 2,), step, purpose)
-        u = _shift(words, 32).float().add_(0.5).mul_(2.0**-32)  # in (0, 1]
-        angle = (words & 0xFFFFFFFF).float().mul_(2 * math.pi * 2.0**-32)
-        radius = u.clamp_(max=1.0).log_().mul_(-2).sqrt_()
-        both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
-        return both[:, :count].reshape(len(self.ids), *shape)
+        half = (count + 1) // 2
+        out = torch.empty(len(self.ids), 2 * half, dtype=torch.float32, device=self.ids.device)
+        for rows, words in self._blocks(half, step, purpose):
+            u = _shift(words, 32).float().add_(0.5).mul_(2.0**-32)  # in (0, 1]
+            angle = (words & 0xFFFFFFFF).float().mul_(2 * math.pi * 2.0**-32)
+            radius = u.clamp_(max=1.0).log_().mul_(-2).sqrt_()
+            torch.mul(radius, angle.cos(), out=out[rows, :half])
+            torch.mul(radius, angle.sin_(), out=out[rows, half:])
+        return out[:, :count].reshape(len(self.ids), *shape)
 
     def sign(self, shape: tuple[int, ...] = (), step: int | Tensor = 0, purpose: str = "") -> Tensor:
         """-1 or +1 with equal probability, float32 [n, *shape]."""
