@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from operator import setitem
+from pathlib import Path
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd import Function
 
 Put = Callable[[Any], object]  # puts another value in the place where one was found
-FOREIGN = sys.stdlib_module_names | {"torch", "torchvision", "timm", "numpy", "scipy", "PIL"}
 
 
 def aliases(model: nn.Module) -> list[tuple[type[Function], BuiltinMethodType, Put]]:
     """All places that hold `apply` of a function, as in `relu = MyReLU.apply`, and that the model's code can reach.
 
     They are attributes of its modules and of the objects in them, the global names that its methods use, and the
-    variables that its functions enclose, but nothing inside of the large libraries.
+    variables that its functions enclose; nothing in the code of installed packages.
     """
     found, seen, left = [], {id(model)}, [model]
     while left:
@@ -36,12 +37,19 @@ def aliases(model: nn.Module) -> list[tuple[type[Function], BuiltinMethodType, P
 
 
 def _foreign(value: Any) -> bool:
-    if isinstance(value, (Tensor, str, bytes, int, float)):
-        return True
     if isinstance(value, (nn.Module, dict, list, tuple)):
         return False
-    named = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-    return not isinstance(named, str) or named.partition(".")[0] in FOREIGN
+    if isinstance(value, ModuleType):
+        return _installed(value.__name__)
+    return _installed((value if isinstance(value, (type, FunctionType, MethodType)) else type(value)).__module__)
+
+
+@cache
+def _installed(name: str) -> bool:
+    """Whether a module is part of Python or of an installed package."""
+    root = str(name).partition(".")[0]
+    origin = getattr(getattr(sys.modules.get(root), "__spec__", None), "origin", None)
+    return root in sys.stdlib_module_names or bool({"site-packages", "dist-packages"} & {*Path(str(origin)).parts})
 
 
 def _parts(value: Any) -> Iterator[tuple[Any, Put]]:
@@ -56,10 +64,8 @@ def _parts(value: Any) -> Iterator[tuple[Any, Put]]:
         for name in _names(value.__code__) & value.__globals__.keys():
             yield value.__globals__[name], partial(setitem, value.__globals__, name)
         for cell in value.__closure__ or ():
-            try:
+            with suppress(ValueError):  # an empty cell
                 yield cell.cell_contents, partial(setattr, cell, "cell_contents")
-            except ValueError:  # an empty cell
-                continue
     elif isinstance(value, dict):
         for key, part in [*value.items()]:
             yield part, partial(setitem, value, key)
@@ -71,8 +77,10 @@ def _parts(value: Any) -> Iterator[tuple[Any, Put]]:
             if not _foreign(base):
                 for name, part in [*vars(base).items()]:
                     yield part, partial(setattr, base, name)
-    elif hasattr(value, "__dict__"):
-        yield from ((vars(value), _nowhere), (type(value), _nowhere))
+    else:
+        with suppress(AttributeError):  # it has no dict
+            yield object.__getattribute__(value, "__dict__"), _nowhere
+        yield type(value), _nowhere
 
 
 def _nowhere(value: Any) -> None:
