@@ -26,7 +26,7 @@ def aliases(model: nn.Module) -> list[tuple[type[Function], BuiltinMethodType, P
     found, seen, left = [], {id(model)}, [model]
     while left:
         for value, put in _parts(left.pop()):
-            if isinstance(value, BuiltinMethodType):
+            if _is(value, BuiltinMethodType):
                 of = value.__self__
                 if value.__name__ == "apply" and isinstance(of, type) and issubclass(of, Function):
                     found.append((of, value, put))
@@ -36,12 +36,17 @@ def aliases(model: nn.Module) -> list[tuple[type[Function], BuiltinMethodType, P
     return found
 
 
+def _is(value: Any, kind: Any) -> bool:
+    """`isinstance` that asks the object nothing: some raise whatever they are asked."""
+    return issubclass(type(value), kind)
+
+
 def _foreign(value: Any) -> bool:
-    if isinstance(value, (nn.Module, dict, list, tuple)):
+    if _is(value, (nn.Module, dict, list, tuple)):
         return False
-    if isinstance(value, ModuleType):
+    if _is(value, ModuleType):
         return _installed(value.__name__)
-    return _installed((value if isinstance(value, (type, FunctionType, MethodType)) else type(value)).__module__)
+    return _installed((value if _is(value, (type, FunctionType, MethodType)) else type(value)).__module__)
 
 
 @cache
@@ -54,25 +59,25 @@ def _installed(name: str) -> bool:
 
 def _parts(value: Any) -> Iterator[tuple[Any, Put]]:
     """What an object refers to."""
-    if isinstance(value, (staticmethod, classmethod)):
+    if _is(value, (staticmethod, classmethod)):
         value = value.__func__
-    if isinstance(value, property):
+    if _is(value, property):
         value = value.fget
-    if isinstance(value, MethodType):
+    if _is(value, MethodType):
         yield from ((value.__func__, _nowhere), (value.__self__, _nowhere))
-    elif isinstance(value, FunctionType):
+    elif _is(value, FunctionType):
         for name in _names(value.__code__) & value.__globals__.keys():
             yield value.__globals__[name], partial(setitem, value.__globals__, name)
         for cell in value.__closure__ or ():
             with suppress(ValueError):  # an empty cell
                 yield cell.cell_contents, partial(setattr, cell, "cell_contents")
-    elif isinstance(value, dict):
+    elif _is(value, dict):
         for key, part in [*value.items()]:
             yield part, partial(setitem, value, key)
-    elif isinstance(value, (list, tuple)):
+    elif _is(value, (list, tuple)):
         for k, part in enumerate(value):
-            yield part, partial(setitem, value, k) if isinstance(value, list) else _nowhere
-    elif isinstance(value, type):
+            yield part, partial(setitem, value, k) if _is(value, list) else _nowhere
+    elif _is(value, type):
         for base in value.__mro__:
             if not _foreign(base):
                 for name, part in [*vars(base).items()]:

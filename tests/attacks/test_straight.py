@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from attacks._aliases import aliases
 from attacks._straight import Straight
 from siegebench.classifier import Network
 from tests import fakes, kit
@@ -159,3 +160,17 @@ def test_functions_of_other_threads_stay_and_all_are_put_back() -> None:
     Straight(Network(Changed(change), num_classes=2))(kit.grey_images().requires_grad_(True))
     assert seen == [-1.0]
     assert Function.__dict__["apply"] is before
+
+
+class Odd:
+    """Refuses every question."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def test_odd_objects_beside_a_network_are_left_alone() -> None:
+    net = Changed(lambda x: turned(x))
+    net.listed = [Odd(), net]  # type: ignore[assignment]
+    found = aliases(Network(net, num_classes=2))
+    assert [of for of, _, _ in found] == [fakes._Turned]
