@@ -63,6 +63,7 @@ SMALLER = {
     "python benchmarks/studies.py": f"--store '{ROOT / 'leaderboard'}'",
     "python benchmarks/isolation.py": "--attacks badnets --seeds 0 --ways given",
     "python benchmarks/page.py": "--rows 200",
+    "python benchmarks/poisonings.py": "--seeds 0",
     "python benchmarks/textures.py": "--models byobnet_tiny --groups 2 --texels 4 --steps 2 --scenes 4",
 }
 OPTIONAL = ("art", "foolbox", "torchattacks", "pyautoattack", "adv_lib")  # of benchmarks; not in every environment
