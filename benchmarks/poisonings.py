@@ -14,12 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from art.attacks.poisoning import PoisoningAttackBackdoor
 from art.attacks.poisoning.perturbations import add_pattern_bd, insert_image
+from siegebench.backdoors.blended import Blended
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
@@ -32,15 +34,14 @@ TARGET = 0
 Trigger = Callable[[Tensor], Tensor]  # images [n, C, H, W] in [0, 1]
 
 
-def of_art(name: str, pattern: Tensor, alpha: float) -> Trigger:
-    """ART's function for images with the channels behind."""
-    if name == "badnets":
-        change = partial(add_pattern_bd, distance=1, pixel_value=1)
-    else:
-        path = Path(tempfile.mkdtemp()) / "pattern.png"
-        to_pil_image(pattern).save(path)
-        size = tuple(pattern.shape[1:])
-        change = partial(insert_image, backdoor_path=str(path), random=False, size=size, mode="RGB", blend=alpha)
+def of_art(backdoor: Any, shape: tuple[int, int, int], folder: str) -> Trigger:
+    """What ART has for `badnets`, or for `blended`, whose pattern it reads from a file in the folder."""
+    change = partial(add_pattern_bd, distance=1, pixel_value=1)
+    if isinstance(backdoor, Blended):
+        path = Path(folder) / "pattern.png"
+        to_pil_image(backdoor.pattern(*shape[1:], shape[0])[0]).save(path)
+        blend = {"size": shape[1:], "mode": "RGB", "blend": backdoor.alpha}
+        change = partial(insert_image, backdoor_path=str(path), random=False, **blend)
     attack = PoisoningAttackBackdoor(change)
 
     def trigger(x: Tensor) -> Tensor:
@@ -76,24 +77,22 @@ def main() -> None:
     source: Any = registry.build("dataset", "digits")
     data, _, _ = split_clean(source.load("train"))
     test = source.load("test")
-    for seed in args.seeds:
-        for name in ("badnets", "blended"):
-            backdoor: Any = registry.build("backdoor", {"name": name, "rate": args.rate, "target": TARGET})
-            index = backdoor.poison(data, seed).index
-            blend = getattr(backdoor, "alpha", 0.0)
-            pattern = backdoor.pattern(*data.shape[1:], data.shape[0])[0] if name == "blended" else torch.zeros(3, 1, 1)
+    folder = tempfile.TemporaryDirectory()
+    for seed, name in product(args.seeds, ("badnets", "blended")):
+        backdoor: Any = registry.build("backdoor", {"name": name, "rate": args.rate, "target": TARGET})
+        index = backdoor.poison(data, seed).index
 
-            def own(x: Tensor, backdoor: Any = backdoor) -> Tensor:
-                out: Tensor = backdoor.trigger(x, Draws(0, torch.arange(len(x))))
-                return out
+        def own(x: Tensor, backdoor: Any = backdoor) -> Tensor:
+            out: Tensor = backdoor.trigger(x, Draws(0, torch.arange(len(x))))
+            return out
 
-            for who, trigger in (("ours", own), ("ART", of_art(name, pattern, blend))):
-                clean, success, seconds = outcome(data, test, index, trigger, seed)
-                print(
-                    f"seed {seed} {name:8} {who:5} poisoned {len(index):4}  clean {100 * clean:5.1f} %  "
-                    f"success {100 * success:5.1f} %  poisoning {seconds:.3f} s",
-                    flush=True,
-                )
+        for who, trigger in (("ours", own), ("ART", of_art(backdoor, data.shape, folder.name))):
+            clean, success, seconds = outcome(data, test, index, trigger, seed)
+            print(
+                f"seed {seed} {name:8} {who:5} poisoned {len(index):4}  clean {100 * clean:5.1f} %  "
+                f"success {100 * success:5.1f} %  poisoning {seconds:.3f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -107,6 +107,14 @@ def _names(value: Any) -> Iterator[str]:
             yield from _names(value.get(key))
 
 
+def quick_attacks() -> Iterator[tuple[type[Entry], tuple[dict[str, Any], ...]]]:
+    """The defenses and certifiers, with the attacks that they declare against themselves, made quick."""
+    for kind in ("defense", "certifier"):
+        for name in registry.names(kind):
+            entry = registry.entry_class(kind, name)
+            yield entry, tuple(quick("attack", spec) for spec in getattr(entry, "adaptive", ()))
+
+
 def quick(kind: str, spec: Any) -> dict[str, Any]:
     """A spec with the small numbers that contract tests use; a network is trained for one epoch."""
     entry: Entry = registry.build(KINDS[kind].base_class(), spec)

@@ -35,7 +35,7 @@ from siegebench.inventory import Inventory, NamedModel
 from siegebench.types import DataSource
 from siegebench.workspace import Settings
 from tests import runs
-from tests.shown import PAGES, ROOT, Shown, commands, quick, smaller
+from tests.shown import PAGES, ROOT, Shown, commands, quick_attacks, smaller
 from tests.test_replications import commands as declared
 from tests.test_replications import differs, suite_of
 from tests.test_soundness import small as untrained
@@ -283,21 +283,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shared")
 
 
-@pytest.fixture
-def quick_adaptive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The attacks that defenses and certifiers declare against themselves take few steps."""
-    for kind in ("defense", "certifier"):
-        for name in registry.names(kind):
-            entry = registry.entry_class(kind, name)
-            attacks = tuple(quick("attack", spec) for spec in entry.adaptive)  # type: ignore[attr-defined]
-            monkeypatch.setattr(entry, "adaptive", attacks)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_adaptive")
 @pytest.mark.parametrize("page", [page for page in STEM if "replications" in page and declared(STEM[page].read_text())])
-def test_the_runs_of_a_page_end_without_an_error(page: str, tmp_path: Path, shared: Path) -> None:
+def test_the_runs_of_a_page_end_without_an_error(
+    page: str, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The board that the page declares, on a few images, with the entries that the page names."""
+    for entry, attacks in quick_attacks():
+        monkeypatch.setattr(entry, "adaptive", attacks)
     if "SIEGEBENCH_DATA" not in os.environ:
         pytest.skip("no data: set SIEGEBENCH_DATA")
     for k, (arguments, declaration) in enumerate(declared(STEM[page].read_text(encoding="utf-8"))):
