@@ -56,8 +56,12 @@ class NamedModel:
     trained: bool
 
     def seeded(self, seed: int) -> dict[str, Any]:
-        """Its description with this training seed."""
+        """Its description with this training seed, also if only its defense is trained."""
         return {**self.description, "train_seed": seed}
+
+    def as_trained(self, seed: int = 0) -> dict[str, Any]:
+        """Its description, with this training seed if it is trained."""
+        return self.seeded(seed) if self.trained else self.description
 
 
 @dataclass(frozen=True)

@@ -77,15 +77,19 @@ def test_limits_that_cannot_be_are_refused_with_their_place(
 
 
 @pytest.mark.parametrize(("trained", "undefended"), [(True, 2), (False, 1)])
+@pytest.mark.parametrize("track", ["white_box", "corruption"])
 def test_networks_and_defenses_are_trained_with_each_training_seed(
-    trained: bool, undefended: int, tmp_path: Path
+    track: str, trained: bool, undefended: int, tmp_path: Path
 ) -> None:
     model: dict[str, Any] = {"name": runs.MODEL, "recipe": {"epochs": 1}}
     if not trained:
         model = {"name": runs.MODEL, "checkpoint": str(tmp_path / "w.safetensors")}
         save_file(net(10, api.load_data("digits", count=1).size).state_dict(), model["checkpoint"])
     hardened = {"name": "pgd_at", "steps": 1, "recipe": {"epochs": 1}}
-    board = runs.board(measures=[], search="none", defenses=["none", hardened], train_seeds=[0, 4])
+    seeds = {"defenses": ["none", hardened], "train_seeds": [0, 4]}
+    board = {"track": track, "corruptions": ["contrast"], "severities": [1], **seeds}
+    if track == "white_box":
+        board = runs.board(measures=[], search="none", **seeds)
     data = {"set": "digits", "count": 20, "train": 40}
     file = str(runs.suite(tmp_path / "s.yaml", board, models=[model], data=data))
     rows = api.run(file, Settings(root=str(tmp_path / "store"), device="cpu", threads=1)).results

@@ -15,7 +15,7 @@ from siegebench.cells import Cell, Result, bits, digest, pack, rate
 from siegebench.classifier import Classifier
 from siegebench.data import ImageSet
 from siegebench.draws import Draws, derive_seed
-from siegebench.inventory import Inventory, Named, NamedModel
+from siegebench.inventory import Inventory, Named
 from siegebench.object_detector import Found, average_precision
 from siegebench.prepare import in_batches
 from siegebench.render.maps import Maps
@@ -91,19 +91,15 @@ class CamouflageBoard(BoardSpec):
                 protected = inventory.identified(defense)
                 for seed in self.seeds or ():
                     for texture, attacks_it in described:
-                        for shown in (None, *([_member(s, SURROGATE_SEED)] for s in surrogates if attacks_it)):
+                        for shown in (None, *([s.as_trained(SURROGATE_SEED)] for s in surrogates if attacks_it)):
                             yield Cell(
-                                track=self.track, data=used, model=_member(model, 0), defense=protected,
+                                track=self.track, data=used, model=model.as_trained(), defense=protected,
                                 camouflage=texture, stage=stage, surrogates=shown, seed=seed,
                             )  # fmt: skip
 
     @staticmethod
     def measure(cell: Cell, ws: Workspace) -> Result:
         return measure_texture(cell, ws)
-
-
-def _member(model: NamedModel, seed: int) -> dict[str, Any]:
-    return model.seeded(seed) if model.trained else model.description
 
 
 def measure_texture(cell: Cell, ws: Workspace) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -15,7 +16,7 @@ from siegebench.draws import Draws, derive_seed
 from siegebench.inventory import Inventory, Named
 from siegebench.metrics import SEVERITIES
 from siegebench.prepare import in_batches
-from siegebench.tracks.base import BoardSpec, Severity, Spec, Specs, refuse_repeats
+from siegebench.tracks.base import BoardSpec, Seeds, Severity, Spec, Specs, refuse_repeats
 from siegebench.tracks.conduct import conduct_flags
 from siegebench.tracks.conventions import convention_flags
 from siegebench.tracks.judging import clean_outcome, fresh_passes, majority, right
@@ -30,18 +31,24 @@ COMMON14: list[Spec] = [
 
 
 class CorruptionBoard(BoardSpec):
-    """Mean accuracy over corruptions and severities: model x defense x corruption."""
+    """Mean accuracy over corruptions and severities: model x defense x corruption.
+
+    Attributes:
+        train_seeds: networks and defenses that train are made once with each of these; each is a line of its own.
+    """
 
     track: Literal["corruption"]
     defenses: Specs = Field(default=["none"])
     corruptions: Specs = Field(default=COMMON14)
     severities: Annotated[list[Severity], Field(min_length=1)] = Field(default=list(SEVERITIES))
+    train_seeds: Seeds = Field(default=[0])
     slots: ClassVar[dict[str, str]] = {"models": "model", "defenses": "defense", "corruptions": "corruption"}
     takes_model: ClassVar[bool] = True
 
     def check(self, inventory: Inventory) -> None:
         super().check(inventory)
         refuse_repeats(inventory, self.severities, self.where("severities"))
+        refuse_repeats(inventory, self.train_seeds, self.where("train_seeds"))
 
     def cells(self, inventory: Inventory) -> Iterator[Cell]:
         data = self.images(inventory)
@@ -50,12 +57,13 @@ class CorruptionBoard(BoardSpec):
         defenses: list[Named[Defense]] = self.named(inventory, "defenses")
         for model in self.networks(inventory, data):
             for defense in defenses:
-                used = self.used(inventory, data, model.trained or defense.entry.trains)
-                protected = inventory.identified(defense)
-                for seed in self.seeds or ():
+                made = model.trained or defense.entry.trains
+                used, protected = self.used(inventory, data, made), inventory.identified(defense)
+                for training, seed in product(self.train_seeds if made else [0], self.seeds or ()):
                     for corruption in described:
                         yield Cell(
-                            track=self.track, data=used, model=model.seeded(0) if model.trained else model.description,
+                            track=self.track, data=used,
+                            model=model.seeded(training) if training else model.as_trained(),
                             defense=protected, corruption=corruption,
                             severities=sorted(self.severities), seed=seed,
                         )  # fmt: skip

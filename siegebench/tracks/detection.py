@@ -92,7 +92,7 @@ class InputDetectionBoard(PoisonedBoard):
                             continue  # judges the poisoned training sets of this board only
                         yield Cell(
                             track=self.track, data=self.used(inventory, data), detector=detector.description,
-                            model=model.seeded(0) if model.trained else model.description, seed=seed, **slots,
+                            model=model.as_trained(), seed=seed, **slots,
                         )  # fmt: skip
                 for backdoor in self.named(inventory, "backdoors"):
                     for detector in self.named(inventory, "detectors"):

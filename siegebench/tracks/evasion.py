@@ -108,7 +108,7 @@ class AttackBoard(BoardSpec):
             surrogates: the networks that the attacker uses in its place.
         """
         trained = model.trained or any(s.trained for s in surrogates or ())
-        shown = None if surrogates is None else [_member(s, SURROGATE_SEED) for s in surrogates]
+        shown = None if surrogates is None else [s.as_trained(SURROGATE_SEED) for s in surrogates]
         own: list[Named[Attack]] = self.named(inventory, "attacks")
         kind = data.images.kind.name
         measures: list[Named[Measure]] = self.fitting(inventory, "measures", kind) if "measures" in self.slots else []
@@ -126,7 +126,7 @@ class AttackBoard(BoardSpec):
                 for training, seed in product(made_with, self.seeds or ()):
                     common: dict[str, Any] = {
                         "track": self.track,
-                        "model": model.seeded(training) if training else _member(model, 0),
+                        "model": model.seeded(training) if training else model.as_trained(),
                         "defense": defended,
                         "threat": threat.describe(),
                         "surrogates": shown,
@@ -155,10 +155,6 @@ def takes(named: Named[Any], kind: str) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def _member(model: NamedModel, seed: int) -> dict[str, Any]:
-    return model.seeded(seed) if model.trained else model.description
 
 
 class WhiteBoxBoard(AttackBoard):
@@ -226,7 +222,7 @@ class TransferBoard(AttackBoard):
         data = self.images(inventory)
         surrogates = self.networks(inventory, data, "surrogates")
         for i, model in enumerate(self.networks(inventory, data)):
-            if _member(model, 0) in [_member(s, SURROGATE_SEED) for s in surrogates]:
+            if model.as_trained() in [s.as_trained(SURROGATE_SEED) for s in surrogates]:
                 name = model.description["name"]
                 raise inventory.document.error(self.where("models", i), f"model {name!r} is one of the surrogates too")
             yield from self._cells(inventory, data, model, surrogates)

@@ -150,7 +150,7 @@ class ExtractionBoard(BoardSpec):
             used = self.used(inventory, data, trained or bool(find("theft", theft.name)[0].card.sees))
             for spec, budget, seed in product(self.threats, sorted(self.queries), self.seeds or ()):
                 yield Cell(
-                    track=self.track, data=used, model=model.seeded(0) if model.trained else model.description,
+                    track=self.track, data=used, model=model.as_trained(),
                     defense=inventory.identified(defense), attack=attack, theft=inventory.identified(theft),
                     pool=pool if theft.entry.pooled else None, copy=copy,
                     threat=spec.model(self.access, budget).describe(), seed=seed,
