@@ -6,6 +6,7 @@
 `efficiency` is (counted forwards and backwards x the best measured time of such a pass) / the time taken, and `inside`
 the share of that time that was seen to pass inside the network: what inside leaves to 1 is the attack's own work, and
 what lies between the two are passes that took longer than the best one did (small batches, other work on the machine).
+`a loop` is the efficiency of a loop that does nothing but passes over the same images, before and after the attack.
 The ratios are those of conformance.py, in CPU seconds, a run of ours and then one of theirs; `a pass` divides both by
 the passes they took, and `at most` is what the ratio would be if ours took nothing but its passes, the best ones.
 `--to-strength` reports the CPU seconds until each has reached the robust accuracy, or the median distance, that the
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import replace
 
 import torch
@@ -43,6 +45,16 @@ EFFICIENCY = {
 RATIOS = ("pgd", "autoattack", "square linf", "hopskipjump", "boundary", "sign_opt", "simba")
 
 
+def bare_loop(scene: Scene, passes: int = 5) -> float:
+    """CPU seconds an image of forward passes alone, in batches of 256."""
+    clock = time.process_time()
+    with torch.no_grad():
+        for _ in range(passes):
+            for part in scene.x.split(256):
+                scene.ready(part)
+    return (time.process_time() - clock) / (passes * len(scene.x))
+
+
 def efficiency(scene: Scene) -> dict[str, dict[str, float]]:
     """The table of shares."""
     out = {}
@@ -50,17 +62,21 @@ def efficiency(scene: Scene) -> dict[str, dict[str, float]]:
         threat = ThreatModel(**{**given, "eps": number(given["eps"]), "queries": given.get("queries")})  # type: ignore[arg-type]
         forward, backward = pass_times(scene.ready, scene.x)
         clocked = Clocked(scene.ready)
+        loop = bare_loop(scene)
         _, cost = run_ours(spec, replace(scene, ready=clocked), threat)
+        loop = (loop + bare_loop(scene)) / 2
         n = len(scene.x)
         ideal = n * (cost.forwards * forward + cost.backwards * backward)
         out[name] = {
             "efficiency": ideal / cost.cpu, "inside": clocked.inside / cost.cpu, "cpu": cost.cpu,
+            "loop": forward / loop,
             "forwards": cost.forwards, "backwards": cost.backwards,
             "forward_us": 1e6 * forward, "backward_us": 1e6 * backward,
         }  # fmt: skip
         print(
             f"  {name:18} efficiency {ideal / cost.cpu:5.2f}   inside {clocked.inside / cost.cpu:5.3f}   "
-            f"CPU {cost.cpu:7.2f} s   forwards {cost.forwards:6.1f}, backwards {cost.backwards:6.1f} an image; "
+            f"a loop {forward / loop:5.2f}   CPU {cost.cpu:7.2f} s   "
+            f"forwards {cost.forwards:6.1f}, backwards {cost.backwards:6.1f} an image; "
             f"best pass {1e6 * forward:.0f} + {1e6 * backward:.0f} us",
             flush=True,
         )
