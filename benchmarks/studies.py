@@ -109,15 +109,16 @@ def attention(rows: Sequence[Result]) -> None:
 
 def flips(store: Store, rows: Sequence[Result]) -> None:
     """In how many films sda needs fewer flips than plain top-k gradients, for each reduction."""
-    found: dict[str, dict[bool, Vector]] = {}
+    found: dict[tuple[str, int], dict[bool, Vector]] = {}
     for row in rows:
         inner, distance = (row.cell.attack or {}).get("attack") or {}, store.arrays(row.cell).get("distance")
         if inner.get("name") == "sda" and "reduction" in inner and distance is not None:
             source = row.cell.data["source"]
             sites = 2 * source["frames"] * source["size"] ** 2
-            found.setdefault(inner["reduction"], {})[inner["tested"]] = np.round(sites * distance)
+            kind = inner["reduction"], row.cell.data["count"]
+            found.setdefault(kind, {})[inner["tested"]] = np.round(sites * distance)
     lines: list[list[object]] = []
-    for reduction, by_trial in found.items():
+    for (reduction, _), by_trial in found.items():
         if len(by_trial) == 2:
             both = (by_trial[True] > 0) & (by_trial[False] > 0)  # neither was wrong already
             one, other = by_trial[True][both], by_trial[False][both]
