@@ -36,6 +36,13 @@ def transfer(**changes: object) -> dict[str, object]:
     return out
 
 
+@pytest.mark.parametrize(("seeds", "own"), [([0], 1), ([0, 1], 2), ([2, 1], 3)])
+def test_no_victim_is_trained_with_the_seed_of_the_surrogates(seeds: list[int], own: int, tmp_path: Path) -> None:
+    cells = plan(load_suite(str(runs.suite(tmp_path / "s.yaml", transfer(train_seeds=seeds))))).cells
+    assert {cell.model["train_seed"] for cell in cells} == set(seeds)
+    assert {made["train_seed"] for cell in cells for made in cell.surrogates or ()} == {own}
+
+
 def test_images_are_made_on_the_surrogates_and_judged_by_the_victim(tmp_path: Path) -> None:
     eps = {"norm": "linf", "eps": "64/255"}
     file = runs.suite(tmp_path / "s.yaml", transfer(threats=[eps]), runs.board(attacks=["mifgsm"], threats=[eps]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,7 +19,7 @@ from siegebench.tracks.base import BoardSpec, Budget, Seeds, Spec, Specs, Threat
 from siegebench.types import Attack, Defense, Measure
 from siegebench.workspace import Workspace
 
-SURROGATE_SEED = 1  # surrogates are trained with a seed of their own, even with the victim's architecture
+SURROGATE_SEED = 1  # the smallest training seed of surrogates; a victim of the same architecture must have another
 
 
 class AttackBoard(BoardSpec):
@@ -42,6 +43,11 @@ class AttackBoard(BoardSpec):
     def limit(self) -> int | None:
         """Largest number of queries per sample; None without a limit."""
         return None
+
+    @property
+    def surrogate_seed(self) -> int:
+        """The training seed of surrogates, which no victim of the board has."""
+        return next(seed for seed in itertools.count(SURROGATE_SEED) if seed not in self.train_seeds)
 
     def known(self, defense: Named[Defense]) -> tuple[Spec, ...]:
         """The attacks that know a defense, run on it in addition to those of the suite."""
@@ -108,7 +114,7 @@ class AttackBoard(BoardSpec):
             surrogates: the networks that the attacker uses in its place.
         """
         trained = model.trained or any(s.trained for s in surrogates or ())
-        shown = None if surrogates is None else [s.as_trained(SURROGATE_SEED) for s in surrogates]
+        shown = None if surrogates is None else [s.as_trained(self.surrogate_seed) for s in surrogates]
         own: list[Named[Attack]] = self.named(inventory, "attacks")
         kind = data.images.kind.name
         measures: list[Named[Measure]] = self.fitting(inventory, "measures", kind) if "measures" in self.slots else []
@@ -222,7 +228,7 @@ class TransferBoard(AttackBoard):
         data = self.images(inventory)
         surrogates = self.networks(inventory, data, "surrogates")
         for i, model in enumerate(self.networks(inventory, data)):
-            if model.as_trained() in [s.as_trained(SURROGATE_SEED) for s in surrogates]:
+            if model.as_trained() in [s.as_trained(self.surrogate_seed) for s in surrogates]:
                 name = model.description["name"]
                 raise inventory.document.error(self.where("models", i), f"model {name!r} is one of the surrogates too")
             yield from self._cells(inventory, data, model, surrogates)
