@@ -6,7 +6,7 @@
 `efficiency` is (counted forwards and backwards x the best measured time of such a pass) / the time taken, and `inside`
 the share of that time that was seen to pass inside the network: what inside leaves to 1 is the attack's own work, and
 what lies between the two are passes that took longer than the best one did (small batches, other work on the machine).
-`a loop` is the efficiency of a loop that does nothing but passes over the same images, before and after the attack.
+`a loop` is the efficiency of a loop of nothing but forward passes over the same images, before and after the attack.
 The ratios are those of conformance.py, in CPU seconds, a run of ours and then one of theirs; `a pass` divides both by
 the passes they took, and `at most` is what the ratio would be if ours took nothing but its passes, the best ones.
 `--to-strength` reports the CPU seconds until each has reached the robust accuracy, or the median distance, that the

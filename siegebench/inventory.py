@@ -56,12 +56,16 @@ class NamedModel:
     trained: bool
 
     def seeded(self, seed: int) -> dict[str, Any]:
-        """Its description with this training seed, also if only its defense is trained."""
+        """Its description with this training seed."""
         return {**self.description, "train_seed": seed}
 
     def as_trained(self, seed: int = 0) -> dict[str, Any]:
         """Its description, with this training seed if it is trained."""
         return self.seeded(seed) if self.trained else self.description
+
+    def under_defense(self, seed: int) -> dict[str, Any]:
+        """The same beside a defense: another seed than 0 is told also if only the defense is trained with it."""
+        return self.seeded(seed) if seed else self.as_trained()
 
 
 @dataclass(frozen=True)

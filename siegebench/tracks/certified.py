@@ -92,7 +92,7 @@ class CertifiedBoard(AttackBoard):
                 for training, seed in product(self.train_seeds if made else [0], self.seeds or ()):
                     common: dict[str, Any] = {
                         "track": self.track,
-                        "model": model.seeded(training) if training else model.as_trained(),
+                        "model": model.under_defense(training),
                         "defense": inventory.identified(defense),
                         "seed": seed,
                     }

@@ -63,7 +63,7 @@ class CorruptionBoard(BoardSpec):
                     for corruption in described:
                         yield Cell(
                             track=self.track, data=used,
-                            model=model.seeded(training) if training else model.as_trained(),
+                            model=model.under_defense(training),
                             defense=protected, corruption=corruption,
                             severities=sorted(self.severities), seed=seed,
                         )  # fmt: skip

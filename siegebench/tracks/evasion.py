@@ -132,7 +132,7 @@ class AttackBoard(BoardSpec):
                 for training, seed in product(made_with, self.seeds or ()):
                     common: dict[str, Any] = {
                         "track": self.track,
-                        "model": model.seeded(training) if training else model.as_trained(),
+                        "model": model.under_defense(training),
                         "defense": defended,
                         "threat": threat.describe(),
                         "surrogates": shown,
