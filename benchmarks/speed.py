@@ -1,7 +1,7 @@
 """How fast: the share of the time that is spent in the victim, and how many times as long the other libraries take.
 
     SIEGEBENCH_DATA=FOLDER python benchmarks/speed.py [--images 200] [--only efficiency pgd square]
-    SIEGEBENCH_DATA=FOLDER python benchmarks/speed.py --to-strength [--only pgd fmn]
+    SIEGEBENCH_DATA=FOLDER python benchmarks/speed.py --to-strength [--images 640] [--only pgd fmn]
 
 `efficiency` is (counted forwards and backwards x the best measured time of such a pass) / the time taken, and `inside`
 the share of that time that was seen to pass inside the network: what inside leaves to 1 is the attack's own work, and
@@ -10,7 +10,7 @@ what lies between the two are passes that took longer than the best one did (sma
 The ratios are those of conformance.py, in CPU seconds, a run of ours and then one of theirs; `a pass` divides both by
 the passes they took, and `at most` is what the ratio would be if ours took nothing but its passes, the best ones.
 `--to-strength` reports the CPU seconds until each has reached the robust accuracy, or the median distance, that the
-other ends with (strength.py). Rows are kept in benchmarks/speed.json.
+other ends with (strength.py), on all images that are loaded. Rows are kept in benchmarks/speed.json.
 """
 
 from __future__ import annotations

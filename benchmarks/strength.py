@@ -95,8 +95,8 @@ class Watched(Wrapped):
 
 
 def race(contest: Contest, scene: Scene) -> dict[str, dict[str, float | None]]:
-    """Ours against each peer, by time to the strength of the other; prints a line for each."""
-    scene, threat = scene.first(contest.images), contest.threat
+    """Ours against each peer on all images of the scene, by time to the strength of the other; prints a line for each."""
+    threat = contest.threat
     watched = Watched(scene.ready, scene, threat, contest.by)
     mine = watched.finish(run_ours(contest.ours, replace(scene, ready=watched), threat)[0])
     unit = "% robust" if contest.by == "robust" else "median"
