@@ -95,7 +95,7 @@ class Watched(Wrapped):
 
 
 def race(contest: Contest, scene: Scene) -> dict[str, dict[str, float | None]]:
-    """Ours against each peer on all images of the scene, by time to the strength of the other; prints a line for each."""
+    """Ours against each peer on all images, by time to the strength of the other; prints a line for each."""
     threat = contest.threat
     watched = Watched(scene.ready, scene, threat, contest.by)
     mine = watched.finish(run_ours(contest.ours, replace(scene, ready=watched), threat)[0])
