@@ -1,7 +1,7 @@
 """How fast: the share of the time that is spent in the victim, and how many times as long the other libraries take.
 
     SIEGEBENCH_DATA=FOLDER python benchmarks/speed.py [--images 200] [--only efficiency pgd square]
-    SIEGEBENCH_DATA=FOLDER python benchmarks/speed.py --to-strength [--images 640] [--only pgd fmn]
+    SIEGEBENCH_DATA=FOLDER python benchmarks/speed.py --to-strength [--images 640] [--queries 500] [--only pgd fmn]
 
 `efficiency` is (counted forwards and backwards x the best measured time of such a pass) / the time taken, and `inside`
 the share of that time that was seen to pass inside the network: what inside leaves to 1 is the attack's own work, and
@@ -105,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=220, help="of the test set; 200 of the first 220 are right")
     parser.add_argument("--only", nargs="+", help="`efficiency`, or contests whose name begins with one of these")
+    parser.add_argument("--queries", type=int, help="with --to-strength: of query attacks; not of Square elsewhere")
     parser.add_argument("--to-strength", action="store_true", help="CPU seconds until one is as strong as the other")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,6 +117,8 @@ def main() -> None:
     if args.to_strength:
         for contest in contests():
             if contest.name.startswith(wanted) and not contest.transfer:
+                if args.queries and contest.queries:
+                    contest = replace(contest, queries=args.queries)
                 print(f"{contest.name}: {contest.threat.label}", flush=True)
                 stored.setdefault("to strength", {})[contest.name] = race(contest, scene)
                 ROWS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
