@@ -9,7 +9,7 @@ STAMP := $(VENV)/.siegebench-installed
 RECHECK_SECONDS ?= 120
 SALT ?=
 
-.PHONY: setup leaderboard board recheck axe shell test slow check types format docs site submission-check submission-comment clean
+.PHONY: setup leaderboard board recheck axe shell test slow gpu check types format docs site submission-check submission-comment clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,10 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m 'slow and not gpu and not network'
+
+# on a machine with CUDA
+gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 check: setup
 	$(BIN)/ruff format --check .
