@@ -6,8 +6,9 @@
     python benchmarks/scale.py memory            the largest memory while a cell of 10,000 images is computed
 
 `simulate` computes nothing: it schedules the measured seconds of the rows as the executors do (cells of one model with
-one worker, idle workers take from the longest queue). Trained networks are counted once, with the cell that trained
-them, as on a shared file system. Starting a worker costs START seconds. It is a simulation, not a measurement.
+one worker, idle workers take the longest cell of the queue that has most left to do). Trained networks are counted
+once, with the cell that trained them, as on a shared file system. Starting a worker costs START seconds. It is a
+simulation, not a measurement.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 import yaml
 
 from siegebench.cells import Cell, Result
-from siegebench.executors.slots import _Queues
+from siegebench.executors.slots import _Queues, longest_first
 from siegebench.store import Store
 
 START = 6.0  # seconds until a worker has imported torch and timm
@@ -147,7 +148,11 @@ def memory(images: int, attack: str) -> None:
 def simulated(cells: Sequence[tuple[Cell, float]], count: int) -> float:
     """Seconds until the last of the workers has ended."""
     seconds = {cell.key: s for cell, s in cells}
-    queues = _Queues([cell for cell, _ in cells], count)
+
+    def of(cell: Cell) -> float:
+        return seconds[cell.key]
+
+    queues = _Queues(longest_first([cell for cell, _ in cells], of), count, of)
     free = [(START, slot) for slot in range(count)]
     end = 0.0
     while free:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -77,7 +77,7 @@ def run_in_slots(
         ConfigError: when no slot is left.
     """
     estimate = Estimate([], slots, earlier(Store(settings.root)))
-    queues = _Queues(longest_first(cells, estimate.of), slots)
+    queues = _Queues(longest_first(cells, estimate.of), slots, estimate.of)
     patience: float | None = time.monotonic() + PATIENCE  # until it is said that no worker starts
     crashes: dict[str, int] = {}
     running: dict[Future[Any], _Job] = {}
@@ -179,22 +179,43 @@ def longest_first(cells: list[Cell], seconds: Callable[[Cell], float | None]) ->
 
 
 class _Queues:
-    """One queue per slot, with all cells of a model in one queue; an idle slot takes from the longest queue."""
+    """One queue per slot, about equally long in time, with all cells of a model in one queue, in the order given.
 
-    def __init__(self, cells: list[Cell], slots: int) -> None:
+    An idle slot takes the longest cell of the queue that has most left to do.
+
+    Args:
+        seconds: a cell's time, as far as it is known; others count as the mean of those.
+    """
+
+    def __init__(self, cells: Sequence[Cell], slots: int, seconds: Callable[[Cell], float | None]) -> None:
+        known = {cell.key: s for cell in cells if (s := seconds(cell)) is not None}
+        mean = sum(known.values()) / len(known) if known else 1.0
+        self._seconds = {cell.key: known.get(cell.key, mean) for cell in cells}
         groups: dict[str, list[Cell]] = {}
         for cell in cells:
             groups.setdefault(str((cell.model, cell.backdoor)), []).append(cell)
         self._queues: list[list[Cell]] = [[] for _ in range(slots)]
-        for group in groups.values():
-            min(self._queues, key=len).extend(group)
+        self._left = [0.0] * slots
+        times = {name: sum(self._seconds[cell.key] for cell in group) for name, group in groups.items()}
+        for name in sorted(groups, key=lambda name: -times[name]):
+            slot = self._left.index(min(self._left))
+            self._queues[slot] += groups[name]
+            self._left[slot] += times[name]
+        place = {cell.key: i for i, cell in enumerate(cells)}
+        for queue in self._queues:
+            queue.sort(key=lambda cell: place[cell.key])
 
     def next(self, slot: int) -> Cell | None:
-        own = self._queues[slot]
-        if own:
-            return own.pop(0)
-        longest = max(self._queues, key=len)
-        return longest.pop() if longest else None
+        queue, at = self._queues[slot], 0
+        if not queue:
+            slot = max(range(len(self._queues)), key=lambda i: (bool(self._queues[i]), self._left[i]))
+            queue = self._queues[slot]
+            at = max(range(len(queue)), key=lambda i: (self._seconds[queue[i].key], i), default=0)
+        if not queue:
+            return None
+        cell = queue.pop(at)
+        self._left[slot] -= self._seconds[cell.key]
+        return cell
 
     def left(self) -> bool:
         return any(self._queues)
@@ -202,3 +223,4 @@ class _Queues:
     def give_back(self, slot: int, cell: Cell) -> None:
         """Put a cell first in the queue of a slot."""
         self._queues[slot].insert(0, cell)
+        self._left[slot] += self._seconds[cell.key]

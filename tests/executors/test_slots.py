@@ -168,3 +168,21 @@ def test_the_longest_cells_of_a_model_come_first_by_the_times_of_stored_rows(tmp
     workers = Pretending({})
     run_in_slots(cells, Settings(root=str(tmp_path)), lambda *_: None, workers, 1)
     assert [name for _, name in workers.went] == ["new", "long", "short", "other"]
+
+
+def test_queues_are_about_equally_long_in_time_and_the_longest_cell_is_taken_from_the_longest(tmp_path: Path) -> None:
+    seconds = {"a0": 9.0, "b0": 2.0, "b1": 3.0, "b2": 1.0, "c0": 2.0, "new": None}  # as the mean, 3.4
+    cells = [named(name, name[0]) for name in seconds]
+    queues = slots._Queues(cells, 2, lambda cell: seconds[name_of(cell)])
+
+    def taken(slot: int) -> str | None:
+        found = queues.next(slot)
+        return None if found is None else name_of(found)
+
+    assert [taken(0) for _ in range(3)] == ["a0", "c0", "new"]  # 11 s, then the longest of the other slot
+    lost = queues.next(1)
+    assert lost is not None
+    assert name_of(lost) == "b0"
+    queues.give_back(0, lost)
+    assert [taken(0), taken(0), taken(1), taken(1)] == ["b0", "b1", "b2", None]
+    assert not queues.left()
