@@ -309,7 +309,7 @@ def test_the_runs_of_a_page_end_without_an_error(
 
 @pytest.fixture
 def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with copies of the benchmarks, a few rows, a checkpoint and a verifier; networks that are not trained."""
+    """A folder with copies of the benchmarks and a verifier; networks that are not trained."""
     from safetensors.torch import save_file
 
     from siegebench.types import ModelSource
@@ -317,8 +317,6 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "docs").mkdir()
-    few = Path("leaderboard", "rows", "digits", "corruption")
-    shutil.copytree(ROOT / few, tmp_path / few)
     data = api.load_data("digits", count=1)
     torch.manual_seed(0)
     net = registry.build(ModelSource, "small_vgg").build_for(data)
