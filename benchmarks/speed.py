@@ -105,7 +105,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=220, help="of the test set; 200 of the first 220 are right")
     parser.add_argument("--only", nargs="+", help="`efficiency`, or contests whose name begins with one of these")
-    parser.add_argument("--queries", type=int, help="with --to-strength: of query attacks; not of Square elsewhere")
+    parser.add_argument(
+        "--queries",
+        type=int,
+        help="with --to-strength: another budget of query attacks; Square in torchattacks and pyautoattack keeps 1,000",
+    )
     parser.add_argument("--to-strength", action="store_true", help="CPU seconds until one is as strong as the other")
     args = parser.parse_args()
     torch.set_num_threads(1)

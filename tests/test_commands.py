@@ -309,7 +309,7 @@ def test_the_runs_of_a_page_end_without_an_error(
 
 @pytest.fixture
 def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with copies of the benchmarks and a verifier; networks that are not trained."""
+    """A folder with copies of the benchmarks, a checkpoint and a verifier; networks that are not trained."""
     from safetensors.torch import save_file
 
     from siegebench.types import ModelSource

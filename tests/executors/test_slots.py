@@ -170,7 +170,7 @@ def test_the_longest_cells_of_a_model_come_first_by_the_times_of_stored_rows(tmp
     assert [name for _, name in workers.went] == ["new", "long", "short", "other"]
 
 
-def test_queues_are_about_equally_long_in_time_and_the_longest_cell_is_taken_from_the_longest(tmp_path: Path) -> None:
+def test_queues_are_about_equally_long_in_time_and_the_longest_cell_is_taken_from_the_longest() -> None:
     seconds = {"a0": 9.0, "b0": 2.0, "b1": 3.0, "b2": 1.0, "c0": 2.0, "new": None}  # as the mean, 3.4
     cells = [named(name, name[0]) for name in seconds]
     queues = slots._Queues(cells, 2, lambda cell: seconds[name_of(cell)])
