@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from siegebench.classifier import Classifier, Wrapped
 from siegebench.draws import Draws
+from siegebench.memory import keep
 from siegebench.oracle import Oracle
 from siegebench.prepare import prepare
 from siegebench.registry import build
@@ -94,6 +95,7 @@ class Scene:
 
     @classmethod
     def of(cls, plain: Classifier, x: Tensor, y: Tensor) -> Scene:
+        keep()  # as every cell does; other libraries gain by it too
         ready = prepare(plain, x[:8])
         with torch.no_grad():
             right = (plain(x).argmax(dim=1) == y).nonzero().squeeze(1)

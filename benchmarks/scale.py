@@ -28,6 +28,7 @@ import yaml
 
 from siegebench.cells import Cell, Result
 from siegebench.executors.slots import _Queues, longest_first
+from siegebench.memory import kept
 from siegebench.store import Store
 
 START = 6.0  # seconds until a worker has imported torch and timm
@@ -141,7 +142,8 @@ def memory(images: int, attack: str) -> None:
         (cell,) = (c for c in planned.cells if c.doing["name"] == attack)
         ws = Workspace(Settings(root=str(folder / "store"), threads=1, device="cpu", specs=planned.specs))
         before = gigabytes("VmRSS")
-        row = timed(f"{attack} on {images:,} images", lambda: evaluate(cell, ws))
+        with kept():  # as `run_cell` does
+            row = timed(f"{attack} on {images:,} images", lambda: evaluate(cell, ws))
         print(f"{row.status}: {before:.2f} GiB before, at most {gigabytes('VmHWM'):.2f} GiB")
 
 

@@ -111,6 +111,7 @@ def main() -> None:
         help="with --to-strength: another budget of query attacks; Square in torchattacks and pyautoattack keeps 1,000",
     )
     parser.add_argument("--to-strength", action="store_true", help="CPU seconds until one is as strong as the other")
+    parser.add_argument("--peers", nargs="+", help="with --to-strength: libraries whose name begins with one of these")
     args = parser.parse_args()
     torch.set_num_threads(1)
     load()
@@ -123,8 +124,11 @@ def main() -> None:
             if contest.name.startswith(wanted) and not contest.transfer:
                 if args.queries and contest.queries:
                     contest = replace(contest, queries=args.queries)
+                if args.peers:
+                    chosen = {who: peer for who, peer in contest.peers.items() if who.startswith(tuple(args.peers))}
+                    contest = replace(contest, peers=chosen)
                 print(f"{contest.name}: {contest.threat.label}", flush=True)
-                stored.setdefault("to strength", {})[contest.name] = race(contest, scene)
+                stored.setdefault("to strength", {}).setdefault(contest.name, {}).update(race(contest, scene))
                 ROWS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
         return
     if "efficiency" in wanted:

@@ -19,6 +19,7 @@ from siegebench.data import IMAGE, ImageSet
 from siegebench.draws import Draws, content_ids, derive_seed
 from siegebench.errors import BudgetExhausted, ConfigError, shortened
 from siegebench.inputs import PROBES, as_classifier, as_images, as_labels, as_tensor, gradients
+from siegebench.memory import kept
 from siegebench.oracle import Oracle
 from siegebench.prepare import prepare
 from siegebench.threat import Access, Norm, Rule, ThreatModel
@@ -119,7 +120,7 @@ def attack(name: str, **parameters: Any) -> Callable[..., Any]:
         data: ImageSet | None = None,
         report: bool = False,
     ) -> Any:
-        with gradients():
+        with gradients(), kept():
             if entry.learning() and data is None:
                 raise ConfigError(
                     f"attack {name!r} learns from training images: pass data=, such as load_data(NAME, 'train')"

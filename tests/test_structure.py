@@ -41,7 +41,7 @@ def none(found: list[str]) -> None:
 # From the ground up: a module imports its own layer and those before it. Every module of the harness is named.
 LAYERS = (
     ("__init__", "errors", "kinds", "worker", "progress", "files", "pictures", "screenshot", "stats", "accountant"),
-    ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled"),
+    ("draws", "threat", "metrics", "yamlmarks", "strictjson", "bundled", "memory"),
     ("ops", "cells", "card"),
     ("render",),
     ("registry",),

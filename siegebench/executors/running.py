@@ -8,6 +8,7 @@ from typing import Protocol
 from siegebench import sources
 from siegebench.cells import Cell, Result
 from siegebench.errors import ConfigError
+from siegebench.memory import kept
 from siegebench.reuse import reason
 from siegebench.store import Store
 from siegebench.workspace import Settings, Workspace
@@ -50,7 +51,8 @@ def run_cell(cell: Cell, settings: Settings, wait: bool = True, workspace: Works
         if not reason(cell, store, settings):
             return "cached"
         before = _failure(store, cell)
-        result = evaluate(cell, workspace).after(before)
+        with kept():
+            result = evaluate(cell, workspace).after(before)
         try:
             store.put(result)
         except (TypeError, ValueError, ConfigError) as error:  # an entry returned something that cannot be stored
