@@ -86,11 +86,12 @@ class SignOPT(MinimalAttack):
         total = torch.zeros_like(theta)
         for first, u in probes(draws, theta.shape[1:], int(spend.max())):
             u = u.to(theta)
-            u = u / u.flatten(2).norm(dim=2)[:, :, None, None, None]
-            other = theta[:, None] + beta.view(-1, 1, 1, 1, 1) * u
+            u /= u.flatten(2).norm(dim=2)[:, :, None, None, None]
+            other = (beta.view(-1, 1, 1, 1, 1) * u).add_(theta[:, None])
             length = g[:, None] / other.flatten(2).norm(dim=2)
-            nearer = ask.votes(rows, (x + length[:, :, None, None, None] * other).clamp(0, 1), spend - first)
-            total -= (nearer[:, :, None, None, None] * u).sum(dim=1)
+            points = other.mul_(length[:, :, None, None, None]).add_(x).clamp_(0, 1)
+            nearer = ask.votes(rows, points, spend - first)
+            total -= torch.bmm(nearer[:, None], u.flatten(2)).view_as(total)
         return total / ops.over(spend, total)
 
     @staticmethod
