@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of malloc.h
+TUNED = ("MALLOC_MMAP_", "MALLOC_TRIM_", "MALLOC_TOP_PAD_")  # variables with which users set these limits
 LARGEST = 2**31 - 1  # bytes that stay free at the end of the heap
 LARGE, OLDER = 2**27, 2**25  # bytes; larger tensors are still given back at once; old versions refuse over 32 MiB
 
@@ -19,11 +20,14 @@ def keep() -> bool:
     """From now on, keep freed memory for the next tensors; returns whether the C library can.
 
     glibc gives the memory of a large tensor back to the system, which clears every page of the next one again: a pass
-    of 256 images through a ResNet-20 takes up to a tenth longer, at times a quarter. With other C libraries, and where
-    the user has tuned glibc (`MALLOC_...`, `GLIBC_TUNABLES`), nothing changes.
+    of 256 images through a ResNet-20 takes a tenth longer for it, at times a quarter. With other C libraries, and where
+    the user has set these limits of glibc (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`, ...), nothing changes.
     """
     libc = _glibc()
-    if libc is None or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+    tuned = any(name.startswith(TUNED) for name in os.environ) or "glibc.malloc." in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    )
+    if libc is None or tuned:
         return False
     sizes = libc.mallopt(MMAP_THRESHOLD, LARGE) or libc.mallopt(MMAP_THRESHOLD, OLDER)
     return bool(sizes and libc.mallopt(TRIM_THRESHOLD, LARGEST))

@@ -55,6 +55,7 @@ SMALLER = {
     "siegebench scan": "--model '{name: small_vgg, recipe: {epochs: 1}}' --data digits "
     "--detector '{name: mm_bd, images: 2, steps: 5}' --clean 1 --count 20 --slots 1 --threads 1",
     "siegebench soundness": "--network one",
+    "python benchmarks/compiled.py": "--networks cifar_resnet20 --turns 1 --device cpu --mode default",
     "python benchmarks/conformance.py": "--images 3 --network marabou --most 1",
     "python benchmarks/grid.py": "--images 2 --queries 100",
     "python benchmarks/plus.py": "--images 2 --networks marabou --seeds 0",
