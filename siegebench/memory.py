@@ -12,7 +12,7 @@ from typing import Any
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of malloc.h
 TUNED = ("MALLOC_MMAP_", "MALLOC_TRIM_", "MALLOC_TOP_PAD_")  # variables with which users set these limits
 LARGEST = 2**31 - 1  # bytes that stay free at the end of the heap
-LARGE, OLDER = 2**27, 2**25  # bytes; larger tensors are still given back at once; old versions refuse over 32 MiB
+LARGE, OLDER = 2**27, 2**25  # bytes; larger tensors are still given back at once; OLDER where that is refused
 
 
 @cache
