@@ -24,10 +24,7 @@ def keep() -> bool:
     the user has set these limits of glibc (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`, ...), nothing changes.
     """
     libc = _glibc()
-    tuned = any(name.startswith(TUNED) for name in os.environ) or "glibc.malloc." in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    )
-    if libc is None or tuned:
+    if libc is None:
         return False
     sizes = libc.mallopt(MMAP_THRESHOLD, LARGE) or libc.mallopt(MMAP_THRESHOLD, OLDER)
     return bool(sizes and libc.mallopt(TRIM_THRESHOLD, LARGEST))
@@ -36,20 +33,23 @@ def keep() -> bool:
 @contextmanager
 def kept() -> Iterator[None]:
     """Keep freed memory (`keep`), and give back at the end what is free then."""
-    keep()
+    keeps = keep()
     try:
         yield
     finally:
-        libc = _glibc()
-        if libc is not None:
-            libc.malloc_trim(0)
+        if keeps:
+            _glibc().malloc_trim(0)
 
 
 @cache
 def _glibc() -> Any:
+    """The C library; None if it is another one, or if the user has set its limits."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc." in tunables or any(name.startswith(TUNED) for name in os.environ):
+        return None
     try:
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018
-    except (AttributeError, OSError, TypeError):  # another C library; on Windows None is refused
+    except (AttributeError, OSError, TypeError):  # on Windows None is refused
         return None
     return libc
